@@ -1,0 +1,134 @@
+"""Entropy and covariance of codes, their firing rates, and burstiness.
+
+Source: Cho et al. (arXiv 2509.20997). Entropy is in bits throughout.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def bernoulli_entropy(rate: Tensor) -> Tensor:
+    """Entropy of a 0/1 variable, in bits: -p log2 p - (1 - p) log2 (1 - p), elementwise.
+
+    Value and gradient are 0 at rates 0 and 1. There the true slope is infinite and points outside
+    the interval: a latent that never fires in a batch has no entropy left to lose.
+
+    Args:
+        rate: any shape, floating point, in [0, 1].
+    """
+    inside = (rate > 0) & (rate < 1)
+    # A rate replaced before the logarithm keeps inf * 0 = NaN out of the backward pass.
+    safe = torch.where(inside, rate, 0.5)
+    bits = -(safe * safe.log() + (1 - safe) * torch.log1p(-safe)) / math.log(2)
+    return torch.where(inside, bits, 0.0)
+
+
+def minibatch_entropy(codes: Tensor) -> Tensor:
+    """Sum over latents of the entropy of their mean code over the batch (the paper's H).
+
+    Args:
+        codes: 0/1, shape [..., latents]; all dimensions but the last are the batch.
+
+    Returns:
+        A scalar in bits, float32 or the wider dtype of codes.
+    """
+    rates = codes.flatten(0, -2).mean(0, dtype=_accumulator(codes))
+    return bernoulli_entropy(rates).sum()
+
+
+def covariance_penalty(codes: Tensor) -> Tensor:
+    """Sum over pairs i != j of |cov(h_i, h_j)|, unbiased over the batch (the paper's C).
+
+    Args:
+        codes: 0/1, shape [..., latents], at least two rows.
+
+    Returns:
+        A scalar, float32 or the wider dtype of codes. Memory: latents x latents.
+
+    Raises:
+        ValueError: fewer than two rows, whose covariance is undefined.
+    """
+    rows = codes.flatten(0, -2).to(_accumulator(codes))
+    if len(rows) < 2:
+        raise ValueError(f"codes have {len(rows)} row: a covariance needs a batch of at least 2.")
+    centred = rows - rows.mean(0)
+    covariance = centred.T @ centred / (len(rows) - 1)
+    return covariance.abs().sum() - covariance.diagonal().abs().sum()
+
+
+def burstiness(codes: Tensor, rates: Tensor) -> Tensor:
+    """log2 |h - mean of h|: how far each code is from what its latent usually does.
+
+    A 0 of an almost-always-firing latent is as bursty as a 1 of a rare one. -inf where a latent
+    does what it always does.
+
+    Args:
+        codes: 0/1, shape [..., latents].
+        rates: shape [latents], firing rates over the data set.
+    """
+    return (codes - rates).abs().log2()
+
+
+def total_variance(x: Tensor) -> Tensor:
+    """Variance of a batch summed over its dimensions: the denominator of FVU, without gradient.
+
+    Args:
+        x: [..., d].
+
+    Returns:
+        A scalar, float32 or the wider dtype of x.
+    """
+    rows = x.detach().flatten(0, -2).to(_accumulator(x))
+    return (rows - rows.mean(0)).square().sum(-1).mean()
+
+
+def ramp(step: int, start: int, warm_up: int) -> float:
+    """Share of a coefficient in force at a training step: 0 before start, then up to 1.
+
+    Args:
+        step: training steps done so far.
+        start: first step at which the loss counts.
+        warm_up: steps over which it rises linearly; 0 starts it whole.
+    """
+    if step < start:
+        return 0.0
+    return min(1.0, (step - start + 1) / max(warm_up, 1))
+
+
+class FiringRates:
+    """Exact firing rates of a stream of codes, whatever the batch sizes.
+
+    Attributes:
+        counts: float64 [latents], tokens on which each latent was active. float64 counts exactly
+            up to 2^53 tokens.
+        tokens: tokens seen.
+    """
+
+    def __init__(self, latents: int, device: torch.device | str = "cpu") -> None:
+        self.counts = torch.zeros(latents, dtype=torch.float64, device=device)
+        self.tokens = 0
+
+    def update(self, codes: Tensor) -> None:
+        """Count a batch of codes or activations, shape [..., latents]; non-zero is active."""
+        active = codes.flatten(0, -2) != 0
+        self.counts += active.sum(0)
+        self.tokens += len(active)
+
+    @property
+    def rates(self) -> Tensor:
+        """float64 [latents]: share of tokens on which each latent was active."""
+        if not self.tokens:
+            raise ValueError("No codes were counted yet: call update before reading rates.")
+        return self.counts / self.tokens
+
+    @property
+    def entropy_bits(self) -> float:
+        """Sum over latents of the entropy of their rates, in bits a token."""
+        return bernoulli_entropy(self.rates).sum().item()
+
+
+def _accumulator(codes: Tensor) -> torch.dtype:
+    # A bfloat16 sum of ones stalls at 256.
+    return torch.promote_types(codes.dtype, torch.float32)

@@ -1,0 +1,69 @@
+"""Notices non-finite values in training without making a GPU wait."""
+
+import torch
+from torch import Tensor
+
+
+class FiniteWatch:
+    """Raises soon after a training step saw NaN or infinite values.
+
+    On the CPU the error comes in the step itself. On a GPU each step only starts a copy of one
+    flag to the host and reads the flag of an earlier step whose copy has ended, so the error comes
+    a few steps late, names the step it belongs to, and no step waits.
+    """
+
+    def __init__(self) -> None:
+        # int64 scalar on the GPU: the first bad step, -1 while all is well.
+        self._first_bad_step: Tensor | None = None
+        self._in_flight: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def __deepcopy__(self, memo: object) -> "FiniteWatch":
+        return FiniteWatch()
+
+    def check(self, values: Tensor, step: int) -> None:
+        """Look at a step's values.
+
+        Args:
+            values: any shape; the activations the coder trains on.
+            step: number of the training step, for the message.
+
+        Raises:
+            ValueError: these values, or on a GPU those of an earlier step, are not all finite.
+        """
+        finite = torch.isfinite(values).all()
+        if not values.is_cuda:
+            if not finite:
+                raise _error(step)
+            return
+        if self._first_bad_step is None:
+            self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=values.device)
+        newly_bad = ~finite & (self._first_bad_step < 0)
+        self._first_bad_step = torch.where(newly_bad, step, self._first_bad_step)
+        self._poll(self._first_bad_step)
+
+    def check_now(self) -> None:
+        """Wait for all steps so far; call before a save, which must not keep spoilt weights."""
+        if self._first_bad_step is not None:
+            step = int(self._first_bad_step.item())
+            if step >= 0:
+                raise _error(step)
+
+    def _poll(self, first_bad_step: Tensor) -> None:
+        if self._in_flight is not None:
+            copy, done = self._in_flight
+            if not done.query():
+                return
+            if copy.item() >= 0:
+                raise _error(int(copy.item()))
+        copy = torch.empty((), dtype=torch.int64, pin_memory=True)
+        copy.copy_(first_bad_step, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        self._in_flight = (copy, done)
+
+
+def _error(step: int) -> ValueError:
+    return ValueError(
+        f"Training step {step} received NaN or infinite activations. Look at the model's dtype "
+        "(float16 overflows where bfloat16 does not) and at the batch of that step."
+    )

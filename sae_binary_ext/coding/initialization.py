@@ -1,0 +1,65 @@
+"""Where training starts: a coder that already fires at the wanted rate on its first batch.
+
+The entropy of a latent has no slope at rate 1/2, where a zero bias puts it, and a step is blind
+to the scale of its input. Both are cured by reading the scale, the mean and the quantiles off the
+first batch. Cho et al. (arXiv 2509.20997) start at 1/2 and stay there.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sae_binary_ext.coding.encode import binarise, pre_activations
+from sae_binary_ext.coding.selection import CodeRule
+
+
+@dataclass(frozen=True)
+class FittedStart:
+    """Initial parameters read off a batch.
+
+    Attributes:
+        encoder_weight: [d_in, latents], the given one rescaled to unit standard deviation of the
+            pre-activations, so that temperatures mean the same at every input scale.
+        encoder_bias: [latents]; on the batch each margin is positive at the wanted rate.
+        decoder_weight: [latents, d_out], the transposed encoder scaled to the least squared error.
+    """
+
+    encoder_weight: Tensor
+    encoder_bias: Tensor
+    decoder_weight: Tensor
+
+
+@torch.no_grad()
+def fit_start(
+    centred: Tensor, encoder_weight: Tensor, log_threshold: Tensor, rule: CodeRule, rate: float
+) -> FittedStart:
+    """Initial parameters of an autoencoder whose latents fire at a given rate on a batch.
+
+    Args:
+        centred: [tokens, d_in], inputs minus their mean.
+        encoder_weight: [d_in, latents], initial directions.
+        log_threshold: [latents].
+        rule: selection and surrogate.
+        rate: wanted firing rate, between 0 and 1.
+
+    Returns:
+        Parameters in the dtype of encoder_weight; the work is done in float32.
+    """
+    centred = centred.float()
+    directions = encoder_weight.float()
+    directions = directions / directions.norm(dim=0)
+    projections = centred @ directions
+    scale = projections.std().clamp_min(torch.finfo(torch.float32).tiny)
+    directions, projections = directions / scale, projections / scale
+
+    # Counted from the top: the firing tokens are those above the first that must not fire.
+    silent_from = min(max(round(rate * len(centred)), 1), len(centred) - 1)
+    quantile = projections.kthvalue(len(centred) - silent_from, dim=0).values
+    bias = log_threshold.float().exp() - quantile
+
+    codes = binarise(pre_activations(centred, directions, bias), log_threshold, rule)
+    reconstruction = codes @ directions.T
+    fit = (centred * reconstruction).sum() / reconstruction.square().sum().clamp_min(1e-12)
+    dtype = encoder_weight.dtype
+    return FittedStart(directions.to(dtype), bias.to(dtype), (directions.T * fit).to(dtype))

@@ -1,0 +1,79 @@
+"""The 0/1 step and its surrogate gradients.
+
+The step is 1 where a latent's margin (pre-activation minus threshold) is positive. Its true
+derivative is zero almost everywhere, so backward uses a surrogate. Formulas: Quirke et al.
+(arXiv 2509.25596) for all four; the sigmoid one at temperature 1 is also that of Cho et al.
+(arXiv 2509.20997). The sigmoid keeps its factor 1/T, which the first paper's code drops.
+
+Adding a surrogate: one function below and one entry in SURROGATES.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Surrogate = Callable[[Tensor, float], Tensor]
+
+# ReSTE is unbounded at margin 0; closer than this to zero the slope is that at this distance.
+RESTE_SMALLEST_MARGIN = 1e-6
+
+
+def sigmoid(margin: Tensor, temperature: float) -> Tensor:
+    """Derivative of sigmoid(margin / T), with respect to the margin."""
+    activation = torch.sigmoid(margin / temperature)
+    return activation * (1 - activation) / temperature
+
+
+def rectangle(margin: Tensor, temperature: float) -> Tensor:
+    """1/T where |margin / T| < 1/2, else 0."""
+    return ((margin / temperature).abs() < 0.5).to(margin.dtype) / temperature
+
+
+def reste(margin: Tensor, temperature: float) -> Tensor:
+    """(1/T) |margin|^((1 - T) / T), the derivative of sign(margin) |margin|^(1/T)."""
+    distance = margin.abs().clamp_min(RESTE_SMALLEST_MARGIN)
+    return distance.pow((1 - temperature) / temperature) / temperature
+
+
+def identity(margin: Tensor, temperature: float) -> Tensor:
+    """1 everywhere: the straight-through estimator. The temperature has no effect."""
+    return torch.ones_like(margin)
+
+
+SURROGATES: dict[str, Surrogate] = {
+    "sigmoid": sigmoid,
+    "rectangle": rectangle,
+    "reste": reste,
+    "identity": identity,
+}
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, margin: Tensor, surrogate: str, temperature: float) -> Tensor:
+        ctx.save_for_backward(margin)
+        ctx.surrogate = surrogate
+        ctx.temperature = temperature
+        return (margin > 0).to(margin.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (margin,) = ctx.saved_tensors
+        slope = SURROGATES[ctx.surrogate](margin, ctx.temperature)
+        return grad_outputs[0] * slope, None, None
+
+
+def step(margin: Tensor, surrogate: str, temperature: float) -> Tensor:
+    """1.0 where the margin is positive, else 0.0, with a surrogate gradient.
+
+    Args:
+        margin: any shape, floating point; pre-activation minus threshold.
+        surrogate: a key of SURROGATES.
+        temperature: positive width of the surrogate, in units of the margin.
+
+    Returns:
+        Codes of the margin's shape and dtype, exactly 0.0 or 1.0.
+    """
+    return _Step.apply(margin, surrogate, temperature)  # pyright: ignore[reportReturnType]

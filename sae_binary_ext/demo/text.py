@@ -1,0 +1,53 @@
+"""Real English text without a download: the Wikipedia sample inside gensim's own wheel."""
+
+import bz2
+import importlib.util
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+WIKIPEDIA_SAMPLE = (
+    "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
+)
+# The dump is full of one-line redirects; an article has at least this many characters.
+MINIMUM_CHARACTERS = 1000
+
+
+def find_wikipedia_sample() -> Path:
+    """Path of the compressed Wikipedia dump in the installed gensim package.
+
+    Raises:
+        ModuleNotFoundError: gensim, or the sample in it, is not installed.
+    """
+    spec = importlib.util.find_spec("gensim")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(
+            "The demo reads its text from the package gensim, which is not installed. "
+            "Install the demo's packages: pip install 'sae_binary_ext[demo]'."
+        )
+    path = Path(spec.origin).parent / WIKIPEDIA_SAMPLE
+    if not path.is_file():
+        raise ModuleNotFoundError(
+            f"The installed gensim does not carry {WIKIPEDIA_SAMPLE}. "
+            "Install a released wheel: pip install --force-reinstall gensim."
+        )
+    return path
+
+
+def read_wikipedia_sample() -> Iterator[tuple[str, str]]:
+    """Yield (title, plain text) of each article of the sample, in the dump's order."""
+    # Imported late: gensim takes seconds to import and only this function needs it.
+    from gensim.corpora import wikicorpus
+
+    with bz2.open(find_wikipedia_sample()) as dump:
+        for title, markup, _ in wikicorpus.extract_pages(dump, filter_namespaces=("0",)):
+            text = _tidy(wikicorpus.filter_wiki(markup))
+            if len(text) >= MINIMUM_CHARACTERS:
+                yield title, text
+
+
+def _tidy(text: str) -> str:
+    """Remove what gensim's filter leaves behind: bold and italic quotes and runs of blank lines."""
+    text = re.sub(r"'{2,5}", "", text)
+    text = re.sub(r"[ \t]+\n", "\n", text)
+    return re.sub(r"\n{3,}", "\n\n", text).strip('"\n ')

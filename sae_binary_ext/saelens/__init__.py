@@ -1,0 +1,30 @@
+"""The SAELens adapter: binary coders as SAELens architectures."""
+
+# The host first: importing it registers this package with it, which needs the modules below.
+try:
+    import sae_lens as _sae_lens  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "sae_binary_ext.saelens needs SAELens, which is not installed: "
+        "pip install 'sae_binary_ext[saelens]'."
+    ) from error
+
+from sae_binary_ext.saelens.autoencoder import (
+    BinarySAE,
+    BinarySAEConfig,
+    BinaryTrainingSAE,
+    BinaryTrainingSAEConfig,
+)
+from sae_binary_ext.saelens.entropy import (
+    BinaryEntropyTrainingSAE,
+    BinaryEntropyTrainingSAEConfig,
+)
+
+__all__ = [
+    "BinaryEntropyTrainingSAE",
+    "BinaryEntropyTrainingSAEConfig",
+    "BinarySAE",
+    "BinarySAEConfig",
+    "BinaryTrainingSAE",
+    "BinaryTrainingSAEConfig",
+]

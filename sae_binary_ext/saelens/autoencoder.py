@@ -1,0 +1,316 @@
+"""The architecture "binary": an autoencoder whose latents are exactly 0 or 1.
+
+Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509.25596).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from sae_lens.saes.sae import (
+    SAE,
+    SAEConfig,
+    TrainCoefficientConfig,
+    TrainingSAE,
+    TrainingSAEConfig,
+    TrainStepInput,
+    TrainStepOutput,
+)
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+from typing_extensions import override
+
+from sae_binary_ext.coding.decode import decode, decode_indices
+from sae_binary_ext.coding.encode import (
+    binarise,
+    check_width,
+    encode_indices,
+    picks_indices,
+    pre_activations,
+)
+from sae_binary_ext.coding.entropy import minibatch_entropy
+from sae_binary_ext.coding.finite import FiniteWatch
+from sae_binary_ext.coding.initialization import fit_start
+from sae_binary_ext.coding.selection import CodeRule, scatter_codes
+
+INITIAL_THRESHOLD = 0.004  # of the first paper's code
+
+
+@dataclass
+class BinaryCodeConfig(SAEConfig):
+    """The fields every binary coder adds to SAELens' own.
+
+    Args:
+        selection: which latents may fire. topk: the k largest of each token; groupmax: the largest
+            of each of k contiguous groups; threshold: any above its threshold; gumbel: exactly one
+            of each of k groups, sampled while training.
+        k: latents a token at most (topk) or number of groups (groupmax, gumbel). Not used by
+            threshold.
+        surrogate: gradient of the 0/1 step: sigmoid, rectangle, reste or identity.
+        surrogate_temperature: width of the surrogate, in units of the pre-activation, whose
+            standard deviation is 1 when training starts.
+    """
+
+    selection: Literal["topk", "groupmax", "threshold", "gumbel"] = "topk"
+    k: int = 32
+    surrogate: Literal["sigmoid", "rectangle", "reste", "identity"] = "sigmoid"
+    surrogate_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.code_rule().check_latents(self.d_sae)
+
+    def code_rule(self) -> CodeRule:
+        """The fields above as the mathematics takes them."""
+        return CodeRule(self.selection, self.k, self.surrogate, self.surrogate_temperature)
+
+
+@dataclass
+class BinarySAEConfig(BinaryCodeConfig):
+    """Config of a trained binary autoencoder; the fields are those of BinaryCodeConfig."""
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "binary"
+
+
+class BinaryCoder(SAE[Any]):
+    """Encoder, threshold and decoder that the inference and training classes share.
+
+    Parameters, beside SAELens' W_enc [d_in, d_sae], W_dec [d_sae, d_in] and b_dec [d_in]:
+    b_enc [d_sae] and log_threshold [d_sae]. A latent fires where its pre-activation exceeds
+    exp(log_threshold) and its selection lets it.
+    """
+
+    b_enc: nn.Parameter
+    log_threshold: nn.Parameter
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        self.rule: CodeRule = self.cfg.code_rule()
+        self.b_enc = nn.Parameter(
+            torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device)
+        )
+        # In float32 whatever the coder's dtype: an optimiser's step on it rounds away in bfloat16.
+        self.log_threshold = nn.Parameter(
+            torch.full(
+                (self.cfg.d_sae,),
+                math.log(INITIAL_THRESHOLD),
+                dtype=torch.float32,
+                device=self.device,
+            )
+        )
+
+    @override
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes of hidden states, never sampled.
+
+        Args:
+            x: [..., d_in], or what reshape_activations turns into it.
+
+        Returns:
+            [..., d_sae] in the coder's dtype, exactly 0.0 or 1.0.
+
+        Raises:
+            ValueError: x is not d_in wide.
+        """
+        return self._codes_and_pre_activations(x, noise=False)[0]
+
+    @override
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        """Reconstruction [..., d_in] of codes [..., d_sae]."""
+        return self._finish_decoding(decode(feature_acts, self.W_dec, self.b_dec))
+
+    @override
+    def fold_W_dec_norm(self) -> None:
+        """Refused: a code is 0 or 1, so nothing can take up the norm of its decoder row.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "fold_W_dec_norm: the magnitude of a binary latent lives in its decoder row, and its "
+            "code cannot be rescaled to make up for a normalised row. Load with "
+            "fold_W_dec_norm=False; the row norms are sae.W_dec.norm(dim=-1)."
+        )
+
+    def _codes_and_pre_activations(self, x: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
+        sae_in = self._checked_input(x)
+        pre = self.hook_sae_acts_pre(pre_activations(sae_in, self.W_enc, self.b_enc))
+        codes = binarise(pre, self._rounded_log_threshold(), self.rule, noise)
+        return self.hook_sae_acts_post(codes), pre
+
+    def _finish_decoding(self, reconstruction: Tensor) -> Tensor:
+        reconstruction = self.hook_sae_recons(reconstruction)
+        reconstruction = self.run_time_activation_norm_fn_out(reconstruction)
+        return self.reshape_fn_out(reconstruction, self.d_head)
+
+    def _checked_input(self, x: Tensor) -> Tensor:
+        check_width(x.flatten(-2) if self.hook_z_reshaping_mode else x, self.cfg.d_in)
+        return self.process_sae_in(x)
+
+    def _rounded_log_threshold(self) -> Tensor:
+        # SAELens' loaders cast every tensor to the coder's dtype. Rounding the threshold to that
+        # dtype here too makes the saved coder agree with the one in training, bit for bit.
+        return self.log_threshold.to(self.b_enc.dtype).float()
+
+
+class BinarySAE(BinaryCoder):
+    """A trained binary autoencoder, for inference."""
+
+    cfg: BinarySAEConfig
+
+
+@dataclass
+class BinaryTrainingSAEConfig(BinaryCodeConfig, TrainingSAEConfig):
+    """Config for training a binary autoencoder.
+
+    Args:
+        initial_firing_rate: firing rate that encoder biases are set to on the first batch, between
+            0 and 1. None takes k / d_sae, and 0.02 where the selection is threshold.
+        decoder_init_norm: norm of the decoder rows when training starts. None scales them to the
+            least squared error on the first batch.
+    """
+
+    initial_firing_rate: float | None = None
+    decoder_init_norm: float | None = None
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "binary"
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.initial_firing_rate is not None and not 0 < self.initial_firing_rate < 1:
+            raise ValueError(
+                f"initial_firing_rate={self.initial_firing_rate!r}: give a number between 0 and 1, "
+                "or None."
+            )
+
+    def starting_rate(self) -> float:
+        """Firing rate the encoder biases are set to on the first batch."""
+        if self.initial_firing_rate is not None:
+            return self.initial_firing_rate
+        return 0.02 if self.selection == "threshold" else self.k / self.d_sae
+
+
+class BinaryTrainingSAE(BinaryCoder, TrainingSAE[Any]):
+    """A binary autoencoder in training.
+
+    The first batch sets b_dec to its mean, the encoder to unit-variance pre-activations and the
+    biases to the starting rate (see coding.initialization), unless weights were loaded before.
+    """
+
+    cfg: BinaryTrainingSAEConfig
+
+    def __init__(self, cfg: BinaryTrainingSAEConfig, use_error_term: bool = False) -> None:
+        self._starts_fresh = True
+        self._watch = FiniteWatch()
+        # Codes of a training step to their index form, for as long as the codes live: SAELens
+        # hands decode the dense codes alone, and sums of k rows are cheaper than its product.
+        self._index_forms: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        super().__init__(cfg, use_error_term)
+
+    @override
+    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and pre-activations, each [..., d_sae]; gumbel samples while in training mode."""
+        if x.ndim != 2 or not picks_indices(self.rule, self.cfg.d_sae) or self._is_observed():
+            return self._codes_and_pre_activations(x, noise=self.training)
+        codes, index, pre = encode_indices(
+            self._checked_input(x),
+            self.W_enc,
+            self.b_enc,
+            self._rounded_log_threshold(),
+            self.rule,
+        )
+        dense = scatter_codes(codes, index, self.cfg.d_sae)
+        self._index_forms[dense] = (codes, index)
+        return dense, pre
+
+    @override
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        """Reconstruction [..., d_in] of codes [..., d_sae]."""
+        index_form = self._index_forms.get(feature_acts)
+        if index_form is None:
+            return super().decode(feature_acts)
+        return self._finish_decoding(decode_indices(*index_form, self.W_dec, self.b_dec))
+
+    def _is_observed(self) -> bool:
+        """Whether a hook may read or change codes on their way, or a compiler traces them."""
+        hooks = (self.hook_sae_acts_pre, self.hook_sae_acts_post)
+        return torch.compiler.is_compiling() or any(
+            hook._forward_hooks or hook._backward_hooks for hook in hooks
+        )
+
+    @override
+    def encode(self, x: Tensor) -> Tensor:
+        # TrainingSAE would go through encode_with_hidden_pre, which samples.
+        return BinaryCoder.encode(self, x)
+
+    @override
+    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
+        return {}
+
+    @override
+    def calculate_aux_loss(
+        self,
+        step_input: TrainStepInput,
+        feature_acts: Tensor,
+        hidden_pre: Tensor,
+        sae_out: Tensor,
+    ) -> dict[str, Tensor]:
+        return {}
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        self._before_step(step_input)
+        output = super().training_forward_pass(step_input)
+        codes = output.feature_acts.detach()
+        output.metrics["code_entropy_bits"] = lambda: minibatch_entropy(codes)
+        return output
+
+    @override
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self._starts_fresh = False
+        return super().load_state_dict(*args, **kwargs)
+
+    @override
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        self._watch.check_now()
+        super().process_state_dict_for_saving(state_dict)
+
+    @override
+    def _apply(self, *args: Any, **kwargs: Any) -> "BinaryTrainingSAE":
+        out = super()._apply(*args, **kwargs)
+        # Module.to() casts every parameter; the threshold goes on learning in float32.
+        threshold = self._parameters.get("log_threshold")
+        if threshold is not None:
+            threshold.data = threshold.data.float()
+        return out
+
+    # Reads data on the host, which a compiled step (compile_sae) must not trace.
+    @torch.compiler.disable
+    def _before_step(self, step_input: TrainStepInput) -> None:
+        self._watch.check(step_input.sae_in, step_input.n_training_steps)
+        if self._starts_fresh:
+            self._starts_fresh = False
+            self._fit_to_first_batch(step_input.sae_in)
+
+    @torch.no_grad()
+    def _fit_to_first_batch(self, batch: Tensor) -> None:
+        check_width(batch, self.cfg.d_in)
+        normalised = self.run_time_activation_norm_fn_in(batch.to(self.dtype))
+        self.b_dec.copy_(normalised.mean(0))
+        origin = self.b_dec if self.cfg.apply_b_dec_to_input else torch.zeros_like(self.b_dec)
+        start = fit_start(
+            normalised - origin, self.W_enc, self.log_threshold, self.rule, self.cfg.starting_rate()
+        )
+        self.W_enc.copy_(start.encoder_weight)
+        self.b_enc.copy_(start.encoder_bias)
+        if self.cfg.decoder_init_norm is None:
+            self.W_dec.copy_(start.decoder_weight)

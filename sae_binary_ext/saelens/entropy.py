@@ -1,0 +1,98 @@
+"""The training architecture "binary_entropy": a binary autoencoder with the entropy loss.
+
+Cho, Yang, Li, Kurkoski, Inoue, Binary Autoencoder for Mechanistic Interpretability of Large
+Language Models (arXiv 2509.20997). What it saves is an inference coder of "binary".
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sae_lens.saes.sae import SAEConfig, TrainStepInput
+from torch import Tensor
+from typing_extensions import override
+
+from sae_binary_ext.coding.entropy import (
+    covariance_penalty,
+    minibatch_entropy,
+    ramp,
+    total_variance,
+)
+from sae_binary_ext.saelens.autoencoder import (
+    BinarySAEConfig,
+    BinaryTrainingSAE,
+    BinaryTrainingSAEConfig,
+)
+
+
+@dataclass
+class BinaryEntropyTrainingSAEConfig(BinaryTrainingSAEConfig):
+    """Config for training a binary autoencoder with entropy and covariance losses.
+
+    Both losses are weighed against the share of variance left unexplained (FVU), so a coefficient
+    means the same at every input scale and width. The paper's alpha on its mean squared error is
+    the coefficient times the inputs' variance per dimension.
+
+    Args:
+        entropy_coefficient: FVU that one bit of minibatch entropy is worth. 0 turns the loss off.
+        covariance_coefficient: FVU that one unit of summed absolute covariance is worth. 0 turns
+            the loss off; else it takes d_sae x d_sae memory.
+        entropy_start_step: training step at which both losses start.
+        entropy_warm_up_steps: steps over which both then rise linearly to their coefficient.
+    """
+
+    selection: Literal["topk", "groupmax", "threshold", "gumbel"] = "threshold"
+    entropy_coefficient: float = 5e-4
+    covariance_coefficient: float = 0.0
+    entropy_start_step: int = 0
+    entropy_warm_up_steps: int = 0
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "binary_entropy"
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in (
+            "entropy_coefficient",
+            "covariance_coefficient",
+            "entropy_start_step",
+            "entropy_warm_up_steps",
+        ):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name}={value!r}: give a number of at least 0.")
+
+    @override
+    def get_inference_config_class(self) -> type[SAEConfig]:
+        return BinarySAEConfig
+
+
+class BinaryEntropyTrainingSAE(BinaryTrainingSAE):
+    """A binary autoencoder in training, with the entropy and covariance losses."""
+
+    cfg: BinaryEntropyTrainingSAEConfig
+
+    @override
+    def calculate_aux_loss(
+        self,
+        step_input: TrainStepInput,
+        feature_acts: Tensor,
+        hidden_pre: Tensor,
+        sae_out: Tensor,
+    ) -> dict[str, Tensor]:
+        cfg = self.cfg
+        share = ramp(
+            step_input.n_training_steps, cfg.entropy_start_step, cfg.entropy_warm_up_steps
+        )
+        # SAELens' reconstruction loss is FVU times this.
+        scale = share * total_variance(step_input.sae_in)
+        losses: dict[str, Tensor] = {}
+        if cfg.entropy_coefficient:
+            bits = minibatch_entropy(feature_acts)
+            losses["entropy_loss"] = cfg.entropy_coefficient * scale * bits
+        if cfg.covariance_coefficient:
+            penalty = covariance_penalty(feature_acts)
+            losses["covariance_loss"] = cfg.covariance_coefficient * scale * penalty
+        return losses
