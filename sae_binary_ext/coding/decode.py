@@ -4,9 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from sae_binary_ext.coding.indexed import indexed_transposed_times_dense
+from sae_binary_ext.coding.indexed import indexed_times_dense, indexed_transposed_times_dense
 
 
 def decode(codes: Tensor, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
@@ -38,12 +37,7 @@ def decode_indices(
         [tokens, d_out].
     """
     # torch's own backward for the weights of the sum is fast, the one for its rows is not.
-    row_sum = F.embedding_bag(
-        index,
-        decoder_weight.detach(),
-        per_sample_weights=codes.to(decoder_weight.dtype),
-        mode="sum",
-    )
+    row_sum = indexed_times_dense(codes, index, decoder_weight.detach())
     return _RowGradient.apply(row_sum, codes, index, decoder_weight) + decoder_bias  # pyright: ignore
 
 
@@ -51,9 +45,7 @@ class _RowGradient(torch.autograd.Function):
     """Passes a sum of rows on and gives the rows their gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any, row_sum: Tensor, codes: Tensor, index: Tensor, weight: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, row_sum: Tensor, codes: Tensor, index: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(codes, index)
         ctx.latents = len(weight)
         return row_sum.view_as(row_sum)

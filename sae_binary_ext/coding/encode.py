@@ -19,18 +19,41 @@ def check_width(x: Tensor, width: int) -> None:
         )
 
 
-def pre_activations(x: Tensor, encoder_weight: Tensor, encoder_bias: Tensor) -> Tensor:
+def pre_activations(
+    centred: Tensor, encoder_weight: Tensor, encoder_bias: Tensor, origin: Tensor | None = None
+) -> Tensor:
     """The linear encoder.
 
     Args:
-        x: [..., d_in].
+        centred: [tokens, d_in], or [..., d_in] where origin is None: the coder's input, minus
+            origin where there is one.
         encoder_weight: [d_in, latents].
         encoder_bias: [latents].
+        origin: [d_in], what was subtracted from the input and is to learn (b_dec). It receives
+            its gradient here, as a matrix-vector product; through centred it would take a matrix
+            product as large as the encoder's.
 
     Returns:
         [..., latents].
     """
-    return torch.matmul(x, encoder_weight) + encoder_bias
+    if origin is None:
+        return torch.matmul(centred, encoder_weight) + encoder_bias
+    return _CentredLinear.apply(centred, encoder_weight, encoder_bias, origin)  # pyright: ignore
+
+
+class _CentredLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, centred: Tensor, weight: Tensor, bias: Tensor, origin: Tensor) -> Tensor:
+        ctx.save_for_backward(centred, weight)
+        return pre_activations(centred, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        centred, weight = ctx.saved_tensors
+        grad = grad_outputs[0].to(weight.dtype)
+        grad_bias = grad.sum(0)
+        grad_centred = grad @ weight.T if ctx.needs_input_grad[0] else None
+        return grad_centred, centred.T @ grad, grad_bias, -(weight @ grad_bias)
 
 
 def binarise(
@@ -66,15 +89,21 @@ def picks_indices(rule: CodeRule, latents: int) -> bool:
 
 
 def encode_indices(
-    x: Tensor, encoder_weight: Tensor, encoder_bias: Tensor, log_threshold: Tensor, rule: CodeRule
+    centred: Tensor,
+    encoder_weight: Tensor,
+    encoder_bias: Tensor,
+    log_threshold: Tensor,
+    origin: Tensor,
+    rule: CodeRule,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The encoder in index form: the same codes, with gradients of the picked latents alone.
 
     Args:
-        x: [tokens, d_in].
+        centred: [tokens, d_in], the coder's input minus origin.
         encoder_weight: [d_in, latents].
         encoder_bias: [latents].
         log_threshold: [latents].
+        origin: [d_in]; see pre_activations. Zeros where nothing was subtracted.
         rule: a selection that picks a fixed number of latents (topk, groupmax).
 
     Returns:
@@ -82,7 +111,7 @@ def encode_indices(
         pre-activations [tokens, latents], through which gradients flow too.
     """
     values, index, pre = _PickedMargins.apply(
-        x, encoder_weight, encoder_bias, log_threshold.exp(), rule
+        centred, encoder_weight, encoder_bias, log_threshold.exp(), origin, rule
     )  # pyright: ignore[reportGeneralTypeIssues]
     codes = step(values, rule.surrogate, rule.surrogate_temperature)
     return codes.to(pre.dtype), index, pre
@@ -93,34 +122,42 @@ class _PickedMargins(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, threshold: Tensor, rule: CodeRule
+        ctx: Any,
+        centred: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        threshold: Tensor,
+        origin: Tensor,
+        rule: CodeRule,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        pre = pre_activations(x, weight, bias)
+        pre = pre_activations(centred, weight, bias)
         values, index = pick_latents(pre - threshold, rule)
-        ctx.save_for_backward(x, weight, index)
+        ctx.save_for_backward(centred, weight, index)
         ctx.mark_non_differentiable(index)
         ctx.set_materialize_grads(False)
         return values, index, pre
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, weight, index = ctx.saved_tensors
+        centred, weight, index = ctx.saved_tensors
         grad_values, _, grad_pre = grad_outputs
-        grad_x = grad_weight = grad_bias = grad_threshold = None
+        latents = weight.shape[1]
+        wants_centred = ctx.needs_input_grad[0]
+        grad_centred = grad_threshold = None
+        grad_bias = weight.new_zeros(latents)
+        grad_weight = torch.zeros_like(weight)
         if grad_values is not None:
-            latents = weight.shape[1]
-            grad_weight = indexed_transposed_times_dense(grad_values, index, latents, x).T
-            grad_bias = grad_values.new_zeros(latents)
+            grad_values = grad_values.to(weight.dtype)
             grad_bias.index_add_(0, index.flatten(), grad_values.flatten())
             grad_threshold = -grad_bias
-            if ctx.needs_input_grad[0]:
-                grad_x = indexed_times_dense(grad_values, index, latents, weight.T)
+            grad_weight = indexed_transposed_times_dense(grad_values, index, latents, centred).T
+            if wants_centred:
+                grad_centred = indexed_times_dense(grad_values, index, weight.T.contiguous())
         if grad_pre is not None:
-            grad_x = _sum(grad_x, grad_pre @ weight.T)
-            grad_weight = _sum(grad_weight, x.T @ grad_pre)
-            grad_bias = _sum(grad_bias, grad_pre.sum(0))
-        return grad_x, grad_weight, grad_bias, grad_threshold, None
-
-
-def _sum(first: Tensor | None, second: Tensor) -> Tensor:
-    return second if first is None else first + second
+            grad_pre = grad_pre.to(weight.dtype)
+            grad_bias = grad_bias + grad_pre.sum(0)
+            grad_weight = grad_weight + centred.T @ grad_pre
+            if wants_centred:
+                dense = grad_pre @ weight.T
+                grad_centred = dense if grad_centred is None else grad_centred + dense
+        return grad_centred, grad_weight, grad_bias, grad_threshold, -(weight @ grad_bias), None

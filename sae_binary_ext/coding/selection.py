@@ -151,9 +151,7 @@ def pick_latents(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
     pick = SELECTIONS[rule.selection].pick
     if pick is None:
         picking = [name for name, selection in SELECTIONS.items() if selection.pick]
-        raise ValueError(
-            f"selection={rule.selection!r} has no index form; these have: {picking}."
-        )
+        raise ValueError(f"selection={rule.selection!r} has no index form; these have: {picking}.")
     return pick(margin, rule)
 
 

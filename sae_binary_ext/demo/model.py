@@ -2,7 +2,6 @@
 
 import importlib.util
 import logging
-import os
 import shutil
 from pathlib import Path
 
@@ -59,5 +58,5 @@ def export_smollm2(folder: Path) -> Path:
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
-    os.replace(unfinished, folder)
+    unfinished.replace(folder)
     return folder

@@ -40,7 +40,10 @@ def read_wikipedia_sample() -> Iterator[tuple[str, str]]:
     from gensim.corpora import wikicorpus
 
     with bz2.open(find_wikipedia_sample()) as dump:
-        for title, markup, _ in wikicorpus.extract_pages(dump, filter_namespaces=("0",)):
+        for title, markup, _ in wikicorpus.extract_pages(
+            dump,
+            filter_namespaces=("0",),  # pyright: ignore[reportArgumentType]
+        ):
             text = _tidy(wikicorpus.filter_wiki(markup))
             if len(text) >= MINIMUM_CHARACTERS:
                 yield title, text

@@ -2,7 +2,7 @@
 
 # The host first: importing it registers this package with it, which needs the modules below.
 try:
-    import sae_lens as _sae_lens  # noqa: F401
+    import sae_lens  # noqa: F401  # pyright: ignore[reportUnusedImport]
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         "sae_binary_ext.saelens needs SAELens, which is not installed: "

@@ -5,7 +5,7 @@ Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 from sae_lens.saes.sae import (
@@ -17,6 +17,7 @@ from sae_lens.saes.sae import (
     TrainStepInput,
     TrainStepOutput,
 )
+from simple_parsing import choice
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
@@ -32,7 +33,8 @@ from sae_binary_ext.coding.encode import (
 from sae_binary_ext.coding.entropy import minibatch_entropy
 from sae_binary_ext.coding.finite import FiniteWatch
 from sae_binary_ext.coding.initialization import fit_start
-from sae_binary_ext.coding.selection import CodeRule, scatter_codes
+from sae_binary_ext.coding.selection import SELECTIONS, CodeRule, scatter_codes
+from sae_binary_ext.coding.surrogate import SURROGATES
 
 INITIAL_THRESHOLD = 0.004  # of the first paper's code
 
@@ -52,9 +54,9 @@ class BinaryCodeConfig(SAEConfig):
             standard deviation is 1 when training starts.
     """
 
-    selection: Literal["topk", "groupmax", "threshold", "gumbel"] = "topk"
+    selection: str = choice(*SELECTIONS, default="topk")
     k: int = 32
-    surrogate: Literal["sigmoid", "rectangle", "reste", "identity"] = "sigmoid"
+    surrogate: str = choice(*SURROGATES, default="sigmoid")
     surrogate_temperature: float = 1.0
 
     def __post_init__(self) -> None:
@@ -91,9 +93,7 @@ class BinaryCoder(SAE[Any]):
     def initialize_weights(self) -> None:
         super().initialize_weights()
         self.rule: CodeRule = self.cfg.code_rule()
-        self.b_enc = nn.Parameter(
-            torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device)
-        )
+        self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
         # In float32 whatever the coder's dtype: an optimiser's step on it rounds away in bfloat16.
         self.log_threshold = nn.Parameter(
             torch.full(
@@ -138,8 +138,8 @@ class BinaryCoder(SAE[Any]):
         )
 
     def _codes_and_pre_activations(self, x: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
-        sae_in = self._checked_input(x)
-        pre = self.hook_sae_acts_pre(pre_activations(sae_in, self.W_enc, self.b_enc))
+        centred = self._checked_input(x)
+        pre = self.hook_sae_acts_pre(pre_activations(centred, self.W_enc, self.b_enc))
         codes = binarise(pre, self._rounded_log_threshold(), self.rule, noise)
         return self.hook_sae_acts_post(codes), pre
 
@@ -219,14 +219,17 @@ class BinaryTrainingSAE(BinaryCoder, TrainingSAE[Any]):
     @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and pre-activations, each [..., d_sae]; gumbel samples while in training mode."""
-        if x.ndim != 2 or not picks_indices(self.rule, self.cfg.d_sae) or self._is_observed():
+        if x.ndim != 2 or x.requires_grad or self._is_observed():
             return self._codes_and_pre_activations(x, noise=self.training)
+        # The same values by a shorter way back: b_dec learns through origin (see coding.encode).
+        centred = self._checked_input(x).detach()
+        origin = self.b_dec * self.cfg.apply_b_dec_to_input
+        log_threshold = self._rounded_log_threshold()
+        if not picks_indices(self.rule, self.cfg.d_sae):
+            pre = pre_activations(centred, self.W_enc, self.b_enc, origin)
+            return binarise(pre, log_threshold, self.rule, noise=self.training), pre
         codes, index, pre = encode_indices(
-            self._checked_input(x),
-            self.W_enc,
-            self.b_enc,
-            self._rounded_log_threshold(),
-            self.rule,
+            centred, self.W_enc, self.b_enc, log_threshold, origin, self.rule
         )
         dense = scatter_codes(codes, index, self.cfg.d_sae)
         self._index_forms[dense] = (codes, index)
@@ -235,14 +238,14 @@ class BinaryTrainingSAE(BinaryCoder, TrainingSAE[Any]):
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
         """Reconstruction [..., d_in] of codes [..., d_sae]."""
-        index_form = self._index_forms.get(feature_acts)
+        index_form = cast(tuple[Tensor, Tensor] | None, self._index_forms.get(feature_acts))
         if index_form is None:
             return super().decode(feature_acts)
         return self._finish_decoding(decode_indices(*index_form, self.W_dec, self.b_dec))
 
     def _is_observed(self) -> bool:
-        """Whether a hook may read or change codes on their way, or a compiler traces them."""
-        hooks = (self.hook_sae_acts_pre, self.hook_sae_acts_post)
+        """Whether a hook may read or change values on their way, or a compiler traces them."""
+        hooks = (self.hook_sae_input, self.hook_sae_acts_pre, self.hook_sae_acts_post)
         return torch.compiler.is_compiling() or any(
             hook._forward_hooks or hook._backward_hooks for hook in hooks
         )
@@ -268,7 +271,7 @@ class BinaryTrainingSAE(BinaryCoder, TrainingSAE[Any]):
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        self._before_step(step_input)
+        self._before_step(step_input)  # pyright: ignore[reportArgumentType, reportCallIssue]
         output = super().training_forward_pass(step_input)
         codes = output.feature_acts.detach()
         output.metrics["code_entropy_bits"] = lambda: minibatch_entropy(codes)
@@ -286,15 +289,16 @@ class BinaryTrainingSAE(BinaryCoder, TrainingSAE[Any]):
 
     @override
     def _apply(self, *args: Any, **kwargs: Any) -> "BinaryTrainingSAE":
+        # Module.to() casts every parameter; the threshold goes on learning in float32, unrounded.
+        before = self.log_threshold.data
         out = super()._apply(*args, **kwargs)
-        # Module.to() casts every parameter; the threshold goes on learning in float32.
-        threshold = self._parameters.get("log_threshold")
-        if threshold is not None:
-            threshold.data = threshold.data.float()
+        after = self.log_threshold.data
+        source = after if before.is_meta else before
+        self.log_threshold.data = source.to(after.device, torch.float32)
         return out
 
     # Reads data on the host, which a compiled step (compile_sae) must not trace.
-    @torch.compiler.disable
+    @torch.compiler.disable  # pyright: ignore[reportArgumentType]
     def _before_step(self, step_input: TrainStepInput) -> None:
         self._watch.check(step_input.sae_in, step_input.n_training_steps)
         if self._starts_fresh:

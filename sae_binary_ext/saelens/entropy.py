@@ -5,9 +5,9 @@ Language Models (arXiv 2509.20997). What it saves is an inference coder of "bina
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 from sae_lens.saes.sae import SAEConfig, TrainStepInput
+from simple_parsing import choice
 from torch import Tensor
 from typing_extensions import override
 
@@ -17,6 +17,7 @@ from sae_binary_ext.coding.entropy import (
     ramp,
     total_variance,
 )
+from sae_binary_ext.coding.selection import SELECTIONS
 from sae_binary_ext.saelens.autoencoder import (
     BinarySAEConfig,
     BinaryTrainingSAE,
@@ -40,7 +41,7 @@ class BinaryEntropyTrainingSAEConfig(BinaryTrainingSAEConfig):
         entropy_warm_up_steps: steps over which both then rise linearly to their coefficient.
     """
 
-    selection: Literal["topk", "groupmax", "threshold", "gumbel"] = "threshold"
+    selection: str = choice(*SELECTIONS, default="threshold")
     entropy_coefficient: float = 5e-4
     covariance_coefficient: float = 0.0
     entropy_start_step: int = 0
@@ -72,7 +73,7 @@ class BinaryEntropyTrainingSAEConfig(BinaryTrainingSAEConfig):
 class BinaryEntropyTrainingSAE(BinaryTrainingSAE):
     """A binary autoencoder in training, with the entropy and covariance losses."""
 
-    cfg: BinaryEntropyTrainingSAEConfig
+    cfg: BinaryEntropyTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @override
     def calculate_aux_loss(
@@ -83,9 +84,7 @@ class BinaryEntropyTrainingSAE(BinaryTrainingSAE):
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
         cfg = self.cfg
-        share = ramp(
-            step_input.n_training_steps, cfg.entropy_start_step, cfg.entropy_warm_up_steps
-        )
+        share = ramp(step_input.n_training_steps, cfg.entropy_start_step, cfg.entropy_warm_up_steps)
         # SAELens' reconstruction loss is FVU times this.
         scale = share * total_variance(step_input.sae_in)
         losses: dict[str, Tensor] = {}

@@ -32,7 +32,7 @@ def register() -> None:
     """Add the binary architectures to SAELens' registries. Idempotent."""
     if not OLDEST_TESTED <= Version(sae_lens.__version__) < NEWEST_TESTED:
         logger.warning(
-            "sae_binary_ext is tested with SAELens %s to below %s and this is %s: it may still work.",
+            "Tested with SAELens from %s to below %s; this is %s and may still work.",
             OLDEST_TESTED,
             NEWEST_TESTED,
             sae_lens.__version__,

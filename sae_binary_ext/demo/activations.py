@@ -1,0 +1,135 @@
+"""SmolLM2's activations on the Wikipedia sample, computed once and kept in a file."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from sae_binary_ext.demo.config import FIRST_POSITION, DemoConfig
+from sae_binary_ext.demo.text import read_wikipedia_sample
+
+logger = logging.getLogger(__name__)
+
+# Every tenth article is held out as a whole: rows of one article resemble each other.
+HELD_OUT_EVERY = 10
+ROWS_PER_FORWARD = 8
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What the demo's coders are trained and measured on.
+
+    Attributes:
+        train: float16 [training tokens, d_in].
+        held_out: float16 [held-out tokens, d_in]; row by row the positions after FIRST_POSITION
+            of held_out_rows.
+        held_out_rows: int64 [rows, context_size], token ids.
+    """
+
+    train: Tensor
+    held_out: Tensor
+    held_out_rows: Tensor
+
+
+def load_or_compute(config: DemoConfig, model_folder: Path) -> Activations:
+    """Activations of the residual stream entering config.layer; a second call reads the file.
+
+    Raises:
+        ValueError: the sample has fewer tokens, or the model fewer layers, than asked for.
+    """
+    path = config.output / "activations.safetensors"
+    settings = _settings(config)
+    if path.is_file():
+        with safe_open(path, framework="pt") as file:
+            if file.metadata() == settings:
+                logger.info("Using the activations in %s", path)
+                return Activations(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+    activations = _compute(config, model_folder)
+    # Moved into place when whole, so that an interrupted run leaves no half.
+    unfinished = path.with_suffix(".unfinished")
+    tensors = {
+        field.name: getattr(activations, field.name) for field in dataclasses.fields(activations)
+    }
+    save_file(tensors, unfinished, metadata=settings)
+    unfinished.replace(path)
+    return activations
+
+
+def _settings(config: DemoConfig) -> dict[str, str]:
+    names = ("layer", "training_tokens", "held_out_tokens", "context_size", "seed")
+    return {name: str(getattr(config, name)) for name in names}
+
+
+def _compute(config: DemoConfig, model_folder: Path) -> Activations:
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = LlamaForCausalLM.from_pretrained(model_folder).eval()
+    if not 0 <= config.layer < model.config.num_hidden_layers:
+        raise ValueError(
+            f"layer={config.layer}: the model has layers 0 to {model.config.num_hidden_layers - 1}."
+        )
+    training, held_out = tokenised_rows(config, tokenizer)
+    # Cut off above the layer: what comes out is the residual stream entering it.
+    model.model.layers = model.model.layers[: config.layer]
+    model.model.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
+    return Activations(
+        train=_forward(model, training, "Activations to train on")[: config.training_tokens],
+        held_out=_forward(model, held_out, "Held-out activations"),
+        held_out_rows=held_out,
+    )
+
+
+def tokenised_rows(config: DemoConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
+    """Training and held-out rows of token ids, each [rows, context_size], in random order.
+
+    Raises:
+        ValueError: the sample is too short for the tokens asked for.
+    """
+    training: list[list[int]] = []
+    held_out: list[list[int]] = []
+    for number, (_, text) in enumerate(tqdm(read_wikipedia_sample(), "Articles", leave=False)):
+        rows = held_out if number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else training
+        rows.extend(_rows_of(text, tokenizer, config.context_size))
+    generator = torch.Generator().manual_seed(config.seed)
+
+    def sample(rows: list[list[int]], tokens: int, field: str) -> Tensor:
+        wanted = math.ceil(tokens / (config.context_size - FIRST_POSITION))
+        if wanted > len(rows):
+            most = len(rows) * (config.context_size - FIRST_POSITION)
+            raise ValueError(f"{field}={tokens}: the Wikipedia sample has {most} such tokens.")
+        return torch.tensor(rows)[torch.randperm(len(rows), generator=generator)[:wanted]]
+
+    return (
+        sample(training, config.training_tokens, "training_tokens"),
+        sample(held_out, config.held_out_tokens, "held_out_tokens"),
+    )
+
+
+def _rows_of(
+    text: str, tokenizer: PreTrainedTokenizerBase, context_size: int
+) -> Iterator[list[int]]:
+    # verbose=False: the tokeniser would warn of texts longer than the model's context.
+    ids = cast(list[int], tokenizer(text, verbose=False)["input_ids"])
+    bos = cast(int, tokenizer.bos_token_id)
+    for start in range(0, len(ids) - context_size + 2, context_size - 1):
+        yield [bos, *ids[start : start + context_size - 1]]
+
+
+@torch.no_grad()
+def _forward(model: LlamaForCausalLM, rows: Tensor, description: str) -> Tensor:
+    outputs: list[Tensor] = []
+    with tqdm(total=rows.numel(), desc=description, unit="tokens", unit_scale=True) as progress:
+        for batch in rows.split(ROWS_PER_FORWARD):
+            hidden = model.model(batch, use_cache=False).last_hidden_state
+            outputs.append(hidden[:, FIRST_POSITION:].flatten(0, 1).half())
+            progress.update(batch.numel())
+    return torch.cat(outputs)

@@ -1,0 +1,49 @@
+import torch
+
+from sae_binary_ext.coding.decode import decode, decode_indices
+from sae_binary_ext.coding.indexed import indexed_times_dense, indexed_transposed_times_dense
+from sae_binary_ext.coding.selection import scatter_codes
+
+TOKENS, LATENTS, K, D = 30, 20, 4, 6
+
+
+def some_codes() -> tuple[torch.Tensor, torch.Tensor]:
+    index = torch.rand(TOKENS, LATENTS).topk(K).indices
+    return torch.randint(0, 2, (TOKENS, K)).double(), index
+
+
+def test_dense_form_sums_the_rows_of_active_latents():
+    weight, bias = torch.randn(3, 2), torch.randn(2)
+    codes = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    expected = torch.stack([weight[0] + weight[2] + bias, bias])
+    torch.testing.assert_close(decode(codes, weight, bias), expected)
+
+
+def test_index_form_equals_the_dense_one_in_value_and_every_gradient():
+    codes, index = some_codes()
+    incoming = torch.randn(TOKENS, D, dtype=torch.float64)
+    values = (torch.randn(LATENTS, D).double(), torch.randn(D).double())
+    gradients: list[list[torch.Tensor | None]] = []
+    outputs: list[torch.Tensor] = []
+    for indexed in (True, False):
+        code, weight, bias = (p.clone().requires_grad_() for p in (codes, *values))
+        if indexed:
+            output = decode_indices(code, index, weight, bias)
+        else:
+            output = decode(scatter_codes(code, index, LATENTS), weight, bias)
+        output.backward(incoming)
+        outputs.append(output)
+        gradients.append([code.grad, weight.grad, bias.grad])
+    torch.testing.assert_close(outputs[0], outputs[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_indexed_products_equal_the_dense_ones():
+    _, index = some_codes()
+    values = torch.randn(TOKENS, K, dtype=torch.float64)
+    matrix = torch.zeros(TOKENS, LATENTS, dtype=torch.float64).scatter(-1, index, values)
+    right, left = torch.randn(LATENTS, D).double(), torch.randn(TOKENS, D).double()
+    torch.testing.assert_close(indexed_times_dense(values, index, right), matrix @ right)
+    torch.testing.assert_close(
+        indexed_transposed_times_dense(values, index, LATENTS, left), matrix.T @ left
+    )

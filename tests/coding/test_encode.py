@@ -1,0 +1,130 @@
+import pytest
+import torch
+from torch import Tensor
+
+from sae_binary_ext.coding.encode import (
+    binarise,
+    check_width,
+    encode_indices,
+    picks_indices,
+    pre_activations,
+)
+from sae_binary_ext.coding.selection import CodeRule, scatter_codes
+from tests import reference
+from tests.cases import LATENTS, each_indexed_rule, each_rule
+
+D_IN = 7
+TOKENS = 40
+
+
+def parameters(seed: int = 0) -> list[Tensor]:
+    """x, encoder weight, encoder bias, log threshold and origin, float64 with gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((TOKENS, D_IN), (D_IN, LATENTS), (LATENTS,), (LATENTS,), (D_IN,))
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in shapes
+    ]
+
+
+def split_off_origin(x: Tensor, origin: Tensor) -> Tensor:
+    """x minus origin, with a gradient to x alone."""
+    return x - origin.detach()
+
+
+def assert_same_gradients(ours: list[Tensor], theirs: list[Tensor]) -> None:
+    for mine, reference_parameter in zip(ours, theirs, strict=True):
+        expected = reference_parameter.grad
+        actual = mine.grad
+        if expected is None:
+            expected = torch.zeros_like(mine)
+        if actual is None:
+            actual = torch.zeros_like(mine)
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-11)
+
+
+@each_rule
+@pytest.mark.parametrize("learns_origin", ["apart", "through the input"])
+def test_dense_form_equals_the_reference_in_value_and_every_gradient(
+    rule: CodeRule, learns_origin: str
+):
+    ours, theirs = parameters(), parameters()
+    incoming = torch.randn(TOKENS, LATENTS, dtype=torch.float64)
+
+    x, weight, bias, log_threshold, origin = ours
+    if learns_origin == "apart":
+        centred = split_off_origin(x, origin)
+        pre = pre_activations(centred, weight, bias, origin)
+    else:
+        pre = pre_activations(x - origin, weight, bias)
+    codes = binarise(pre, log_threshold, rule)
+    codes.backward(incoming)
+    x, weight, bias, log_threshold, origin = theirs
+    expected = reference.codes((x - origin) @ weight + bias, log_threshold, rule)
+    expected.backward(incoming)
+
+    torch.testing.assert_close(codes, expected, rtol=0, atol=1e-12)
+    assert_same_gradients(ours, theirs)
+
+
+@each_indexed_rule
+@pytest.mark.parametrize("outputs", ["codes", "pre-activations", "both"])
+def test_index_form_equals_the_reference_in_value_and_every_gradient(rule: CodeRule, outputs: str):
+    ours, theirs = parameters(), parameters()
+    for_codes, for_pre = torch.randn(2, TOKENS, LATENTS, dtype=torch.float64)
+    for_codes = for_codes * (outputs != "pre-activations")
+    for_pre = for_pre * (outputs != "codes")
+
+    x, weight, bias, log_threshold, origin = ours
+    centred = split_off_origin(x, origin)
+    codes, index, pre = encode_indices(centred, weight, bias, log_threshold, origin, rule)
+    dense = scatter_codes(codes, index, LATENTS)
+    loss = torch.zeros((), dtype=torch.float64)
+    if outputs != "pre-activations":
+        loss = loss + (dense * for_codes).sum()
+    if outputs != "codes":
+        loss = loss + (pre * for_pre).sum()
+    loss.backward()
+
+    x, weight, bias, log_threshold, origin = theirs
+    expected_pre = (x - origin) @ weight + bias
+    expected = reference.codes(expected_pre, log_threshold, rule)
+    ((expected * for_codes).sum() + (expected_pre * for_pre).sum()).backward()
+
+    torch.testing.assert_close(dense, expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(pre, expected_pre)
+    assert_same_gradients(ours, theirs)
+
+
+@each_indexed_rule
+def test_both_forms_give_the_same_codes_in_low_precision(rule: CodeRule):
+    x, weight, bias, log_threshold, origin = (p.detach().bfloat16() for p in parameters())
+    threshold = log_threshold.float()
+    codes, index, pre = encode_indices(x, weight, bias, threshold, origin, rule)
+    dense = binarise(pre, threshold, rule)
+    assert codes.dtype == torch.bfloat16
+    assert torch.equal(scatter_codes(codes, index, LATENTS), dense)
+
+
+def test_a_threshold_of_zero_is_the_step_at_zero():
+    pre = torch.tensor([[-1.0, 0.0, 1e-6, 1.0]])
+    no_threshold = torch.full((4,), -torch.inf)
+    assert binarise(pre, no_threshold, CodeRule("threshold")).tolist() == [[0, 0, 1, 1]]
+
+
+def test_the_threshold_is_the_exponential_of_the_parameter():
+    pre = torch.tensor([[0.49, 0.51]])
+    log_threshold = torch.tensor(0.5).log().expand(2)
+    assert binarise(pre, log_threshold, CodeRule("threshold")).tolist() == [[0, 1]]
+
+
+def test_index_form_is_chosen_for_sparse_picks_alone():
+    assert picks_indices(CodeRule("topk", 32), 4608)
+    assert not picks_indices(CodeRule("topk", 32), 64)
+    assert not picks_indices(CodeRule("threshold", 32), 4608)
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (3, 8), (2, 3, 1), ()])
+def test_wrong_width_is_named(shape: tuple[int, ...]):
+    with pytest.raises(ValueError, match=r"d_in=7"):
+        check_width(torch.zeros(shape), 7)

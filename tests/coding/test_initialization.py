@@ -1,0 +1,43 @@
+import math
+
+import pytest
+import torch
+
+from sae_binary_ext.coding.encode import binarise, pre_activations
+from sae_binary_ext.coding.initialization import fit_start
+from sae_binary_ext.coding.selection import CodeRule
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 300.0])
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.3])
+def test_every_latent_fires_at_the_wanted_rate_at_any_scale(rate: float, scale: float):
+    x = torch.randn(2000, 16) * scale
+    log_threshold = torch.full((64,), math.log(0.004))
+    rule = CodeRule("threshold")
+    start = fit_start(x, torch.randn(16, 64), log_threshold, rule, rate)
+    pre = pre_activations(x, start.encoder_weight, start.encoder_bias)
+    rates = binarise(pre, log_threshold, rule).mean(0)
+    torch.testing.assert_close(rates, torch.full((64,), rate), atol=1e-3, rtol=0)
+    projections = x @ start.encoder_weight
+    assert projections.std().item() == pytest.approx(1.0, rel=1e-3)
+
+
+def test_the_decoder_has_the_best_scale():
+    x = torch.randn(500, 16) * 7
+    log_threshold = torch.full((64,), -5.0)
+    rule = CodeRule("topk", 8)
+    start = fit_start(x, torch.randn(16, 64), log_threshold, rule, 8 / 64)
+    pre = pre_activations(x, start.encoder_weight, start.encoder_bias)
+    codes = binarise(pre, log_threshold, rule)
+
+    def error(factor: float) -> float:
+        return (codes @ start.decoder_weight * factor - x).square().sum().item()
+
+    assert error(1.0) < min(error(0.99), error(1.01), x.square().sum().item())
+
+
+def test_a_batch_of_two_tokens_is_enough():
+    start = fit_start(
+        torch.randn(2, 4), torch.randn(4, 8), torch.zeros(8), CodeRule("threshold"), 0.01
+    )
+    assert all(torch.isfinite(value).all() for value in vars(start).values())

@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from sae_binary_ext.demo.model import export_smollm2
+
+VOCABULARY = 60
+
+
+@pytest.fixture(scope="session")
+def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer Llama with a word tokeniser, as a Hugging Face folder."""
+    folder = tmp_path_factory.mktemp("tiny_llama")
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            vocab_size=VOCABULARY,
+            bos_token_id=0,
+            eos_token_id=1,
+            max_position_embeddings=64,
+        )
+    ).save_pretrained(folder)
+    vocabulary = {"<s>": 0, "</s>": 1} | {f"w{i}": i for i in range(2, VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that datasets.load_dataset reads: rows of random words."""
+    folder = tmp_path_factory.mktemp("tiny_text")
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(2, VOCABULARY, (600, 40), generator=generator)
+    texts = [" ".join(f"w{word}" for word in row) for row in rows.tolist()]
+    Dataset.from_dict({"text": texts}).to_parquet(folder / "train.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder(pytestconfig: pytest.Config) -> Path:
+    """SmolLM2 as a Hugging Face folder, kept between runs in pytest's cache."""
+    assert pytestconfig.cache is not None
+    return export_smollm2(pytestconfig.cache.mkdir("smollm2") / "model")

@@ -1,0 +1,265 @@
+"""SAELens' unmodified runner, from a config to a saved coder."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from sae_lens import (
+    SAE,
+    HookedSAETransformer,
+    LanguageModelSAERunnerConfig,
+    LanguageModelSAETrainingRunner,
+    LoggingConfig,
+    SAETransformerBridge,
+    TrainingSAE,
+)
+from sae_lens.evals import get_eval_everything_config, run_evals
+from sae_lens.training.activation_scaler import ActivationScaler
+from sae_lens.training.activations_store import ActivationsStore
+from transformer_lens import HookedTransformerConfig
+
+from sae_binary_ext.demo.text import read_wikipedia_sample
+from sae_binary_ext.saelens import (
+    BinaryEntropyTrainingSAEConfig,
+    BinarySAE,
+    BinarySAEConfig,
+    BinaryTrainingSAEConfig,
+)
+
+pytestmark = pytest.mark.integration
+
+TOKENS_PER_STEP = 64
+
+
+def runner_config(
+    sae: Any, model: Path, dataset: Path, output: Path, steps: int = 30, **settings: Any
+) -> LanguageModelSAERunnerConfig[Any]:
+    return LanguageModelSAERunnerConfig(
+        **{
+            "sae": sae,
+            "model_name": str(model),
+            "model_class_name": "AutoModelForCausalLM",
+            "hook_name": "model.layers.0",
+            "dataset_path": str(dataset),
+            "is_dataset_tokenized": False,
+            "streaming": False,
+            "context_size": 16,
+            "seqpos_slice": (1, None),
+            "train_batch_size_tokens": TOKENS_PER_STEP,
+            "training_tokens": steps * TOKENS_PER_STEP,
+            "store_batch_size_prompts": 8,
+            "n_batches_in_buffer": 4,
+            "n_batches_for_norm_estimate": 3,
+            "lr": 3e-3,
+            "logger": LoggingConfig(log_to_wandb=False),
+            "checkpoint_path": None,
+            "output_path": str(output),
+            "verbose": False,
+            **settings,
+        }
+    )
+
+
+CONFIGS = [
+    BinaryTrainingSAEConfig(d_in=16, d_sae=128, k=8),
+    BinaryTrainingSAEConfig(d_in=16, d_sae=128, k=8, selection="gumbel"),
+    BinaryEntropyTrainingSAEConfig(
+        d_in=16, d_sae=64, normalize_activations="expected_average_only_in"
+    ),
+    BinaryEntropyTrainingSAEConfig(
+        d_in=16, d_sae=64, k=8, selection="groupmax", covariance_coefficient=1e-5
+    ),
+]
+each_config = pytest.mark.parametrize(
+    "sae", CONFIGS, ids=lambda sae: f"{sae.architecture()}-{sae.selection}"
+)
+
+
+@each_config
+def test_the_runner_trains_saves_and_loads(
+    sae: Any, tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
+):
+    runner = LanguageModelSAETrainingRunner(
+        runner_config(sae, tiny_model_folder, tiny_dataset, tmp_path)
+    )
+    trained = runner.run()
+    loaded = SAE.load_from_disk(tmp_path)
+    assert type(loaded) is BinarySAE
+    x = torch.randn(4, 10, 16)
+    assert torch.equal(loaded.encode(x), trained.encode(x))
+    assert torch.equal(loaded(x), trained(x))
+    assert loaded.cfg.metadata.hook_name == "model.layers.0"
+
+
+@each_config
+def test_a_resumed_run_ends_where_an_unbroken_one_does(
+    sae: Any, tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
+):
+    def run(name: str, **settings: Any) -> TrainingSAE[Any]:
+        torch.manual_seed(0)
+        config = runner_config(
+            sae,
+            tiny_model_folder,
+            tiny_dataset,
+            tmp_path / name,
+            activations_mixing_fraction=0.0,  # the order of activations is the dataset's
+            **settings,
+        )
+        return LanguageModelSAETrainingRunner(config).run()
+
+    unbroken = run("whole", n_checkpoints=1, checkpoint_path=str(tmp_path / "checkpoints"))
+    (checkpoint,) = (tmp_path / "checkpoints").glob("*/*")
+    resumed = run("resumed", resume_from_checkpoint=str(checkpoint))
+    assert set(dict(resumed.named_parameters())) == set(dict(unbroken.named_parameters()))
+    if sae.selection == "gumbel":
+        return  # SAELens' checkpoints hold no random state, and gumbel samples
+    for name, parameter in unbroken.named_parameters():
+        torch.testing.assert_close(resumed.get_parameter(name), parameter, rtol=0, atol=0)
+
+
+def test_the_command_line_trains_a_binary_coder(
+    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
+):
+    command = [
+        sys.executable,
+        "-m",
+        "sae_binary_ext",
+        "run",
+        "-m",
+        "sae_lens.llm_sae_training_runner",
+    ]
+    listing = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
+    assert "binary" in listing.stdout
+    assert "binary_entropy" in listing.stdout
+    assert "--surrogate_temperature" not in listing.stdout  # the default architecture is stock
+
+    options = {
+        "--architecture": "binary",
+        "--d_in": "16",
+        "--d_sae": "64",
+        "--k": "4",
+        "--surrogate": "rectangle",
+        "--model_name": str(tiny_model_folder),
+        "--model_class_name": "AutoModelForCausalLM",
+        "--hook_name": "model.layers.0",
+        "--dataset_path": str(tiny_dataset),
+        "--is_dataset_tokenized": "False",
+        "--streaming": "False",
+        "--context_size": "16",
+        "--train_batch_size_tokens": "64",
+        "--training_tokens": "640",
+        "--store_batch_size_prompts": "8",
+        "--n_batches_in_buffer": "4",
+        "--log_to_wandb": "False",
+        "--output_path": str(tmp_path / "out"),
+        "--checkpoint_path": str(tmp_path / "checkpoints"),
+    }
+    arguments = [word for option in options.items() for word in option]
+    result = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    loaded = SAE.load_from_disk(tmp_path / "out")
+    assert type(loaded) is BinarySAE
+    assert (loaded.cfg.k, loaded.cfg.surrogate, loaded.cfg.d_sae) == (4, "rectangle", 64)
+
+
+def binary_coder(hook_name: str, **fields: Any) -> BinarySAE:
+    sae = BinarySAE(BinarySAEConfig(d_in=16, d_sae=64, k=8, **fields))
+    sae.cfg.metadata.hook_name = hook_name
+    torch.nn.init.normal_(sae.b_dec, std=0.1)
+    return sae
+
+
+def hooked_transformer(folder: Path) -> HookedSAETransformer:
+    return HookedSAETransformer(
+        HookedTransformerConfig(
+            n_layers=2, d_model=16, n_heads=2, d_head=8, d_mlp=32, d_vocab=60, n_ctx=64,
+            act_fn="relu", seed=0,
+        )
+    )  # fmt: skip
+
+
+def bridge(folder: Path) -> SAETransformerBridge:
+    return SAETransformerBridge.boot_transformers(str(folder), device="cpu")
+
+
+@pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("make_model", [hooked_transformer, bridge])
+def test_a_coder_attaches_to_saelens_models(
+    make_model: Any, normalize: str, tiny_model_folder: Path
+):
+    model = make_model(tiny_model_folder)
+    sae = binary_coder("blocks.1.hook_resid_pre", normalize_activations=normalize)
+    tokens = torch.randint(2, 60, (3, 12))
+    with torch.no_grad():
+        clean = model(tokens)
+        spliced, cache = model.run_with_cache_with_saes(tokens, saes=[sae])
+        codes = next(value for name, value in cache.items() if name.endswith("hook_sae_acts_post"))
+        with_error = model.run_with_saes(tokens, saes=[sae], use_error_term=True)
+        model.add_sae(sae)
+        attached = model(tokens)
+        model.reset_saes()
+        after = model(tokens)
+    assert codes.shape == (3, 12, 64)
+    assert set(codes.flatten().tolist()) == {0.0, 1.0}
+    assert not torch.allclose(spliced, clean, atol=1e-3)
+    torch.testing.assert_close(attached, spliced)
+    torch.testing.assert_close(with_error, clean, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(after, clean)
+
+
+def test_saelens_evaluates_a_binary_coder(tiny_model_folder: Path):
+    model = bridge(tiny_model_folder)
+    sae = binary_coder("blocks.1.hook_resid_pre")
+    sae.cfg.metadata.context_size = 16
+    sae.cfg.metadata.prepend_bos = True
+    rows = torch.randint(2, 60, (64, 16)).tolist()
+    store = ActivationsStore.from_sae(
+        model=model,
+        sae=sae,
+        dataset=Dataset.from_dict({"tokens": rows}),
+        streaming=False,
+        store_batch_size_prompts=8,
+        train_batch_size_tokens=64,
+        context_size=16,
+        device="cpu",
+    )
+    metrics, features = run_evals(
+        sae, store, model, ActivationScaler(), get_eval_everything_config(8, 2, 2)
+    )
+    assert 0 < metrics["sparsity"]["l0"] <= 8
+    assert metrics["sparsity"]["l0"] == pytest.approx(metrics["sparsity"]["l1"])
+    assert torch.isfinite(torch.tensor(metrics["model_performance_preservation"]["ce_loss_score"]))
+    assert len(features["feature_density"]) == 64
+
+
+def test_smollm2_trains_in_the_runner_and_splices(smollm2_folder: Path, tmp_path: Path):
+    """The README's example, shortened: a real model, real text, raw activations at the end."""
+    texts = [text for _, text in read_wikipedia_sample()][:6]
+    sae = BinaryTrainingSAEConfig(
+        d_in=576, d_sae=1152, k=32, normalize_activations="expected_average_only_in"
+    )
+    runner = LanguageModelSAETrainingRunner(
+        runner_config(
+            sae,
+            smollm2_folder,
+            Path("overridden"),
+            tmp_path,
+            hook_name="model.layers.8",
+            context_size=128,
+            train_batch_size_tokens=256,
+            training_tokens=60 * 256,
+            n_batches_in_buffer=8,
+        ),
+        override_dataset=Dataset.from_dict({"text": texts}),
+    )
+    runner.run()
+    loaded = SAE.load_from_disk(tmp_path)
+    activations = torch.cat([next(runner.activations_store) for _ in range(8)])
+    codes = loaded.encode(activations)
+    assert codes.sum(-1).max() <= 32
+    error = (loaded.decode(codes) - activations).square().sum()
+    assert error / (activations - activations.mean(0)).square().sum() < 0.75

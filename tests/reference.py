@@ -1,0 +1,71 @@
+"""The formulas in plain dense float64, written apart from the package, to compare it with."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sae_binary_ext.coding.selection import CodeRule
+
+
+def slope(margin: Tensor, rule: CodeRule) -> Tensor:
+    """Surrogate derivative at each margin."""
+    temperature = rule.surrogate_temperature
+    if rule.surrogate == "sigmoid":
+        return 1 / (4 * temperature * torch.cosh(margin / (2 * temperature)) ** 2)
+    if rule.surrogate == "rectangle":
+        return ((2 * margin.abs() < temperature).double()) / temperature
+    if rule.surrogate == "reste":
+        return margin.abs() ** (1 / temperature - 1) / temperature
+    return torch.ones_like(margin)
+
+
+def may_fire(margin: Tensor, rule: CodeRule) -> Tensor:
+    """1.0 for each latent that its selection lets fire, row by row."""
+    allowed = torch.zeros_like(margin)
+    size = margin.shape[-1] // rule.k
+    for row in range(len(margin)):
+        if rule.selection == "threshold":
+            allowed[row] = 1
+        elif rule.selection == "topk":
+            ranked = sorted(range(margin.shape[-1]), key=lambda j: -margin[row, j].item())
+            allowed[row, ranked[: rule.k]] = 1
+        else:
+            for group in range(rule.k):
+                members = range(group * size, (group + 1) * size)
+                allowed[row, max(members, key=lambda j: margin[row, j].item())] = 1
+    return allowed
+
+
+def codes(pre: Tensor, log_threshold: Tensor, rule: CodeRule) -> Tensor:
+    """Noise-free codes [tokens, latents] whose autograd is the surrogate's."""
+    margin = pre - log_threshold.exp()
+    allowed = may_fire(margin.detach(), rule)
+    if rule.selection == "gumbel":
+        soft = torch.softmax(margin.unflatten(-1, (rule.k, -1)) / rule.surrogate_temperature, -1)
+        soft = soft.flatten(-2)
+        return allowed + soft - soft.detach()
+    hard = allowed * (margin > 0)
+    linear = allowed * slope(margin, rule).detach() * margin
+    return hard + linear - linear.detach()
+
+
+def entropy_bits(codes: Tensor) -> float:
+    """Sum over latents of the entropy of their mean, term by term."""
+    total = 0.0
+    for p in codes.double().mean(0).tolist():
+        for q in (p, 1 - p):
+            total -= q * math.log2(q) if q > 0 else 0.0
+    return total
+
+
+def covariance_l1(codes: Tensor) -> float:
+    """Sum over i != j of the absolute unbiased covariance, pair by pair."""
+    columns = codes.double().T
+    total = 0.0
+    for i, first in enumerate(columns):
+        for j, second in enumerate(columns):
+            if i != j:
+                products = (first - first.mean()) * (second - second.mean())
+                total += abs(products.sum().item()) / (len(codes) - 1)
+    return total

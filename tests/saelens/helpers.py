@@ -1,0 +1,43 @@
+"""Training coders in SAELens' own trainer, on a stream of activations."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from sae_lens import LoggingConfig, SAETrainer, TrainingSAE, TrainingSAEConfig
+from sae_lens.config import SAETrainerConfig
+from torch import Tensor
+
+BATCH = 200
+
+
+def endless(activations: Tensor) -> Iterator[Tensor]:
+    while True:
+        yield from activations.split(BATCH)
+
+
+def trainer_for(
+    config: TrainingSAEConfig, activations: Tensor, steps: int = 20, **settings: Any
+) -> SAETrainer[Any, Any]:
+    torch.manual_seed(0)
+    return SAETrainer(
+        cfg=SAETrainerConfig(
+            total_training_samples=steps * BATCH,
+            train_batch_size_samples=BATCH,
+            **{
+                "lr": 3e-3,
+                "lr_end": 3e-4,
+                "n_batches_for_norm_estimate": 5,
+                "logger": LoggingConfig(log_to_wandb=False),
+                **settings,
+            },
+        ),
+        sae=TrainingSAE.from_dict(config.to_dict()),
+        data_provider=endless(activations),
+    )
+
+
+def fvu(coder: Any, activations: Tensor) -> float:
+    with torch.no_grad():
+        error = (coder(activations) - activations).square().sum()
+    return (error / (activations - activations.mean(0)).square().sum()).item()

@@ -1,0 +1,296 @@
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import SAE, TrainingSAE
+from sae_lens.saes.sae import TrainStepInput
+from torch import Tensor
+
+from sae_binary_ext.saelens import (
+    BinaryEntropyTrainingSAEConfig,
+    BinarySAE,
+    BinarySAEConfig,
+    BinaryTrainingSAE,
+    BinaryTrainingSAEConfig,
+)
+from tests.cases import SELECTIONS, each_selection
+from tests.saelens.helpers import fvu, trainer_for
+
+D_IN, D_SAE, K = 16, 128, 8
+NORMALIZE = (
+    "none",
+    "expected_average_only_in",
+    "constant_norm_rescale",
+    "layer_norm",
+    "covariance_whitening",
+)
+CONFIGS = [
+    *(
+        BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, selection=selection)
+        for selection in SELECTIONS
+    ),
+    BinaryEntropyTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE),
+    BinaryEntropyTrainingSAEConfig(
+        d_in=D_IN, d_sae=D_SAE, selection="topk", k=K, covariance_coefficient=1e-4
+    ),
+]
+each_config = pytest.mark.parametrize(
+    "config", CONFIGS, ids=lambda config: f"{config.architecture()}-{config.selection}"
+)
+
+
+def config_like(config: BinaryTrainingSAEConfig, **changes: Any) -> BinaryTrainingSAEConfig:
+    fields = {name: value for name, value in vars(config).items() if name != "metadata"}
+    return type(config)(**{**fields, **changes})
+
+
+@each_config
+def test_a_trained_coder_reconstructs_and_loads_bit_for_bit(
+    config: BinaryTrainingSAEConfig, clustered_activations: Tensor, tmp_path: Path
+):
+    trained = trainer_for(config, clustered_activations, steps=60).fit()
+    trained.save_inference_model(tmp_path)
+    loaded = SAE.load_from_disk(tmp_path)
+
+    assert type(loaded) is BinarySAE
+    assert loaded.cfg.architecture() == "binary"
+    assert loaded.cfg.metadata.training_architecture == config.architecture()
+    assert torch.equal(loaded.encode(clustered_activations), trained.encode(clustered_activations))
+    assert torch.equal(loaded(clustered_activations), trained(clustered_activations))
+    assert fvu(loaded, clustered_activations) < 0.8
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("shape", [(40, D_IN), (4, 10, D_IN)])
+@each_config
+def test_codes_are_exactly_zero_or_one_and_survive_saving(
+    config: BinaryTrainingSAEConfig, shape: tuple[int, ...], dtype: str, tmp_path: Path
+):
+    x = torch.randn(shape)
+    trainer = trainer_for(config_like(config, dtype=dtype), torch.randn(1000, D_IN), steps=3)
+    training_codes = trainer.step(torch.randn(200, D_IN)).feature_acts
+    trained = trainer.fit()
+    trained.save_inference_model(tmp_path)
+    loaded = SAE.load_from_disk(tmp_path)
+    codes = loaded.encode(x)
+
+    assert codes.dtype == getattr(torch, dtype)
+    assert codes.shape == (*shape[:-1], D_SAE)
+    for each in (training_codes, codes):
+        assert set(each.flatten().tolist()) <= {0.0, 1.0}
+        if config.selection in ("topk", "groupmax"):
+            assert each.sum(-1).max() <= K
+        if config.selection == "gumbel":
+            assert (each.sum(-1) == K).all()
+    assert torch.equal(codes, trained.encode(x))
+    assert torch.equal(loaded(x), trained(x))
+
+
+@pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
+@pytest.mark.parametrize("normalize", NORMALIZE)
+def test_every_normalisation_trains_and_folds_without_changing_codes(
+    normalize: str, apply_b_dec_to_input: bool, clustered_activations: Tensor, tmp_path: Path
+):
+    config = BinaryTrainingSAEConfig(
+        d_in=D_IN,
+        d_sae=D_SAE,
+        k=K,
+        normalize_activations=normalize,  # type: ignore[arg-type]
+        apply_b_dec_to_input=apply_b_dec_to_input,
+    )
+    trainer = trainer_for(config, clustered_activations, steps=40)
+    sae, scaler = trainer.sae, trainer.activation_scaler
+    before: dict[str, Tensor] = {}
+
+    # fit() forgets its scaler once it has folded it, so codes are taken as it starts to fold.
+    @torch.no_grad()
+    def remember() -> None:
+        scaled = scaler(clustered_activations)
+        margin = sae.encode_with_hidden_pre(scaled)[1] - sae.log_threshold.exp()
+        largest = margin.topk(K + 1).values
+        clear = torch.minimum(margin.abs().min(-1).values, largest[:, -2] - largest[:, -1]) > 1e-4
+        before.update(codes=sae.encode(scaled), clear=clear)
+
+    folds = {
+        "expected_average_only_in": "fold_activation_norm_scaling_factor",
+        "covariance_whitening": "fold_activation_whitening",
+    }
+    if normalize in folds:
+        fold = getattr(sae, folds[normalize])
+        setattr(sae, folds[normalize], lambda *a, **k: (remember(), fold(*a, **k)))
+    trained = trainer.fit()
+    if normalize in folds:
+        after = trained.encode(clustered_activations)
+        assert before["clear"].float().mean() > 0.5
+        assert torch.equal(after[before["clear"]], before["codes"][before["clear"]])
+
+    trained.save_inference_model(tmp_path)
+    loaded = SAE.load_from_disk(tmp_path)
+    assert torch.equal(loaded(clustered_activations), trained(clustered_activations))
+    assert fvu(loaded, clustered_activations) < 0.9
+
+
+@each_config
+def test_training_gradients_do_not_depend_on_the_path(config: BinaryTrainingSAEConfig):
+    """The index form of a step and the dense one, which a hook forces, agree in every gradient."""
+    batch = torch.randn(300, D_IN, dtype=torch.float64)
+    gradients: list[dict[str, Tensor | None]] = []
+    losses: list[float] = []
+    for observed in (False, True):
+        torch.manual_seed(0)
+        sae = TrainingSAE.from_dict(config_like(config, dtype="float64").to_dict())
+        if observed:
+            sae.hook_sae_acts_pre.add_hook(lambda tensor, hook: None)
+        sae.load_state_dict(sae.state_dict())  # loaded weights are not fitted to the first batch
+        torch.manual_seed(0)
+        output = sae.training_forward_pass(TrainStepInput(batch, {}, None, 5, False))
+        output.loss.backward()
+        losses.append(output.loss.item())
+        gradients.append({name: p.grad for name, p in sae.named_parameters()})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-12)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-7, atol=1e-12)
+    assert all(gradient is not None for gradient in gradients[0].values())
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_a_hook_can_change_codes(observed: bool):
+    sae = TrainingSAE.from_dict(BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4).to_dict())
+    if observed:
+        sae.hook_sae_acts_post.add_hook(lambda tensor, hook: torch.zeros_like(tensor))
+    output = sae.training_forward_pass(TrainStepInput(torch.randn(50, D_IN), {}, None, 0, False))
+    silent = torch.allclose(output.sae_out, sae.b_dec.expand_as(output.sae_out))
+    assert silent == observed
+
+
+def test_pre_activations_carry_gradients_to_the_encoder():
+    sae = TrainingSAE.from_dict(BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4).to_dict())
+    _, hidden_pre = sae.encode_with_hidden_pre(torch.randn(50, D_IN))
+    hidden_pre.square().sum().backward()
+    assert sae.W_enc.grad is not None
+    assert sae.W_enc.grad.abs().sum() > 0
+
+
+def test_gumbel_samples_in_training_steps_alone():
+    config = BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, selection="gumbel")
+    sae = TrainingSAE.from_dict(config.to_dict())
+    x = torch.randn(100, D_IN)
+    assert torch.equal(sae.encode(x), sae.encode(x))
+    assert torch.equal(sae(x), sae(x))
+    assert not torch.equal(sae.encode_with_hidden_pre(x)[0], sae.encode(x))
+    sae.eval()
+    assert torch.equal(sae.encode_with_hidden_pre(x)[0], sae.encode(x))
+
+
+def test_loaded_weights_are_not_fitted_to_the_first_batch(
+    clustered_activations: Tensor, tmp_path: Path
+):
+    config = BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K)
+    trained = trainer_for(config, clustered_activations).fit()
+    trained.save_model(tmp_path)
+    again = TrainingSAE.load_from_disk(tmp_path)
+    before = copy.deepcopy(again.state_dict())
+    again.training_forward_pass(TrainStepInput(clustered_activations, {}, None, 0, False))
+    torch.testing.assert_close(again.state_dict(), before, rtol=0, atol=0)
+
+
+def test_a_fresh_coder_starts_at_the_firing_rate_asked_for(clustered_activations: Tensor):
+    config = BinaryTrainingSAEConfig(
+        d_in=D_IN, d_sae=D_SAE, selection="threshold", initial_firing_rate=0.03
+    )
+    sae = TrainingSAE.from_dict(config.to_dict())
+    output = sae.training_forward_pass(TrainStepInput(clustered_activations, {}, None, 0, False))
+    assert output.feature_acts.mean().item() == pytest.approx(0.03, abs=1e-3)
+    torch.testing.assert_close(sae.b_dec.detach(), clustered_activations.mean(0))
+
+
+def test_decoder_init_norm_is_kept():
+    config = BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, decoder_init_norm=0.3)
+    sae = TrainingSAE.from_dict(config.to_dict())
+    sae.training_forward_pass(TrainStepInput(torch.randn(100, D_IN), {}, None, 0, False))
+    torch.testing.assert_close(sae.W_dec.detach().norm(dim=-1), torch.full((D_SAE,), 0.3))
+
+
+def test_the_threshold_learns_in_float32_whatever_the_dtype():
+    config = BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, dtype="bfloat16")
+    sae = TrainingSAE.from_dict(config.to_dict())
+    assert isinstance(sae, BinaryTrainingSAE)
+    sae.log_threshold.data.add_(1e-4)
+    value = sae.log_threshold.detach().clone()
+    assert sae.to(torch.bfloat16).log_threshold.dtype == torch.float32
+    assert sae.to("cpu").log_threshold.dtype == torch.float32
+    assert torch.equal(sae.log_threshold, value)
+
+
+def test_folding_decoder_norms_is_refused(tmp_path: Path):
+    config = BinarySAEConfig(d_in=D_IN, d_sae=D_SAE, k=K)
+    sae = BinarySAE(config)
+    with pytest.raises(ValueError, match="decoder row"):
+        sae.fold_W_dec_norm()
+    sae.save_model(tmp_path)
+    with pytest.raises(ValueError, match="decoder row"):
+        SAE.load_from_disk(tmp_path, fold_W_dec_norm=True)
+    training = TrainingSAE.from_dict(BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K).to_dict())
+    with pytest.raises(ValueError, match="decoder row"):
+        training.fold_W_dec_norm()
+
+
+@each_selection
+@pytest.mark.parametrize("width", [1, D_IN - 1, D_IN + 1])
+def test_a_wrong_width_is_named(selection: Any, width: int):
+    sae = BinarySAE(BinarySAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, selection=selection))
+    with pytest.raises(ValueError, match=rf"d_in={D_IN}"):
+        sae.encode(torch.randn(5, width))
+    with pytest.raises(ValueError, match=rf"d_in={D_IN}"):
+        sae(torch.randn(2, 5, width))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"selection": "best"}, "selection='best'"),
+        ({"k": D_SAE + 1}, f"k={D_SAE + 1}.*{D_SAE} latents"),
+        ({"k": 7, "selection": "groupmax"}, "k=7.*multiple of 7"),
+        ({"surrogate": "tanh"}, "surrogate='tanh'"),
+        ({"surrogate_temperature": 0.0}, "surrogate_temperature=0.0"),
+        ({"normalize_activations": "sometimes"}, "normalize_activations"),
+    ],
+)
+@pytest.mark.parametrize("config", [BinarySAEConfig, BinaryTrainingSAEConfig])
+def test_wrong_fields_are_named(config: Any, fields: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        config(**{"d_in": D_IN, "d_sae": D_SAE, "k": K, **fields})
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0, -0.1])
+def test_a_wrong_starting_rate_is_named(rate: float):
+    with pytest.raises(ValueError, match="initial_firing_rate"):
+        BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, initial_firing_rate=rate)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_activations_end_the_run_and_name_the_step(
+    bad: float, clustered_activations: Tensor
+):
+    activations = clustered_activations[:1000].clone()
+    activations[3 * 200 + 5, 2] = bad  # in the fourth batch, step 3
+    trainer = trainer_for(BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K), activations)
+    with pytest.raises(ValueError, match="step 3 "):
+        trainer.fit()
+    assert all(torch.isfinite(p).all() for p in trainer.sae.parameters())
+
+
+def test_coders_can_be_copied():
+    sae = TrainingSAE.from_dict(BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K).to_dict())
+    x = torch.randn(20, D_IN)
+    sae.training_forward_pass(TrainStepInput(x, {}, None, 0, False))
+    assert torch.equal(copy.deepcopy(sae)(x), sae(x))
+
+
+def test_the_step_reports_the_code_entropy():
+    sae = TrainingSAE.from_dict(BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K).to_dict())
+    output = sae.training_forward_pass(TrainStepInput(torch.randn(500, D_IN), {}, None, 0, False))
+    bits = output.metrics["code_entropy_bits"]
+    assert callable(bits)
+    assert 0 < bits().item() < D_SAE  # type: ignore[union-attr]

@@ -1,0 +1,59 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sae_binary_ext import __version__
+from sae_binary_ext.cli import main
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]):
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert "demo" in printed
+    assert "run" in printed
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]):
+    assert main(["train"]) == 2
+    assert "'train'" in capsys.readouterr().err
+
+
+def test_demo_help_explains_the_knobs(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    for knob in ("--training_tokens", "--layer", "--k", "--expansion", "--output"):
+        assert knob in printed
+
+
+def test_a_wrong_demo_option_is_named(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        main(["demo", "--expansion", "3"])
+    assert stop.value.code == 2
+    assert "expansion=3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["run", "-m"]])
+def test_run_without_a_target_fails(arguments: list[str]):
+    assert main(arguments) == 2
+
+
+def test_run_passes_arguments_and_registers_the_coders(tmp_path: Path):
+    (tmp_path / "neighbour.py").write_text("NAME = 'next door'\n")
+    (tmp_path / "script.py").write_text(
+        "import sys, neighbour, sae_lens\n"
+        "from sae_lens.registry import SAE_CLASS_REGISTRY\n"
+        "assert __name__ == '__main__'\n"
+        "print(sys.argv[1:], neighbour.NAME, 'binary' in SAE_CLASS_REGISTRY)\n"
+    )
+    command = [sys.executable, "-m", "sae_binary_ext", "run", str(tmp_path / "script.py"), "--a", "b"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "['--a', 'b'] next door True", result.stderr
