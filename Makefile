@@ -31,6 +31,9 @@ $(VENV)/dev.stamp: $(PYTHON) pyproject.toml constraints.txt
 
 install: $(VENV)/dev.stamp
 
+# Large pages, and no handing back of every large block: a training step frees hundreds of them.
+# A quarter off a step of stock topk (0.39 s to 0.30 s, two cores); other C libraries ignore it.
+demo: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
 demo: $(VENV)/demo.stamp
 	$(PYTHON) -m sae_binary_ext demo $(DEMO_ARGS)
 

@@ -46,6 +46,7 @@ def test_run_without_a_target_fails(arguments: list[str]):
     assert main(arguments) == 2
 
 
+@pytest.mark.integration
 def test_run_passes_arguments_and_registers_the_coders(tmp_path: Path):
     (tmp_path / "neighbour.py").write_text("NAME = 'next door'\n")
     (tmp_path / "script.py").write_text(
@@ -54,6 +55,14 @@ def test_run_passes_arguments_and_registers_the_coders(tmp_path: Path):
         "assert __name__ == '__main__'\n"
         "print(sys.argv[1:], neighbour.NAME, 'binary' in SAE_CLASS_REGISTRY)\n"
     )
-    command = [sys.executable, "-m", "sae_binary_ext", "run", str(tmp_path / "script.py"), "--a", "b"]
+    command = [
+        sys.executable,
+        "-m",
+        "sae_binary_ext",
+        "run",
+        str(tmp_path / "script.py"),
+        "--a",
+        "b",
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "['--a', 'b'] next door True", result.stderr

@@ -17,16 +17,22 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
+# A cold import of SAELens takes up to half a minute, so most orders are not among the fast tests.
 @pytest.mark.parametrize(
     "imports",
     [
-        "import sae_binary_ext; import sae_lens",
         "import sae_lens; import sae_binary_ext",
-        "import sae_binary_ext.saelens",
-        "from sae_binary_ext.saelens.entropy import BinaryEntropyTrainingSAEConfig",
-        "import sae_binary_ext; sae_binary_ext.register(); import sae_lens; "
-        "sae_binary_ext.register(); "
-        "from sae_binary_ext.saelens.register import register; register()",
+        *(
+            pytest.param(imports, marks=pytest.mark.integration)
+            for imports in (
+                "import sae_binary_ext; import sae_lens",
+                "import sae_binary_ext.saelens",
+                "from sae_binary_ext.saelens.entropy import BinaryEntropyTrainingSAEConfig",
+                "import sae_binary_ext; sae_binary_ext.register(); import sae_lens; "
+                "sae_binary_ext.register(); "
+                "from sae_binary_ext.saelens.register import register; register()",
+            )
+        ),
     ],
 )
 def test_any_import_order_registers_once(imports: str):
@@ -34,6 +40,7 @@ def test_any_import_order_registers_once(imports: str):
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.integration
 def test_without_the_package_saelens_is_as_it_was():
     result = run(f"import sae_lens\n{CHECK}")
     assert "AssertionError" in result.stderr

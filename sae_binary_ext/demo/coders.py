@@ -44,7 +44,12 @@ class CoderPlan:
 
 
 def plan_coders(config: DemoConfig, d_in: int) -> list[CoderPlan]:
-    """The demo's coders, all on inputs scaled to the same norm."""
+    """The demo's coders, all on inputs scaled to the same norm.
+
+    The stock coders' settings are the best of a few tried on training tokens. At SAELens' default
+    decoder_init_norm of 0.1 most latents of topk die within the first few hundred steps, and
+    jumprelu's threshold hardly moves without a gradient to the encoder.
+    """
     shared: dict[str, Any] = {
         "d_in": d_in,
         "normalize_activations": "expected_average_only_in",
@@ -59,14 +64,18 @@ def plan_coders(config: DemoConfig, d_in: int) -> list[CoderPlan]:
             BinaryEntropyTrainingSAEConfig(**narrow, entropy_coefficient=0.0),
             lr=2e-3,
         ),
-        CoderPlan("topk", TopKTrainingSAEConfig(**wide, k=config.k), lr=1e-3),
+        CoderPlan(
+            "topk", TopKTrainingSAEConfig(**wide, k=config.k, decoder_init_norm=1.0), lr=1e-3
+        ),
         CoderPlan(
             "jumprelu",
             JumpReLUTrainingSAEConfig(
                 **wide,
-                jumprelu_sparsity_loss_mode="quadratic",
-                target_l0=config.k,
                 l0_coefficient=1.0,
+                jumprelu_ste_to_input=True,
+                jumprelu_init_threshold=0.5,
+                jumprelu_bandwidth=0.5,
+                decoder_init_norm=1.0,
             ),
             lr=1e-3,
         ),

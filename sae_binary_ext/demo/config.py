@@ -28,7 +28,7 @@ class DemoConfig:
     epochs: int = 2
     """Passes over the training tokens."""
     k: int = 32
-    """Active latents a token, at most, of the topk coders; the jumprelu coder aims at it."""
+    """Active latents a token, at most, of the topk coders."""
     expansion: int = 8
     """Latents per dimension of the model; the entropy coders have half as many."""
     batch_size: int = 1024

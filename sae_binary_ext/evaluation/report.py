@@ -7,7 +7,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 import torch
-from jinja2 import Environment, PackageLoader, select_autoescape
+from jinja2 import Environment, PackageLoader
 
 from sae_binary_ext.evaluation.contexts import LatentContexts
 from sae_binary_ext.evaluation.metrics import CoderMetrics, SplicedLosses
@@ -121,9 +121,7 @@ def write_metrics(results: list[CoderResult], run: dict[str, str], path: Path) -
 
 def write_report(results: list[CoderResult], run: dict[str, str], path: Path) -> None:
     """report.html: one file that needs no network, plots and their library included."""
-    environment = Environment(
-        loader=PackageLoader("sae_binary_ext.evaluation"), autoescape=select_autoescape()
-    )
+    environment = Environment(loader=PackageLoader("sae_binary_ext.evaluation"), autoescape=True)
     page = environment.get_template("report.html.j2").render(
         columns=COLUMNS,
         rows=[table_row(result) for result in results],

@@ -37,6 +37,8 @@ from sae_binary_ext.coding.selection import SELECTIONS, CodeRule, scatter_codes
 from sae_binary_ext.coding.surrogate import SURROGATES
 
 INITIAL_THRESHOLD = 0.004  # of the first paper's code
+# Far from 1/2, where entropy has no slope.
+THRESHOLD_STARTING_RATE = 0.02
 
 
 @dataclass
@@ -196,7 +198,7 @@ class BinaryTrainingSAEConfig(BinaryCodeConfig, TrainingSAEConfig):
         """Firing rate the encoder biases are set to on the first batch."""
         if self.initial_firing_rate is not None:
             return self.initial_firing_rate
-        return 0.02 if self.selection == "threshold" else self.k / self.d_sae
+        return THRESHOLD_STARTING_RATE if self.selection == "threshold" else self.k / self.d_sae
 
 
 class BinaryTrainingSAE(BinaryCoder, TrainingSAE[Any]):
@@ -219,7 +221,7 @@ class BinaryTrainingSAE(BinaryCoder, TrainingSAE[Any]):
     @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and pre-activations, each [..., d_sae]; gumbel samples while in training mode."""
-        if x.ndim != 2 or x.requires_grad or self._is_observed():
+        if x.ndim != 2 or x.requires_grad or not self._may_shorten():
             return self._codes_and_pre_activations(x, noise=self.training)
         # The same values by a shorter way back: b_dec learns through origin (see coding.encode).
         centred = self._checked_input(x).detach()
@@ -232,23 +234,25 @@ class BinaryTrainingSAE(BinaryCoder, TrainingSAE[Any]):
             centred, self.W_enc, self.b_enc, log_threshold, origin, self.rule
         )
         dense = scatter_codes(codes, index, self.cfg.d_sae)
-        self._index_forms[dense] = (codes, index)
+        self._index_forms[dense] = (codes, index, dense._version)
         return dense, pre
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
         """Reconstruction [..., d_in] of codes [..., d_sae]."""
-        index_form = cast(tuple[Tensor, Tensor] | None, self._index_forms.get(feature_acts))
-        if index_form is None:
+        known = cast(tuple[Tensor, Tensor, int] | None, self._index_forms.get(feature_acts))
+        # Codes changed in place since (an ablation, say) no longer have that index form.
+        if known is None or known[2] != feature_acts._version:
             return super().decode(feature_acts)
-        return self._finish_decoding(decode_indices(*index_form, self.W_dec, self.b_dec))
+        codes, index, _ = known
+        return self._finish_decoding(decode_indices(codes, index, self.W_dec, self.b_dec))
 
-    def _is_observed(self) -> bool:
-        """Whether a hook may read or change values on their way, or a compiler traces them."""
+    def _may_shorten(self) -> bool:
+        """Whether a gradient is wanted and neither a hook nor a compiler looks on."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return False
         hooks = (self.hook_sae_input, self.hook_sae_acts_pre, self.hook_sae_acts_post)
-        return torch.compiler.is_compiling() or any(
-            hook._forward_hooks or hook._backward_hooks for hook in hooks
-        )
+        return not any(hook._forward_hooks or hook._backward_hooks for hook in hooks)
 
     @override
     def encode(self, x: Tensor) -> Tensor:

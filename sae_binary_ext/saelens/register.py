@@ -37,11 +37,12 @@ def register() -> None:
             NEWEST_TESTED,
             sae_lens.__version__,
         )
-    if "binary" not in SAE_CLASS_REGISTRY:
-        register_sae_class("binary", BinarySAE, BinarySAEConfig)
     for architecture, coder, config in (
         ("binary", BinaryTrainingSAE, BinaryTrainingSAEConfig),
         ("binary_entropy", BinaryEntropyTrainingSAE, BinaryEntropyTrainingSAEConfig),
     ):
         if architecture not in SAE_TRAINING_CLASS_REGISTRY:
             register_sae_training_class(architecture, coder, config)
+        # Under both names, so that SAE.load_from_disk reads training checkpoints too.
+        if architecture not in SAE_CLASS_REGISTRY:
+            register_sae_class(architecture, BinarySAE, BinarySAEConfig)

@@ -76,5 +76,5 @@ def test_splicing_replaces_the_layers_input_and_leaves_the_first_positions():
     assert losses.ablated == pytest.approx(loss(0.0))
     assert losses.spliced == pytest.approx(loss(2.0))
     expected = (loss(0.0) - loss(2.0)) / (loss(0.0) - loss(1.0))
-    assert losses.recovered == pytest.approx(expected)
+    assert losses.recovered == pytest.approx(expected, rel=1e-3)
     assert not model.layer._forward_pre_hooks

@@ -61,6 +61,11 @@ def test_a_trained_coder_reconstructs_and_loads_bit_for_bit(
     assert torch.equal(loaded(clustered_activations), trained(clustered_activations))
     assert fvu(loaded, clustered_activations) < 0.8
 
+    trained.save_model(tmp_path / "checkpoint")
+    from_checkpoint = SAE.load_from_disk(tmp_path / "checkpoint")
+    assert type(from_checkpoint) is BinarySAE
+    assert torch.equal(from_checkpoint(clustered_activations), trained(clustered_activations))
+
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 @pytest.mark.parametrize("shape", [(40, D_IN), (4, 10, D_IN)])
@@ -164,12 +169,33 @@ def test_a_hook_can_change_codes(observed: bool):
     assert silent == observed
 
 
+def test_codes_changed_in_place_are_decoded_as_they_are():
+    sae = TrainingSAE.from_dict(BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4).to_dict())
+    x = torch.randn(50, D_IN)
+    codes, _ = sae.encode_with_hidden_pre(x)
+    with torch.no_grad():
+        codes.zero_()
+    torch.testing.assert_close(sae.decode(codes), sae.b_dec.expand(50, D_IN))
+
+
 def test_pre_activations_carry_gradients_to_the_encoder():
     sae = TrainingSAE.from_dict(BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4).to_dict())
     _, hidden_pre = sae.encode_with_hidden_pre(torch.randn(50, D_IN))
     hidden_pre.square().sum().backward()
     assert sae.W_enc.grad is not None
     assert sae.W_enc.grad.abs().sum() > 0
+
+
+@each_config
+def test_a_coder_trains_under_autocast(
+    config: BinaryTrainingSAEConfig, clustered_activations: Tensor
+):
+    trainer = trainer_for(config, clustered_activations, steps=5, autocast=True)
+    codes = trainer.step(clustered_activations[:200]).feature_acts
+    assert set(codes.flatten().tolist()) <= {0.0, 1.0}
+    trained = trainer.fit()
+    assert trained.log_threshold.dtype == torch.float32
+    assert all(torch.isfinite(parameter).all() for parameter in trained.parameters())
 
 
 def test_gumbel_samples_in_training_steps_alone():
@@ -193,6 +219,29 @@ def test_loaded_weights_are_not_fitted_to_the_first_batch(
     before = copy.deepcopy(again.state_dict())
     again.training_forward_pass(TrainStepInput(clustered_activations, {}, None, 0, False))
     torch.testing.assert_close(again.state_dict(), before, rtol=0, atol=0)
+
+
+@each_config
+def test_a_resumed_run_ends_where_an_unbroken_one_does(
+    config: BinaryTrainingSAEConfig, clustered_activations: Tensor, tmp_path: Path
+):
+    batches = list(clustered_activations.split(200))
+    unbroken = trainer_for(config, clustered_activations)
+    for number, batch in enumerate(batches):
+        if number == 9:
+            unbroken.save_checkpoint("half", base_path=tmp_path)
+            random_state = torch.get_rng_state()
+        unbroken.step(batch)
+        unbroken.n_training_steps += 1
+
+    resumed = trainer_for(config, clustered_activations)
+    resumed.load_trainer_state(tmp_path / "half")
+    resumed.sae.load_weights_from_checkpoint(tmp_path / "half")
+    torch.set_rng_state(random_state)  # SAELens' checkpoints hold none, and gumbel samples
+    for batch in batches[9:]:
+        resumed.step(batch)
+        resumed.n_training_steps += 1
+    torch.testing.assert_close(resumed.sae.state_dict(), unbroken.sae.state_dict(), rtol=0, atol=0)
 
 
 def test_a_fresh_coder_starts_at_the_firing_rate_asked_for(clustered_activations: Tensor):

@@ -1,0 +1,94 @@
+"""The demo on SmolLM2 and Wikipedia, much shortened."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import SAE
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from sae_binary_ext.demo import DemoConfig, activations
+from sae_binary_ext.demo.pipeline import run_demo
+
+pytestmark = pytest.mark.integration
+
+SMALL: dict[str, Any] = {
+    "training_tokens": 4000,
+    "held_out_tokens": 1000,
+    "spliced_tokens": 200,
+    "context_size": 64,
+    "expansion": 2,
+    "batch_size": 256,
+    "epochs": 2,
+}
+
+
+def test_activations_are_the_residual_stream_without_position_0(
+    smollm2_folder: Path, tmp_path: Path
+):
+    config = DemoConfig(output=tmp_path, layer=2, **SMALL)
+    found = activations.load_or_compute(config, smollm2_folder)
+    assert found.train.shape == (4000, 576)
+
+    rows = found.held_out_rows[:3]
+    bos = AutoTokenizer.from_pretrained(smollm2_folder).bos_token_id
+    assert (rows[:, 0] == bos).all()
+    with torch.no_grad():
+        model = LlamaForCausalLM.from_pretrained(smollm2_folder)
+        hidden = model(rows, output_hidden_states=True).hidden_states[2]
+    expected = hidden[:, 1:].flatten(0, 1)
+    torch.testing.assert_close(
+        found.held_out[: len(expected)].float(), expected, atol=0.05, rtol=2e-3
+    )
+
+
+def test_held_out_text_is_not_trained_on(smollm2_folder: Path, tmp_path: Path):
+    config = DemoConfig(output=tmp_path, **SMALL)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
+    training, held_out = activations.tokenised_rows(config, tokenizer)
+    assert not {tuple(row) for row in training.tolist()} & {tuple(r) for r in held_out.tolist()}
+
+
+def test_more_tokens_than_the_sample_has_is_named(smollm2_folder: Path, tmp_path: Path):
+    config = DemoConfig(output=tmp_path, held_out_tokens=10_000_000)
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
+    with pytest.raises(ValueError, match="held_out_tokens=10000000"):
+        activations.tokenised_rows(config, tokenizer)
+
+
+def test_a_layer_the_model_lacks_is_named(smollm2_folder: Path, tmp_path: Path):
+    config = DemoConfig(output=tmp_path, layer=30, **SMALL)
+    with pytest.raises(ValueError, match="layer=30"):
+        activations.load_or_compute(config, smollm2_folder)
+
+
+def test_the_demo_runs_saves_and_reuses_its_activations(
+    smollm2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "model").symlink_to(smollm2_folder)
+    config = DemoConfig(output=tmp_path, **SMALL)
+    table = run_demo(config)
+    names = ["binary", "binary_entropy", "binary_entropy, term off", "topk", "jumprelu"]
+    assert all(name in table for name in names)
+
+    document = json.loads((tmp_path / "metrics.json").read_text())
+    assert [coder["name"] for coder in document["coders"]] == names
+    for coder in document["coders"]:
+        assert 0 < coder["fvu"] < 1.2
+        assert len(coder["training_fvu_by_step"]) == 32  # two epochs of 15 whole batches, and a bit
+    assert "<mark>" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    folders = sorted(path.name for path in (tmp_path / "coders").iterdir())
+    assert folders == sorted(
+        ["binary", "binary_entropy", "binary_entropy_term_off", "topk", "jumprelu"]
+    )
+    loaded = SAE.load_from_disk(tmp_path / "coders" / "binary_entropy")
+    assert loaded.cfg.metadata.hook_name == "blocks.9.hook_resid_pre"
+
+    def fail(*_: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(activations, "_compute", fail)
+    again = activations.load_or_compute(config, smollm2_folder)
+    assert again.train.shape == (4000, 576)
