@@ -145,7 +145,12 @@ def _rates_figure(results: list[CoderResult]) -> go.Figure:
         figure.add_scatter(
             x=centres.tolist(), y=counts.tolist(), name=result.name, line_shape="hvh", mode="lines"
         )
-    figure.update_xaxes(type="log", title="firing rate on held-out tokens (dead latents left out)")
+    figure.update_xaxes(
+        type="log",
+        dtick=1,
+        exponentformat="power",
+        title="firing rate on held-out tokens (dead latents left out)",
+    )
     figure.update_yaxes(title="latents")
     return figure
 
