@@ -12,8 +12,8 @@ FIRST_POSITION = 1
 class DemoConfig:
     """Train binary and stock coders on SmolLM2 and compare them.
 
-    The defaults take 8 to 14 minutes on two cores, as fast as those are. Two epochs of batches of
-    1024 take as many steps, twice the training time, and reconstruct a little better.
+    The defaults took 12 minutes on two slow cores, installation included. Two epochs of batches
+    of 1024 take as many steps, twice the training time, and reconstruct a little better.
     """
 
     output: Path = Path("runs/demo")
