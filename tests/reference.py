@@ -44,19 +44,20 @@ def codes(pre: Tensor, log_threshold: Tensor, rule: CodeRule) -> Tensor:
     if rule.selection == "gumbel":
         soft = torch.softmax(margin.unflatten(-1, (rule.k, -1)) / rule.surrogate_temperature, -1)
         soft = soft.flatten(-2)
-        return allowed + soft - soft.detach()
+        return allowed + (soft - soft.detach())
     hard = allowed * (margin > 0)
     linear = allowed * slope(margin, rule).detach() * margin
-    return hard + linear - linear.detach()
+    return hard + (linear - linear.detach())
+
+
+def bernoulli_bits(rate: float) -> float:
+    """Entropy of one 0/1 variable."""
+    return -sum(p * math.log2(p) for p in (rate, 1 - rate) if p > 0)
 
 
 def entropy_bits(codes: Tensor) -> float:
     """Sum over latents of the entropy of their mean, term by term."""
-    total = 0.0
-    for p in codes.double().mean(0).tolist():
-        for q in (p, 1 - p):
-            total -= q * math.log2(q) if q > 0 else 0.0
-    return total
+    return sum(bernoulli_bits(rate) for rate in codes.double().mean(0).tolist())
 
 
 def covariance_l1(codes: Tensor) -> float:

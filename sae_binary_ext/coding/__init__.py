@@ -1,5 +1,7 @@
 """The mathematics of binary codes, in torch alone."""
 
+from sae_binary_ext.coding.attach import attach_to_loss, attach_to_output
+from sae_binary_ext.coding.auxiliary import auxiliary_error
 from sae_binary_ext.coding.decode import decode, decode_indices
 from sae_binary_ext.coding.encode import (
     binarise,
@@ -8,51 +10,76 @@ from sae_binary_ext.coding.encode import (
     picks_indices,
     pre_activations,
 )
+from sae_binary_ext.coding.encoded import Encoded, encode_batch
 from sae_binary_ext.coding.entropy import (
     FiringRates,
     bernoulli_entropy,
     burstiness,
     covariance_penalty,
+    firing_rates,
     minibatch_entropy,
     ramp,
-    total_variance,
 )
-from sae_binary_ext.coding.finite import FiniteWatch
-from sae_binary_ext.coding.initialization import FittedStart, fit_start
+from sae_binary_ext.coding.finite import FiniteWatch, check_finite
+from sae_binary_ext.coding.initialization import (
+    INITIAL_THRESHOLD,
+    FittedStart,
+    fit_start,
+    sample_rows,
+    starting_rate,
+)
+from sae_binary_ext.coding.ranks import gather_rows, sum_over_ranks
+from sae_binary_ext.coding.reconstruction import summed_variance, total_variance
 from sae_binary_ext.coding.selection import (
     SELECTIONS,
     CodeRule,
     Selection,
+    active_latents,
     pick_latents,
     scatter_codes,
     select_codes,
 )
-from sae_binary_ext.coding.surrogate import SURROGATES, step
+from sae_binary_ext.coding.surrogate import SURROGATES, fired, step
 
 __all__ = [
+    "INITIAL_THRESHOLD",
     "SELECTIONS",
     "SURROGATES",
     "CodeRule",
+    "Encoded",
     "FiniteWatch",
     "FiringRates",
     "FittedStart",
     "Selection",
+    "active_latents",
+    "attach_to_loss",
+    "attach_to_output",
+    "auxiliary_error",
     "bernoulli_entropy",
     "binarise",
     "burstiness",
+    "check_finite",
     "check_width",
     "covariance_penalty",
     "decode",
     "decode_indices",
+    "encode_batch",
     "encode_indices",
+    "fired",
+    "firing_rates",
     "fit_start",
+    "gather_rows",
     "minibatch_entropy",
     "pick_latents",
     "picks_indices",
     "pre_activations",
     "ramp",
+    "sample_rows",
     "scatter_codes",
     "select_codes",
+    "starting_rate",
     "step",
+    "sum_over_ranks",
+    "summed_variance",
     "total_variance",
 ]

@@ -7,6 +7,9 @@ import math
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from sae_binary_ext.coding.ranks import sum_over_ranks
 
 
 def bernoulli_entropy(rate: Tensor) -> Tensor:
@@ -25,24 +28,40 @@ def bernoulli_entropy(rate: Tensor) -> Tensor:
     return torch.where(inside, bits, 0.0)
 
 
-def minibatch_entropy(codes: Tensor) -> Tensor:
+def firing_rates(codes: Tensor, group: ProcessGroup | None = None) -> Tensor:
+    """Mean code of each latent over the batch, with gradient.
+
+    Args:
+        codes: 0/1, shape [..., latents]; all dimensions but the last are the batch.
+        group: the ranks whose batches make up one; None for a single process.
+
+    Returns:
+        [latents], float32 or the wider dtype of codes.
+    """
+    rows = codes.flatten(0, -2)
+    total = rows.sum(0, dtype=_accumulator(codes))
+    return sum_over_ranks(total, group) / _tokens(rows, group)
+
+
+def minibatch_entropy(codes: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """Sum over latents of the entropy of their mean code over the batch (the paper's H).
 
     Args:
         codes: 0/1, shape [..., latents]; all dimensions but the last are the batch.
+        group: the ranks whose batches make up one; None for a single process.
 
     Returns:
         A scalar in bits, float32 or the wider dtype of codes.
     """
-    rates = codes.flatten(0, -2).mean(0, dtype=_accumulator(codes))
-    return bernoulli_entropy(rates).sum()
+    return bernoulli_entropy(firing_rates(codes, group)).sum()
 
 
-def covariance_penalty(codes: Tensor) -> Tensor:
+def covariance_penalty(codes: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """Sum over pairs i != j of |cov(h_i, h_j)|, unbiased over the batch (the paper's C).
 
     Args:
         codes: 0/1, shape [..., latents], at least two rows.
+        group: the ranks whose batches make up one; None for a single process.
 
     Returns:
         A scalar, float32 or the wider dtype of codes. Memory: latents x latents.
@@ -53,8 +72,10 @@ def covariance_penalty(codes: Tensor) -> Tensor:
     rows = codes.flatten(0, -2).to(_accumulator(codes))
     if len(rows) < 2:
         raise ValueError(f"codes have {len(rows)} row: a covariance needs a batch of at least 2.")
-    centred = rows - rows.mean(0)
-    covariance = centred.T @ centred / (len(rows) - 1)
+    # The mean's own gradient sums to zero over the batch.
+    centred = rows - firing_rates(rows.detach(), group)
+    products = sum_over_ranks(centred.T @ centred, group)
+    covariance = products / (_tokens(rows, group) - 1)
     return covariance.abs().sum() - covariance.diagonal().abs().sum()
 
 
@@ -69,19 +90,6 @@ def burstiness(codes: Tensor, rates: Tensor) -> Tensor:
         rates: shape [latents], firing rates over the data set.
     """
     return (codes - rates).abs().log2()
-
-
-def total_variance(x: Tensor) -> Tensor:
-    """Variance of a batch summed over its dimensions: the denominator of FVU, without gradient.
-
-    Args:
-        x: [..., d].
-
-    Returns:
-        A scalar, float32 or the wider dtype of x.
-    """
-    rows = x.detach().flatten(0, -2).to(_accumulator(x))
-    return (rows - rows.mean(0)).square().sum(-1).mean()
 
 
 def ramp(step: int, start: int, warm_up: int) -> float:
@@ -127,6 +135,12 @@ class FiringRates:
     def entropy_bits(self) -> float:
         """Sum over latents of the entropy of their rates, in bits a token."""
         return bernoulli_entropy(self.rates).sum().item()
+
+
+def _tokens(rows: Tensor, group: ProcessGroup | None) -> Tensor | int:
+    if group is None:
+        return len(rows)
+    return sum_over_ranks(torch.tensor(len(rows), device=rows.device), group)
 
 
 def _accumulator(codes: Tensor) -> torch.dtype:

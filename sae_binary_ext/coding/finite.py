@@ -62,6 +62,15 @@ class FiniteWatch:
         self._in_flight = (copy, done)
 
 
+def check_finite(values: Tensor) -> None:
+    """Raise ValueError where values, any shape, hold NaN or infinity; waits for a GPU."""
+    if not torch.isfinite(values).all():
+        raise ValueError(
+            "The input holds NaN or infinite values. Look at the model's dtype (float16 overflows "
+            "where bfloat16 does not) and at the text it ran on."
+        )
+
+
 def _error(step: int) -> ValueError:
     return ValueError(
         f"Training step {step} received NaN or infinite activations. Look at the model's dtype "

@@ -11,7 +11,23 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.coding.encode import binarise, pre_activations
-from sae_binary_ext.coding.selection import CodeRule
+from sae_binary_ext.coding.selection import SELECTIONS, CodeRule
+
+INITIAL_THRESHOLD = 0.004  # of the first paper's code
+# Far from 1/2, where entropy has no slope.
+THRESHOLD_STARTING_RATE = 0.02
+# More tokens than this say no more about scale and quantiles, and a step of a host may bring 65536.
+MOST_TOKENS = 4096
+
+
+def starting_rate(rule: CodeRule, latents: int) -> float:
+    """Firing rate a coder starts at where its config names none: k / latents, or a rare one."""
+    return rule.k / latents if SELECTIONS[rule.selection].uses_k else THRESHOLD_STARTING_RATE
+
+
+def sample_rows(x: Tensor) -> Tensor:
+    """At most MOST_TOKENS rows of x [tokens, d], evenly spread."""
+    return x[:: -(-len(x) // MOST_TOKENS)]
 
 
 @dataclass(frozen=True)
@@ -37,7 +53,7 @@ def fit_start(
     """Initial parameters of an autoencoder whose latents fire at a given rate on a batch.
 
     Args:
-        centred: [tokens, d_in], inputs minus their mean.
+        centred: [tokens, d_in], inputs minus what the coder subtracts.
         encoder_weight: [d_in, latents], initial directions.
         log_threshold: [latents].
         rule: selection and surrogate.
@@ -46,17 +62,18 @@ def fit_start(
     Returns:
         Parameters in the dtype of encoder_weight; the work is done in float32.
     """
-    centred = centred.float()
+    centred = sample_rows(centred).float()
     directions = encoder_weight.float()
     directions = directions / directions.norm(dim=0)
     projections = centred @ directions
-    scale = projections.std().clamp_min(torch.finfo(torch.float32).tiny)
+    scale = projections.std(dim=0).square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
     directions, projections = directions / scale, projections / scale
 
-    # Counted from the top: the firing tokens are those above the first that must not fire.
-    silent_from = min(max(round(rate * len(centred)), 1), len(centred) - 1)
-    quantile = projections.kthvalue(len(centred) - silent_from, dim=0).values
-    bias = log_threshold.float().exp() - quantile
+    # Half way between the last token that fires and the first that does not: a token right at its
+    # threshold would fire or not by rounding.
+    firing = min(max(round(rate * len(centred)), 1), len(centred) - 1)
+    around = projections.topk(firing + 1, dim=0).values[-2:]
+    bias = log_threshold.float().exp() - around.mean(dim=0)
 
     codes = binarise(pre_activations(centred, directions, bias), log_threshold, rule)
     reconstruction = codes @ directions.T

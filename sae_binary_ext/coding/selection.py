@@ -170,6 +170,27 @@ def select_codes(margin: Tensor, rule: CodeRule, noise: bool) -> Tensor:
     return scatter_codes(codes, index, margin.shape[-1])
 
 
+def active_latents(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
+    """Noise-free codes in index form, for every selection.
+
+    Args:
+        margin: [..., latents].
+        rule: selection and surrogate.
+
+    Returns:
+        Codes, 0.0 or 1.0, and the latents they belong to, both [..., m]. m is k, or for threshold
+        the largest number active in one row, at least 1. No latent stands twice in a row, so
+        scattering the codes back never overwrites a 1.
+    """
+    if SELECTIONS[rule.selection].pick is not None:
+        values, index = pick_latents(margin, rule)
+        return step(values, rule.surrogate, rule.surrogate_temperature), index
+    codes = select_codes(margin, rule, noise=False)
+    most = int((codes != 0).sum(-1).max().item()) if codes.numel() else 1
+    values, index = codes.topk(max(most, 1), dim=-1)
+    return values, index
+
+
 SELECTIONS: dict[str, Selection] = {
     "topk": Selection(pick=topk),
     "groupmax": Selection(pick=groupmax, groups=True),

@@ -65,6 +65,17 @@ class _Step(torch.autograd.Function):
         return grad_outputs[0] * slope, None, None
 
 
+class _Fired(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, margin: Tensor, surrogate: str, temperature: float) -> Tensor:
+        ctx.save_for_backward(margin)
+        ctx.surrogate = surrogate
+        ctx.temperature = temperature
+        return torch.ones_like(margin)
+
+    backward = _Step.backward
+
+
 def step(margin: Tensor, surrogate: str, temperature: float) -> Tensor:
     """1.0 where the margin is positive, else 0.0, with a surrogate gradient.
 
@@ -77,3 +88,16 @@ def step(margin: Tensor, surrogate: str, temperature: float) -> Tensor:
         Codes of the margin's shape and dtype, exactly 0.0 or 1.0.
     """
     return _Step.apply(margin, surrogate, temperature)  # pyright: ignore[reportReturnType]
+
+
+def fired(margin: Tensor, surrogate: str, temperature: float) -> Tensor:
+    """1.0 everywhere, with the surrogate gradient that step has at these margins.
+
+    For latents that a loss takes as fired although they were not.
+
+    Args:
+        margin: any shape, floating point; pre-activation minus threshold.
+        surrogate: a key of SURROGATES.
+        temperature: positive width of the surrogate, in units of the margin.
+    """
+    return _Fired.apply(margin, surrogate, temperature)  # pyright: ignore[reportReturnType]

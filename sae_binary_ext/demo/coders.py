@@ -19,7 +19,7 @@ from sae_lens.saes.sae import SAEMetadata, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
-from sae_binary_ext.coding.entropy import total_variance
+from sae_binary_ext.coding.reconstruction import total_variance
 from sae_binary_ext.demo.config import FIRST_POSITION, DemoConfig
 from sae_binary_ext.demo.model import MODEL_NAME
 from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig, BinaryTrainingSAEConfig
@@ -48,9 +48,9 @@ def plan_coders(config: DemoConfig, d_in: int) -> list[CoderPlan]:
 
     The stock coders' settings come from a few short runs on training tokens, not from a search:
     topk with decoder_init_norm 1.0, because at SAELens' default of 0.1 it ended with 71% of its
-    latents dead; jumprelu with the one tried setting that came near k active latents and a low
-    error. SAELens' dead_feature_window of 1000 is longer than the demo trains, so topk's auxiliary
-    loss never comes into force.
+    latents dead, and the best of the learning rates 1e-3, 2e-3 and 3e-3; jumprelu with the one
+    tried setting that came near k active latents and a low error. SAELens' dead_feature_window of
+    1000 is longer than the demo trains, so topk's auxiliary loss never comes into force.
     """
     shared: dict[str, Any] = {
         "d_in": d_in,

@@ -22,23 +22,14 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
-from sae_binary_ext.coding.decode import decode, decode_indices
-from sae_binary_ext.coding.encode import (
-    binarise,
-    check_width,
-    encode_indices,
-    picks_indices,
-    pre_activations,
-)
+from sae_binary_ext.coding.decode import decode
+from sae_binary_ext.coding.encode import binarise, check_width, pre_activations
+from sae_binary_ext.coding.encoded import Encoded, encode_batch
 from sae_binary_ext.coding.entropy import minibatch_entropy
 from sae_binary_ext.coding.finite import FiniteWatch
-from sae_binary_ext.coding.initialization import fit_start
-from sae_binary_ext.coding.selection import SELECTIONS, CodeRule, scatter_codes
+from sae_binary_ext.coding.initialization import INITIAL_THRESHOLD, fit_start, starting_rate
+from sae_binary_ext.coding.selection import SELECTIONS, CodeRule
 from sae_binary_ext.coding.surrogate import SURROGATES
-
-INITIAL_THRESHOLD = 0.004  # of the first paper's code
-# Far from 1/2, where entropy has no slope.
-THRESHOLD_STARTING_RATE = 0.02
 
 
 @dataclass
@@ -198,7 +189,7 @@ class BinaryTrainingSAEConfig(BinaryCodeConfig, TrainingSAEConfig):
         """Firing rate the encoder biases are set to on the first batch."""
         if self.initial_firing_rate is not None:
             return self.initial_firing_rate
-        return THRESHOLD_STARTING_RATE if self.selection == "threshold" else self.k / self.d_sae
+        return starting_rate(self.code_rule(), self.d_sae)
 
 
 class BinaryTrainingSAE(BinaryCoder, TrainingSAE[Any]):
@@ -227,25 +218,22 @@ class BinaryTrainingSAE(BinaryCoder, TrainingSAE[Any]):
         centred = self._checked_input(x).detach()
         origin = self.b_dec * self.cfg.apply_b_dec_to_input
         log_threshold = self._rounded_log_threshold()
-        if not picks_indices(self.rule, self.cfg.d_sae):
-            pre = pre_activations(centred, self.W_enc, self.b_enc, origin)
-            return binarise(pre, log_threshold, self.rule, noise=self.training), pre
-        codes, index, pre = encode_indices(
-            centred, self.W_enc, self.b_enc, log_threshold, origin, self.rule
+        encoded = encode_batch(
+            centred, self.W_enc, self.b_enc, log_threshold, origin, self.rule, noise=self.training
         )
-        dense = scatter_codes(codes, index, self.cfg.d_sae)
-        self._index_forms[dense] = (codes, index, dense._version)
-        return dense, pre
+        dense = encoded.dense()
+        if encoded.index is not None:
+            self._index_forms[dense] = (encoded, dense._version)
+        return dense, encoded.pre_activation
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
         """Reconstruction [..., d_in] of codes [..., d_sae]."""
-        known = cast(tuple[Tensor, Tensor, int] | None, self._index_forms.get(feature_acts))
+        known = cast(tuple[Encoded, int] | None, self._index_forms.get(feature_acts))
         # Codes changed in place since (an ablation, say) no longer have that index form.
-        if known is None or known[2] != feature_acts._version:
+        if known is None or known[1] != feature_acts._version:
             return super().decode(feature_acts)
-        codes, index, _ = known
-        return self._finish_decoding(decode_indices(codes, index, self.W_dec, self.b_dec))
+        return self._finish_decoding(known[0].decode(self.W_dec, self.b_dec))
 
     def _may_shorten(self) -> bool:
         """Whether a gradient is wanted and neither a hook nor a compiler looks on."""

@@ -15,8 +15,8 @@ from sae_binary_ext.coding.entropy import (
     covariance_penalty,
     minibatch_entropy,
     ramp,
-    total_variance,
 )
+from sae_binary_ext.coding.reconstruction import total_variance
 from sae_binary_ext.coding.selection import SELECTIONS
 from sae_binary_ext.saelens.autoencoder import (
     BinarySAEConfig,

@@ -10,7 +10,6 @@ from sae_binary_ext.coding.entropy import (
     covariance_penalty,
     minibatch_entropy,
     ramp,
-    total_variance,
 )
 from tests import reference
 
@@ -103,8 +102,3 @@ def test_firing_rates_of_nothing_are_refused():
 def test_ramp_starts_late_and_rises_to_one():
     assert [ramp(step, 2, 4) for step in range(8)] == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
     assert [ramp(step, 1, 0) for step in range(3)] == [0, 1, 1]
-
-
-def test_total_variance_is_the_denominator_of_fvu():
-    x = torch.randn(100, 5, dtype=torch.float64)
-    torch.testing.assert_close(total_variance(x), x.var(0, correction=0).sum())

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sae_binary_ext.coding.encode import binarise, pre_activations
-from sae_binary_ext.coding.initialization import fit_start
+from sae_binary_ext.coding.initialization import fit_start, sample_rows, starting_rate
 from sae_binary_ext.coding.selection import CodeRule
 
 
@@ -41,3 +41,35 @@ def test_a_batch_of_two_tokens_is_enough():
         torch.randn(2, 4), torch.randn(4, 8), torch.zeros(8), CodeRule("threshold"), 0.01
     )
     assert all(torch.isfinite(value).all() for value in vars(start).values())
+
+
+def test_the_mean_of_the_inputs_has_no_part_in_the_scale():
+    x = torch.randn(2000, 16)
+    log_threshold, directions, rule = torch.zeros(64), torch.randn(16, 64), CodeRule("threshold")
+    near = fit_start(x, directions, log_threshold, rule, 0.1)
+    far = fit_start(x + 50.0, directions, log_threshold, rule, 0.1)
+    torch.testing.assert_close(far.encoder_weight, near.encoder_weight)
+    pre = pre_activations(x + 50.0, far.encoder_weight, far.encoder_bias)
+    rates = binarise(pre, log_threshold, rule).mean(0)
+    torch.testing.assert_close(rates, torch.full((64,), 0.1), atol=1e-3, rtol=0)
+
+
+def test_no_token_starts_at_its_threshold():
+    """Where rounding would decide whether it fires, and two runs would part."""
+    x = torch.randn(500, 16)
+    log_threshold, rule = torch.zeros(64), CodeRule("threshold")
+    start = fit_start(x, torch.randn(16, 64), log_threshold, rule, 0.1)
+    margin = pre_activations(x, start.encoder_weight, start.encoder_bias) - 1
+    assert margin.abs().min() > 1e-6
+
+
+def test_a_large_batch_is_sampled_evenly():
+    assert len(sample_rows(torch.zeros(4096, 1))) == 4096
+    rows = sample_rows(torch.arange(10_000.0)[:, None])
+    assert len(rows) == 3334
+    assert rows.squeeze().diff().unique().tolist() == [3.0]
+
+
+def test_the_starting_rate_follows_from_the_rule():
+    assert starting_rate(CodeRule("topk", 32), 4096) == 32 / 4096
+    assert starting_rate(CodeRule("threshold", 32), 4096) == 0.02

@@ -1,7 +1,13 @@
 import pytest
 import torch
 
-from sae_binary_ext.coding.selection import CodeRule, pick_latents, select_codes
+from sae_binary_ext.coding.selection import (
+    CodeRule,
+    active_latents,
+    pick_latents,
+    scatter_codes,
+    select_codes,
+)
 from tests.cases import GROUPS, LATENTS, each_rule, each_selection
 
 
@@ -97,3 +103,20 @@ def test_threshold_does_not_mind_k():
 def test_a_selection_without_candidates_has_no_index_form():
     with pytest.raises(ValueError, match=r"selection='threshold'.*topk"):
         pick_latents(torch.randn(2, LATENTS), CodeRule("threshold"))
+
+
+@each_rule
+def test_the_index_form_holds_every_firing_once(rule: CodeRule):
+    margin = torch.randn(5, 10, LATENTS)
+    codes, index = active_latents(margin, rule)
+    dense = select_codes(margin, rule, noise=False)
+    assert torch.equal(scatter_codes(codes, index, LATENTS), dense)
+    assert codes.sum() == dense.sum()
+    assert all(len(set(row)) == len(row) for row in index.flatten(0, -2).tolist())
+    assert index.shape[-1] <= max(dense.sum(-1).max(), rule.k)
+
+
+def test_the_index_form_of_silence_has_one_column():
+    codes, index = active_latents(torch.full((3, LATENTS), -1.0), CodeRule("threshold"))
+    assert codes.shape == index.shape == (3, 1)
+    assert codes.sum() == 0

@@ -1,0 +1,28 @@
+"""Losses that ride on a host's own, for hosts whose training step sums a fixed set of terms."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def attach_to_loss(loss: Tensor, extra: Tensor) -> Tensor:
+    """The scalar loss, whose gradient is that of loss + extra."""
+    return loss + (extra - extra.detach())
+
+
+def attach_to_output(output: Tensor, extra: Tensor) -> Tensor:
+    """The output, any shape; backward through it also adds the gradient of the scalar extra."""
+    return _Attached.apply(output, extra)  # pyright: ignore[reportReturnType]
+
+
+class _Attached(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, extra: Tensor) -> Tensor:
+        ctx.save_for_backward(extra)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
+        (extra,) = ctx.saved_tensors
+        return grad_outputs[0], torch.ones_like(extra)

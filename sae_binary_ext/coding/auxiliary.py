@@ -1,0 +1,41 @@
+"""AuxK for binary codes: dead latents learn from what the living ones leave unexplained.
+
+Gao et al., Scaling and evaluating sparse autoencoders (arXiv 2406.04093), appendix A.2, carried
+over to codes of 0 and 1: the dead latents with the largest margins are taken as fired.
+"""
+
+import torch
+from torch import Tensor
+
+from sae_binary_ext.coding.decode import decode_indices
+from sae_binary_ext.coding.selection import CodeRule
+from sae_binary_ext.coding.surrogate import fired
+
+
+def auxiliary_error(
+    margin: Tensor, dead: Tensor, residual: Tensor, decoder_weight: Tensor, rule: CodeRule
+) -> Tensor:
+    """Squared error of dead latents' reconstruction of the residual.
+
+    Each token takes the dead latents with the largest margins, at most half as many as the
+    output has dimensions. With fewer dead than that, the error shrinks in proportion.
+
+    Args:
+        margin: [tokens, latents], pre-activations minus thresholds; its gradient is the rule's
+            surrogate at each margin taken.
+        dead: bool [latents], at least one True.
+        residual: [tokens, d_out], target minus reconstruction; no gradient flows into it.
+        decoder_weight: [latents, d_out].
+        rule: gives the surrogate.
+
+    Returns:
+        A scalar summed over tokens, in squared units of the residual.
+    """
+    dead_latents = dead.nonzero().squeeze(-1)
+    most = residual.shape[-1] // 2
+    taken = min(most, len(dead_latents))
+    values, place = margin[:, dead_latents].topk(taken, dim=-1, sorted=False)
+    codes = fired(values, rule.surrogate, rule.surrogate_temperature)
+    no_bias = torch.zeros_like(residual[0])
+    predicted = decode_indices(codes, dead_latents[place], decoder_weight, no_bias)
+    return (predicted - residual.detach()).square().sum() * (taken / most)

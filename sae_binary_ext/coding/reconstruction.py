@@ -1,0 +1,47 @@
+"""How much of its input a coder leaves unexplained."""
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from sae_binary_ext.coding.ranks import sum_over_ranks
+
+
+def total_variance(x: Tensor) -> Tensor:
+    """Variance of a batch summed over its dimensions: the denominator of FVU, without gradient.
+
+    Args:
+        x: [..., d].
+
+    Returns:
+        A scalar, float32 or the wider dtype of x.
+    """
+    rows = x.detach().flatten(0, -2)
+    rows = rows.to(torch.promote_types(x.dtype, torch.float32))
+    return (rows - rows.mean(0)).square().sum(-1).mean()
+
+
+@torch.no_grad()
+def summed_variance(
+    target: Tensor, group: ProcessGroup | None, of_whole_batch: Tensor | None = None
+) -> Tensor:
+    """Squared distance of every rank's targets from their common mean, summed.
+
+    Args:
+        target: [tokens, d], this rank's.
+        group: the ranks; None for a single process.
+        of_whole_batch: scalar, the same sum for this rank's whole batch, where target is only a
+            part of it. How far the ranks' means lie apart is then estimated from the part.
+
+    Returns:
+        A scalar, in squared units of the target.
+    """
+    own_mean = target.mean(0)
+    own = (target - own_mean).square().sum()
+    within = own if of_whole_batch is None else of_whole_batch
+    if group is None:
+        return within
+    tokens = target.new_full((1,), len(target))
+    total = sum_over_ranks(torch.cat([own_mean * tokens, tokens]), group)
+    between = len(target) * (own_mean - total[:-1] / total[-1]).square().sum()
+    return sum_over_ranks(within + between * (within / own), group)
