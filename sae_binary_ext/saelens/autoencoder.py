@@ -163,7 +163,7 @@ class BinaryTrainingSAEConfig(BinaryCodeConfig, TrainingSAEConfig):
 
     Args:
         initial_firing_rate: firing rate that encoder biases are set to on the first batch, between
-            0 and 1. None takes k / d_sae, and 0.02 where the selection is threshold.
+            0 and 1. None takes 0.05, or k / d_sae where that is more; 0.02 for threshold.
         decoder_init_norm: norm of the decoder rows when training starts. None scales them to the
             least squared error on the first batch.
     """

@@ -71,5 +71,6 @@ def test_a_large_batch_is_sampled_evenly():
 
 
 def test_the_starting_rate_follows_from_the_rule():
-    assert starting_rate(CodeRule("topk", 32), 4096) == 32 / 4096
+    assert starting_rate(CodeRule("topk", 32), 4096) == 0.05
+    assert starting_rate(CodeRule("groupmax", 32), 256) == 32 / 256
     assert starting_rate(CodeRule("threshold", 32), 4096) == 0.02
