@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -47,7 +45,9 @@ def test_run_without_a_target_fails(arguments: list[str]):
 
 
 @pytest.mark.integration
-def test_run_passes_arguments_and_registers_the_coders(tmp_path: Path):
+def test_run_passes_arguments_and_registers_the_coders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     (tmp_path / "neighbour.py").write_text("NAME = 'next door'\n")
     (tmp_path / "script.py").write_text(
         "import sys, neighbour, sae_lens\n"
@@ -55,14 +55,5 @@ def test_run_passes_arguments_and_registers_the_coders(tmp_path: Path):
         "assert __name__ == '__main__'\n"
         "print(sys.argv[1:], neighbour.NAME, 'binary' in SAE_CLASS_REGISTRY)\n"
     )
-    command = [
-        sys.executable,
-        "-m",
-        "sae_binary_ext",
-        "run",
-        str(tmp_path / "script.py"),
-        "--a",
-        "b",
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert result.stdout.strip() == "['--a', 'b'] next door True", result.stderr
+    assert main(["run", str(tmp_path / "script.py"), "--a", "b"]) == 0
+    assert capsys.readouterr().out.strip() == "['--a', 'b'] next door True"

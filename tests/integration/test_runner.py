@@ -1,7 +1,5 @@
 """SAELens' unmodified runner, from a config to a saved coder."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 from transformer_lens import HookedTransformerConfig
 
+from sae_binary_ext.cli import main
 from sae_binary_ext.demo.text import read_wikipedia_sample
 from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAEConfig,
@@ -122,20 +121,19 @@ def test_the_runner_resumes_from_its_checkpoints(
 
 
 def test_the_command_line_trains_a_binary_coder(
-    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
+    tiny_model_folder: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
-    command = [
-        sys.executable,
-        "-m",
-        "sae_binary_ext",
-        "run",
-        "-m",
-        "sae_lens.llm_sae_training_runner",
-    ]
-    listing = subprocess.run([*command, "--help"], capture_output=True, text=True, check=True)
-    assert "binary" in listing.stdout
-    assert "binary_entropy" in listing.stdout
-    assert "--surrogate_temperature" not in listing.stdout  # the default architecture is stock
+    runner = ["run", "-m", "sae_lens.llm_sae_training_runner"]
+    with pytest.raises(SystemExit) as stop:
+        main([*runner, "--help"])
+    assert stop.value.code == 0
+    listing = capsys.readouterr().out
+    assert "binary" in listing
+    assert "binary_entropy" in listing
+    assert "--surrogate_temperature" not in listing  # the default architecture is stock
 
     options = {
         "--architecture": "binary",
@@ -159,8 +157,7 @@ def test_the_command_line_trains_a_binary_coder(
         "--checkpoint_path": str(tmp_path / "checkpoints"),
     }
     arguments = [word for option in options.items() for word in option]
-    result = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+    assert main([*runner, *arguments]) == 0
     loaded = SAE.load_from_disk(tmp_path / "out")
     assert type(loaded) is BinarySAE
     assert (loaded.cfg.k, loaded.cfg.surrogate, loaded.cfg.d_sae) == (4, "rectangle", 64)
