@@ -1,9 +1,11 @@
 """The command line: parse, call, print."""
 
 import logging
+import os
 import runpy
 import sys
 from argparse import ArgumentParser as StandardParser
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from simple_parsing import ArgumentParser
@@ -16,6 +18,7 @@ commands:
   demo   train binary and stock coders on SmolLM2 and compare them
   run    run a host's module or a script with the binary coders registered:
            sae-binary run -m sae_lens.llm_sae_training_runner --architecture binary ...
+           sae-binary run -m sparsify MODEL DATASET --activation topk_binary ...
            sae-binary run script.py ...
 
 sae-binary COMMAND --help explains a command's options.
@@ -73,7 +76,8 @@ def run(arguments: list[str]) -> int:
             return 2
         _, module, *rest = arguments
         sys.argv = [module, *rest]
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        with _without_gpu(module):
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:
         script, *rest = arguments
         sys.argv = [script, *rest]
@@ -81,6 +85,21 @@ def run(arguments: list[str]) -> int:
         sys.path.insert(0, str(Path(script).resolve().parent))
         runpy.run_path(script, run_name="__main__")
     return 0
+
+
+def _without_gpu(module: str) -> AbstractContextManager[None]:
+    """sparsify's command line asks for CUDA; where there is none it runs on the CPU."""
+    if module != "sparsify":
+        return nullcontext()
+    import torch
+
+    if torch.cuda.is_available():
+        return nullcontext()
+    # sparsify reads it when it is imported, which the next line does.
+    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
+    from sae_binary_ext.sparsify.register import cpu_instead_of_cuda
+
+    return cpu_instead_of_cuda()
 
 
 COMMANDS = {"demo": demo, "run": run}

@@ -6,7 +6,10 @@ from types import ModuleType
 import wrapt
 
 # Host module to the adapter's module whose register() tells that host about the binary coders.
-ADAPTERS = {"sae_lens": "sae_binary_ext.saelens.register"}
+ADAPTERS = {
+    "sae_lens": "sae_binary_ext.saelens.register",
+    "sparsify": "sae_binary_ext.sparsify.register",
+}
 
 _watched: set[str] = set()
 

@@ -1,5 +1,6 @@
 """Importing the package in every order, each in a fresh interpreter."""
 
+import importlib
 import subprocess
 import sys
 import time
@@ -25,8 +26,6 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
         *(
             pytest.param(imports, marks=pytest.mark.integration)
             for imports in (
-                "import sae_binary_ext; import sae_lens",
-                "import sae_binary_ext.saelens",
                 "from sae_binary_ext.saelens.entropy import BinaryEntropyTrainingSAEConfig",
                 "import sae_binary_ext; sae_binary_ext.register(); import sae_lens; "
                 "sae_binary_ext.register(); "
@@ -40,6 +39,29 @@ def test_any_import_order_registers_once(imports: str):
     assert result.returncode == 0, result.stderr
 
 
+SPARSIFY_CHECK = """
+from sparsify import SparseCoder, SparseCoderConfig
+config = SparseCoderConfig.from_dict({"activation": "topk_binary", "k": 2, "num_latents": 8})
+assert type(SparseCoder(4, config)).__name__ == "BinarySparseCoder"
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "from sae_binary_ext.sparsify.config import BinarySparseCoderConfig",
+        "import sparsify; from sparsify import SparseCoder as Early; import sae_binary_ext; "
+        "new = Early.__new__; "
+        "from sae_binary_ext.sparsify.register import register; register(); "
+        "assert sparsify.SparseCoder.__new__ is new",
+    ],
+)
+def test_any_import_order_registers_with_sparsify_once(imports: str):
+    result = run(f"{imports}\n{SPARSIFY_CHECK}")
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.integration
 def test_without_the_package_saelens_is_as_it_was():
     result = run(f"import sae_lens\n{CHECK}")
@@ -49,7 +71,7 @@ def test_without_the_package_saelens_is_as_it_was():
 def test_importing_is_light():
     code = (
         "import sys, sae_binary_ext\n"
-        "heavy = {'torch', 'sae_lens', 'transformers'} & set(sys.modules)\n"
+        "heavy = {'torch', 'sae_lens', 'sparsify', 'transformers'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     started = time.perf_counter()
@@ -58,28 +80,38 @@ def test_importing_is_light():
     assert time.perf_counter() - started < 2
 
 
-def test_a_missing_host_says_what_to_install():
+@pytest.mark.parametrize(("host", "adapter"), [("sae_lens", "saelens"), ("sparsify", "sparsify")])
+def test_a_missing_host_says_what_to_install(host: str, adapter: str):
     # None in sys.modules makes an import fail as that of a missing package does.
-    code = "import sys; sys.modules['sae_lens'] = None; import sae_binary_ext.saelens"
+    code = f"import sys; sys.modules['{host}'] = None; import sae_binary_ext.{adapter}"
     result = run(code)
-    assert "pip install 'sae_binary_ext[saelens]'" in result.stderr
+    assert f"pip install 'sae_binary_ext[{adapter}]'" in result.stderr
+
+
+def train_stock_coder() -> str:
+    """A digest of the weights of SAELens' own TopK coder, trained in its trainer."""
+    import hashlib
+
+    import torch
+    from sae_lens import TopKTrainingSAEConfig
+
+    from tests.saelens.helpers import trainer_for
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in one order, in every process
+    torch.manual_seed(0)
+    config = TopKTrainingSAEConfig(d_in=8, d_sae=32, k=4)
+    coder = trainer_for(config, torch.randn(1000, 8), steps=30).fit()
+    torch.set_num_threads(threads)
+    weights = [parameter.detach().numpy().tobytes() for parameter in coder.parameters()]
+    return hashlib.sha256(b"".join(weights)).hexdigest()
 
 
 @pytest.mark.integration
 def test_stock_training_is_bitwise_the_same_with_the_package():
-    train = """
-import hashlib, itertools, torch
-from sae_lens import LoggingConfig, SAETrainer, TopKTrainingSAE, TopKTrainingSAEConfig
-from sae_lens.config import SAETrainerConfig
-torch.manual_seed(0)
-data = torch.randn(10, 100, 8)
-sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=8, d_sae=32, k=4))
-trainer = SAETrainer(
-    cfg=SAETrainerConfig(total_training_samples=3000, train_batch_size_samples=100, lr=1e-3,
-                         lr_end=1e-3, logger=LoggingConfig(log_to_wandb=False)),
-    sae=sae, data_provider=itertools.cycle(data))
-trainer.fit()
-print(hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in sae.parameters())).hexdigest())
-"""
-    without, registered = run(train), run("import sae_binary_ext\n" + train)
-    assert without.stdout == registered.stdout != "", without.stderr + registered.stderr
+    without = run(
+        "import sys; from tests.test_registration import train_stock_coder\n"
+        "digest = train_stock_coder(); assert 'sae_binary_ext' not in sys.modules; print(digest)"
+    )
+    importlib.import_module("sae_binary_ext")
+    assert without.stdout.split()[-1:] == [train_stock_coder()], without.stderr

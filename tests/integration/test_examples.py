@@ -12,16 +12,26 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.integration
 
 
-def test_train_in_saelens(smollm2_folder: Path, tmp_path: Path):
+def run_example(name: str, model: Path, folder: Path) -> str:
+    """What a script prints that is given a model and a folder of text."""
     texts = [text for _, text in read_wikipedia_sample()][:10]
-    Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "text" / "train.parquet")
-    script = EXAMPLES / "train_in_saelens.py"
+    Dataset.from_dict({"text": texts}).to_parquet(folder / "text" / "train.parquet")
     result = subprocess.run(
-        [sys.executable, str(script), str(smollm2_folder), str(tmp_path / "text")],
+        [sys.executable, str(EXAMPLES / name), str(model), str(folder / "text")],
         capture_output=True,
         text=True,
         check=False,
-        cwd=tmp_path,
+        cwd=folder,
     )
     assert result.returncode == 0, result.stderr
-    assert "binary coder with 2304 latents" in result.stdout
+    return result.stdout
+
+
+def test_train_in_saelens(smollm2_folder: Path, tmp_path: Path):
+    printed = run_example("train_in_saelens.py", smollm2_folder, tmp_path)
+    assert "binary coder with 2304 latents" in printed
+
+
+def test_train_in_sparsify(smollm2_folder: Path, tmp_path: Path):
+    printed = run_example("train_in_sparsify.py", smollm2_folder, tmp_path)
+    assert "BinarySparseCoder with 4608 latents, activation topk_binary" in printed

@@ -1,0 +1,15 @@
+"""The sparsify adapter: binary coders in EleutherAI sparsify."""
+
+# The host first: importing it registers this package with it, which needs the modules below.
+try:
+    import sparsify  # noqa: F401  # pyright: ignore[reportUnusedImport]
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "sae_binary_ext.sparsify needs sparsify, which is not installed: "
+        "pip install 'sae_binary_ext[sparsify]'."
+    ) from error
+
+from sae_binary_ext.sparsify.coder import BinarySparseCoder
+from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
+
+__all__ = ["BinarySparseCoder", "BinarySparseCoderConfig"]

@@ -1,0 +1,307 @@
+"""A sparse coder of sparsify whose latents are exactly 0 or 1.
+
+Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509.25596).
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from sparsify import SparseCoder, SparseCoderConfig
+from sparsify.fused_encoder import EncoderOutput
+from sparsify.sparse_coder import ForwardOutput
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from typing_extensions import override
+
+from sae_binary_ext.coding import (
+    INITIAL_THRESHOLD,
+    CodeRule,
+    Encoded,
+    FiniteWatch,
+    active_latents,
+    attach_to_loss,
+    attach_to_output,
+    auxiliary_error,
+    bernoulli_entropy,
+    binarise,
+    check_finite,
+    check_width,
+    covariance_penalty,
+    decode,
+    decode_indices,
+    encode_batch,
+    fit_start,
+    gather_rows,
+    minibatch_entropy,
+    pre_activations,
+    ramp,
+    sample_rows,
+    starting_rate,
+    sum_over_ranks,
+    summed_variance,
+)
+from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
+
+# Share of the newest batch in the running firing rates.
+RATE_UPDATE = 0.01
+
+
+@dataclass
+class TrainingProgress:
+    """What sparsify's Trainer knows and a coder needs; register.py keeps it up to date.
+
+    Attributes:
+        step: optimizer steps done.
+        group: ranks whose batches make up one (DistributedDataParallel), or None.
+        regulariser_share: weight of the entropy and covariance losses in the gradient of the
+            reconstruction itself, for training on the model's loss (ce, kl); 0 where the FVU is
+            the loss and carries them.
+        fit_start: set the initial parameters on the next batch.
+    """
+
+    step: int = 0
+    group: ProcessGroup | None = None
+    regulariser_share: float = 0.0
+    fit_start: bool = False
+
+
+class BinarySparseCoder(SparseCoder):
+    """sparsify's SparseCoder with codes of 0 and 1.
+
+    Parameters, beside sparsify's encoder, W_dec [latents, d_in], b_dec [d_in] and W_skip
+    [d_in, d_in]: log_threshold [latents], float32 or wider whatever the coder's dtype. Buffer:
+    firing_rates [latents], a running mean over training batches.
+    """
+
+    cfg: BinarySparseCoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    firing_rates: Tensor
+
+    def __init__(
+        self,
+        d_in: int,
+        cfg: SparseCoderConfig,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        *,
+        decoder: bool = True,
+    ) -> None:
+        if not isinstance(cfg, BinarySparseCoderConfig) or not cfg.is_binary():
+            raise ValueError(
+                f"activation={cfg.activation!r}: a BinarySparseCoder takes a "
+                "BinarySparseCoderConfig with a binary activation."
+            )
+        super().__init__(d_in, cfg, device, dtype, decoder=decoder)
+        cfg.code_rule().check_latents(self.num_latents)
+        self.log_threshold = nn.Parameter(
+            torch.full(
+                (self.num_latents,),
+                math.log(INITIAL_THRESHOLD),
+                dtype=torch.promote_types(self.dtype, torch.float32),
+                device=device,
+            )
+        )
+        self.register_buffer("firing_rates", torch.zeros_like(self.log_threshold.data))
+        self.progress = TrainingProgress()
+        self._watch = FiniteWatch()
+
+    @property
+    def rule(self) -> CodeRule:
+        """Selection and surrogate; the Trainer changes k as it trains."""
+        return self.cfg.code_rule()
+
+    def entropy_bits(self) -> float:
+        """Entropy of the running firing rates, in bits a token, latents taken as independent."""
+        return bernoulli_entropy(self.firing_rates).sum().item()
+
+    @override
+    def encode(self, x: Tensor) -> EncoderOutput:
+        """Codes of hidden states, never sampled.
+
+        Args:
+            x: [..., d_in].
+
+        Returns:
+            top_acts [..., m], exactly 0.0 or 1.0; top_indices [..., m]; pre_acts [..., latents].
+            m is k, or for activation binary the largest number of latents active on one token. No
+            index stands twice in a row, so scattering top_acts loses no 1.
+
+        Raises:
+            ValueError: x is not d_in wide, or not finite.
+        """
+        check_width(x, self.d_in)
+        check_finite(x)
+        centred = x.to(self.dtype) - self._origin()
+        pre = pre_activations(centred, self.encoder.weight.T, self.encoder.bias)
+        codes, index = active_latents(pre - self.log_threshold.exp(), self.rule)
+        return EncoderOutput(codes.to(pre.dtype), index, pre)
+
+    @override
+    def decode(self, top_acts: Tensor, top_indices: Tensor) -> Tensor:
+        """Reconstruction [..., d_in] of codes [..., m] at latents [..., m], without W_skip."""
+        rows = decode_indices(
+            top_acts.flatten(0, -2), top_indices.flatten(0, -2), self._decoder(), self.b_dec
+        )
+        return rows.unflatten(0, top_acts.shape[:-1])
+
+    # sparsify wraps its forward in bfloat16 autocast on a GPU. Not so here: encode, which runs
+    # outside of it, would then give other codes than those trained on.
+    @override
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor | None = None,
+        *,
+        dead_mask: Tensor | None = None,
+        total_variance: Tensor | None = None,
+    ) -> ForwardOutput:
+        """Codes, reconstruction and losses of a batch.
+
+        gumbel_binary samples in training mode where gradients are on.
+
+        Args:
+            x: [tokens, d_in].
+            y: [tokens, d_in], the target; x itself where None.
+            dead_mask: bool [latents], latents that AuxK trains.
+            total_variance: scalar, summed over tokens; that of y where None.
+
+        Returns:
+            sparsify's ForwardOutput. latent_acts and latent_indices list the firings, one entry
+            each, [firings]. The gradient of fvu is that of fvu plus the entropy and covariance
+            losses, its value that of fvu alone.
+
+        Raises:
+            ValueError: x is not d_in wide, or x or y is not finite (on a GPU some steps later).
+        """
+        check_width(x, self.d_in)
+        self._watch.check(x, self.progress.step)
+        if y is not None:
+            self._watch.check(y, self.progress.step)
+        x = x.to(self.dtype)
+        y = x if y is None else y.to(self.dtype)
+        if self.progress.fit_start:
+            self.progress.fit_start = False
+            self._fit_start(x)
+        encoded = self._encode_batch(x)
+        skip = 0.0 if self.W_skip is None else x @ self.W_skip.mT
+        sae_out = encoded.decode(self._decoder(), self.b_dec) + skip
+        residual = y - sae_out
+        scale = summed_variance(y, self.progress.group, total_variance)
+        fvu = self._summed_square(residual) / scale
+        extra = self._regulariser(encoded)
+        if extra is not None:
+            fvu = attach_to_loss(fvu, extra)
+            if self.progress.regulariser_share:
+                sae_out = attach_to_output(sae_out, extra * self.progress.regulariser_share)
+        fired = encoded.fired_latents()
+        return ForwardOutput(
+            sae_out,
+            torch.ones_like(fired, dtype=sae_out.dtype),
+            fired,
+            fvu,
+            self._auxiliary_loss(encoded, dead_mask, residual) / scale,
+            self._multi_topk_error(encoded, y - skip) / scale,
+        )
+
+    @override
+    def set_decoder_norm_to_unit_norm(self) -> None:
+        """Refused: unit rows would erase the magnitude of the latents.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(
+            "set_decoder_norm_to_unit_norm: the magnitude of a binary latent lives in its decoder "
+            "row. Leave normalize_decoder at False."
+        )
+
+    @override
+    def save_to_disk(self, path: Path | str) -> None:
+        """Write cfg.json and sae.safetensors; refuses weights spoilt by non-finite values."""
+        self._watch.check_now()
+        super().save_to_disk(path)
+
+    @override
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        # The first paper's files know no running rates.
+        rates = {"firing_rates": self.firing_rates}
+        return super().load_state_dict({**rates, **state_dict}, *args, **kwargs)
+
+    def _decoder(self) -> Tensor:
+        if self.W_dec is None:
+            raise ValueError("This coder was loaded with decoder=False: it encodes only.")
+        return self.W_dec
+
+    def _origin(self) -> Tensor:
+        """What is subtracted from the input, [d_in]."""
+        subtracts = self.cfg.subtract_b_dec and not self.cfg.transcode
+        return self.b_dec if subtracts else torch.zeros_like(self.b_dec)
+
+    def _encode_batch(self, x: Tensor) -> Encoded:
+        learns = self.training and torch.is_grad_enabled()
+        encoded = encode_batch(
+            x - self._origin().detach(),  # which learns as the origin below
+            self.encoder.weight.T,
+            self.encoder.bias,
+            self.log_threshold,
+            self._origin(),
+            self.rule,
+            noise=learns,
+        )
+        if learns:
+            self._update_firing_rates(encoded)
+        return encoded
+
+    @torch.no_grad()
+    def _update_firing_rates(self, encoded: Encoded) -> None:
+        rates = encoded.firing_rates(self.progress.group).to(self.firing_rates.dtype)
+        if self.firing_rates.any():
+            self.firing_rates.lerp_(rates, RATE_UPDATE)
+        else:
+            self.firing_rates.copy_(rates)
+
+    @torch.no_grad()
+    def _fit_start(self, x: Tensor) -> None:
+        rows = gather_rows(sample_rows(x - self._origin()), self.progress.group)
+        rate = self.cfg.initial_firing_rate or starting_rate(self.rule, self.num_latents)
+        start = fit_start(rows, self.encoder.weight.T, self.log_threshold, self.rule, rate)
+        self.encoder.weight.copy_(start.encoder_weight.T)
+        self.encoder.bias.copy_(start.encoder_bias)
+        if not self.cfg.transcode:
+            self._decoder().copy_(start.decoder_weight)
+
+    def _summed_square(self, error: Tensor) -> Tensor:
+        return sum_over_ranks(error.square().sum(), self.progress.group)
+
+    def _regulariser(self, encoded: Encoded) -> Tensor | None:
+        """Entropy and covariance losses in units of FVU; None where neither is in force."""
+        cfg = self.cfg
+        share = ramp(self.progress.step, cfg.entropy_start_step, cfg.entropy_warm_up_steps)
+        if share == 0 or not (cfg.entropy_alpha or cfg.covariance_alpha):
+            return None
+        codes = encoded.dense()
+        total = codes.new_zeros(())
+        if cfg.entropy_alpha:
+            total = total + cfg.entropy_alpha * minibatch_entropy(codes, self.progress.group)
+        if cfg.covariance_alpha:
+            total = total + cfg.covariance_alpha * covariance_penalty(codes, self.progress.group)
+        return share * total
+
+    def _auxiliary_loss(
+        self, encoded: Encoded, dead_mask: Tensor | None, residual: Tensor
+    ) -> Tensor:
+        if dead_mask is None or not dead_mask.any():
+            return residual.new_zeros(())
+        margin = encoded.pre_activation - self.log_threshold.exp()
+        error = auxiliary_error(margin, dead_mask, residual, self._decoder(), self.rule)
+        return sum_over_ranks(error, self.progress.group)
+
+    def _multi_topk_error(self, encoded: Encoded, target: Tensor) -> Tensor:
+        if not self.cfg.multi_topk:
+            return target.new_zeros(())
+        wider = replace(self.rule, k=min(4 * self.cfg.k, self.num_latents))
+        codes = binarise(encoded.pre_activation, self.log_threshold, wider)
+        return self._summed_square(target - decode(codes, self._decoder(), self.b_dec))

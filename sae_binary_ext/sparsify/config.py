@@ -1,0 +1,238 @@
+"""Config of binary sparse coders, next to sparsify's own fields."""
+
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Self
+
+from simple_parsing.helpers.serialization.serializable import from_dict as dataclass_from_dict
+from sparsify import SparseCoderConfig, TrainConfig
+from typing_extensions import override
+
+from sae_binary_ext.coding.selection import CodeRule
+
+# Our selection for each binary activation of the first paper's files.
+SELECTION_OF_ACTIVATION = {
+    "topk_binary": "topk",
+    "groupmax_binary": "groupmax",
+    "gumbel_binary": "gumbel",
+    "binary": "threshold",
+}
+STOCK_ACTIVATIONS = ("groupmax", "topk")
+SURROGATE_OF_STE = {
+    "sigmoid": "sigmoid",
+    "rectangle": "rectangle",
+    "re": "reste",
+    "identity": "identity",
+}
+# Fields of the first paper's files that this package does not implement, and the value with
+# which they have no effect (None: any, the field is idle while the others are off).
+PAPER_FIELDS = {"tied_decoder": False, "matryoshka": False, "matryoshka_groups": None}
+
+
+def check_activation(activation: object) -> None:
+    """Raise ValueError where this is neither a binary activation nor one of sparsify's own."""
+    known = sorted((*SELECTION_OF_ACTIVATION, *STOCK_ACTIVATIONS))
+    if activation not in known:
+        raise ValueError(f"activation={activation!r}: choose one of {known}.")
+
+
+@dataclass
+class BinarySparseCoderConfig(SparseCoderConfig):
+    """
+    Configuration for training a binary sparse coder on a language model.
+
+    Binary Sparse Coding for Interpretability (arXiv 2509.25596); the entropy and covariance
+    losses are those of Binary Autoencoder for Mechanistic Interpretability of Large Language
+    Models (arXiv 2509.20997).
+    """
+
+    activation: Literal[  # pyright: ignore[reportIncompatibleVariableOverride]
+        "topk_binary", "groupmax_binary", "gumbel_binary", "binary", "topk", "groupmax"
+    ] = "topk_binary"
+    """Activation function to use. Codes are 0 or 1 for topk_binary (the k largest of a token),
+    groupmax_binary (the largest of each of k groups), gumbel_binary (one of each of k groups,
+    sampled in training) and binary (all above their threshold); topk and groupmax are sparsify's
+    own."""
+
+    normalize_decoder: bool | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Normalize the decoder weights to have unit norm. None: only for sparsify's own activations;
+    a binary latent's magnitude lives in the norm of its decoder row."""
+
+    ste: Literal["sigmoid", "rectangle", "re", "identity"] = "sigmoid"
+    """Surrogate gradient of the 0/1 step."""
+
+    ste_temperature: float = 2.0
+    """Width of the surrogate, in units of the pre-activation."""
+
+    entropy_alpha: float = 0.0
+    """Weight of the entropy loss: FVU that one bit of a batch's code entropy is worth."""
+
+    covariance_alpha: float = 0.0
+    """Weight of the covariance loss: FVU that one unit of summed absolute covariance is worth.
+    Takes latents x latents memory."""
+
+    entropy_start_step: int = 0
+    """Optimizer step at which the entropy and covariance losses start."""
+
+    entropy_warm_up_steps: int = 0
+    """Optimizer steps over which both then rise linearly to their weights."""
+
+    initial_firing_rate: float | None = None
+    """Firing rate that the encoder biases are set to on the first batch, between 0 and 1, with
+    the encoder scaled to pre-activations of unit variance. None: 0.05, or k / latents where
+    that is more; 0.02 for binary. 0 keeps sparsify's own start, the papers', with unscaled
+    weights."""
+
+    subtract_b_dec: bool = True
+    """Subtract the decoder bias from an autoencoder's input. The first paper's files of activation
+    binary were trained without."""
+
+    # A preset's fields of TrainConfig. No field: it is no part of a coder, nor saved with it.
+    _training: ClassVar[dict[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        if self.activation in STOCK_ACTIVATIONS:
+            self._check_stock()
+            return
+        check_activation(self.activation)
+        if self.normalize_decoder:
+            raise ValueError(
+                f"normalize_decoder=True with activation={self.activation!r}: the magnitude of a "
+                "binary latent lives in its decoder row, and unit rows would erase it. Leave it "
+                "out or give False."
+            )
+        self.normalize_decoder = False
+        if self.multi_topk and self.activation != "topk_binary":
+            raise ValueError(
+                f"multi_topk=True with activation={self.activation!r}: it takes the 4k largest "
+                "latents, which topk_binary alone selects. Leave it out."
+            )
+        if self.ste not in SURROGATE_OF_STE:
+            raise ValueError(f"ste={self.ste!r}: choose one of {sorted(SURROGATE_OF_STE)}.")
+        for name in (
+            "entropy_alpha",
+            "covariance_alpha",
+            "entropy_start_step",
+            "entropy_warm_up_steps",
+        ):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)!r}: give a number of at least 0.")
+        if self.initial_firing_rate is not None and not 0 <= self.initial_firing_rate < 1:
+            raise ValueError(
+                f"initial_firing_rate={self.initial_firing_rate!r}: give a number between 0 and "
+                "1, or None."
+            )
+        self.code_rule()
+
+    def code_rule(self) -> CodeRule:
+        """The fields above as the mathematics takes them.
+
+        Raises:
+            ValueError: k or ste_temperature is out of range, or ste does not suit the activation.
+        """
+        return CodeRule(
+            SELECTION_OF_ACTIVATION[self.activation],
+            self.k,
+            SURROGATE_OF_STE[self.ste],
+            self.ste_temperature,
+        )
+
+    def is_binary(self) -> bool:
+        """Whether the activation is a binary one, not sparsify's own."""
+        return self.activation in SELECTION_OF_ACTIVATION
+
+    def stock_config(self) -> SparseCoderConfig:
+        """sparsify's own config of a stock activation."""
+        names = [field.name for field in fields(SparseCoderConfig)]
+        return SparseCoderConfig(**{name: getattr(self, name) for name in names})
+
+    @override
+    @classmethod
+    def from_dict(cls, obj: dict[str, Any], drop_extra_fields: bool | None = None) -> Self:
+        """A config of a dict; of one of the first paper's files, too.
+
+        Args:
+            obj: field names and values.
+            drop_extra_fields: True where sparsify's loaders read a file's config. A file of
+                activation binary that does not say whether it subtracts b_dec was trained without.
+
+        Raises:
+            ValueError: a key that is no field, or one that this package does not implement.
+        """
+        check_activation(obj.get("activation", cls.activation))
+        known = {field.name for field in fields(cls)}
+        settings = {key: value for key, value in obj.items() if key in known}
+        for key, value in obj.items():
+            if key in known or (key in PAPER_FIELDS and PAPER_FIELDS[key] in (None, value)):
+                continue
+            if key in PAPER_FIELDS:
+                raise ValueError(f"{key}={value!r}: this package reads such coders with {key} off.")
+            raise ValueError(f"{key}={value!r} is no field of {cls.__name__}: {sorted(known)}.")
+        if drop_extra_fields and settings.get("activation") == "binary":
+            settings.setdefault("subtract_b_dec", False)
+        return dataclass_from_dict(cls, settings, drop_extra_fields=False)
+
+    @classmethod
+    def quirke2025(cls, **changes: Any) -> Self:
+        """The settings of Quirke et al. (arXiv 2509.25596); train_config adds their optimizer.
+
+        Args:
+            changes: fields that differ, for example activation, k or transcode.
+        """
+        activation = changes.get("activation", "topk_binary")
+        settings: dict[str, Any] = {
+            "expansion_factor": 32,
+            "k": 32,
+            # The temperature of their Gumbel samples; that of their surrogates is 2.
+            "ste_temperature": 0.5 if activation == "gumbel_binary" else 2.0,
+            "initial_firing_rate": 0.0,
+        }
+        return cls._preset({**settings, **changes}, optimizer="signum")
+
+    @classmethod
+    def cho2025(cls, **changes: Any) -> Self:
+        """The settings of Cho et al. (arXiv 2509.20997); train_config adds their optimizer.
+
+        Their weights are on the mean squared error; on FVU they are the same where inputs have
+        unit variance in each dimension. They start the entropy loss after a quarter of their
+        training: set entropy_start_step to a quarter of yours.
+
+        Args:
+            changes: fields that differ, for example entropy_alpha.
+        """
+        settings: dict[str, Any] = {
+            "activation": "binary",
+            "expansion_factor": 4,
+            "ste_temperature": 1.0,
+            "entropy_alpha": 1e-7,
+            "covariance_alpha": 1e-7,
+            "initial_firing_rate": 0.0,
+        }
+        training = {"optimizer": "adam", "lr": 5e-4, "lr_warmup_steps": 0}
+        return cls._preset({**settings, **changes}, **training)
+
+    def train_config(self, **settings: Any) -> TrainConfig:
+        """sparsify's TrainConfig of this coder with its preset's optimizer.
+
+        Args:
+            settings: further fields of TrainConfig; they go before the preset's.
+        """
+        return TrainConfig(sae=self, **{**self._training, **settings})
+
+    @classmethod
+    def _preset(cls, settings: dict[str, Any], **training: Any) -> Self:
+        config = cls(**settings)
+        vars(config)["_training"] = training
+        return config
+
+    def _check_stock(self) -> None:
+        if self.normalize_decoder is None:
+            stock = SparseCoderConfig.normalize_decoder
+            self.normalize_decoder = stock  # pyright: ignore[reportIncompatibleVariableOverride]
+        ours = {field.name for field in fields(self)} - {f.name for f in fields(SparseCoderConfig)}
+        for field in fields(self):
+            if field.name in ours and getattr(self, field.name) != field.default:
+                raise ValueError(
+                    f"{field.name}={getattr(self, field.name)!r} with activation="
+                    f"{self.activation!r}: it has no effect on sparsify's own coders. Leave it "
+                    "out or choose a binary activation."
+                )

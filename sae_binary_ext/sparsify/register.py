@@ -1,0 +1,231 @@
+"""Makes sparsify build, load and train binary coders. Everything replaced in it stands here.
+
+sparsify has no registry: its Trainer and its loaders name SparseCoder and SparseCoderConfig. Each
+seam below hands over to what was there before unless a binary activation asks for more.
+"""
+
+import functools
+import logging
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import sparsify
+import sparsify.trainer
+import torch
+from packaging.version import Version
+from schedulefree import ScheduleFreeWrapper
+from simple_parsing.helpers.serialization import register_decoding_fn
+from sparsify import SparseCoder, SparseCoderConfig, TrainConfig, Trainer
+from torch import distributed as dist
+from torch import nn
+from transformers import PreTrainedModel
+
+from sae_binary_ext.sparsify.coder import BinarySparseCoder, TrainingProgress
+from sae_binary_ext.sparsify.config import (
+    SELECTION_OF_ACTIVATION,
+    BinarySparseCoderConfig,
+    check_activation,
+)
+
+logger = logging.getLogger(__name__)
+
+OLDEST_TESTED = Version("1.3.3")
+NEWEST_TESTED = Version("1.4")  # exclusive
+
+_REGISTERED = "_sae_binary_ext_registered"
+
+
+def register() -> None:
+    """Teach sparsify the binary coders. Idempotent."""
+    if hasattr(sparsify, _REGISTERED):
+        return
+    if not OLDEST_TESTED <= Version(sparsify.__version__) < NEWEST_TESTED:
+        logger.warning(
+            "Tested with sparsify from %s to below %s; this is %s and may still work.",
+            OLDEST_TESTED,
+            NEWEST_TESTED,
+            sparsify.__version__,
+        )
+    _build_binary_coders()
+    _read_binary_configs()
+    _offer_binary_fields()
+    _train_binary_coders()
+    setattr(sparsify, _REGISTERED, True)
+
+
+def _build_binary_coders() -> None:
+    """SparseCoder(d_in, config) is a BinarySparseCoder where the config's activation is binary."""
+
+    def new(cls: type[SparseCoder], *args: Any, **kwargs: Any) -> SparseCoder:
+        cfg = kwargs.get("cfg", args[1] if len(args) > 1 else None)
+        if cls is SparseCoder and isinstance(cfg, BinarySparseCoderConfig) and cfg.is_binary():
+            cls = BinarySparseCoder
+        return object.__new__(cls)
+
+    SparseCoder.__new__ = staticmethod(new)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _read_binary_configs() -> None:
+    """SparseCoderConfig.from_dict, which the loaders call, returns the config of the activation."""
+    stock_from_dict = SparseCoderConfig.from_dict.__func__
+
+    def from_dict(
+        cls: type[SparseCoderConfig], obj: dict[str, Any], drop_extra_fields: bool | None = None
+    ) -> SparseCoderConfig:
+        activation = obj.get("activation", SparseCoderConfig.activation)
+        if activation in SELECTION_OF_ACTIVATION:
+            return BinarySparseCoderConfig.from_dict(obj, drop_extra_fields)
+        check_activation(activation)
+        return stock_from_dict(cls, obj, drop_extra_fields)
+
+    SparseCoderConfig.from_dict = classmethod(from_dict)  # pyright: ignore
+    # What TrainConfig.from_dict decodes its field sae with.
+    for config in (SparseCoderConfig, BinarySparseCoderConfig):
+        register_decoding_fn(config, config.from_dict, overwrite=True)
+
+
+def _offer_binary_fields() -> None:
+    """The command line, which reads the type of TrainConfig.sae, takes the binary fields too."""
+    TrainConfig.__dataclass_fields__["sae"].type = BinarySparseCoderConfig
+    TrainConfig.__annotations__["sae"] = BinarySparseCoderConfig
+    stock_post_init = TrainConfig.__post_init__
+
+    @functools.wraps(stock_post_init)
+    def post_init(self: TrainConfig) -> None:
+        stock_post_init(self)
+        if isinstance(self.sae, BinarySparseCoderConfig) and not self.sae.is_binary():
+            self.sae = self.sae.stock_config()
+
+    TrainConfig.__post_init__ = post_init
+
+
+def _train_binary_coders() -> None:
+    """The Trainer keeps binary coders informed and their distributed losses global."""
+    stock_init, stock_fit, stock_load = Trainer.__init__, Trainer.fit, Trainer.load_state
+    stock_ddp = sparsify.trainer.DDP
+
+    @functools.wraps(stock_init)
+    def init(self: Trainer, cfg: TrainConfig, *args: Any, **kwargs: Any) -> None:
+        if isinstance(cfg.sae, BinarySparseCoderConfig):
+            _check_k_decay(cfg.sae, cfg.k_decay_steps)
+        stock_init(self, cfg, *args, **kwargs)
+        if isinstance(cfg.sae, BinarySparseCoderConfig) and cfg.optimizer == "signum":
+            _set_signum_rates(self)
+
+    @functools.wraps(stock_fit)
+    def fit(self: Trainer) -> None:
+        binary = [coder for coder in self.saes.values() if isinstance(coder, BinarySparseCoder)]
+        handles = [
+            coder.register_forward_pre_hook(lambda coder, _: _inform(self, coder))
+            for coder in binary
+        ]
+        for coder in binary:
+            # The condition under which the Trainer sets its biases.
+            fresh = self.global_step == 0 and not self.cfg.finetune
+            coder.progress.fit_start = fresh and coder.cfg.initial_firing_rate != 0
+        try:
+            stock_fit(self)
+        finally:
+            for handle in handles:
+                handle.remove()
+            for coder in binary:
+                coder.progress = TrainingProgress()
+
+    @functools.wraps(stock_load)
+    def load_state(self: Trainer, path: str) -> None:
+        stock_load(self, path)
+        if isinstance(self.cfg.sae, BinarySparseCoderConfig):
+            _skip_trained_batch(self)
+            _resume_schedule_free(self)
+
+    def ddp(module: nn.Module, **kwargs: Any) -> nn.Module:
+        if isinstance(module, BinarySparseCoder):
+            module.progress.group = dist.group.WORLD
+            # sparsify names a GPU even where there is none, which DDP refuses.
+            if module.device.type == "cpu":
+                kwargs.pop("device_ids", None)
+        return stock_ddp(module, **kwargs)
+
+    Trainer.__init__, Trainer.fit, Trainer.load_state = init, fit, load_state
+    sparsify.trainer.DDP = ddp  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _check_k_decay(sae: BinarySparseCoderConfig, k_decay_steps: int) -> None:
+    if k_decay_steps and sae.activation in ("groupmax_binary", "gumbel_binary"):
+        raise ValueError(
+            f"k_decay_steps={k_decay_steps} with activation={sae.activation!r}: k is its number "
+            "of groups, which must go on dividing the latents. Give 0."
+        )
+
+
+def _set_signum_rates(trainer: Trainer) -> None:
+    """The first paper's learning rate for binary coders, where the user gave none."""
+    if trainer.cfg.lr is not None:
+        return
+    groups = trainer.optimizers[0].param_groups
+    for group, coder in zip(groups, trainer.saes.values(), strict=True):
+        group["lr"] = 3e-3 / (coder.num_latents / 2**15) ** 0.5
+    rates = sorted({group["lr"] for group in groups})
+    logger.info("Learning rates of the binary coders: %s", [f"{rate:.2e}" for rate in rates])
+
+
+def _inform(trainer: Trainer, coder: nn.Module) -> None:
+    if not isinstance(coder, BinarySparseCoder):
+        return
+    cfg = trainer.cfg
+    coder.progress.step = trainer.global_step // cfg.grad_acc_steps
+    # The model's loss is divided by this number of batches; so must be what rides on its gradient.
+    end_to_end = cfg.loss_fn in ("ce", "kl")
+    coder.progress.regulariser_share = 1 / cfg.grad_acc_steps if end_to_end else 0.0
+
+
+def _skip_trained_batch(trainer: Trainer) -> None:
+    """Do not train on a batch twice.
+
+    sparsify's periodic checkpoints are written after a batch's optimizer step and before that
+    batch is counted; the one at the end of training is written after.
+    """
+    if trainer.lr_schedulers:
+        optimizer_steps = trainer.lr_schedulers[0].last_epoch
+    else:
+        optimizer_steps = trainer.optimizers[0].param_groups[0].get("k", 0)
+    trainer.global_step = max(trainer.global_step, optimizer_steps * trainer.cfg.grad_acc_steps)
+
+
+def _resume_schedule_free(trainer: Trainer) -> None:
+    """Put the weights back where training left them.
+
+    A checkpoint holds the averaged weights of schedule-free SGD; sparsify resumes as if they were
+    the ones its next gradient is taken at.
+    """
+    for optimizer in trainer.optimizers:
+        if isinstance(optimizer, ScheduleFreeWrapper):
+            optimizer.train_mode = False
+            optimizer.train()
+
+
+@contextmanager
+def cpu_instead_of_cuda() -> Generator[None]:
+    """Within it, sparsify's command line runs on the CPU where it asks for CUDA by name."""
+    stock_init, stock_load = dist.init_process_group, PreTrainedModel.from_pretrained.__func__
+
+    def init_process_group(backend: str, **kwargs: Any) -> None:
+        kwargs.pop("device_id", None)
+        stock_init("gloo", **kwargs)
+
+    def from_pretrained(cls: type[PreTrainedModel], *args: Any, **kwargs: Any) -> Any:
+        if "device_map" in kwargs:
+            kwargs["device_map"] = {"": "cpu"}
+        return stock_load(cls, *args, **kwargs)
+
+    def set_device(device: int) -> None:
+        pass
+
+    with (
+        patch.object(torch.cuda, "set_device", set_device),
+        patch.object(dist, "init_process_group", init_process_group),
+        patch.object(PreTrainedModel, "from_pretrained", classmethod(from_pretrained)),
+    ):
+        yield

@@ -1,0 +1,109 @@
+from typing import Any
+
+import pytest
+from sparsify import SparseCoderConfig, TrainConfig
+
+import sae_binary_ext  # noqa: F401  # registers
+from sae_binary_ext.sparsify import BinarySparseCoderConfig
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"activation": "relu"}, "activation='relu'.*topk_binary"),
+        ({"normalize_decoder": True}, "normalize_decoder=True.*lives in its decoder row"),
+        ({"ste": "reste"}, "ste='reste'.*'re'"),
+        ({"ste_temperature": 0.0}, "temperature=0.0"),
+        ({"k": 0}, "k=0"),
+        ({"entropy_alpha": -1.0}, "entropy_alpha=-1.0"),
+        ({"covariance_alpha": float("nan")}, "covariance_alpha=nan"),
+        ({"entropy_start_step": -1}, "entropy_start_step=-1"),
+        ({"entropy_warm_up_steps": -1}, "entropy_warm_up_steps=-1"),
+        ({"initial_firing_rate": 1.0}, "initial_firing_rate=1.0"),
+        ({"activation": "binary", "multi_topk": True}, "multi_topk=True.*4k largest"),
+        ({"activation": "gumbel_binary", "ste": "identity"}, "surrogate='identity'.*gumbel"),
+        ({"activation": "topk", "entropy_alpha": 0.1}, "entropy_alpha=0.1.*no effect"),
+        ({"activation": "groupmax", "ste": "re"}, "ste='re'.*no effect"),
+    ],
+)
+def test_a_wrong_field_is_named(fields: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        BinarySparseCoderConfig(**fields)
+
+
+@pytest.mark.parametrize("config", [SparseCoderConfig, BinarySparseCoderConfig])
+def test_a_dict_becomes_the_config_of_its_activation(config: type[SparseCoderConfig]):
+    ours = BinarySparseCoderConfig(activation="binary", ste="re", entropy_alpha=1e-3)
+    assert config.from_dict(ours.to_dict()) == ours
+    assert type(config.from_dict(ours.to_dict())) is BinarySparseCoderConfig
+    assert not ours.normalize_decoder
+
+
+def test_a_stock_dict_stays_stock():
+    stock = SparseCoderConfig(activation="groupmax", k=4)
+    read = SparseCoderConfig.from_dict(stock.to_dict(), drop_extra_fields=True)
+    assert type(read) is SparseCoderConfig
+    assert read == stock
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        (SparseCoderConfig, {"activation": "step"}),
+        (BinarySparseCoderConfig, {"activation": "step"}),
+        (TrainConfig, {"sae": {"activation": "step"}}),
+    ],
+)
+def test_an_unknown_activation_raises(config: Any, settings: dict[str, Any]):
+    with pytest.raises(ValueError, match=r"activation='step'.*topk_binary"):
+        config.from_dict(settings)
+
+
+@pytest.mark.parametrize("extra", [{"tied_decoder": True}, {"matryoshka": True}, {"colour": 1}])
+def test_an_unknown_key_raises(extra: dict[str, Any]):
+    with pytest.raises(ValueError, match=f"{next(iter(extra))}="):
+        SparseCoderConfig.from_dict({"activation": "topk_binary", **extra}, drop_extra_fields=True)
+
+
+@pytest.mark.parametrize(
+    ("activation", "says", "subtracts"),
+    [
+        ("binary", {}, False),
+        ("binary", {"subtract_b_dec": True}, True),
+        ("topk_binary", {}, True),
+    ],
+)
+def test_a_file_that_does_not_say_so_was_trained_as_the_paper_did(
+    activation: str, says: dict[str, Any], subtracts: bool
+):
+    fields = {"activation": activation, "tied_decoder": False, "matryoshka_groups": 5, **says}
+    config = SparseCoderConfig.from_dict(fields, drop_extra_fields=True)
+    assert config.subtract_b_dec is subtracts
+    assert BinarySparseCoderConfig(activation=activation).subtract_b_dec
+
+
+def test_train_config_round_trips():
+    config = TrainConfig(BinarySparseCoderConfig(activation="gumbel_binary"), hookpoints=["x"])
+    assert TrainConfig.from_dict(config.to_dict()) == config
+    assert type(TrainConfig.from_dict(config.to_dict()).sae) is BinarySparseCoderConfig
+
+
+def test_a_stock_activation_trains_from_a_stock_config():
+    config = TrainConfig(BinarySparseCoderConfig(activation="topk", k=4))
+    assert type(config.sae) is SparseCoderConfig
+    assert config.sae == SparseCoderConfig(activation="topk", k=4)
+
+
+def test_presets_carry_their_optimizer():
+    quirke = BinarySparseCoderConfig.quirke2025(k=64, transcode=True).train_config(layers=[3])
+    assert (quirke.sae.k, quirke.sae.transcode, quirke.sae.ste_temperature) == (64, True, 2.0)
+    assert (quirke.optimizer, quirke.lr, quirke.layers) == ("signum", None, [3])
+    gumbel = BinarySparseCoderConfig.quirke2025(activation="gumbel_binary")
+    assert gumbel.ste_temperature == 0.5
+
+    cho = BinarySparseCoderConfig.cho2025().train_config(lr=1e-3)
+    assert (cho.sae.activation, cho.sae.expansion_factor) == ("binary", 4)
+    assert cho.sae.entropy_alpha == cho.sae.covariance_alpha == 1e-7
+    assert (cho.optimizer, cho.lr) == ("adam", 1e-3)
+    # A preset's training settings are its own.
+    assert BinarySparseCoderConfig().train_config().optimizer == TrainConfig.optimizer
