@@ -1,11 +1,13 @@
 """Importing the package in every order, each in a fresh interpreter."""
 
-import importlib
 import subprocess
 import sys
 import time
+from types import ModuleType
 
 import pytest
+
+from sae_binary_ext.registration import warn_if_untested
 
 CHECK = """
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
@@ -88,30 +90,22 @@ def test_a_missing_host_says_what_to_install(host: str, adapter: str):
     assert f"pip install 'sae_binary_ext[{adapter}]'" in result.stderr
 
 
-def train_stock_coder() -> str:
-    """A digest of the weights of SAELens' own TopK coder, trained in its trainer."""
-    import hashlib
-
-    import torch
-    from sae_lens import TopKTrainingSAEConfig
-
-    from tests.saelens.helpers import trainer_for
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in one order, in every process
-    torch.manual_seed(0)
-    config = TopKTrainingSAEConfig(d_in=8, d_sae=32, k=4)
-    coder = trainer_for(config, torch.randn(1000, 8), steps=30).fit()
-    torch.set_num_threads(threads)
-    weights = [parameter.detach().numpy().tobytes() for parameter in coder.parameters()]
-    return hashlib.sha256(b"".join(weights)).hexdigest()
-
-
 @pytest.mark.integration
 def test_stock_training_is_bitwise_the_same_with_the_package():
     without = run(
-        "import sys; from tests.test_registration import train_stock_coder\n"
+        "import sys; from tests.saelens.helpers import train_stock_coder\n"
         "digest = train_stock_coder(); assert 'sae_binary_ext' not in sys.modules; print(digest)"
     )
-    importlib.import_module("sae_binary_ext")
+    from tests.saelens.helpers import train_stock_coder  # SAELens takes seconds to import
+
     assert without.stdout.split()[-1:] == [train_stock_coder()], without.stderr
+
+
+@pytest.mark.parametrize(("version", "warns"), [("1.3.3", False), ("1.3.2", True), ("1.4", True)])
+def test_an_untested_host_version_is_named(
+    version: str, warns: bool, caplog: pytest.LogCaptureFixture
+):
+    host = ModuleType("host")
+    host.__version__ = version
+    warn_if_untested(host, oldest="1.3.3", below="1.4")
+    assert (f"this is {version}" in caplog.text) == warns

@@ -65,17 +65,6 @@ class _Step(torch.autograd.Function):
         return grad_outputs[0] * slope, None, None
 
 
-class _Fired(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, margin: Tensor, surrogate: str, temperature: float) -> Tensor:
-        ctx.save_for_backward(margin)
-        ctx.surrogate = surrogate
-        ctx.temperature = temperature
-        return torch.ones_like(margin)
-
-    backward = _Step.backward
-
-
 def step(margin: Tensor, surrogate: str, temperature: float) -> Tensor:
     """1.0 where the margin is positive, else 0.0, with a surrogate gradient.
 
@@ -100,4 +89,5 @@ def fired(margin: Tensor, surrogate: str, temperature: float) -> Tensor:
         surrogate: a key of SURROGATES.
         temperature: positive width of the surrogate, in units of the margin.
     """
-    return _Fired.apply(margin, surrogate, temperature)  # pyright: ignore[reportReturnType]
+    codes = step(margin, surrogate, temperature)
+    return codes + (1 - codes).detach()

@@ -1,9 +1,6 @@
 """Tells SAELens about the binary architectures. Nothing of SAELens is replaced."""
 
-import logging
-
 import sae_lens
-from packaging.version import Version
 from sae_lens.registry import (
     SAE_CLASS_REGISTRY,
     SAE_TRAINING_CLASS_REGISTRY,
@@ -11,6 +8,7 @@ from sae_lens.registry import (
     register_sae_training_class,
 )
 
+from sae_binary_ext.registration import warn_if_untested
 from sae_binary_ext.saelens.autoencoder import (
     BinarySAE,
     BinarySAEConfig,
@@ -22,21 +20,10 @@ from sae_binary_ext.saelens.entropy import (
     BinaryEntropyTrainingSAEConfig,
 )
 
-logger = logging.getLogger(__name__)
-
-OLDEST_TESTED = Version("6.54")
-NEWEST_TESTED = Version("6.55")  # exclusive
-
 
 def register() -> None:
     """Add the binary architectures to SAELens' registries. Idempotent."""
-    if not OLDEST_TESTED <= Version(sae_lens.__version__) < NEWEST_TESTED:
-        logger.warning(
-            "Tested with SAELens from %s to below %s; this is %s and may still work.",
-            OLDEST_TESTED,
-            NEWEST_TESTED,
-            sae_lens.__version__,
-        )
+    warn_if_untested(sae_lens, oldest="6.54", below="6.55")
     for architecture, coder, config in (
         ("binary", BinaryTrainingSAE, BinaryTrainingSAEConfig),
         ("binary_entropy", BinaryEntropyTrainingSAE, BinaryEntropyTrainingSAEConfig),

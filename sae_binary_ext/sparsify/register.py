@@ -14,7 +14,6 @@ from unittest.mock import patch
 import sparsify
 import sparsify.trainer
 import torch
-from packaging.version import Version
 from schedulefree import ScheduleFreeWrapper
 from simple_parsing.helpers.serialization import register_decoding_fn
 from sparsify import SparseCoder, SparseCoderConfig, TrainConfig, Trainer
@@ -22,6 +21,7 @@ from torch import distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
 
+from sae_binary_ext.registration import warn_if_untested
 from sae_binary_ext.sparsify.coder import BinarySparseCoder, TrainingProgress
 from sae_binary_ext.sparsify.config import (
     SELECTION_OF_ACTIVATION,
@@ -31,9 +31,6 @@ from sae_binary_ext.sparsify.config import (
 
 logger = logging.getLogger(__name__)
 
-OLDEST_TESTED = Version("1.3.3")
-NEWEST_TESTED = Version("1.4")  # exclusive
-
 _REGISTERED = "_sae_binary_ext_registered"
 
 
@@ -41,13 +38,7 @@ def register() -> None:
     """Teach sparsify the binary coders. Idempotent."""
     if hasattr(sparsify, _REGISTERED):
         return
-    if not OLDEST_TESTED <= Version(sparsify.__version__) < NEWEST_TESTED:
-        logger.warning(
-            "Tested with sparsify from %s to below %s; this is %s and may still work.",
-            OLDEST_TESTED,
-            NEWEST_TESTED,
-            sparsify.__version__,
-        )
+    warn_if_untested(sparsify, oldest="1.3.3", below="1.4")
     _build_binary_coders()
     _read_binary_configs()
     _offer_binary_fields()

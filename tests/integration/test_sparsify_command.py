@@ -86,16 +86,24 @@ def test_a_stock_activation_trains_a_stock_coder(arguments: list[str], tmp_path:
     assert fields["normalize_decoder"] is True
 
 
-def test_two_processes_train(arguments: list[str], tmp_path: Path):
+@pytest.mark.parametrize("distribute_modules", ["False", "True"])
+def test_two_processes_train(distribute_modules: str, arguments: list[str], tmp_path: Path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
     run = ["-m", "sae_binary_ext", "run", "-m", "sparsify", *arguments]
     binary = ["--activation", "binary", "--run_name", "ranks"]
+    modules = ["--hookpoints", "layers.0.mlp", "layers.1.mlp"]
+    distribute = ["--distribute_modules", distribute_modules]
     result = subprocess.run(
-        [*launcher, *run, *binary], capture_output=True, text=True, check=False, cwd=tmp_path
+        [*launcher, *run, *binary, *modules, *distribute],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
     )
     assert result.returncode == 0, result.stderr
-    coder = SparseCoder.load_from_disk(tmp_path / "checkpoints" / "ranks" / "layers.0.mlp")
-    assert type(coder) is BinarySparseCoder
+    coders = SparseCoder.load_many(str(tmp_path / "checkpoints" / "ranks"), local=True)
+    assert coders.keys() == {"layers.0.mlp", "layers.1.mlp"}
+    assert {type(coder) for coder in coders.values()} == {BinarySparseCoder}
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,17 @@
 """Training coders in SAELens' own trainer, on a stream of activations."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from sae_lens import LoggingConfig, SAETrainer, TrainingSAE, TrainingSAEConfig
+from sae_lens import (
+    LoggingConfig,
+    SAETrainer,
+    TopKTrainingSAEConfig,
+    TrainingSAE,
+    TrainingSAEConfig,
+)
 from sae_lens.config import SAETrainerConfig
 from torch import Tensor
 
@@ -41,3 +48,15 @@ def fvu(coder: Any, activations: Tensor) -> float:
     with torch.no_grad():
         error = (coder(activations) - activations).square().sum()
     return (error / (activations - activations.mean(0)).square().sum()).item()
+
+
+def train_stock_coder() -> str:
+    """A digest of the weights of SAELens' own TopK coder after training."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums in one order, in every process
+    torch.manual_seed(0)
+    config = TopKTrainingSAEConfig(d_in=8, d_sae=32, k=4)
+    coder = trainer_for(config, torch.randn(1000, 8), steps=30).fit()
+    torch.set_num_threads(threads)
+    weights = [parameter.detach().numpy().tobytes() for parameter in coder.parameters()]
+    return hashlib.sha256(b"".join(weights)).hexdigest()
