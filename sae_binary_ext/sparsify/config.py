@@ -16,6 +16,9 @@ SELECTION_OF_ACTIVATION = {
     "gumbel_binary": "gumbel",
     "binary": "threshold",
 }
+Activation = Literal[
+    "topk_binary", "groupmax_binary", "gumbel_binary", "binary", "topk", "groupmax"
+]
 STOCK_ACTIVATIONS = ("groupmax", "topk")
 SURROGATE_OF_STE = {
     "sigmoid": "sigmoid",
@@ -45,9 +48,7 @@ class BinarySparseCoderConfig(SparseCoderConfig):
     Models (arXiv 2509.20997).
     """
 
-    activation: Literal[  # pyright: ignore[reportIncompatibleVariableOverride]
-        "topk_binary", "groupmax_binary", "gumbel_binary", "binary", "topk", "groupmax"
-    ] = "topk_binary"
+    activation: Activation = "topk_binary"  # pyright: ignore[reportIncompatibleVariableOverride]
     """Activation function to use. Codes are 0 or 1 for topk_binary (the k largest of a token),
     groupmax_binary (the largest of each of k groups), gumbel_binary (one of each of k groups,
     sampled in training) and binary (all above their threshold); topk and groupmax are sparsify's
@@ -140,10 +141,12 @@ class BinarySparseCoderConfig(SparseCoderConfig):
         """Whether the activation is a binary one, not sparsify's own."""
         return self.activation in SELECTION_OF_ACTIVATION
 
-    def stock_config(self) -> SparseCoderConfig:
-        """sparsify's own config of a stock activation."""
-        names = [field.name for field in fields(SparseCoderConfig)]
-        return SparseCoderConfig(**{name: getattr(self, name) for name in names})
+    def for_training(self) -> SparseCoderConfig:
+        """The config that a coder of this activation has: sparsify's own for a stock activation."""
+        kind = BinarySparseCoderConfig if self.is_binary() else SparseCoderConfig
+        if type(self) is kind:
+            return self
+        return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
 
     @override
     @classmethod
@@ -236,3 +239,16 @@ class BinarySparseCoderConfig(SparseCoderConfig):
                     f"{self.activation!r}: it has no effect on sparsify's own coders. Leave it "
                     "out or choose a binary activation."
                 )
+
+
+@dataclass
+class CommandLineCoderConfig(BinarySparseCoderConfig):
+    """
+    What sparsify's command line takes: every field, and sparsify's own coder by default.
+    """
+
+    activation: Activation = "topk"  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Activation function to use. Codes are 0 or 1 for topk_binary (the k largest of a token),
+    groupmax_binary (the largest of each of k groups), gumbel_binary (one of each of k groups,
+    sampled in training) and binary (all above their threshold); topk and groupmax are sparsify's
+    own."""

@@ -26,6 +26,7 @@ from sae_binary_ext.sparsify.coder import BinarySparseCoder, TrainingProgress
 from sae_binary_ext.sparsify.config import (
     SELECTION_OF_ACTIVATION,
     BinarySparseCoderConfig,
+    CommandLineCoderConfig,
     check_activation,
 )
 
@@ -73,21 +74,21 @@ def _read_binary_configs() -> None:
 
     SparseCoderConfig.from_dict = classmethod(from_dict)  # pyright: ignore
     # What TrainConfig.from_dict decodes its field sae with.
-    for config in (SparseCoderConfig, BinarySparseCoderConfig):
-        register_decoding_fn(config, config.from_dict, overwrite=True)
+    for config in (SparseCoderConfig, CommandLineCoderConfig):
+        register_decoding_fn(config, SparseCoderConfig.from_dict, overwrite=True)
 
 
 def _offer_binary_fields() -> None:
     """The command line, which reads the type of TrainConfig.sae, takes the binary fields too."""
-    TrainConfig.__dataclass_fields__["sae"].type = BinarySparseCoderConfig
-    TrainConfig.__annotations__["sae"] = BinarySparseCoderConfig
+    TrainConfig.__dataclass_fields__["sae"].type = CommandLineCoderConfig
+    TrainConfig.__annotations__["sae"] = CommandLineCoderConfig
     stock_post_init = TrainConfig.__post_init__
 
     @functools.wraps(stock_post_init)
     def post_init(self: TrainConfig) -> None:
         stock_post_init(self)
-        if isinstance(self.sae, BinarySparseCoderConfig) and not self.sae.is_binary():
-            self.sae = self.sae.stock_config()
+        if isinstance(self.sae, BinarySparseCoderConfig):
+            self.sae = self.sae.for_training()
 
     TrainConfig.__post_init__ = post_init
 

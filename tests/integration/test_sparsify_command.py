@@ -76,14 +76,17 @@ def test_trains_resumes_and_finetunes(arguments: list[str], tmp_path: Path):
         torch.testing.assert_close(tuned[name], resumed[name], atol=1e-6, rtol=0)
 
 
-def test_a_stock_activation_trains_a_stock_coder(arguments: list[str], tmp_path: Path):
-    sparsify(*arguments, "--activation", "topk", "--run_name", "stock")
+@pytest.mark.parametrize("asked", [(), ("--activation", "topk")], ids=["by default", "asked for"])
+def test_a_stock_activation_trains_a_stock_coder(
+    asked: tuple[str, ...], arguments: list[str], tmp_path: Path
+):
+    sparsify(*arguments, *asked, "--run_name", "stock")
     folder = tmp_path / "checkpoints" / "stock" / "layers.0.mlp"
     coder = SparseCoder.load_from_disk(folder)
     assert type(coder) is SparseCoder
     fields = json.loads((folder / "cfg.json").read_text())
     assert fields.keys() == {*vars(coder.cfg), "d_in"}
-    assert fields["normalize_decoder"] is True
+    assert (fields["normalize_decoder"], fields["activation"]) == (True, "topk")
 
 
 @pytest.mark.parametrize("distribute_modules", ["False", "True"])

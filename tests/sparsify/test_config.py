@@ -94,6 +94,12 @@ def test_a_stock_activation_trains_from_a_stock_config():
     assert config.sae == SparseCoderConfig(activation="topk", k=4)
 
 
+def test_a_stock_train_config_reads_as_before():
+    config = TrainConfig.from_dict({"sae": {"k": 4, "a_field_of_old": 1}, "batch_size": 2})
+    assert type(config.sae) is SparseCoderConfig
+    assert config == TrainConfig(SparseCoderConfig(k=4), batch_size=2)
+
+
 def test_presets_carry_their_optimizer():
     quirke = BinarySparseCoderConfig.quirke2025(k=64, transcode=True).train_config(layers=[3])
     assert (quirke.sae.k, quirke.sae.transcode, quirke.sae.ste_temperature) == (64, True, 2.0)
