@@ -30,6 +30,7 @@ from sae_binary_ext.coding.initialization import (
 )
 from sae_binary_ext.coding.ranks import gather_rows, sum_over_ranks
 from sae_binary_ext.coding.reconstruction import summed_variance, total_variance
+from sae_binary_ext.coding.seeding import seeded
 from sae_binary_ext.coding.selection import (
     SELECTIONS,
     CodeRule,
@@ -76,6 +77,7 @@ __all__ = [
     "ramp",
     "sample_rows",
     "scatter_codes",
+    "seeded",
     "select_codes",
     "starting_rate",
     "step",

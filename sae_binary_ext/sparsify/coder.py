@@ -40,6 +40,7 @@ from sae_binary_ext.coding import (
     pre_activations,
     ramp,
     sample_rows,
+    seeded,
     starting_rate,
     sum_over_ranks,
     summed_variance,
@@ -61,12 +62,15 @@ class TrainingProgress:
             reconstruction itself, for training on the model's loss (ce, kl); 0 where the FVU is
             the loss and carries them.
         fit_start: set the initial parameters on the next batch.
+        noise_seed: seed of this batch's samples (gumbel_binary), so that a resumed run draws what
+            an unbroken one does: sparsify saves no random state. None draws as torch does.
     """
 
     step: int = 0
     group: ProcessGroup | None = None
     regulariser_share: float = 0.0
     fit_start: bool = False
+    noise_seed: int | None = None
 
 
 class BinarySparseCoder(SparseCoder):
@@ -242,15 +246,16 @@ class BinarySparseCoder(SparseCoder):
 
     def _encode_batch(self, x: Tensor) -> Encoded:
         learns = self.training and torch.is_grad_enabled()
-        encoded = encode_batch(
-            x - self._origin().detach(),  # which learns as the origin below
-            self.encoder.weight.T,
-            self.encoder.bias,
-            self.log_threshold,
-            self._origin(),
-            self.rule,
-            noise=learns,
-        )
+        with seeded(self.progress.noise_seed, self.device):
+            encoded = encode_batch(
+                x - self._origin().detach(),  # which learns as the origin below
+                self.encoder.weight.T,
+                self.encoder.bias,
+                self.log_threshold,
+                self._origin(),
+                self.rule,
+                noise=learns,
+            )
         if learns:
             self._update_firing_rates(encoded)
         return encoded

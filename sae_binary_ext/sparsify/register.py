@@ -168,6 +168,8 @@ def _inform(trainer: Trainer, coder: nn.Module) -> None:
         return
     cfg = trainer.cfg
     coder.progress.step = trainer.global_step // cfg.grad_acc_steps
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    coder.progress.noise_seed = trainer.global_step * ranks + rank
     # The model's loss is divided by this number of batches; so must be what rides on its gradient.
     end_to_end = cfg.loss_fn in ("ce", "kl")
     coder.progress.regulariser_share = 1 / cfg.grad_acc_steps if end_to_end else 0.0

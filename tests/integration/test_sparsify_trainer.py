@@ -152,8 +152,9 @@ class KilledError(Exception):
             {"grad_acc_steps": 2, "auxk_alpha": 0.1, "dead_feature_threshold": 200},
         ),
         (BinarySparseCoderConfig(**SMALL, activation="groupmax_binary"), {"micro_acc_steps": 2}),
+        (BinarySparseCoderConfig(**SMALL, activation="gumbel_binary"), {}),
     ],
-    ids=["topk_binary", "binary, all losses", "groupmax_binary"],
+    ids=["topk_binary", "binary, all losses", "groupmax_binary", "gumbel_binary"],
 )
 def test_a_resumed_run_has_the_losses_of_an_unbroken_one(
     sae: BinarySparseCoderConfig,

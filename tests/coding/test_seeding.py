@@ -1,0 +1,26 @@
+import torch
+
+from sae_binary_ext.coding.seeding import seeded
+
+CPU = torch.device("cpu")
+
+
+def test_a_seed_decides_what_is_drawn_and_leaves_the_rest_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    draws = []
+    for seed in (5, 5, 6):
+        with seeded(seed, CPU):
+            draws.append(torch.rand(3))
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_no_seed_draws_as_torch_does():
+    torch.manual_seed(0)
+    expected = torch.rand(2)
+    torch.manual_seed(0)
+    with seeded(None, CPU):
+        assert torch.equal(torch.rand(2), expected)
