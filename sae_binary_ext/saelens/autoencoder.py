@@ -12,7 +12,6 @@ from sae_lens.saes.sae import (
     SAE,
     SAEConfig,
     TrainCoefficientConfig,
-    TrainingSAE,
     TrainingSAEConfig,
     TrainStepInput,
     TrainStepOutput,
@@ -26,10 +25,10 @@ from sae_binary_ext.coding.decode import decode
 from sae_binary_ext.coding.encode import binarise, check_width, pre_activations
 from sae_binary_ext.coding.encoded import Encoded, encode_batch
 from sae_binary_ext.coding.entropy import minibatch_entropy
-from sae_binary_ext.coding.finite import FiniteWatch
 from sae_binary_ext.coding.initialization import INITIAL_THRESHOLD, fit_start, starting_rate
 from sae_binary_ext.coding.selection import SELECTIONS, CodeRule
 from sae_binary_ext.coding.surrogate import SURROGATES
+from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE
 
 
 @dataclass
@@ -87,12 +86,12 @@ class BinaryCoder(SAE[Any]):
         super().initialize_weights()
         self.rule: CodeRule = self.cfg.code_rule()
         self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
-        # In float32 whatever the coder's dtype: an optimiser's step on it rounds away in bfloat16.
+        # At least float32 whatever the coder's dtype: an optimiser's step rounds away in bfloat16.
         self.log_threshold = nn.Parameter(
             torch.full(
                 (self.cfg.d_sae,),
                 math.log(INITIAL_THRESHOLD),
-                dtype=torch.float32,
+                dtype=torch.promote_types(self.dtype, torch.float32),
                 device=self.device,
             )
         )
@@ -145,10 +144,15 @@ class BinaryCoder(SAE[Any]):
         check_width(x.flatten(-2) if self.hook_z_reshaping_mode else x, self.cfg.d_in)
         return self.process_sae_in(x)
 
+    def _origin(self) -> Tensor:
+        """What is subtracted from the input, [d_in]."""
+        return self.b_dec * self.cfg.apply_b_dec_to_input
+
     def _rounded_log_threshold(self) -> Tensor:
         # SAELens' loaders cast every tensor to the coder's dtype. Rounding the threshold to that
         # dtype here too makes the saved coder agree with the one in training, bit for bit.
-        return self.log_threshold.to(self.b_enc.dtype).float()
+        dtype = self.b_enc.dtype
+        return self.log_threshold.to(dtype).to(torch.promote_types(dtype, torch.float32))
 
 
 class BinarySAE(BinaryCoder):
@@ -192,7 +196,7 @@ class BinaryTrainingSAEConfig(BinaryCodeConfig, TrainingSAEConfig):
         return starting_rate(self.code_rule(), self.d_sae)
 
 
-class BinaryTrainingSAE(BinaryCoder, TrainingSAE[Any]):
+class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
     """A binary autoencoder in training.
 
     The first batch sets b_dec to its mean, the encoder to unit-variance pre-activations and the
@@ -202,8 +206,6 @@ class BinaryTrainingSAE(BinaryCoder, TrainingSAE[Any]):
     cfg: BinaryTrainingSAEConfig
 
     def __init__(self, cfg: BinaryTrainingSAEConfig, use_error_term: bool = False) -> None:
-        self._starts_fresh = True
-        self._watch = FiniteWatch()
         # Codes of a training step to their index form, for as long as the codes live: SAELens
         # hands decode the dense codes alone, and sums of k rows are cheaper than its product.
         self._index_forms: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -216,7 +218,7 @@ class BinaryTrainingSAE(BinaryCoder, TrainingSAE[Any]):
             return self._codes_and_pre_activations(x, noise=self.training)
         # The same values by a shorter way back: b_dec learns through origin (see coding.encode).
         centred = self._checked_input(x).detach()
-        origin = self.b_dec * self.cfg.apply_b_dec_to_input
+        origin = self._origin()
         log_threshold = self._rounded_log_threshold()
         encoded = encode_batch(
             centred, self.W_enc, self.b_enc, log_threshold, origin, self.rule, noise=self.training
@@ -263,21 +265,10 @@ class BinaryTrainingSAE(BinaryCoder, TrainingSAE[Any]):
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        self._before_step(step_input)  # pyright: ignore[reportArgumentType, reportCallIssue]
         output = super().training_forward_pass(step_input)
         codes = output.feature_acts.detach()
         output.metrics["code_entropy_bits"] = lambda: minibatch_entropy(codes)
         return output
-
-    @override
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        self._starts_fresh = False
-        return super().load_state_dict(*args, **kwargs)
-
-    @override
-    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
-        self._watch.check_now()
-        super().process_state_dict_for_saving(state_dict)
 
     @override
     def _apply(self, *args: Any, **kwargs: Any) -> "BinaryTrainingSAE":
@@ -286,25 +277,21 @@ class BinaryTrainingSAE(BinaryCoder, TrainingSAE[Any]):
         out = super()._apply(*args, **kwargs)
         after = self.log_threshold.data
         source = after if before.is_meta else before
-        self.log_threshold.data = source.to(after.device, torch.float32)
+        wide = torch.promote_types(after.dtype, torch.float32)
+        self.log_threshold.data = source.to(after.device, wide)
         return out
 
-    # Reads data on the host, which a compiled step (compile_sae) must not trace.
-    @torch.compiler.disable  # pyright: ignore[reportArgumentType]
-    def _before_step(self, step_input: TrainStepInput) -> None:
-        self._watch.check(step_input.sae_in, step_input.n_training_steps)
-        if self._starts_fresh:
-            self._starts_fresh = False
-            self._fit_to_first_batch(step_input.sae_in)
-
-    @torch.no_grad()
-    def _fit_to_first_batch(self, batch: Tensor) -> None:
+    @override
+    def fit_to_first_batch(self, batch: Tensor) -> None:
         check_width(batch, self.cfg.d_in)
         normalised = self.run_time_activation_norm_fn_in(batch.to(self.dtype))
         self.b_dec.copy_(normalised.mean(0))
-        origin = self.b_dec if self.cfg.apply_b_dec_to_input else torch.zeros_like(self.b_dec)
         start = fit_start(
-            normalised - origin, self.W_enc, self.log_threshold, self.rule, self.cfg.starting_rate()
+            normalised - self._origin(),
+            self.W_enc,
+            self.log_threshold,
+            self.rule,
+            self.cfg.starting_rate(),
         )
         self.W_enc.copy_(start.encoder_weight)
         self.b_enc.copy_(start.encoder_bias)

@@ -4,7 +4,7 @@ Cho, Yang, Li, Kurkoski, Inoue, Binary Autoencoder for Mechanistic Interpretabil
 Language Models (arXiv 2509.20997). What it saves is an inference coder of "binary".
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from sae_lens.saes.sae import SAEConfig, TrainStepInput
 from simple_parsing import choice
@@ -26,12 +26,12 @@ from sae_binary_ext.saelens.autoencoder import (
 
 
 @dataclass
-class BinaryEntropyTrainingSAEConfig(BinaryTrainingSAEConfig):
-    """Config for training a binary autoencoder with entropy and covariance losses.
+class EntropyLossFields:
+    """The fields of the entropy and covariance losses.
 
     Both losses are weighed against the share of variance left unexplained (FVU), so a coefficient
-    means the same at every input scale and width. The paper's alpha on its mean squared error is
-    the coefficient times the inputs' variance per dimension.
+    means the same at every scale and width. The paper's alpha on its mean squared error is the
+    coefficient times the variance per dimension.
 
     Args:
         entropy_coefficient: FVU that one bit of minibatch entropy is worth. 0 turns the loss off.
@@ -41,11 +41,49 @@ class BinaryEntropyTrainingSAEConfig(BinaryTrainingSAEConfig):
         entropy_warm_up_steps: steps over which both then rise linearly to their coefficient.
     """
 
-    selection: str = choice(*SELECTIONS, default="threshold")
-    entropy_coefficient: float = 5e-4
+    entropy_coefficient: float = 0.0
     covariance_coefficient: float = 0.0
     entropy_start_step: int = 0
     entropy_warm_up_steps: int = 0
+
+    def check_entropy_fields(self) -> None:
+        """Raise ValueError where one of the fields is out of range."""
+        for field in fields(EntropyLossFields):
+            value = getattr(self, field.name)
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{field.name}={value!r}: give a number of at least 0.")
+
+    def entropy_losses(self, step: int, codes: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The losses that are on, by name, in the units of SAELens' reconstruction loss.
+
+        Args:
+            step: training steps done.
+            codes: [tokens, d_sae], 0/1.
+            target: [tokens, d_out], what is reconstructed.
+        """
+        share = ramp(step, self.entropy_start_step, self.entropy_warm_up_steps)
+        # SAELens' reconstruction loss is FVU times this.
+        scale = share * total_variance(target)
+        losses: dict[str, Tensor] = {}
+        if self.entropy_coefficient:
+            bits = minibatch_entropy(codes)
+            losses["entropy_loss"] = self.entropy_coefficient * scale * bits
+        if self.covariance_coefficient:
+            penalty = covariance_penalty(codes)
+            losses["covariance_loss"] = self.covariance_coefficient * scale * penalty
+        return losses
+
+
+@dataclass
+class BinaryEntropyTrainingSAEConfig(EntropyLossFields, BinaryTrainingSAEConfig):
+    """Config for training a binary autoencoder with entropy and covariance losses.
+
+    The fields are those of BinaryTrainingSAEConfig and EntropyLossFields, with the entropy loss
+    on and thresholds in place of k.
+    """
+
+    selection: str = choice(*SELECTIONS, default="threshold")
+    entropy_coefficient: float = 5e-4
 
     @override
     @classmethod
@@ -55,15 +93,7 @@ class BinaryEntropyTrainingSAEConfig(BinaryTrainingSAEConfig):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in (
-            "entropy_coefficient",
-            "covariance_coefficient",
-            "entropy_start_step",
-            "entropy_warm_up_steps",
-        ):
-            value = getattr(self, name)
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{name}={value!r}: give a number of at least 0.")
+        self.check_entropy_fields()
 
     @override
     def get_inference_config_class(self) -> type[SAEConfig]:
@@ -83,15 +113,4 @@ class BinaryEntropyTrainingSAE(BinaryTrainingSAE):
         hidden_pre: Tensor,
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
-        cfg = self.cfg
-        share = ramp(step_input.n_training_steps, cfg.entropy_start_step, cfg.entropy_warm_up_steps)
-        # SAELens' reconstruction loss is FVU times this.
-        scale = share * total_variance(step_input.sae_in)
-        losses: dict[str, Tensor] = {}
-        if cfg.entropy_coefficient:
-            bits = minibatch_entropy(feature_acts)
-            losses["entropy_loss"] = cfg.entropy_coefficient * scale * bits
-        if cfg.covariance_coefficient:
-            penalty = covariance_penalty(feature_acts)
-            losses["covariance_loss"] = cfg.covariance_coefficient * scale * penalty
-        return losses
+        return self.cfg.entropy_losses(step_input.n_training_steps, feature_acts, step_input.sae_in)
