@@ -4,15 +4,16 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 
-from sae_lens import SAE
-from transformers import AutoTokenizer, LlamaForCausalLM
+from sae_lens import SAE, SAETransformerBridge
+from transformers import AutoTokenizer
 
 from sae_binary_ext.demo.activations import Activations, load_or_compute
 from sae_binary_ext.demo.coders import CoderPlan, Trained, plan_coders, train_coder
 from sae_binary_ext.demo.config import FIRST_POSITION, DemoConfig
 from sae_binary_ext.demo.model import MODEL_NAME, export_smollm2
 from sae_binary_ext.evaluation.contexts import choose_latents, latent_contexts
-from sae_binary_ext.evaluation.metrics import LayerInputSplice, measure
+from sae_binary_ext.evaluation.in_model import SplicedModel
+from sae_binary_ext.evaluation.metrics import measure
 from sae_binary_ext.evaluation.report import (
     CoderResult,
     terminal_table,
@@ -50,12 +51,10 @@ def _evaluate(
     trained: list[Trained],
 ) -> list[CoderResult]:
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    model = LlamaForCausalLM.from_pretrained(model_folder).eval()
+    model = SAETransformerBridge.boot_transformers(str(model_folder), device="cpu")
     rows = activations.held_out_rows
     spliced = -(-config.spliced_tokens // (config.context_size - FIRST_POSITION))
-    splice = LayerInputSplice(
-        model, model.model.layers[config.layer], rows[:spliced], FIRST_POSITION
-    )
+    splice = SplicedModel(model, rows[:spliced], config.hook_name, first_position=FIRST_POSITION)
     texts = [
         [tokenizer.decode(token) for token in row] for row in rows[:, FIRST_POSITION:].tolist()
     ]

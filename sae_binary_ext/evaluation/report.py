@@ -10,7 +10,8 @@ import torch
 from jinja2 import Environment, PackageLoader
 
 from sae_binary_ext.evaluation.contexts import LatentContexts
-from sae_binary_ext.evaluation.metrics import CoderMetrics, SplicedLosses
+from sae_binary_ext.evaluation.metrics import CoderMetrics
+from sae_binary_ext.saelens.splice import SplicedLosses
 
 # Rates on the report's logarithmic axis; a latent that never fired stands left of it.
 LOWEST_RATE_EXPONENT = -5

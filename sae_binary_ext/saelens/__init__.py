@@ -19,6 +19,17 @@ from sae_binary_ext.saelens.entropy import (
     BinaryEntropyTrainingSAE,
     BinaryEntropyTrainingSAEConfig,
 )
+from sae_binary_ext.saelens.runner import TranscoderRunnerConfig, TranscoderTrainingRunner
+from sae_binary_ext.saelens.transcoder import (
+    BinaryTranscoder,
+    BinaryTranscoderConfig,
+    BinaryTranscoderTrainingSAE,
+    BinaryTranscoderTrainingSAEConfig,
+    TopKTranscoder,
+    TopKTranscoderConfig,
+    TopKTranscoderTrainingSAE,
+    TopKTranscoderTrainingSAEConfig,
+)
 
 __all__ = [
     "BinaryEntropyTrainingSAE",
@@ -27,4 +38,14 @@ __all__ = [
     "BinarySAEConfig",
     "BinaryTrainingSAE",
     "BinaryTrainingSAEConfig",
+    "BinaryTranscoder",
+    "BinaryTranscoderConfig",
+    "BinaryTranscoderTrainingSAE",
+    "BinaryTranscoderTrainingSAEConfig",
+    "TopKTranscoder",
+    "TopKTranscoderConfig",
+    "TopKTranscoderTrainingSAE",
+    "TopKTranscoderTrainingSAEConfig",
+    "TranscoderRunnerConfig",
+    "TranscoderTrainingRunner",
 ]

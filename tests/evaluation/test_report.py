@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sae_binary_ext.evaluation.contexts import Context, LatentContexts
-from sae_binary_ext.evaluation.metrics import CoderMetrics, SplicedLosses
+from sae_binary_ext.evaluation.metrics import CoderMetrics
 from sae_binary_ext.evaluation.report import (
     COLUMNS,
     CoderResult,
@@ -15,6 +15,7 @@ from sae_binary_ext.evaluation.report import (
     write_metrics,
     write_report,
 )
+from sae_binary_ext.saelens.splice import SplicedLosses
 
 
 @pytest.fixture

@@ -1,0 +1,280 @@
+"""Training transcoders in SAELens: TranscoderTrainingRunner and its config.
+
+SAELens' MultiSAETrainingRunner trains several autoencoders on one stream of activations. Here the
+stream is of pairs, so that transcoders, binary and continuous, learn from the very same tokens.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import wandb
+from sae_lens import TrainingSAE, logger
+from sae_lens.config import HfDataset, SAETrainerConfig
+from sae_lens.load_model import load_model
+from sae_lens.multi_sae_training_runner import (
+    MultiSAETrainingRunner,
+    MultiSAETrainingRunnerConfig,
+)
+from sae_lens.training.activations_store import ActivationsStore
+from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+from sae_lens.training.prefetch import PrefetchingIterator
+from sae_lens.training.sae_trainer import SAETrainer
+from sae_lens.util import get_special_token_ids
+from torch import Tensor
+from typing_extensions import override
+
+from sae_binary_ext.saelens.pairs import PAIRS, PairScaler, check_pairs, pair_batches
+from sae_binary_ext.saelens.splice import HookedModel, TranscoderEvaluator, resolve_hook
+from sae_binary_ext.saelens.transcoder import TranscoderFields
+
+
+@dataclass(kw_only=True)
+class TranscoderRunnerConfig(MultiSAETrainingRunnerConfig):
+    """Config of a run that trains one transcoder or several on pairs of activations.
+
+    The other fields are those of SAELens' MultiSAETrainingRunnerConfig.
+
+    Args:
+        saes: a name for each transcoder to its training config, of binary_transcoder or
+            topk_transcoder. All have the same d_in and d_out.
+        hook_name: where inputs are read: a TransformerLens hook (blocks.9.mlp.hook_in), or, with
+            model_class_name AutoModelForCausalLM, a module whose output they are
+            (model.layers.9.post_attention_layernorm).
+        hook_name_out: where targets are read (blocks.9.hook_mlp_out, or model.layers.9.mlp).
+        lrs: learning rates of single transcoders by name, where they are not lr. Binary ones want
+            a higher one than continuous ones.
+    """
+
+    hook_name: str
+    hook_name_out: str
+    lrs: Mapping[str, float] = field(default_factory=dict)
+    # One pair of hooks serves all, so these are no arguments here.
+    hook_names: Mapping[str, str] | str = field(init=False, default="")
+    hook_head_indices: dict[str, int | None] | int | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self.hook_names = self.hook_name
+        super().__post_init__()
+        if self.hook_name == self.hook_name_out:
+            raise ValueError(
+                f"hook_name_out={self.hook_name_out!r} is hook_name too: a coder of one activation "
+                "is an autoencoder, which SAELens' own runners train."
+            )
+        for name, config in self.saes.items():
+            if not isinstance(config, TranscoderFields):
+                raise ValueError(
+                    f"saes[{name!r}] is a {type(config).__name__}: give a training config of "
+                    "binary_transcoder or topk_transcoder."
+                )
+        widths = {(config.d_in, config.d_out) for config in self._transcoders().values()}
+        if len(widths) > 1:
+            raise ValueError(
+                f"saes have different (d_in, d_out), {sorted(widths)}: all learn from the same "
+                "pairs, so all are as wide as these."
+            )
+        unknown = sorted(set(self.lrs) - set(self.saes))
+        if unknown:
+            raise ValueError(f"lrs of {unknown}: no such name in saes, {sorted(self.saes)}.")
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """d_in and d_out of the transcoders."""
+        config = next(iter(self._transcoders().values()))
+        return config.d_in, config.d_out or config.d_in
+
+    def _transcoders(self) -> Mapping[str, TranscoderFields]:
+        return {
+            name: config
+            for name, config in self.saes.items()
+            if isinstance(config, TranscoderFields)
+        }
+
+
+class PairTrainer(MultiSAETrainer):
+    """SAELens' trainer of several coders, with pairs for batches.
+
+    Inputs and targets are scaled apart, and each transcoder may have its own learning rate.
+    """
+
+    def __init__(self, cfg: SAETrainerConfig, lrs: Mapping[str, float], **settings: Any) -> None:
+        super().__init__(cfg, **settings)
+        for name, trainer in self.trainers.items():
+            lr = lrs.get(name, cfg.lr)
+            share = lr / cfg.lr
+            own = replace(trainer.cfg, lr=lr, lr_end=share * (cfg.lr_end or 0.0))
+            own_trainer: SAETrainer[Any, Any] = SAETrainer(own, trainer.sae, iter(()))
+            own_trainer.activation_scaler = PairScaler(trainer.sae.cfg.d_in)
+            self.trainers[name] = own_trainer
+
+    # One estimate serves all transcoders of a mode, for all see the same pairs.
+    @override
+    @torch.no_grad()
+    def _estimate_scaling_factors(self) -> None:
+        pairs = (batch[PAIRS] for batch in self.data_provider)
+        batches = self.cfg.n_batches_for_norm_estimate
+        for mode in ("expected_average_only_in", "covariance_whitening"):
+            scalers = [
+                trainer.activation_scaler
+                for name, trainer in self.trainers.items()
+                if self.saes[name].cfg.normalize_activations == mode
+            ]
+            # A resumed run has its statistics from the checkpoint.
+            if not scalers or scalers[0].scaling_factor or scalers[0].whitening:
+                continue
+            estimate = PairScaler(next(iter(self.saes.values())).cfg.d_in)
+            if mode == "covariance_whitening":
+                estimate.estimate_whitening(estimate.d_in, pairs, batches)
+            else:
+                estimate.estimate_scaling_factor(estimate.d_in, pairs, batches)
+            for scaler in scalers:
+                scaler.scaling_factor = estimate.scaling_factor  # pyright: ignore
+                scaler.whitening = estimate.whitening
+
+
+class TranscoderTrainingRunner(MultiSAETrainingRunner):
+    """Trains transcoders on pairs of activations of the same tokens.
+
+    As in SAELens' runners, run() trains, logs, writes checkpoints and saves each transcoder to
+    output_path/name; SAE.load_from_disk reads it, and the saved one works on raw activations.
+
+    Args:
+        cfg: the run.
+        override_dataset: used in place of cfg.dataset_path.
+        override_model: used in place of cfg.model_name, for instance a TransformerBridge.
+        override_saes: transcoders to go on with, by the names in cfg.saes.
+
+    Raises:
+        ValueError: a hook does not exist in the model or is not passed through, the two hooks see
+            different numbers of tokens, or d_in or d_out is not what the model has there.
+    """
+
+    cfg: TranscoderRunnerConfig  # pyright: ignore
+
+    def __init__(
+        self,
+        cfg: TranscoderRunnerConfig,
+        override_dataset: HfDataset | None = None,
+        override_model: HookedModel | None = None,
+        override_saes: dict[str, TrainingSAE[Any]] | None = None,
+    ) -> None:
+        self.cfg = cfg  # pyright: ignore[reportIncompatibleVariableOverride]
+        if override_saes is not None and set(override_saes) != set(cfg.saes):
+            raise ValueError(
+                f"override_saes has the names {sorted(override_saes)}, saes {sorted(cfg.saes)}: "
+                "they must be the same."
+            )
+        self.model = override_model or load_model(  # pyright: ignore[reportAttributeAccessIssue]
+            cfg.model_class_name,
+            cfg.model_name,
+            device=cfg.llm_device,
+            model_from_pretrained_kwargs=cfg.model_from_pretrained_kwargs,
+            hook_names=[cfg.hook_name, cfg.hook_name_out],
+        )
+        if cfg.compile_llm:
+            # What the store and the evaluator call is run_with_cache.
+            self.model.run_with_cache = torch.compile(
+                self.model.run_with_cache, mode=cfg.llm_compilation_mode
+            )
+        self._hooks = (
+            resolve_hook(self.model, "hook_name", cfg.hook_name),
+            resolve_hook(self.model, "hook_name_out", cfg.hook_name_out),
+        )
+        self.activations_store = self._make_store(override_dataset)
+        check_pairs(self.activations_store, *self._hooks, *cfg.widths)
+        self.saes = override_saes or {
+            name: TrainingSAE.from_dict(config.to_dict()) for name, config in cfg.saes.items()
+        }
+        for sae in self.saes.values():
+            sae.to(cfg.device)
+        self.evaluator = TranscoderEvaluator(  # pyright: ignore[reportAttributeAccessIssue]
+            model=self.model,
+            activations_store=self.activations_store,
+            hooks=self._hooks,
+            eval_batch_size_prompts=cfg.eval_batch_size_prompts,
+            n_eval_batches=cfg.n_eval_batches,
+            model_kwargs=cfg.model_kwargs,
+            user_evaluator=cfg.evaluator,
+        )
+
+    @override
+    def run(self) -> dict[str, TrainingSAE[Any]]:
+        """Train, and save what the config asks for.
+
+        Returns:
+            The transcoders by name, for raw activations.
+        """
+        cfg = self.cfg
+        self._set_sae_metadata()
+        if cfg.logger.log_to_wandb:
+            wandb.init(
+                project=cfg.logger.wandb_project,
+                entity=cfg.logger.wandb_entity,
+                config=cfg.to_dict(),
+                name=cfg.logger.run_name,
+                id=cfg.logger.wandb_id,
+            )
+        pairs: Iterator[dict[str, Tensor]] = pair_batches(self.activations_store, *self._hooks)
+        if cfg.prefetch_llm_batches:
+            # True is 1, the queue's default length.
+            pairs = PrefetchingIterator(pairs, prefetch=int(cfg.prefetch_llm_batches))
+        try:
+            trainer = PairTrainer(
+                cfg.to_sae_trainer_config(),
+                cfg.lrs,
+                saes=self.saes,
+                hook_names=dict.fromkeys(self.saes, PAIRS),
+                data_provider=pairs,
+                evaluator=self.evaluator,
+                save_checkpoint_fn=self._save_runner_checkpoint_files,
+            )
+            if cfg.resume_from_checkpoint is not None:
+                logger.info("Resuming from checkpoint: %s", cfg.resume_from_checkpoint)
+                trainer.load_checkpoint(cfg.resume_from_checkpoint)
+                self.activations_store.load_from_checkpoint(cfg.resume_from_checkpoint)
+            transcoders = self._run_with_interruption_handling(trainer)
+            if cfg.output_path is not None:
+                self._save_final_outputs(transcoders, trainer)
+            if cfg.logger.log_to_wandb:
+                wandb.finish()
+            return transcoders
+        finally:
+            if isinstance(pairs, PrefetchingIterator):
+                pairs.close()
+
+    @override
+    def _set_sae_metadata(self) -> None:
+        super()._set_sae_metadata()
+        for sae in self.saes.values():
+            sae.cfg.metadata.hook_name_out = self.cfg.hook_name_out
+
+    def _make_store(self, override_dataset: HfDataset | None) -> ActivationsStore:
+        cfg = self.cfg
+        special: bool | list[int] = cfg.exclude_special_tokens
+        if special is True:
+            special = list(get_special_token_ids(self.model.tokenizer))  # pyright: ignore
+        return ActivationsStore.from_config_multi_hook(
+            model=self.model,
+            dataset=cfg.dataset_path if override_dataset is None else override_dataset,
+            hook_names=list(self._hooks),
+            hook_d_ins=dict(zip(self._hooks, cfg.widths, strict=True)),
+            streaming=cfg.streaming,
+            context_size=cfg.context_size,
+            n_batches_in_buffer=cfg.n_batches_in_buffer,
+            total_training_tokens=cfg.training_tokens,
+            store_batch_size_prompts=cfg.store_batch_size_prompts,
+            train_batch_size_tokens=cfg.train_batch_size_tokens,
+            prepend_bos=cfg.prepend_bos,
+            device=cfg.act_store_device or cfg.device,
+            dtype=cfg.dtype,
+            model_kwargs=cfg.model_kwargs,
+            autocast_lm=cfg.autocast_lm,
+            dataset_trust_remote_code=cfg.dataset_trust_remote_code,
+            seqpos_slice=cfg.seqpos_slice,
+            exclude_special_tokens=torch.tensor(special) if special else None,
+            disable_concat_sequences=cfg.disable_concat_sequences,
+            sequence_separator_token=cfg.sequence_separator_token,
+            activations_mixing_fraction=cfg.activations_mixing_fraction,
+            use_chat_formatting=cfg.use_chat_formatting,
+        )
