@@ -109,7 +109,7 @@ def transcoder_to_sparsify(coder: BinaryTranscoder | TopKTranscoder) -> SparseCo
 
     Returns:
         A coder of its own, with the same codes and outputs wherever rounding does not decide who
-        fires; save_to_disk writes it to a folder, named by its hookpoint where delphi is to find it.
+        fires. save_to_disk writes it; delphi looks for folders named by hookpoint.
 
     Raises:
         ValueError: an output of another width than the input, inputs that are normalised, or TopK
@@ -180,5 +180,3 @@ def _restored(new: SparseCoderConfig, kept: dict[str, Any] | None) -> SparseCode
 def _fill(coder: SAE[Any] | SparseCoder, tensors: dict[str, Tensor]) -> None:
     copies = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     coder.load_state_dict(copies)
-
-

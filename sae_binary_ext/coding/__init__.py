@@ -24,6 +24,7 @@ from sae_binary_ext.coding.finite import FiniteWatch, check_finite
 from sae_binary_ext.coding.initialization import (
     INITIAL_THRESHOLD,
     FittedStart,
+    fit_decoder,
     fit_start,
     sample_rows,
     starting_rate,
@@ -68,6 +69,7 @@ __all__ = [
     "encode_indices",
     "fired",
     "firing_rates",
+    "fit_decoder",
     "fit_start",
     "gather_rows",
     "minibatch_entropy",

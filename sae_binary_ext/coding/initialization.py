@@ -85,3 +85,29 @@ def fit_start(
     fit = (centred * reconstruction).sum() / reconstruction.square().sum().clamp_min(1e-12)
     dtype = encoder_weight.dtype
     return FittedStart(directions.to(dtype), bias.to(dtype), (directions.T * fit).to(dtype))
+
+
+@torch.no_grad()
+def fit_decoder(codes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """A decoder for codes whose encoder knows nothing of the target.
+
+    Each row points to where the target lies on average when its latent fires, seen from its mean;
+    one factor for all brings them to the least squared error.
+
+    Args:
+        codes: [tokens, latents], 0/1.
+        target: [tokens, d_out].
+
+    Returns:
+        Decoder weight [latents, d_out] and bias [d_out], in the dtype of target; the work is done
+        in float32.
+    """
+    codes, wanted = codes.float(), target.float()
+    mean = wanted.mean(0)
+    wanted = wanted - mean
+    rows = codes.T @ wanted / codes.sum(0).clamp_min(1)[:, None]
+    predicted = codes @ rows
+    offset = predicted.mean(0)
+    predicted = predicted - offset
+    fit = (wanted * predicted).sum() / predicted.square().sum().clamp_min(1e-12)
+    return (fit * rows).to(target.dtype), (mean - fit * offset).to(target.dtype)

@@ -31,7 +31,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
 from sae_binary_ext.coding.auxiliary import auxiliary_error
-from sae_binary_ext.coding.initialization import fit_start
+from sae_binary_ext.coding.initialization import fit_decoder, fit_start, sample_rows
 from sae_binary_ext.saelens.autoencoder import (
     BinaryCodeConfig,
     BinaryCoder,
@@ -104,8 +104,13 @@ class TranscoderBase(Transcoder):
     @override
     def _setup_activation_normalization(self) -> None:
         super()._setup_activation_normalization()
-        # The statistics of an input say nothing about an output at another place of the model.
-        self.run_time_activation_norm_fn_out = lambda x: x  # pyright: ignore
+        self.run_time_activation_norm_fn_out = self._forget_statistics
+
+    def _forget_statistics(self, output: Tensor) -> Tensor:
+        # Those of an input (layer_norm) say nothing about an output at another place of the model.
+        for name in ("ln_mu", "ln_std", "x_norm_coeff"):
+            vars(self).pop(name, None)
+        return output
 
 
 class SkipConnection(SAE[Any]):
@@ -291,8 +296,7 @@ class BinaryTranscoderTrainingSAEConfig(
 ):
     """Config for training a binary transcoder.
 
-    The fields are those of BinaryTrainingSAEConfig, EntropyLossFields and TranscoderFields. With
-    decoder_init_norm None the decoder starts at zero.
+    The fields are those of BinaryTrainingSAEConfig, EntropyLossFields and TranscoderFields.
 
     Args:
         aux_loss_coefficient: weight of AuxK's loss, in which dead latents learn from the residual.
@@ -321,8 +325,9 @@ class BinaryTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOv
 ):
     """A binary transcoder in training.
 
-    The first batch sets b_dec to the mean target, the encoder to unit-variance pre-activations and
-    the biases to the starting rate (see coding.initialization), unless weights were loaded before.
+    The first batch sets the encoder to unit-variance pre-activations, its biases to the starting
+    rate, and the decoder to what the target is on average when a latent fires (see
+    coding.initialization), unless weights were loaded before.
     """
 
     cfg: BinaryTranscoderTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -347,13 +352,18 @@ class BinaryTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOv
 
     @override
     def fit_to_first_batch(self, batch: Tensor) -> None:
-        x, target = split_pairs(batch.to(self.dtype), self.cfg.d_in, self.cfg.d_out or 0)
+        rows = sample_rows(batch).to(self.dtype)
+        x, target = split_pairs(rows, self.cfg.d_in, self.cfg.d_out or 0)
         self.b_dec.copy_(target.mean(0))
         normalised = self.run_time_activation_norm_fn_in(x)
         rate = self.cfg.starting_rate()
         start = fit_start(normalised, self.W_enc, self.log_threshold, self.rule, rate)
         self.W_enc.copy_(start.encoder_weight)
         self.b_enc.copy_(start.encoder_bias)
+        if self.cfg.decoder_init_norm is None:
+            weight, bias = fit_decoder(self.encode(x), target)
+            self.W_dec.copy_(weight)
+            self.b_dec.copy_(bias)
 
 
 @dataclass

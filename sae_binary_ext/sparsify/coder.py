@@ -34,6 +34,7 @@ from sae_binary_ext.coding import (
     decode,
     decode_indices,
     encode_batch,
+    fit_decoder,
     fit_start,
     gather_rows,
     minibatch_entropy,
@@ -188,7 +189,7 @@ class BinarySparseCoder(SparseCoder):
         y = x if y is None else y.to(self.dtype)
         if self.progress.fit_start:
             self.progress.fit_start = False
-            self._fit_start(x)
+            self._fit_start(x, y)
         encoded = self._encode_batch(x)
         skip = 0.0 if self.W_skip is None else x @ self.W_skip.mT
         sae_out = encoded.decode(self._decoder(), self.b_dec) + skip
@@ -269,7 +270,7 @@ class BinarySparseCoder(SparseCoder):
             self.firing_rates.copy_(rates)
 
     @torch.no_grad()
-    def _fit_start(self, x: Tensor) -> None:
+    def _fit_start(self, x: Tensor, y: Tensor) -> None:
         rows = gather_rows(sample_rows(x - self._origin()), self.progress.group)
         rate = self.cfg.initial_firing_rate or starting_rate(self.rule, self.num_latents)
         start = fit_start(rows, self.encoder.weight.T, self.log_threshold, self.rule, rate)
@@ -277,6 +278,13 @@ class BinarySparseCoder(SparseCoder):
         self.encoder.bias.copy_(start.encoder_bias)
         if not self.cfg.transcode:
             self._decoder().copy_(start.decoder_weight)
+            return
+        pre = pre_activations(rows, start.encoder_weight, start.encoder_bias)
+        codes = binarise(pre, self.log_threshold, self.rule)
+        targets = gather_rows(sample_rows(y), self.progress.group)
+        weight, bias = fit_decoder(codes, targets)
+        self._decoder().copy_(weight)
+        self.b_dec.copy_(bias)
 
     def _summed_square(self, error: Tensor) -> Tensor:
         return sum_over_ranks(error.square().sum(), self.progress.group)

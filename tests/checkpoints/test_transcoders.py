@@ -100,9 +100,7 @@ def assert_same_tensors(first: torch.nn.Module, second: torch.nn.Module) -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @each_skip
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_from_sparsify_and_back(
-    activation: str, skip: bool, dtype: torch.dtype, tmp_path: Path
-):
+def test_from_sparsify_and_back(activation: str, skip: bool, dtype: torch.dtype, tmp_path: Path):
     sparsify_coder(activation, skip, dtype).save_to_disk(tmp_path / "layers.3.mlp")
     coder = SparseCoder.load_from_disk(tmp_path / "layers.3.mlp")
     transcoder_to_saelens(coder, *HOOKS).save_model(tmp_path / "saelens")

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from sae_binary_ext.coding.encode import binarise, pre_activations
-from sae_binary_ext.coding.initialization import fit_start, sample_rows, starting_rate
+from sae_binary_ext.coding.initialization import (
+    fit_decoder,
+    fit_start,
+    sample_rows,
+    starting_rate,
+)
 from sae_binary_ext.coding.selection import CodeRule
 
 
@@ -34,6 +39,28 @@ def test_the_decoder_has_the_best_scale():
         return (codes @ start.decoder_weight * factor - x).square().sum().item()
 
     assert error(1.0) < min(error(0.99), error(1.01), x.square().sum().item())
+
+
+def test_a_decoder_of_other_targets_is_the_mean_when_a_latent_fires_at_the_best_scale():
+    codes = (torch.rand(400, 12) < 0.2).double()
+    codes[:, 5] = 0  # never fires
+    target = 30 * torch.randn(400, 7, dtype=torch.float64) + codes @ torch.randn(12, 7).double() + 9
+    weight, bias = fit_decoder(codes, target)
+
+    assert weight.dtype == bias.dtype == torch.float64
+    for latent in range(12):
+        fired = target[codes[:, latent] > 0]
+        expected = (fired - target.mean(0)).sum(0) / max(len(fired), 1)
+        cosine = torch.cosine_similarity(weight[latent], expected, dim=0).item()
+        assert cosine == pytest.approx(0.0 if latent == 5 else 1.0, abs=1e-5)
+    predicted = codes @ weight + bias
+    torch.testing.assert_close(predicted.mean(0), target.mean(0), rtol=1e-4, atol=1e-4)
+
+    def error(factor: float) -> float:
+        moved = target.mean(0) + factor * (predicted - predicted.mean(0))
+        return (moved - target).square().sum().item()
+
+    assert error(1.0) < min(error(0.99), error(1.01), error(0.0))
 
 
 def test_a_batch_of_two_tokens_is_enough():

@@ -102,7 +102,16 @@ def fvu(transcoder: Any, pairs: Tensor) -> float:
     return (error / (target - target.mean(0)).square().sum()).item()
 
 
-@pytest.mark.parametrize("normalize", ["expected_average_only_in", "covariance_whitening"])
+@pytest.mark.parametrize(
+    "normalize",
+    [
+        "none",
+        "layer_norm",
+        "constant_norm_rescale",
+        "expected_average_only_in",
+        "covariance_whitening",
+    ],
+)
 @each_config
 def test_a_trained_transcoder_loads_bit_for_bit_and_takes_raw_activations(
     config: Any, normalize: str, pairs: Tensor, tmp_path: Path
@@ -115,10 +124,14 @@ def test_a_trained_transcoder_loads_bit_for_bit_and_takes_raw_activations(
     x = pairs[:, :D_IN]
     assert type(loaded) is (BinaryTranscoder if isinstance(config, BINARY) else TopKTranscoder)
     assert isinstance(loaded, Transcoder)
-    assert loaded.cfg.normalize_activations == "none"
+    at_run_time = normalize in ("layer_norm", "constant_norm_rescale")
+    assert loaded.cfg.normalize_activations == (normalize if at_run_time else "none")
     assert loaded.cfg.metadata.training_architecture == config.architecture()
     assert loaded(x).shape == (len(x), D_OUT)
-    assert fvu(loaded, pairs) < 0.75
+    # Adam's steps are absolute and raw targets large, so TopK, which starts at zero, lags behind.
+    scaled = normalize in ("expected_average_only_in", "covariance_whitening")
+    assert fvu(loaded, pairs) < (0.75 if scaled else 0.95 if isinstance(config, BINARY) else 1.0)
+    assert not {"ln_mu", "ln_std", "x_norm_coeff"} & vars(loaded).keys()
     if isinstance(config, BINARY):
         assert set(loaded.encode(x).unique().tolist()) == {0.0, 1.0}
         assert torch.equal(loaded.encode(x), trained.encode(x))
@@ -277,13 +290,14 @@ def test_the_first_batch_sets_the_start(pairs: Tensor):
     sae = fresh(CONFIGS["threshold"], initial_firing_rate=0.03)
     output = sae.training_forward_pass(step_input(pairs))
     assert output.feature_acts.mean().item() == pytest.approx(0.03, abs=1e-3)
+    assert fvu(sae, pairs) < 0.98  # 1 is the mean's
+    torch.testing.assert_close(output.sae_out.mean(0), pairs[:, D_IN:].mean(0))
     continuous = fresh(CONFIGS["continuous"])
     _, pre = continuous.encode_with_hidden_pre(pairs[:, :D_IN])
     assert pre.mean(0).abs().max() > 0.01
     pre = continuous.training_forward_pass(step_input(pairs)).hidden_pre
     torch.testing.assert_close(pre.mean(0), torch.zeros(D_SAE), atol=1e-4, rtol=0)
-    for made in (sae, continuous):
-        torch.testing.assert_close(made.b_dec.detach(), pairs[:, D_IN:].mean(0))
+    torch.testing.assert_close(continuous.b_dec.detach(), pairs[:, D_IN:].mean(0))
 
 
 @pytest.mark.parametrize("name", ["threshold", "continuous"])
