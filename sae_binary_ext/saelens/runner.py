@@ -27,7 +27,7 @@ from typing_extensions import override
 
 from sae_binary_ext.saelens.pairs import PAIRS, PairScaler, check_pairs, pair_batches
 from sae_binary_ext.saelens.splice import HookedModel, TranscoderEvaluator, resolve_hook
-from sae_binary_ext.saelens.transcoder import TranscoderFields
+from sae_binary_ext.saelens.transcoder_base import TranscoderFields
 
 
 @dataclass(kw_only=True)
@@ -43,8 +43,7 @@ class TranscoderRunnerConfig(MultiSAETrainingRunnerConfig):
             model_class_name AutoModelForCausalLM, a module whose output they are
             (model.layers.9.post_attention_layernorm).
         hook_name_out: where targets are read (blocks.9.hook_mlp_out, or model.layers.9.mlp).
-        lrs: learning rates of single transcoders by name, where they are not lr. Binary ones want
-            a higher one than continuous ones.
+        lrs: learning rates of single transcoders by name, where they are not lr.
     """
 
     hook_name: str
