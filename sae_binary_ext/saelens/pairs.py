@@ -6,7 +6,7 @@ columns before the target's, and is shuffled, scaled and batched as one.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhitening
@@ -154,9 +154,9 @@ class PairScaler(ActivationScaler):
         source, target = ActivationScaler(), ActivationScaler()
         source.estimate_scaling_factor(d_in, inputs(), n_batches_for_norm_estimate)
         target.estimate_scaling_factor(d_out, iter(target_norms), n_batches_for_norm_estimate)
-        assert source.scaling_factor is not None
-        assert target.scaling_factor is not None
-        self.scaling_factor = PairFactors(source.scaling_factor, target.scaling_factor)
+        self.scaling_factor = PairFactors(
+            cast(float, source.scaling_factor), cast(float, target.scaling_factor)
+        )
 
     @override
     @torch.no_grad()

@@ -244,9 +244,9 @@ class TranscoderEvaluator:
 def _scaled_forward(
     sae: TrainingSAE[Any], scaler: ActivationScaler
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    assert isinstance(scaler, PairScaler)  # the trainer's
+    pairs = cast(PairScaler, scaler)  # PairTrainer has no other
 
     def replacement(source: Tensor, target: Tensor) -> Tensor:
-        return scaler.target.unscale(sae(scaler.input.scale(source.to(sae.device))))
+        return pairs.target.unscale(sae(pairs.input.scale(source.to(sae.device))))
 
     return replacement

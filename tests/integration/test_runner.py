@@ -8,17 +8,14 @@ import torch
 from datasets import Dataset
 from sae_lens import (
     SAE,
-    HookedSAETransformer,
     LanguageModelSAERunnerConfig,
     LanguageModelSAETrainingRunner,
     LoggingConfig,
-    SAETransformerBridge,
     TrainingSAE,
 )
 from sae_lens.evals import get_eval_everything_config, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
-from transformer_lens import HookedTransformerConfig
 
 from sae_binary_ext.cli import main
 from sae_binary_ext.demo.text import read_wikipedia_sample
@@ -28,6 +25,7 @@ from sae_binary_ext.saelens import (
     BinarySAEConfig,
     BinaryTrainingSAEConfig,
 )
+from tests.integration.saelens_helpers import bridge, hooked_transformer
 
 pytestmark = pytest.mark.integration
 
@@ -168,19 +166,6 @@ def binary_coder(hook_name: str, **fields: Any) -> BinarySAE:
     sae.cfg.metadata.hook_name = hook_name
     torch.nn.init.normal_(sae.b_dec, std=0.1)
     return sae
-
-
-def hooked_transformer(folder: Path) -> HookedSAETransformer:
-    return HookedSAETransformer(
-        HookedTransformerConfig(
-            n_layers=2, d_model=16, n_heads=2, d_head=8, d_mlp=32, d_vocab=60, n_ctx=64,
-            act_fn="relu", seed=0,
-        )
-    )  # fmt: skip
-
-
-def bridge(folder: Path) -> SAETransformerBridge:
-    return SAETransformerBridge.boot_transformers(str(folder), device="cpu")
 
 
 @pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])

@@ -8,9 +8,8 @@ import pytest
 import torch
 import wandb
 from datasets import Dataset
-from sae_lens import SAE, HookedSAETransformer, LoggingConfig, SAETransformerBridge, TrainingSAE
+from sae_lens import SAE, LoggingConfig, TrainingSAE
 from sae_lens.load_model import HookedProxyLM, load_model
-from transformer_lens import HookedTransformerConfig
 
 from sae_binary_ext.demo.text import read_wikipedia_sample
 from sae_binary_ext.evaluation import SplicedModel, measure, read_pairs
@@ -25,6 +24,7 @@ from sae_binary_ext.saelens import (
     TranscoderRunnerConfig,
     TranscoderTrainingRunner,
 )
+from tests.integration.saelens_helpers import bridge, hooked_transformer
 
 pytestmark = pytest.mark.integration
 
@@ -69,6 +69,7 @@ def run_config(saes: dict[str, Any], hooks: tuple[str, str], **settings: Any) ->
             "store_batch_size_prompts": 8,
             "n_batches_in_buffer": 16,
             "n_batches_for_norm_estimate": 3,
+            "dead_feature_window": 10,  # AuxK comes into force
             "lr": 1e-2,
             "logger": LoggingConfig(log_to_wandb=False),
             "checkpoint_path": None,
@@ -80,7 +81,7 @@ def run_config(saes: dict[str, Any], hooks: tuple[str, str], **settings: Any) ->
 
 def model_of(route: str, folder: Path) -> Any:
     if route == "bridge":
-        return SAETransformerBridge.boot_transformers(str(folder), device="cpu")
+        return bridge(folder)
     return load_model(route, str(folder), device="cpu", hook_names=list(ROUTES[route]))
 
 
@@ -100,8 +101,8 @@ def test_every_kind_trains_on_the_same_pairs_and_loads(
         prefetch_llm_batches=True,
     )
     # The runner loads modules of an AutoModelForCausalLM by itself; a bridge is handed to it.
-    bridge = model_of(route, tiny_model_folder) if route == "bridge" else None
-    trained = TranscoderTrainingRunner(config, override_model=bridge).run()
+    given = model_of(route, tiny_model_folder) if route == "bridge" else None
+    trained = TranscoderTrainingRunner(config, override_model=given).run()
 
     rows = torch.randint(2, 60, (40, 16))
     model = model_of(route, tiny_model_folder)
@@ -143,8 +144,8 @@ def test_a_run_resumes_from_its_checkpoint(
             lrs={"continuous": 2e-3},
             **settings,
         )
-        bridge = model_of(route, tiny_model_folder) if route == "bridge" else None
-        return TranscoderTrainingRunner(config, override_model=bridge).run()
+        given = model_of(route, tiny_model_folder) if route == "bridge" else None
+        return TranscoderTrainingRunner(config, override_model=given).run()
 
     first = run(0, n_checkpoints=1, checkpoint_path=str(tmp_path))
     (checkpoint,) = tmp_path.glob("*/*")
@@ -218,19 +219,6 @@ def attachable(model: Any, skip: bool, hooks: tuple[str, str] = BRIDGE_HOOKS) ->
     return coders
 
 
-def hooked_transformer(folder: Path) -> HookedSAETransformer:
-    return HookedSAETransformer(
-        HookedTransformerConfig(
-            n_layers=2, d_model=16, n_heads=2, d_head=8, d_mlp=32, d_vocab=60, n_ctx=64,
-            act_fn="relu", seed=0,
-        )
-    )  # fmt: skip
-
-
-def bridge(folder: Path) -> SAETransformerBridge:
-    return SAETransformerBridge.boot_transformers(str(folder), device="cpu")
-
-
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("make_model", [hooked_transformer, bridge])
 def test_a_transcoder_replaces_the_mlp_in_saelens_models(
@@ -289,9 +277,9 @@ def test_hooks_that_make_no_pairs_stop_the_run_before_it_starts(
         model_name=str(tiny_model_folder),
         dataset_path=str(tiny_dataset),
     )
-    bridge = model_of(route, tiny_model_folder) if route == "bridge" else None
+    given = model_of(route, tiny_model_folder) if route == "bridge" else None
     with pytest.raises(ValueError, match=message):
-        TranscoderTrainingRunner(config, override_model=bridge)
+        TranscoderTrainingRunner(config, override_model=given)
 
 
 @pytest.mark.parametrize(
