@@ -1,5 +1,6 @@
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,34 +13,40 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 pytestmark = pytest.mark.integration
 
 
-def run_example(name: str, model: Path, folder: Path, *more: str) -> str:
-    """What a script prints that is given a model, a folder of text and more arguments."""
-    texts = [text for _, text in read_wikipedia_sample()][:10]
-    Dataset.from_dict({"text": texts}).to_parquet(folder / "text" / "train.parquet")
-    result = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), str(model), str(folder / "text"), *more],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+@pytest.fixture
+def run_example(
+    smollm2_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[..., str]:
+    """What a script prints that is given SmolLM2, a folder of text and more arguments."""
+
+    def run(name: str, *more: str) -> str:
+        # In this process: a fresh one spends most of its time importing the hosts.
+        texts = [text for _, text in read_wikipedia_sample()][:10]
+        Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "text" / "train.parquet")
+        monkeypatch.chdir(tmp_path)
+        script, text = str(EXAMPLES / name), str(tmp_path / "text")
+        monkeypatch.setattr(sys, "argv", [script, str(smollm2_folder), text, *more])
+        runpy.run_path(script, run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
 
 
-def test_train_in_saelens(smollm2_folder: Path, tmp_path: Path):
-    printed = run_example("train_in_saelens.py", smollm2_folder, tmp_path)
-    assert "binary coder with 2304 latents" in printed
+def test_train_in_saelens(run_example: Callable[..., str]):
+    assert "binary coder with 2304 latents" in run_example("train_in_saelens.py")
 
 
-def test_train_in_sparsify(smollm2_folder: Path, tmp_path: Path):
-    printed = run_example("train_in_sparsify.py", smollm2_folder, tmp_path)
+def test_train_in_sparsify(run_example: Callable[..., str]):
+    printed = run_example("train_in_sparsify.py")
     assert "BinarySparseCoder with 4608 latents, activation topk_binary" in printed
 
 
-def test_train_transcoders(smollm2_folder: Path, tmp_path: Path):
+def test_train_transcoders(run_example: Callable[..., str]):
     # Layer 2, to leave out most of the model's forward pass.
-    printed = run_example("train_transcoders.py", smollm2_folder, tmp_path, "2")
+    printed = run_example("train_transcoders.py", "2")
     header, *rows = printed.splitlines()[-3:]
     assert header.split()[:2] == ["transcoder", "FVU"]
     assert [row.split()[0] for row in rows] == ["binary", "continuous"]
