@@ -209,7 +209,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(pairs: Tensor, tmp_path: 
     unbroken.save_checkpoint("half")
     go_on(unbroken, pairs[2000:])
 
-    resumed = trainer(pairs)
+    resumed = trainer(3 * pairs)  # whose own estimate would be another
     resumed.load_checkpoint(tmp_path / "half")
     assert resumed.n_training_steps == 10
     resumed._estimate_scaling_factors()  # as fit() does; the checkpoint's are kept
