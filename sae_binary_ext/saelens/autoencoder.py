@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import torch
 from sae_lens.saes.sae import (
-    SAE,
     SAEConfig,
     TrainCoefficientConfig,
     TrainingSAEConfig,
@@ -29,6 +28,7 @@ from sae_binary_ext.coding.initialization import INITIAL_THRESHOLD, fit_start, s
 from sae_binary_ext.coding.selection import SELECTIONS, CodeRule
 from sae_binary_ext.coding.surrogate import SURROGATES
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE
+from sae_binary_ext.saelens.saving import SavedAtOnce
 
 
 @dataclass
@@ -70,7 +70,7 @@ class BinarySAEConfig(BinaryCodeConfig):
         return "binary"
 
 
-class BinaryCoder(SAE[Any]):
+class BinaryCoder(SavedAtOnce):
     """Encoder, threshold and decoder that the inference and training classes share.
 
     Parameters, beside SAELens' W_enc [d_in, d_sae], W_dec [d_sae, d_in] and b_dec [d_in]:

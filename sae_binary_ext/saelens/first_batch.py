@@ -1,6 +1,7 @@
 """Training classes that read their start off the first batch and notice spoilt activations."""
 
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_binary_ext.coding.finite import FiniteWatch
+from sae_binary_ext.saving import replacing
 
 
 class FirstBatchTrainingSAE(TrainingSAE[Any]):
@@ -41,6 +43,13 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
         self._watch.check_now()
         super().process_state_dict_for_saving(state_dict)
+
+    @override
+    def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
+        """Write the coder for inference, weights and config at once; returns their paths."""
+        with replacing(Path(path)) as new:
+            weights, config = super().save_inference_model(new)
+        return Path(path) / weights.name, Path(path) / config.name
 
     # Reads data on the host, which a compiled step (compile_sae) must not trace.
     @torch.compiler.disable  # pyright: ignore[reportArgumentType]

@@ -27,6 +27,7 @@ from sae_binary_ext.saelens.autoencoder import (
 from sae_binary_ext.saelens.entropy import EntropyLossFields
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE
 from sae_binary_ext.saelens.pairs import split_pairs
+from sae_binary_ext.saelens.saving import SavedAtOnce
 from sae_binary_ext.saelens.transcoder_base import (
     SkipConnection,
     TranscoderBase,
@@ -149,7 +150,7 @@ class TopKTranscoderConfig(TranscoderFields, TopKSAEConfig):
         return "topk_transcoder"
 
 
-class TopKTranscoder(SkipConnection, TopKSAE, TranscoderBase):
+class TopKTranscoder(SkipConnection, SavedAtOnce, TopKSAE, TranscoderBase):
     """A trained TopK transcoder, for inference: SAELens' TopK coder from input to output."""
 
     cfg: TopKTranscoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -182,7 +183,12 @@ class TopKTranscoderTrainingSAEConfig(TranscoderFields, TopKTrainingSAEConfig):
 
 
 class TopKTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOverride]
-    SkipConnection, TopKTrainingSAE, FirstBatchTrainingSAE, TranscoderTraining, TranscoderBase
+    SkipConnection,
+    SavedAtOnce,
+    TopKTrainingSAE,
+    FirstBatchTrainingSAE,
+    TranscoderTraining,
+    TranscoderBase,
 ):
     """A TopK transcoder in training: SAELens' TopK coder, compared with the target.
 

@@ -46,6 +46,7 @@ from sae_binary_ext.coding import (
     sum_over_ranks,
     summed_variance,
 )
+from sae_binary_ext.saving import replacing
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
 
 # Share of the newest batch in the running firing rates.
@@ -225,9 +226,14 @@ class BinarySparseCoder(SparseCoder):
 
     @override
     def save_to_disk(self, path: Path | str) -> None:
-        """Write cfg.json and sae.safetensors; refuses weights spoilt by non-finite values."""
+        """Write cfg.json and sae.safetensors, both at once (see saving.replacing).
+
+        Raises:
+            ValueError: weights were spoilt by values that are not finite.
+        """
         self._watch.check_now()
-        super().save_to_disk(path)
+        with replacing(Path(path)) as new:
+            super().save_to_disk(new)
 
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

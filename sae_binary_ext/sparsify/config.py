@@ -7,25 +7,14 @@ from simple_parsing.helpers.serialization.serializable import from_dict as datac
 from sparsify import SparseCoderConfig, TrainConfig
 from typing_extensions import override
 
+from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION, SURROGATE_OF_STE
 from sae_binary_ext.coding.selection import CodeRule
+from sae_binary_ext.saving import NOTES_KEY
 
-# Our selection for each binary activation of the first paper's files.
-SELECTION_OF_ACTIVATION = {
-    "topk_binary": "topk",
-    "groupmax_binary": "groupmax",
-    "gumbel_binary": "gumbel",
-    "binary": "threshold",
-}
 Activation = Literal[
     "topk_binary", "groupmax_binary", "gumbel_binary", "binary", "topk", "groupmax"
 ]
 STOCK_ACTIVATIONS = ("groupmax", "topk")
-SURROGATE_OF_STE = {
-    "sigmoid": "sigmoid",
-    "rectangle": "rectangle",
-    "re": "reste",
-    "identity": "identity",
-}
 # Fields of the first paper's files that this package does not implement, and the value with
 # which they have no effect (None: any, the field is idle while the others are off).
 PAPER_FIELDS = {"tied_decoder": False, "matryoshka": False, "matryoshka_groups": None}
@@ -165,7 +154,8 @@ class BinarySparseCoderConfig(SparseCoderConfig):
         known = {field.name for field in fields(cls)}
         settings = {key: value for key, value in obj.items() if key in known}
         for key, value in obj.items():
-            if key in known or (key in PAPER_FIELDS and PAPER_FIELDS[key] in (None, value)):
+            idle = key in PAPER_FIELDS and PAPER_FIELDS[key] in (None, value)
+            if key in known or key == NOTES_KEY or idle:
                 continue
             if key in PAPER_FIELDS:
                 raise ValueError(f"{key}={value!r}: this package reads such coders with {key} off.")

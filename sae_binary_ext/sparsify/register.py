@@ -21,10 +21,10 @@ from torch import distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
 
+from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION
 from sae_binary_ext.registration import warn_if_untested
 from sae_binary_ext.sparsify.coder import BinarySparseCoder, TrainingProgress
 from sae_binary_ext.sparsify.config import (
-    SELECTION_OF_ACTIVATION,
     BinarySparseCoderConfig,
     CommandLineCoderConfig,
     check_activation,

@@ -1,0 +1,92 @@
+"""Saves that a killed process leaves done or not begun, and never halfway."""
+
+import ctypes
+import os
+import shutil
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+# Under it, a saved config of any format keeps what the format has no place for (see
+# checkpoints.portable).
+NOTES_KEY = "sae_binary_ext"
+
+
+@contextmanager
+def replacing(folder: Path) -> Generator[Path]:
+    """A new folder to write files to, which take their place in another at the end, all at once.
+
+    Other files of the old folder stay. An error within leaves the old folder as it was. Where a
+    folder cannot change places with another (it has subfolders, is the working directory or a mount
+    point, or neither Linux nor macOS keeps it) its files are replaced one by one, each whole.
+
+    Args:
+        folder: need not exist.
+    """
+    folder = folder.resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = _beside(folder)
+    shutil.rmtree(new, ignore_errors=True)  # a killed process's
+    new.mkdir()
+    try:
+        yield new
+        _write_through(new)
+        if not folder.exists():
+            new.rename(folder)
+        elif not (_is_movable(folder) and _exchange_keeping_others(new, folder)):
+            for path in new.iterdir():
+                path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def _beside(folder: Path) -> Path:
+    """Where the new folder is made: not next to the old one, if that can be helped.
+
+    sparsify takes every folder next to a coder's for a coder, a killed process's too.
+    """
+    name = f".{folder.parent.name}.{folder.name}.new"
+    above = folder.parent.parent
+    same_device = above.stat().st_dev == folder.parent.stat().st_dev
+    return (above if same_device and os.access(above, os.W_OK) else folder.parent) / name
+
+
+def _write_through(folder: Path) -> None:
+    """Leave nothing of it in memory alone, should the machine stop."""
+    if os.name != "posix":
+        return
+    for path in (*folder.iterdir(), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _is_movable(folder: Path) -> bool:
+    flat = not any(path.is_dir() for path in folder.iterdir())
+    return flat and not folder.is_mount() and not Path.cwd().is_relative_to(folder)
+
+
+def _exchange_keeping_others(new: Path, old: Path) -> bool:
+    for path in old.iterdir():
+        if not (new / path.name).exists():
+            try:
+                os.link(path, new / path.name, follow_symlinks=False)
+            except OSError:  # a file system without hard links
+                shutil.copy2(path, new / path.name, follow_symlinks=False)
+    return _exchange(new, old)
+
+
+def _exchange(new: Path, old: Path) -> bool:
+    """Let two folders change places in one step; False where the system cannot."""
+    paths = os.fsencode(new), os.fsencode(old)
+    swap = 2  # RENAME_EXCHANGE of Linux and RENAME_SWAP of macOS
+    if sys.platform == "linux":
+        rename = getattr(ctypes.CDLL(None), "renameat2", None)
+        here = -100  # AT_FDCWD
+        return rename is not None and rename(here, paths[0], here, paths[1], swap) == 0
+    if sys.platform == "darwin":
+        return ctypes.CDLL(None).renamex_np(*paths, swap) == 0
+    return False

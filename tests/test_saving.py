@@ -1,0 +1,167 @@
+"""A process killed at any moment of a save leaves the old or the new checkpoint."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sae_lens import SAE
+from sparsify import SparseCoder
+
+from sae_binary_ext.saelens import (
+    BinarySAE,
+    BinarySAEConfig,
+    BinaryTrainingSAE,
+    BinaryTrainingSAEConfig,
+    TopKTranscoder,
+    TopKTranscoderConfig,
+)
+from sae_binary_ext.saving import replacing
+from sae_binary_ext.sparsify import BinarySparseCoderConfig
+
+D = 4
+# What a save asks of the file system, as Python's audit hooks report it.
+STEPS = (
+    "open",
+    "os.mkdir",
+    "os.rename",
+    "os.link",
+    "os.remove",
+    "os.rmdir",
+    "ctypes.call_function",
+)
+
+
+def killed_at(step: int, save: Callable[[], Any]) -> bool:
+    """Run a save in a child process that is killed at its nth step; False if it ended before."""
+    child = os.fork()
+    if child == 0:
+        done = 0
+
+        def watch(event: str, arguments: object) -> None:
+            nonlocal done
+            if event in STEPS:
+                done += 1
+                if done == step:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(watch)
+        save()
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+def saelens_coder(latents: int) -> Any:
+    return BinarySAE(BinarySAEConfig(d_in=D, d_sae=latents, k=latents // 2))
+
+
+def training_coder(latents: int) -> Any:
+    return BinaryTrainingSAE(BinaryTrainingSAEConfig(d_in=D, d_sae=latents, k=latents // 2))
+
+
+def topk_transcoder(latents: int) -> Any:
+    return TopKTranscoder(TopKTranscoderConfig(d_in=D, d_sae=latents, k=latents // 2))
+
+
+def sparsify_coder(latents: int) -> Any:
+    return SparseCoder(D, BinarySparseCoderConfig(num_latents=latents, k=latents // 2))
+
+
+def load_saelens(folder: Path) -> int:
+    sae: Any = SAE.load_from_disk(folder)
+    assert sae.cfg.k == sae.W_enc.shape[1] // 2
+    return sae.W_enc.shape[1]
+
+
+def load_sparsify(folder: Path) -> int:
+    # As delphi and users do: every folder of the run.
+    (coder,) = SparseCoder.load_many(str(folder.parent), local=True).values()
+    assert coder.cfg.k == coder.encoder.weight.shape[0] // 2
+    return coder.encoder.weight.shape[0]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(
+    ("make", "save", "load"),
+    [
+        (saelens_coder, "save_model", load_saelens),
+        (training_coder, "save_inference_model", load_saelens),
+        (topk_transcoder, "save_model", load_saelens),
+        (sparsify_coder, "save_to_disk", load_sparsify),
+    ],
+)
+def test_a_killed_save_leaves_the_old_or_the_new_checkpoint(
+    make: Callable[[int], Any], save: str, load: Callable[[Path], int], tmp_path: Path
+):
+    old, new = make(8), make(16)
+    folder = tmp_path / "runs" / "run" / "coder"
+    outcomes: list[int] = []
+    for step in range(1, 100):
+        getattr(old, save)(folder)
+        killed = killed_at(step, lambda: getattr(new, save)(folder))
+        outcomes.append(load(folder))
+        if not killed:
+            break
+    assert outcomes == sorted(outcomes)
+    assert set(outcomes) == {8, 16}
+    assert len(outcomes) > 8
+    # What killed saves left is gone after a save that ended.
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_killed_first_save_leaves_no_folder_or_a_whole_one(tmp_path: Path):
+    coder = sparsify_coder(8)
+    for step in range(1, 100):
+        folder = tmp_path / "runs" / f"run{step}" / "coder"
+        killed = killed_at(step, lambda: coder.save_to_disk(folder))  # noqa: B023
+        assert not folder.exists() or load_sparsify(folder) == 8
+        if not killed:
+            break
+    assert folder.exists()
+
+
+def write_both(folder: Path, text: str) -> None:
+    for name in ("cfg.json", "weights"):
+        (folder / name).write_text(text)
+
+
+def test_other_files_stay(tmp_path: Path):
+    (tmp_path / "coder").mkdir()
+    write_both(tmp_path / "coder", "old")
+    (tmp_path / "coder" / "notes.txt").write_text("mine")
+    with replacing(tmp_path / "coder") as new:
+        write_both(new, "new")
+    contents = {path.name: path.read_text() for path in (tmp_path / "coder").iterdir()}
+    assert contents == {"cfg.json": "new", "weights": "new", "notes.txt": "mine"}
+
+
+def test_an_error_leaves_the_old_folder(tmp_path: Path):
+    (tmp_path / "coder").mkdir()
+    write_both(tmp_path / "coder", "old")
+
+    def save() -> None:
+        with replacing(tmp_path / "coder") as new:
+            (new / "weights").write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        save()
+    assert (tmp_path / "coder" / "weights").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["coder"]
+
+
+def test_the_working_directory_and_its_subfolders_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "coder" / "sub").mkdir(parents=True)
+    write_both(tmp_path / "coder", "old")
+    monkeypatch.chdir(tmp_path / "coder" / "sub")
+    with replacing(Path("..")) as new:
+        write_both(new, "new")
+    assert Path("../weights").read_text() == "new"
+    assert Path("../sub").samefile(Path.cwd())
