@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 from sae_lens import SAE, LoggingConfig, SAETransformerBridge
-from sparsify import SparseCoder, SparseCoderConfig, TrainConfig, Trainer
+from sparsify import SparseCoderConfig, TrainConfig, Trainer
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
-from sae_binary_ext.checkpoints import transcoder_to_saelens
+from sae_binary_ext.checkpoints import load_coder
 from sae_binary_ext.demo.activations import tokenised_rows
 from sae_binary_ext.demo.config import FIRST_POSITION, DemoConfig
 from sae_binary_ext.demo.model import export_smollm2
@@ -72,7 +72,6 @@ def train_in_sparsify(
     model_folder: Path, layer: int, rows: Tensor, bos: int, output: Path
 ) -> dict[str, SAE[Any]]:
     """sparsify's Trainer on the layers up to this one, a coder at a time."""
-    hooks = (f"blocks.{layer}.mlp.hook_in", f"blocks.{layer}.hook_mlp_out")
     trained: dict[str, SAE[Any]] = {}
     for name, (config, lr) in IN_SPARSIFY.items():
         torch.manual_seed(0)
@@ -93,8 +92,7 @@ def train_in_sparsify(
         )
         dataset = Dataset.from_dict({"input_ids": rows.tolist()}).with_format("torch")
         Trainer(settings, dataset, model).fit()
-        coder = SparseCoder.load_from_disk(output / name / f"layers.{layer}.mlp")
-        trained[name] = transcoder_to_saelens(coder, *hooks)
+        trained[name] = load_coder(output / name, f"layers.{layer}.mlp", host="saelens")
     return trained
 
 

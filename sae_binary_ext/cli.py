@@ -5,7 +5,8 @@ import os
 import runpy
 import sys
 from argparse import ArgumentParser as StandardParser
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from simple_parsing import ArgumentParser
@@ -15,11 +16,14 @@ import sae_binary_ext
 USAGE = """usage: sae-binary COMMAND ...
 
 commands:
-  demo   train binary and stock coders on SmolLM2 and compare them
-  run    run a host's module or a script with the binary coders registered:
-           sae-binary run -m sae_lens.llm_sae_training_runner --architecture binary ...
-           sae-binary run -m sparsify MODEL DATASET --activation topk_binary ...
-           sae-binary run script.py ...
+  convert  write coders down in another format (saelens, sparsify, cho2025, quirke2025)
+  demo     train binary and stock coders on SmolLM2 and compare them
+  inspect  what a folder or a Hub repository of coders holds
+  push     publish coders on the Hub, with a model card
+  run      run a host's module or a script with the binary coders registered:
+             sae-binary run -m sae_lens.llm_sae_training_runner --architecture binary ...
+             sae-binary run -m sparsify MODEL DATASET --activation topk_binary ...
+             sae-binary run script.py ...
 
 sae-binary COMMAND --help explains a command's options.
 """
@@ -58,6 +62,86 @@ def demo(arguments: list[str]) -> int:
     print(run_demo(config))
     print(f"\nReport: {config.output / 'report.html'}")
     return 0
+
+
+def convert(arguments: list[str]) -> int:
+    """Write coders down in another format."""
+    parser = _source_parser("convert", "Writes coders down in another format.")
+    parser.add_argument("out", type=Path, help="folder of the new coder, or of several ones'")
+    parser.add_argument("--host", default="saelens", help="saelens, sparsify, cho2025, quirke2025")
+    options = parser.parse_args(arguments)
+
+    from sae_binary_ext import checkpoints
+
+    with _errors_of("convert"):
+        written = checkpoints.convert(options.source, options.out, options.host, options.hookpoint)
+        for folder in written:
+            print(folder)
+    return 0
+
+
+def inspect(arguments: list[str]) -> int:
+    """Print what a folder or a repository of coders holds."""
+    options = _source_parser("inspect", "Says what coders are, and checks their files.").parse_args(
+        arguments
+    )
+
+    from sae_binary_ext import checkpoints
+
+    with _errors_of("inspect"):
+        for description in checkpoints.describe(options.source, options.hookpoint):
+            print(description.name)
+            for label, value in description.lines():
+                print(f"  {label:<22} {value}")
+    return 0
+
+
+def push(arguments: list[str]) -> int:
+    """Publish coders on the Hub."""
+    parser = StandardParser(
+        prog="sae-binary push",
+        description="Publishes a coder, or a folder of coders, each with a model card. Run again "
+        "after an interruption, it goes on. Log in first: hf auth login, or HF_TOKEN.",
+    )
+    parser.add_argument("path", type=Path, help="folder of a coder, or of several ones'")
+    parser.add_argument("repo_id", help="user/name; made if it does not exist")
+    parser.add_argument("--model", help="the model's Hub id, where the coder's files name a folder")
+    parser.add_argument("--licence", help="as the Hub names it: mit, apache-2.0")
+    parser.add_argument("--dataset", help="what the coders were trained on")
+    parser.add_argument("--training_tokens", help="on how many tokens")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--dry-run", action="store_true", help="show it and upload nothing")
+    options = vars(parser.parse_args(arguments))
+
+    from sae_binary_ext import checkpoints
+
+    with _errors_of("push"):
+        upload = checkpoints.push(options.pop("path"), options.pop("repo_id"), **options)
+        for name, size in upload.files.items():
+            print(f"{size:>14,} bytes  {upload.repo_id}/{name}")
+        if options["dry_run"]:
+            for name, card in upload.cards.items():
+                print(f"\n--- {name} ---\n{card}")
+    return 0
+
+
+def _source_parser(command: str, description: str) -> StandardParser:
+    parser = StandardParser(prog=f"sae-binary {command}", description=description)
+    parser.add_argument("source", help="folder of a coder or of several, or a Hub id (user/name)")
+    parser.add_argument(
+        "--hookpoint", help="the coder's folder in the source, or where the source's one belongs"
+    )
+    return parser
+
+
+@contextmanager
+def _errors_of(command: str) -> Generator[None]:
+    """A user's mistake is one line, not a traceback."""
+    try:
+        yield
+    except ValueError as error:
+        print(f"sae-binary {command}: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
 
 
 def run(arguments: list[str]) -> int:
@@ -102,4 +186,4 @@ def _without_gpu(module: str) -> AbstractContextManager[None]:
     return cpu_instead_of_cuda()
 
 
-COMMANDS = {"demo": demo, "run": run}
+COMMANDS = {"convert": convert, "demo": demo, "inspect": inspect, "push": push, "run": run}

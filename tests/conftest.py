@@ -1,8 +1,21 @@
 import math
 import os
+import tempfile
+from collections.abc import Iterator
 
 import pytest
 import torch
+
+from tests.hub_server import Hub
+
+# The tests' own Hub, named before anything imports huggingface_hub. Until a test asks for it,
+# nothing listens there: whatever turns to the Hub unasked fails at once.
+HUB = Hub()
+os.environ["HF_ENDPOINT"] = HUB.url
+os.environ["HF_HUB_DISABLE_XET"] = "1"
+os.environ["HF_TOKEN"] = "hf_of_nobody"
+HF_HOME = tempfile.TemporaryDirectory(prefix="hf_home")
+os.environ["HF_HOME"] = HF_HOME.name
 
 if not torch.cuda.is_available():
     # sparsify's decoder for GPUs is its default wherever Triton is installed.
@@ -16,6 +29,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(no_gpu)
+
+
+@pytest.fixture(scope="session")
+def _listening_hub() -> Hub:
+    HUB.start()
+    return HUB
+
+
+@pytest.fixture
+def hub(_listening_hub: Hub) -> Iterator[Hub]:
+    """An empty Hub on loopback, which huggingface_hub takes for the Hub."""
+    _listening_hub.clear()
+    yield _listening_hub
+    _listening_hub.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,27 @@
-"""Coders of one host as coders of the other."""
+"""Read, write, convert and publish coders: SAELens', sparsify's and the papers' own files."""
 
-from sae_binary_ext.checkpoints.transcoders import transcoder_to_saelens, transcoder_to_sparsify
+from sae_binary_ext.checkpoints.converters import disk_converter, hub_converter
+from sae_binary_ext.checkpoints.describe import describe
+from sae_binary_ext.checkpoints.errors import CheckpointError
+from sae_binary_ext.checkpoints.hook_names import HOOK_NAMES, HookName
+from sae_binary_ext.checkpoints.load import (
+    coder_to_saelens,
+    coder_to_sparsify,
+    convert,
+    load_coder,
+)
+from sae_binary_ext.checkpoints.push import push
 
-__all__ = ["transcoder_to_saelens", "transcoder_to_sparsify"]
+__all__ = [
+    "HOOK_NAMES",
+    "CheckpointError",
+    "HookName",
+    "coder_to_saelens",
+    "coder_to_sparsify",
+    "convert",
+    "describe",
+    "disk_converter",
+    "hub_converter",
+    "load_coder",
+    "push",
+]

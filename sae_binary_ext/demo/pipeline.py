@@ -39,6 +39,7 @@ def run_demo(config: DemoConfig) -> str:
 
     run = _describe(config, activations)
     write_metrics(results, run, config.output / "metrics.json")
+    _write_beside_coders(results, trained, run)
     write_report(results, run, config.output / "report.html")
     return terminal_table(results)
 
@@ -78,6 +79,14 @@ def _evaluate(
             )
         )
     return results
+
+
+def _write_beside_coders(
+    results: list[CoderResult], trained: list[Trained], run: dict[str, str]
+) -> None:
+    """Each coder's own figures in its folder, where `sae-binary push` looks for them."""
+    for result, training in zip(results, trained, strict=True):
+        write_metrics([result], run, training.folder / "metrics.json")
 
 
 def _settings(plan: CoderPlan) -> dict[str, str]:

@@ -1,0 +1,63 @@
+"""Loaders that SAELens' own SAE.from_pretrained and SAE.load_from_disk take as their converter."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sae_binary_ext.checkpoints.load import load_coder
+
+Loaded = tuple[dict[str, Any], dict[str, Tensor]]
+
+
+def hub_converter(
+    repo_id: str,
+    folder_name: str,
+    device: str = "cpu",
+    force_download: bool = False,
+    cfg_overrides: dict[str, Any] | None = None,
+) -> tuple[dict[str, Any], dict[str, Tensor], None]:
+    """Reads coders of any format: SAE.from_pretrained(repo, folder, converter=hub_converter).
+
+    Args:
+        repo_id, folder_name: as SAE.from_pretrained has them.
+        device: where to put the tensors.
+        force_download: download again what is there.
+        cfg_overrides: config fields that SAELens wants otherwise.
+
+    Returns:
+        Config, tensors by SAELens' names, and no firing statistics.
+
+    Raises:
+        CheckpointError: see load_coder.
+    """
+    if force_download:
+        from huggingface_hub import snapshot_download
+
+        snapshot_download(repo_id, allow_patterns=f"{folder_name}/*", force_download=True)
+    return *disk_converter(repo_id, device, cfg_overrides, hookpoint=folder_name), None
+
+
+def disk_converter(
+    path: str | Path,
+    device: str = "cpu",
+    cfg_overrides: dict[str, Any] | None = None,
+    hookpoint: str | None = None,
+) -> Loaded:
+    """Reads coders of any format: SAE.load_from_disk(folder, converter=disk_converter).
+
+    Args:
+        path: the coder's folder.
+        device: where to put the tensors.
+        cfg_overrides: config fields that SAELens wants otherwise.
+        hookpoint: as load_coder takes it.
+
+    Returns:
+        Config, and tensors by SAELens' names.
+
+    Raises:
+        CheckpointError: see load_coder.
+    """
+    coder = load_coder(path, hookpoint, host="saelens", device=device)
+    config = {**coder.cfg.to_dict(), "device": device, **(cfg_overrides or {})}
+    return config, coder.state_dict()

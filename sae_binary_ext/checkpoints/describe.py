@@ -1,0 +1,152 @@
+"""What a coder on disk or on the Hub is, without a host."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from sae_binary_ext.checkpoints import saelens
+from sae_binary_ext.checkpoints.errors import CheckpointError
+from sae_binary_ext.checkpoints.files import Fields, read_json, read_tensors
+from sae_binary_ext.checkpoints.formats import format_of
+from sae_binary_ext.checkpoints.portable import PortableCoder, Shape
+from sae_binary_ext.checkpoints.sources import SPARSITY_FILE, find_coders, read_coder
+from sae_binary_ext.coding.entropy import bernoulli_entropy
+
+# SAELens writes the decimal logarithm of a rate plus this.
+SPARSITY_OFFSET = 1e-10
+DENSE_RATE = 0.1
+
+
+@dataclass(frozen=True)
+class Firing:
+    """How a coder's latents fired when that was recorded, in training or after it.
+
+    Attributes:
+        l0: mean active latents a token.
+        dead: latents that never fired.
+        dense: latents active on more than 10% of the tokens.
+        entropy_bits: entropy of the firing rates, summed over latents, in bits a token.
+    """
+
+    l0: float
+    dead: int
+    dense: int
+    entropy_bits: float
+
+
+@dataclass(frozen=True)
+class Description:
+    """A coder in words and numbers.
+
+    Attributes:
+        name: of its folder in the source.
+        format: a key of FORMATS.
+        coder: what it is and how it is built; None for an architecture that only its host knows.
+        architecture: in a few words.
+        firing: recorded statistics, or None.
+    """
+
+    name: str
+    format: str
+    architecture: str
+    coder: PortableCoder | None = None
+    firing: Firing | None = None
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What to show, each with its label."""
+        lines = [("format", self.format), ("architecture", self.architecture)]
+        if self.coder is not None:
+            lines += _shape_lines(self.coder) + _place_lines(self.coder)
+        if self.firing is not None:
+            firing = self.firing
+            lines.append(
+                (
+                    "recorded firing",
+                    f"L0 {firing.l0:.1f}, {firing.dead} dead, {firing.dense} denser than "
+                    f"{DENSE_RATE:.0%}, {firing.entropy_bits:.0f} bits a token",
+                )
+            )
+        return lines
+
+
+def describe(source: str | Path, hookpoint: str | None = None) -> list[Description]:
+    """The coders of a source; it and hookpoint are as load_coder takes them.
+
+    Raises:
+        CheckpointError: there are none, or a coder's files are damaged.
+    """
+    found = find_coders(source, hookpoint)
+    return [_describe(name, folder, hookpoint) for name, folder in found.items()]
+
+
+def _describe(name: str, folder: Path, hookpoint: str | None) -> Description:
+    name = folder.resolve().name if name == "." else name
+    form = format_of(folder)
+    if form is None:
+        raise CheckpointError(f"{folder}: holds no coder.")
+    config = folder / "cfg.json"
+    if form == "saelens" and not saelens.is_portable(folder):
+        architecture = Fields(read_json(config), config).take("architecture", str, "standard")
+        return Description(name, form, f"{architecture}, of SAELens alone")
+    if form == "sparsify" and read_json(config).get("activation") == "groupmax":
+        return Description(name, form, "groupmax, of sparsify alone")
+    coder = read_coder(folder, hookpoint)
+    rates = coder.firing_rates
+    if (folder / SPARSITY_FILE).is_file():
+        rates = _saelens_rates(folder / SPARSITY_FILE, coder.shape.latents)
+    # Rates of a coder that never trained are all zero.
+    firing = _firing(rates) if rates is not None and rates.any() else None
+    return Description(name, form, in_words(coder.shape), coder, firing)
+
+
+def in_words(shape: Shape) -> str:
+    """What kind of coder it is."""
+    kind = "transcoder" if shape.transcoder else "autoencoder"
+    skip = " with skip connection" if shape.skip else ""
+    return f"{'binary' if shape.binary else 'TopK'} {kind}{skip}"
+
+
+def _shape_lines(coder: PortableCoder) -> list[tuple[str, str]]:
+    shape, rule = coder.shape, coder.shape.rule
+    selection = rule.selection if rule.selection == "threshold" else f"{rule.selection}, k={rule.k}"
+    lines = [
+        ("sizes", f"{shape.d_in} -> {shape.latents} latents -> {shape.d_out}"),
+        ("dtype", str(coder.dtype).removeprefix("torch.")),
+        ("selection", selection),
+    ]
+    if shape.binary:
+        temperature = f"temperature {rule.surrogate_temperature:g}"
+        lines.append(("surrogate", f"{rule.surrogate}, {temperature}"))
+    if not shape.transcoder:
+        lines.append(("encodes", "input - b_dec" if shape.subtracts_decoder_bias else "input"))
+    return lines
+
+
+def _place_lines(coder: PortableCoder) -> list[tuple[str, str]]:
+    place = coder.place
+    named = {
+        "model": place.model_name,
+        "hookpoint (sparsify)": place.hookpoint,
+        "hook (SAELens)": place.hook_name,
+        "output hook (SAELens)": place.hook_name_out,
+    }
+    return [(label, name) for label, name in named.items() if name is not None]
+
+
+def _saelens_rates(path: Path, latents: int) -> Tensor:
+    logarithms = read_tensors(path, {"sparsity": (latents,)})["sparsity"].double()
+    if not logarithms.isfinite().all():
+        raise CheckpointError(f"{path}: holds values that are not finite.")
+    return (10**logarithms - SPARSITY_OFFSET).clamp(0, 1)
+
+
+def _firing(rates: Tensor) -> Firing:
+    rates = rates.double()
+    return Firing(
+        l0=rates.sum().item(),
+        # The offset's own rounding is no firing.
+        dead=int((rates < SPARSITY_OFFSET).sum()),
+        dense=int((rates > DENSE_RATE).sum()),
+        entropy_bits=bernoulli_entropy(rates).sum().item(),
+    )

@@ -1,0 +1,182 @@
+"""Coders of any format, as either host has them."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from sae_binary_ext.checkpoints import saelens, sparsify
+from sae_binary_ext.checkpoints.errors import CheckpointError
+from sae_binary_ext.checkpoints.formats import FORMATS, format_of
+from sae_binary_ext.checkpoints.hook_names import place_in_saelens, place_in_sparsify
+from sae_binary_ext.checkpoints.portable import PortableCoder
+from sae_binary_ext.checkpoints.sources import (
+    METRICS_FILE,
+    SPARSITY_FILE,
+    check_name,
+    find_coder,
+    find_coders,
+    read_coder,
+)
+from sae_binary_ext.saving import replacing
+
+# What was recorded of a coder holds for it in any format.
+RECORDS = (SPARSITY_FILE, METRICS_FILE)
+
+Host = Literal["saelens", "sparsify"]
+
+
+def load_coder(
+    source: str | Path,
+    hookpoint: str | None = None,
+    host: Host = "saelens",
+    device: str = "cpu",
+) -> Any:
+    """A coder of any format, for inference in either host.
+
+    Args:
+        source: a coder's folder, a folder of such folders, or the id of a Hub repository of either.
+            Formats: SAELens', sparsify's, and the files of both papers.
+        hookpoint: the coder's folder in the source. Where the source is a coder's own folder, its
+            hookpoint (layers.9), if its files do not tell.
+        host: whose coder to return.
+        device: where to put it.
+
+    Returns:
+        SAELens' SAE or sparsify's SparseCoder, in the dtype of the file.
+
+    Raises:
+        CheckpointError: there is no such coder, its files are damaged or unsafe, the host cannot
+            express it, or its hook has no name in SAELens.
+    """
+    _check_host(host, ("saelens", "sparsify"))
+    folder = find_coder(source, hookpoint)
+    stock = _stock_loader(folder, host)
+    if stock is not None:
+        return _plainly(folder, lambda: stock(device))
+    coder = read_coder(folder, hookpoint)
+    if host == "sparsify":
+        return _plainly(folder, lambda: sparsify.to_coder(coder)).to(device)
+    return _plainly(folder, lambda: saelens.to_coder(placed(coder, "saelens"))).to(device)
+
+
+def convert(
+    source: str | Path, out: str | Path, host: str = "saelens", hookpoint: str | None = None
+) -> list[Path]:
+    """Write coders down in another format.
+
+    Args:
+        source: as load_coder takes it.
+        out: the folder of the new coder. Where the source holds several coders and none was chosen,
+            the folder of their folders, each named as the format's host names its hook.
+        host: the format, of saelens, sparsify, and the papers' cho2025 and quirke2025.
+        hookpoint: as load_coder takes it.
+
+    Returns:
+        The folders written. Each appears, or replaces an earlier conversion, all at once; what was
+        recorded of a coder (sparsity.safetensors, metrics.json) goes with it.
+
+    Raises:
+        CheckpointError: as load_coder, or the format cannot tell a coder; the message says why.
+    """
+    _check_host(host, tuple(FORMATS))
+    found = find_coders(source, hookpoint)
+    written: list[Path] = []
+    for name, folder in found.items():
+        coder = placed(read_coder(folder, hookpoint), host)
+        target = Path(out) if len(found) == 1 else Path(out) / _folder_name(coder, host, name)
+        _plainly(folder, partial(_write, coder, folder, target, host))
+        written.append(target)
+    return written
+
+
+def _write(coder: PortableCoder, source: Path, target: Path, host: str) -> None:
+    written = (FORMATS[host].config, FORMATS[host].weights, *RECORDS)
+    others = [path.name for path in target.iterdir()] if target.is_dir() else []
+    if not set(others) <= set(written):
+        raise CheckpointError(
+            f"{target}: holds {sorted(set(others).difference(written))}. Choose a new folder, or "
+            "one that convert wrote in the same format before."
+        )
+    with replacing(target) as new:
+        FORMATS[host].write(coder, new)
+        for name in RECORDS:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, new / name)
+
+
+def placed(coder: PortableCoder, host: str) -> PortableCoder:
+    """The coder with its place in a format's words."""
+    translate = place_in_sparsify if FORMATS[host].named_by_folder else place_in_saelens
+    return replace(coder, place=translate(coder.place, coder.shape.transcoder))
+
+
+def coder_to_saelens(
+    coder: Any, hookpoint: str | None = None, model_name: str | None = None
+) -> Any:
+    """A sparsify coder as SAELens has it: a coder of its own, with the same codes and outputs.
+
+    Args:
+        coder: a SparseCoder of activation topk or a binary one, not a groupmax.
+        hookpoint: where it belongs; translated into SAELens' names.
+        model_name: the model it belongs to, where names depend on it.
+
+    Raises:
+        CheckpointError: SAELens has no such architecture, or no name for the hookpoint.
+    """
+    portable = sparsify.from_coder(coder)
+    place = replace(portable.place, hookpoint=hookpoint, model_name=model_name)
+    return saelens.to_coder(placed(replace(portable, place=place), "saelens"))
+
+
+def coder_to_sparsify(coder: Any) -> Any:
+    """A SAELens coder as sparsify has it: a coder of its own, with the same codes and outputs.
+
+    save_to_disk writes it; sparsify and delphi look for it in a folder named by its hookpoint.
+
+    Args:
+        coder: of one of this package's architectures, or topk.
+
+    Raises:
+        CheckpointError: sparsify has no place for something of it; the message names it.
+    """
+    return sparsify.to_coder(saelens.from_coder(coder))
+
+
+def _check_host(host: str, choices: tuple[str, ...]) -> None:
+    if host not in choices:
+        raise CheckpointError(f"host={host!r}: choose one of {sorted(choices)}.")
+
+
+def _stock_loader(folder: Path, host: Host) -> Callable[[str], Any] | None:
+    """The host's own loader, for coders of its own that no other format can tell."""
+    name = format_of(folder)
+    if name == "saelens" == host and not saelens.is_portable(folder):
+        import sae_lens
+
+        loader: Any = sae_lens.SAE
+        return lambda device: loader.load_from_disk(folder, device=device)
+    if name == "sparsify" == host and not sparsify.is_portable(folder):
+        from sparsify import SparseCoder
+
+        return lambda device: SparseCoder.load_from_disk(folder, device=device)
+    return None
+
+
+def _plainly(folder: Path, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except CheckpointError:
+        raise
+    # A host raises whatever an unexpected value leads to.
+    except Exception as error:
+        raise CheckpointError(f"{folder}: its host cannot have it: {error}") from error
+
+
+def _folder_name(coder: PortableCoder, host: str, name: str) -> str:
+    place = coder.place
+    known = place.hookpoint if FORMATS[host].named_by_folder else place.hook_name
+    check_name(known or name)
+    return known or name

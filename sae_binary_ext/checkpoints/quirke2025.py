@@ -1,0 +1,56 @@
+"""The first paper's files: sparsify's, with a few fields of their own.
+
+Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509.25596).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from sae_binary_ext.checkpoints import sparsify
+from sae_binary_ext.checkpoints.errors import CheckpointError
+from sae_binary_ext.checkpoints.portable import PortableCoder, notes_of
+from sae_binary_ext.saving import NOTES_KEY
+
+FORMAT = "quirke2025"
+# What their files say beside what a coder is; none of it changes what a coder computes.
+IDLE_FIELDS: dict[str, Any] = {
+    "expansion_factor": 32,
+    "normalize_decoder": False,
+    "multi_topk": False,
+    "matryoshka_groups": 5,
+}
+
+
+def write(coder: PortableCoder, folder: Path) -> None:
+    """Save a coder as the paper's code does.
+
+    Raises:
+        CheckpointError: the paper's files have no place for something of the coder.
+    """
+    shape = coder.shape
+    sparsify.refuse_inexpressible(shape)
+    if not shape.binary:
+        raise CheckpointError("activation='topk': the first paper's files hold binary coders.")
+    subtracts = shape.rule.selection != "threshold" and not shape.transcoder
+    if shape.subtracts_decoder_bias != subtracts:
+        raise CheckpointError(
+            f"subtract_b_dec={shape.subtracts_decoder_bias} with selection "
+            f"{shape.rule.selection!r}: the first paper's autoencoders subtract b_dec from their "
+            "input, but for those of activation 'binary', and their files cannot say otherwise."
+        )
+    before = coder.settings.get(FORMAT, {})
+    idle = {key: before.get(key, value) for key, value in IDLE_FIELDS.items()}
+    fields = sparsify.fields_of(shape)
+    fields.pop("subtract_b_dec")
+    if before.get("num_latents") == 0:
+        fields["num_latents"] = 0
+    notes = notes_of(coder)
+    notes["settings"] = {key: value for key, value in coder.settings.items() if key != FORMAT}
+    config = {**idle, **fields, **sparsify.PAPER_FIELDS, "d_in": shape.d_in, NOTES_KEY: notes}
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {sparsify.PARAMETERS[key]: value for key, value in coder.tensors.items()}
+    save_file(tensors, folder / sparsify.WEIGHTS)
+    (folder / "cfg.json").write_text(json.dumps(config))

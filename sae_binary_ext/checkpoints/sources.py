@@ -1,0 +1,145 @@
+"""Where coders come from: a folder, a folder of folders, or a repository of the Hub."""
+
+import re
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+
+from sae_binary_ext.checkpoints.errors import CheckpointError
+from sae_binary_ext.checkpoints.files import read_json
+from sae_binary_ext.checkpoints.formats import CODER_FILES, FORMATS, format_of
+from sae_binary_ext.checkpoints.hook_names import is_hookpoint
+from sae_binary_ext.checkpoints.portable import PortableCoder
+
+WEIGHTS = {form.weights for form in FORMATS.values()}
+# Beside a coder's own files: SAELens' firing statistics, and figures as the demo writes them.
+SPARSITY_FILE, METRICS_FILE = "sparsity.safetensors", "metrics.json"
+RUN_CONFIG = "config.json"  # sparsify's, in the folder of a run
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def find_coder(source: str | Path, hookpoint: str | None) -> Path:
+    """The folder of one coder, downloaded if need be.
+
+    Args:
+        source: a coder's folder, a folder of such folders, or a Hub id of either.
+        hookpoint: the folder's name in its source; where the source is a coder's own folder,
+            nothing is chosen by it.
+
+    Raises:
+        CheckpointError: there is no such coder, or there are several.
+    """
+    found = find_coders(source, hookpoint)
+    if len(found) > 1:
+        raise CheckpointError(f"{source}: holds several coders; choose one of {sorted(found)}.")
+    return next(iter(found.values()))
+
+
+def find_coders(source: str | Path, hookpoint: str | None) -> dict[str, Path]:
+    """The folders of all coders of a source, or of the one chosen, by their names in it.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    if hookpoint is not None:
+        check_name(hookpoint)
+    root = Path(source)
+    if not root.exists():
+        if isinstance(source, Path) or not REPOSITORY.fullmatch(source):
+            raise CheckpointError(f"{source}: is no folder and no repository's id (user/name).")
+        with errors_of_hub(f"{source}: cannot be downloaded"):
+            return _download(source, hookpoint)
+    return _under(root, _choose(source, hookpoint, _files_under(root)))
+
+
+@contextmanager
+def errors_of_hub(problem: str) -> Generator[None]:
+    """Raise CheckpointError for whatever goes wrong with the Hub within."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    # Beside its own errors, huggingface_hub lets through those of its HTTP library, which is
+    # another one in each of its major versions.
+    except Exception as error:
+        raise CheckpointError(f"{problem}: {error}") from error
+
+
+def _download(repository: str, hookpoint: str | None) -> dict[str, Path]:
+    try:
+        files = HfApi().list_repo_files(repository)
+    except HfHubHTTPError:
+        raise
+    # No answer, for whatever reason.
+    except Exception:
+        # What was downloaded before serves without a network.
+        root = Path(snapshot_download(repository, local_files_only=True))
+        return _under(root, _choose(repository, hookpoint, _files_under(root)))
+    chosen = _choose(repository, hookpoint, files)
+    names = (*CODER_FILES, SPARSITY_FILE, METRICS_FILE)
+    wanted = [(PurePosixPath(folder) / name).as_posix() for folder in chosen for name in names]
+    return _under(Path(snapshot_download(repository, allow_patterns=[*wanted, RUN_CONFIG])), chosen)
+
+
+def check_name(name: str) -> None:
+    """Raise CheckpointError where a coder's name would lead out of the folder it is put in."""
+    parts = PurePosixPath(name).parts
+    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+        raise CheckpointError(f"{name!r}: a coder's name stays within its folder.")
+
+
+def read_coder(folder: Path, hookpoint: str | None = None) -> PortableCoder:
+    """The coder of a folder, with the place that its folder or its run says it has.
+
+    Raises:
+        CheckpointError: see the formats' read.
+    """
+    name = format_of(folder)
+    if name is None:
+        raise CheckpointError(f"{folder}: holds no coder; none of {sorted(WEIGHTS)}.")
+    coder = FORMATS[name].read(folder)
+    place = coder.place
+    if FORMATS[name].named_by_folder:
+        named = folder.resolve().name
+        kept = None if is_hookpoint(named) else place.hookpoint
+        stated = hookpoint or kept or named
+        if stated != place.hookpoint:
+            # Whatever SAELens' names it had, they were another place's.
+            place = replace(place, hookpoint=stated, hook_name=None, hook_name_out=None)
+        place = replace(place, model_name=place.model_name or _model_of_run(folder.parent))
+    elif hookpoint is not None and place.hook_name is None:
+        place = replace(place, hookpoint=hookpoint)
+    return replace(coder, place=place)
+
+
+def _model_of_run(folder: Path) -> str | None:
+    path = folder / RUN_CONFIG
+    model = read_json(path).get("model") if path.is_file() else None
+    return model if isinstance(model, str) else None
+
+
+def _files_under(root: Path) -> list[str]:
+    return [file.relative_to(root).as_posix() for name in WEIGHTS for file in root.rglob(name)]
+
+
+def _choose(source: str | Path, hookpoint: str | None, files: Iterable[str]) -> list[str]:
+    """The folders, among those that hold one of these files, of the coders asked for."""
+    weights = [PurePosixPath(file) for file in files if PurePosixPath(file).name in WEIGHTS]
+    names = sorted({str(path.parent) for path in weights})
+    if not names:
+        raise CheckpointError(f"{source}: holds no coder; none of {sorted(WEIGHTS)}.")
+    if hookpoint in names:
+        return [hookpoint]
+    if "." in names:
+        return ["."]
+    if hookpoint is not None:
+        raise CheckpointError(f"{source}: holds no coder {hookpoint!r} but {names}.")
+    return names
+
+
+def _under(root: Path, names: list[str]) -> dict[str, Path]:
+    return {name: root / name for name in names}

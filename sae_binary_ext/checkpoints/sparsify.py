@@ -1,0 +1,255 @@
+"""sparsify's format: cfg.json and sae.safetensors. The first paper's files are such files, too.
+
+Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509.25596).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sae_binary_ext.checkpoints.errors import CheckpointError
+from sae_binary_ext.checkpoints.files import Fields, clearly, read_json, read_tensors
+from sae_binary_ext.checkpoints.portable import (
+    PortableCoder,
+    Shape,
+    notes_of,
+    read_notes,
+)
+from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION, SURROGATE_OF_STE
+from sae_binary_ext.coding.selection import CodeRule
+from sae_binary_ext.saving import NOTES_KEY
+
+WEIGHTS = "sae.safetensors"
+PARAMETERS = {
+    "encoder_weight": "encoder.weight",
+    "encoder_bias": "encoder.bias",
+    "decoder_weight": "W_dec",
+    "decoder_bias": "b_dec",
+    "log_threshold": "log_threshold",
+    "skip_weight": "W_skip",
+}
+RATES = "firing_rates"
+ACTIVATION_OF_SELECTION = {value: key for key, value in SELECTION_OF_ACTIVATION.items()}
+STE_OF_SURROGATE = {value: key for key, value in SURROGATE_OF_STE.items()}
+# Of the first paper's fields, the value with which they change nothing. The last is idle while the
+# one before it is off.
+PAPER_FIELDS: dict[str, Any] = {"tied_decoder": False, "matryoshka": False}
+PAPER_IDLE_FIELD = "matryoshka_groups"
+# Fields of sparsify and of this package that only training reads.
+TRAINING_FIELDS: dict[str, tuple[type, ...]] = {
+    "covariance_alpha": (float, int),
+    "entropy_alpha": (float, int),
+    "entropy_start_step": (int,),
+    "entropy_warm_up_steps": (int,),
+    "initial_firing_rate": (float, int, type(None)),
+    "multi_topk": (bool,),
+    "normalize_decoder": (bool, type(None)),
+}
+
+
+def is_papers(config: dict[str, Any]) -> bool:
+    """Whether a config is one of the first paper's own."""
+    return "subtract_b_dec" not in config and not PAPER_FIELDS.keys().isdisjoint(config)
+
+
+def is_portable(folder: Path) -> bool:
+    """Whether the folder's coder is one that other formats may have too."""
+    return read_json(folder / "cfg.json").get("activation") != "groupmax"
+
+
+def read(folder: Path) -> PortableCoder:
+    """The coder of a folder, which is named by its hookpoint unless the config says where it is.
+
+    Raises:
+        CheckpointError: something is missing or damaged, or the activation has no portable form.
+    """
+    path = folder / "cfg.json"
+    config = read_json(path)
+    shape = _read_shape(config, path)
+    sizes = {PARAMETERS[key]: size for key, size in shape.tensors().items()}
+    optional: tuple[str, ...] = ()
+    if shape.binary:
+        # The first paper's files know no running rates.
+        sizes[RATES], optional = (shape.latents,), (RATES,)
+    stored = read_tensors(folder / WEIGHTS, sizes, optional)
+    return clearly(folder, lambda: _portable(shape, stored, config))
+
+
+def _portable(shape: Shape, stored: dict[str, Tensor], config: dict[str, Any]) -> PortableCoder:
+    place, kept_rates, settings = read_notes(config.get(NOTES_KEY))
+    rest = {key: value for key, value in config.items() if key not in (NOTES_KEY, "d_in")}
+    format_name = "quirke2025" if is_papers(config) else "sparsify"
+    return PortableCoder(
+        shape,
+        {key: stored[PARAMETERS[key]] for key in shape.tensors()},
+        place,
+        stored.get(RATES, kept_rates),
+        {**settings, format_name: rest},
+    )
+
+
+def _read_shape(config: dict[str, Any], path: Path) -> Shape:
+    fields = Fields(config, path)
+    activation = fields.take("activation", str, "topk")
+    binary = activation in SELECTION_OF_ACTIVATION
+    if not binary and activation != "topk":
+        known = sorted(("topk", *SELECTION_OF_ACTIVATION))
+        raise CheckpointError(f"{path}: activation={activation!r}: choose one of {known}.")
+    d_in = fields.take_size("d_in")
+    expansion = fields.take_size("expansion_factor", 32)
+    latents = fields.take("num_latents", int, 0)
+    k = fields.take_size("k", 32)
+    rule = CodeRule("topk", k)
+    if binary:
+        rule = clearly(
+            path,
+            lambda: CodeRule(
+                SELECTION_OF_ACTIVATION[activation],
+                k,
+                fields.take_choice("ste", SURROGATE_OF_STE, "sigmoid"),
+                fields.take("ste_temperature", float, 2.0),
+            ),
+        )
+        for name, idle in PAPER_FIELDS.items():
+            if fields.take(name, bool, idle) != idle:
+                raise CheckpointError(f"{path}: {name}=True: such coders are not read.")
+    elif fields.take("signed", bool, False):
+        raise CheckpointError(f"{path}: signed=True: such coders are not read.")
+    transcoder = fields.take("transcode", bool, False)
+    # A file of activation binary that does not say was trained without.
+    subtracts = fields.take("subtract_b_dec", bool, activation != "binary")
+    shape = Shape(
+        d_in=d_in,
+        d_out=d_in,
+        latents=latents or d_in * expansion,
+        rule=rule,
+        binary=binary,
+        transcoder=transcoder,
+        skip=fields.take("skip_connection", bool, False),
+        subtracts_decoder_bias=subtracts and not transcoder,
+    )
+    for name, kinds in TRAINING_FIELDS.items():
+        fields.skip(name, kinds)
+    fields.finish(ignored=(NOTES_KEY, PAPER_IDLE_FIELD))
+    return shape
+
+
+def from_coder(coder: Any) -> PortableCoder:
+    """A sparsify coder's portable form.
+
+    Args:
+        coder: a SparseCoder of activation topk or a binary one.
+
+    Raises:
+        CheckpointError: another activation, or a coder loaded without its decoder.
+    """
+    if coder.W_dec is None:
+        raise CheckpointError("decoder=False: this coder was loaded without its decoder.")
+    config = {**coder.cfg.to_dict(), "d_in": coder.d_in}
+    shape = _read_shape(config, Path(f"<{type(coder).__name__}>"))
+    state = {name: tensor.detach().clone() for name, tensor in coder.state_dict().items()}
+    return _portable(shape, state, config)
+
+
+def to_coder(coder: PortableCoder) -> Any:
+    """A sparsify coder, on the CPU.
+
+    Raises:
+        CheckpointError: sparsify has no place for something of the coder; the message names it.
+    """
+    from sparsify import SparseCoder
+
+    made = SparseCoder(coder.shape.d_in, _config(coder), dtype=coder.dtype)
+    state = {PARAMETERS[key]: tensor.clone() for key, tensor in coder.tensors.items()}
+    if coder.firing_rates is not None and coder.shape.binary:
+        state[RATES] = coder.firing_rates.clone()
+    made.load_state_dict(state)
+    return made
+
+
+def write(coder: PortableCoder, folder: Path) -> None:
+    """Save a coder as sparsify does."""
+    to_coder(coder).save_to_disk(folder)
+    path = folder / "cfg.json"
+    config = json.loads(path.read_text())
+    notes = notes_of(coder)
+    notes["settings"] = {key: value for key, value in coder.settings.items() if key != "sparsify"}
+    if coder.shape.binary:
+        # They stand among the tensors.
+        notes.pop(RATES, None)
+    path.write_text(json.dumps({**config, NOTES_KEY: notes}))
+
+
+def refuse_inexpressible(shape: Shape) -> None:
+    """Raise CheckpointError where sparsify's coders have no place for something."""
+    if shape.d_out != shape.d_in:
+        raise CheckpointError(
+            f"d_out={shape.d_out} and d_in={shape.d_in}: sparsify's coders have one width."
+        )
+    if shape.normalize_activations != "none":
+        raise CheckpointError(
+            f"normalize_activations={shape.normalize_activations!r}: sparsify's coders take raw "
+            "activations. Scalings that SAELens folds into the weights when training ends are fine."
+        )
+    if shape.reshape_activations != "none":
+        raise CheckpointError(
+            f"reshape_activations={shape.reshape_activations!r}: sparsify's coders take "
+            "activations as they are."
+        )
+    if not shape.transcoder and not shape.binary and not shape.subtracts_decoder_bias:
+        raise CheckpointError(
+            "apply_b_dec_to_input=False: sparsify's TopK autoencoders always subtract b_dec."
+        )
+
+
+def refuse_rescaling(coder: PortableCoder) -> None:
+    """Raise CheckpointError where SAELens' TopK ranks by other values than its pre-activations."""
+    norms = coder.tensors["decoder_weight"].norm(dim=-1)
+    if coder.shape.rescales_by_decoder_norm and not (norms - 1).abs().max() < 1e-5:
+        raise CheckpointError(
+            "rescale_acts_by_decoder_norm=True: no other format has such rescaling. Convert what "
+            "save_inference_model wrote, which has the norms folded in."
+        )
+
+
+def _config(coder: PortableCoder) -> Any:
+    refuse_inexpressible(coder.shape)
+    refuse_rescaling(coder)
+    fields = fields_of(coder.shape)
+    before = coder.settings.get("sparsify", coder.settings.get("quirke2025", {}))
+    restored = (*TRAINING_FIELDS, "expansion_factor")
+    kept = {key: value for key, value in before.items() if key in restored}
+    if before.get("num_latents") == 0:
+        # Its latents are given by expansion_factor.
+        fields.pop("num_latents")
+    if coder.shape.transcoder and "subtract_b_dec" in before:
+        fields["subtract_b_dec"] = before["subtract_b_dec"]
+    return clearly(Path("<sparsify>"), lambda: _config_class(coder.shape)({**kept, **fields}))
+
+
+def fields_of(shape: Shape) -> dict[str, Any]:
+    """The fields of a config that say what a coder computes."""
+    rule = shape.rule
+    fields: dict[str, Any] = {
+        "num_latents": shape.latents,
+        "k": rule.k,
+        "transcode": shape.transcoder,
+        "skip_connection": shape.skip,
+        "activation": ACTIVATION_OF_SELECTION[rule.selection] if shape.binary else "topk",
+    }
+    if shape.binary:
+        fields["ste"] = STE_OF_SURROGATE[rule.surrogate]
+        fields["ste_temperature"] = rule.surrogate_temperature
+        # A transcoder subtracts nothing, whatever this says; True is the default.
+        fields["subtract_b_dec"] = shape.subtracts_decoder_bias or shape.transcoder
+    return fields
+
+
+def _config_class(shape: Shape) -> Any:
+    from sparsify import SparseCoderConfig
+
+    from sae_binary_ext.sparsify import BinarySparseCoderConfig
+
+    return BinarySparseCoderConfig.from_dict if shape.binary else SparseCoderConfig.from_dict

@@ -1,0 +1,225 @@
+"""Whatever a file holds: a coder as the file says, or one clear error, and nothing is run."""
+
+import io
+import json
+import pickle
+import random
+import resource
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sae_binary_ext.checkpoints import CheckpointError, convert, describe, load_coder
+from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION
+from tests.checkpoints.coders import CASES, CHO, HOOKPOINT, QUIRKE, SAELENS, SPARSIFY
+from tests.checkpoints.mutations import Evil, mutate
+
+MUTATIONS_A_CODER = 300
+CODERS = [
+    ("saelens topk", SAELENS),
+    ("saelens skip transcoder", SAELENS),
+    ("saelens continuous", SAELENS),
+    ("sparsify topk_binary", SPARSIFY),
+    ("sparsify continuous skip transcoder", SPARSIFY),
+    ("sparsify binary uncentred", QUIRKE),
+    ("saelens step at zero", CHO),
+]
+
+
+def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """What the file holds, by SAELens' names, read without this package."""
+    if (folder / "model.pt").exists():
+        stored = torch.load(folder / "model.pt", weights_only=True)
+        stored["W_dec"] = stored.pop("decoder.weight").T
+        stored["b_dec"] = stored.pop("decoder.bias")
+    elif (folder / "sae.safetensors").exists():
+        stored = load_file(folder / "sae.safetensors")
+        stored.pop("firing_rates", None)
+    else:
+        return load_file(folder / "sae_weights.safetensors")
+    stored["W_enc"] = stored.pop("encoder.weight").T
+    stored["b_enc"] = stored.pop("encoder.bias")
+    return stored
+
+
+def assert_loaded_as_stored(sae: Any, folder: Path) -> None:
+    state = sae.state_dict()
+    for name, tensor in stored_tensors(folder).items():
+        # A threshold is held in float32 or wider.
+        stored = tensor.to(state[name].dtype) if name == "log_threshold" else tensor
+        torch.testing.assert_close(state[name], stored, atol=0, rtol=0)
+    if (folder / "cfg.json").exists():
+        config = json.loads((folder / "cfg.json").read_text())
+        assert sae.cfg.d_in == config["d_in"]
+        assert sae.cfg.k == config.get("k", 32)
+        if "architecture" not in config:
+            selection = SELECTION_OF_ACTIVATION.get(config.get("activation", "topk"))
+            assert getattr(sae.cfg, "selection", None) == selection
+        else:
+            assert sae.cfg.architecture() == config["architecture"].replace("_entropy", "")
+            for key in ("selection", "apply_b_dec_to_input", "normalize_activations"):
+                assert getattr(sae.cfg, key, None) == config.get(key)
+
+
+@pytest.mark.parametrize(("name", "form"), CODERS)
+def test_damaged_files_load_as_they_say_or_raise_our_error(name: str, form: str, tmp_path: Path):
+    convert(CASES[name].save(tmp_path), tmp_path / "whole" / HOOKPOINT, form)
+    marker = tmp_path / "run by a pickle"
+    folder = tmp_path / "damaged" / HOOKPOINT
+    loaded = refused = 0
+    for seed in range(MUTATIONS_A_CODER):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(tmp_path / "whole" / HOOKPOINT, folder)
+        how = mutate(folder, marker, random.Random(seed))
+        try:
+            sae = load_coder(folder, host="saelens")
+        except CheckpointError:
+            refused += 1
+        else:
+            loaded += 1
+            assert_loaded_as_stored(sae, folder)
+        try:
+            load_coder(folder, host="sparsify")
+            describe(folder)
+        except CheckpointError:
+            pass
+        assert not marker.exists(), how
+    assert min(loaded, refused) > MUTATIONS_A_CODER / 10
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    """No more than half a gigabyte on top of what is in use."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + 2**29
+    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def huge_view(folder: Path) -> None:
+    state = torch.load(folder / "model.pt", weights_only=True)
+    state["encoder.weight"] = torch.zeros(1).expand(2**20, 2**18)
+    torch.save(state, folder / "model.pt")
+
+
+def huge_compressed_entry(folder: Path) -> None:
+    data = (folder / "model.pt").read_bytes()
+    with (
+        zipfile.ZipFile(io.BytesIO(data)) as source,
+        zipfile.ZipFile(folder / "model.pt", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for entry in source.infolist():
+            big = entry.filename.endswith("data/0")
+            target.writestr(entry.filename, bytes(2**24) if big else source.read(entry))
+
+
+def sparse_tensor(folder: Path) -> None:
+    state = torch.load(folder / "model.pt", weights_only=True)
+    state["encoder.weight"] = torch.zeros(2, 2).to_sparse()
+    torch.save(state, folder / "model.pt")
+
+
+def huge_memo(folder: Path) -> None:
+    (folder / "config.pkl").write_bytes(b"\x80\x04}r" + (2**31 - 1).to_bytes(4, "little") + b".")
+
+
+def evil_config(folder: Path) -> None:
+    (folder / "config.pkl").write_bytes(pickle.dumps({"params": Evil(folder / "marker")}))
+
+
+def evil_weights(folder: Path) -> None:
+    torch.save(Evil(folder / "marker"), folder / "model.pt")
+
+
+def evil_old_weights(folder: Path) -> None:
+    torch.save(Evil(folder / "marker"), folder / "model.pt", _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (huge_view, "encoder.weight is no plain tensor"),
+        (huge_compressed_entry, "is compressed"),
+        (sparse_tensor, "encoder.weight is no plain tensor"),
+        (huge_memo, "LONG_BINPUT 2147483647"),
+        (evil_config, "asks to run code"),
+        (evil_weights, "cannot be read as a state dict"),
+        (evil_old_weights, "cannot be read as a state dict"),
+    ],
+)
+def test_pickles_that_would_do_harm(damage: Callable[[Path], None], message: str, tmp_path: Path):
+    convert(CASES["saelens step at zero"].save(tmp_path), tmp_path / "cho", CHO)
+    damage(tmp_path / "cho")
+    with little_memory(), pytest.raises(CheckpointError, match=message):
+        load_coder(tmp_path / "cho")
+    assert not (tmp_path / "cho" / "marker").exists()
+
+
+def test_a_config_s_widths_allocate_nothing(tmp_path: Path):
+    folder = CASES["sparsify topk_binary"].save(tmp_path)
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({**config, "num_latents": 2**30, "d_in": 2**20}))
+    with little_memory(), pytest.raises(CheckpointError, match="where its config asks for"):
+        load_coder(folder)
+
+
+def test_a_config_of_any_size_is_not_read(tmp_path: Path):
+    folder = CASES["sparsify topk_binary"].save(tmp_path)
+    with (folder / "cfg.json").open("r+b") as file:
+        file.truncate(2**40)  # a hole, no space on the disk
+    with little_memory(), pytest.raises(CheckpointError, match="a config has at most"):
+        load_coder(folder)
+
+
+def test_a_deeply_nested_config_is_refused(tmp_path: Path):
+    folder = CASES["sparsify topk_binary"].save(tmp_path)
+    (folder / "cfg.json").write_text("[" * 10**5)
+    with pytest.raises(CheckpointError, match="is no JSON"):
+        load_coder(folder)
+
+
+@pytest.mark.parametrize("name", ["../out", "/out", "a/../../out", "a\\..\\out", "a\0b", ""])
+def test_names_stay_within_their_folder(name: str, tmp_path: Path):
+    folder = CASES["sparsify topk_binary"].save(tmp_path)
+    with pytest.raises(CheckpointError, match="stays within its folder"):
+        load_coder(folder.parent, name)
+    # A name that a file brings along.
+    config = json.loads((folder / "cfg.json").read_text())
+    for other in ("a", "b"):
+        notes = {"version": 1, "place": {"hookpoint": name}, "settings": {}}
+        shutil.copytree(folder, tmp_path / "many" / other)
+        (tmp_path / "many" / other / "cfg.json").write_text(
+            json.dumps({**config, "sae_binary_ext": notes})
+        )
+    with pytest.raises(CheckpointError, match=r"stays within its folder|must hold text"):
+        convert(tmp_path / "many", tmp_path / "x" / "out", SPARSIFY)
+
+
+def test_a_newer_version_s_notes_and_fields_are_refused(tmp_path: Path):
+    folder = CASES["sparsify topk_binary"].save(tmp_path)
+    config = json.loads((folder / "cfg.json").read_text())
+    notes = {"version": 2, "place": {}, "settings": {}}
+    (folder / "cfg.json").write_text(json.dumps({**config, "sae_binary_ext": notes}))
+    with pytest.raises(CheckpointError, match=r"notes of version 2.*Install the version"):
+        load_coder(folder)
+    (folder / "cfg.json").write_text(json.dumps({**config, "rotation": "hadamard"}))
+    with pytest.raises(CheckpointError, match=r"unknown fields \['rotation'\]"):
+        load_coder(folder)
+
+
+def test_weights_of_two_formats_in_one_folder_are_refused(tmp_path: Path):
+    folder = CASES["sparsify topk_binary"].save(tmp_path)
+    save_file({"W_enc": torch.zeros(2)}, folder / "sae_weights.safetensors")
+    with pytest.raises(CheckpointError, match="weights of several formats"):
+        load_coder(folder)

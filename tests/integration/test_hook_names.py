@@ -1,0 +1,105 @@
+"""The table of hook names against models: both names must be the same activation."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import SAETransformerBridge
+from tokenizers import Tokenizer, models
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from sae_binary_ext.checkpoints.hook_names import place_in_saelens
+from sae_binary_ext.checkpoints.portable import Place
+from sae_binary_ext.saelens.splice import resolve_hook
+
+pytestmark = pytest.mark.integration
+
+SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+TOKENS: dict[str, Any] = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
+LAYERS = ("layers.1", "layers.1.mlp")
+# Of each kind of model, a name that says so, its sizes, and its hookpoints.
+MODELS = {
+    "llama": ("SmolLM2", SIZES | HEADS, (*LAYERS, "layers.1.self_attn", "embed_tokens")),
+    "mistral": ("Mistral-7B", SIZES | HEADS, (*LAYERS, "layers.1.self_attn")),
+    "qwen2": ("Qwen2.5-0.5B", SIZES | HEADS, (*LAYERS, "layers.1.self_attn")),
+    "gemma2": ("gemma-2-2b", SIZES | HEADS, (*LAYERS, "layers.1.self_attn")),
+    "gpt_neox": (
+        "pythia-70m",
+        SIZES | {"num_attention_heads": 2},
+        (*LAYERS, "layers.1.attention", "embed_in"),
+    ),
+    "gpt2": (
+        "gpt2",
+        {"n_embd": 16, "n_layer": 2, "n_head": 2},
+        ("h.1", "h.1.mlp", "h.1.attn", "wte"),
+    ),
+}
+TRANSCODED = ("layers.1", "layers.1.mlp", "h.1", "h.1.mlp")
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Kind of model, the model, and a bridge to one of the same weights."""
+    kind = request.param
+    folder: Path = tmp_path_factory.mktemp(kind)
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **MODELS[kind][1], **TOKENS, initializer_range=0.5)
+    plain = AutoModelForCausalLM.from_config(config).eval()
+    plain.save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(50)}, unk_token="w0"))
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="w0", eos_token="w1", pad_token="w1"
+    ).save_pretrained(folder)
+    return kind, plain, SAETransformerBridge.boot_transformers(str(folder), device="cpu")
+
+
+def first(value: Any) -> Tensor:
+    return value[0] if isinstance(value, tuple) else value
+
+
+def of_module(plain: Any, hookpoint: str, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Input and output of a module, as sparsify reads them."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    module = plain.base_model.get_submodule(hookpoint)
+    handle = module.register_forward_hook(
+        lambda module, arguments, output: seen.append(
+            (first(arguments) if arguments else torch.empty(0), first(output))
+        )
+    )
+    plain(tokens)
+    handle.remove()
+    return seen[0]
+
+
+def at_hook(bridge: Any, hook_name: str, tokens: Tensor) -> Tensor:
+    name = resolve_hook(bridge, "hook_name", hook_name)
+    return bridge.run_with_cache(tokens, names_filter=[name])[1][name]
+
+
+@torch.no_grad()
+def test_both_names_are_the_same_activation(model: Any):
+    kind, plain, bridge = model
+    name, _, hookpoints = MODELS[kind]
+    tokens = torch.randint(2, 50, (2, 12))
+    torch.testing.assert_close(bridge(tokens), plain(tokens).logits, atol=1e-3, rtol=1e-3)
+    for hookpoint in hookpoints:
+        source, output = of_module(plain, hookpoint, tokens)
+        for model_name in (name, None):
+            if model_name is None and hookpoint in ("embed_in", "wte"):
+                continue  # names of a known kind of model alone
+            place = Place(hookpoint=hookpoint, model_name=model_name)
+            found = at_hook(bridge, place_in_saelens(place, False).hook_name or "", tokens)
+            torch.testing.assert_close(found, output, atol=1e-3, rtol=1e-3, msg=hookpoint)
+            if hookpoint in TRANSCODED:
+                both = place_in_saelens(place, True)
+                found = at_hook(bridge, both.hook_name or "", tokens)
+                torch.testing.assert_close(found, source, atol=1e-3, rtol=1e-3, msg=hookpoint)
+                found = at_hook(bridge, both.hook_name_out or "", tokens)
+                torch.testing.assert_close(found, output, atol=1e-3, rtol=1e-3, msg=hookpoint)
