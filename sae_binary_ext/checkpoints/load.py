@@ -83,13 +83,31 @@ def convert(
     """
     _check_host(host, tuple(FORMATS))
     found = find_coders(source, hookpoint)
-    written: list[Path] = []
-    for name, folder in found.items():
+    if len(found) == 1:
+        targets = {Path(out): folder for folder in found.values()}
+    else:
+        targets = _targets(found, Path(out), host)
+    for target, folder in targets.items():
         coder = placed(read_coder(folder, hookpoint), host)
-        target = Path(out) if len(found) == 1 else Path(out) / _folder_name(coder, host, name)
         _plainly(folder, partial(_write, coder, folder, target, host))
-        written.append(target)
-    return written
+    return list(targets)
+
+
+def _targets(found: dict[str, Path], out: Path, host: str) -> dict[Path, Path]:
+    """Of each new folder, named as its host names the coder's hook, the old one."""
+    targets: dict[Path, Path] = {}
+    for name, folder in found.items():
+        place = placed(read_coder(folder), host).place
+        known = place.hookpoint if FORMATS[host].named_by_folder else place.hook_name
+        check_name(known or name)
+        target = out / (known or name)
+        if target in targets:
+            raise CheckpointError(
+                f"{folder.name} and {targets[target].name} belong both at {target.name}: convert "
+                "them one at a time, naming each with hookpoint=..."
+            )
+        targets[target] = folder
+    return targets
 
 
 def _write(coder: PortableCoder, source: Path, target: Path, host: str) -> None:
@@ -173,10 +191,3 @@ def _plainly(folder: Path, load: Callable[[], Any]) -> Any:
     # A host raises whatever an unexpected value leads to.
     except Exception as error:
         raise CheckpointError(f"{folder}: its host cannot have it: {error}") from error
-
-
-def _folder_name(coder: PortableCoder, host: str, name: str) -> str:
-    place = coder.place
-    known = place.hookpoint if FORMATS[host].named_by_folder else place.hook_name
-    check_name(known or name)
-    return known or name

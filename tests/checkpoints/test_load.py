@@ -163,6 +163,16 @@ def test_a_run_s_coders_are_converted_each_to_a_folder_of_its_own(tmp_path: Path
     ]
 
 
+def test_coders_of_the_same_hook_do_not_overwrite_each_other(tmp_path: Path):
+    for name in ("a", "b"):
+        CASES["saelens topk"].make().save_model(tmp_path / "coders" / name)
+    with pytest.raises(CheckpointError, match=r"b and a belong both at layers.3.mlp"):
+        convert(tmp_path / "coders", tmp_path / "out", SPARSIFY)
+    assert not (tmp_path / "out").exists()
+    convert(tmp_path / "coders", tmp_path / "out", SPARSIFY, hookpoint="b")
+    assert load_coder(tmp_path / "out", host="sparsify").cfg.k == K
+
+
 def test_a_source_of_several_coders_is_asked_which(tmp_path: Path):
     run = run_of_two(tmp_path)
     with pytest.raises(CheckpointError, match=r"choose one of \['layers.1', 'layers.2'\]"):
