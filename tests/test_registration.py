@@ -1,4 +1,4 @@
-"""Importing the package in every order, each in a fresh interpreter."""
+"""Importing the package in every order, each in a process without the hosts."""
 
 import subprocess
 import sys
@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 
 from sae_binary_ext.registration import warn_if_untested
+from tests.fresh import run_fresh
 
 CHECK = """
 from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
@@ -20,7 +21,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-# A cold import of SAELens takes up to half a minute, so most orders are not among the fast tests.
+# The first of these waits for the libraries beneath SAELens, so most are not among the fast tests.
 @pytest.mark.parametrize(
     "imports",
     [
@@ -37,8 +38,8 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_any_import_order_registers_once(imports: str):
-    result = run(f"{imports}\n{CHECK}")
-    assert result.returncode == 0, result.stderr
+    result = run_fresh(f"{imports}\n{CHECK}")
+    assert result.exit_code == 0, result.stderr
 
 
 SPARSIFY_CHECK = """
@@ -60,13 +61,13 @@ assert type(SparseCoder(4, config)).__name__ == "BinarySparseCoder"
     ],
 )
 def test_any_import_order_registers_with_sparsify_once(imports: str):
-    result = run(f"{imports}\n{SPARSIFY_CHECK}")
-    assert result.returncode == 0, result.stderr
+    result = run_fresh(f"{imports}\n{SPARSIFY_CHECK}")
+    assert result.exit_code == 0, result.stderr
 
 
 @pytest.mark.integration
 def test_without_the_package_saelens_is_as_it_was():
-    result = run(f"import sae_lens\n{CHECK}")
+    result = run_fresh(f"import sae_lens\n{CHECK}")
     assert "AssertionError" in result.stderr
 
 
@@ -92,7 +93,7 @@ def test_a_missing_host_says_what_to_install(host: str, adapter: str):
 
 @pytest.mark.integration
 def test_stock_training_is_bitwise_the_same_with_the_package():
-    without = run(
+    without = run_fresh(
         "import sys; from tests.saelens.helpers import train_stock_coder\n"
         "digest = train_stock_coder(); assert 'sae_binary_ext' not in sys.modules; print(digest)"
     )

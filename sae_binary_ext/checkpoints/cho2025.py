@@ -86,8 +86,7 @@ def _portable(config: dict[str, Any], state: dict[str, Tensor], path: Path) -> P
     place, rates, settings = read_notes(notes)
     rule = _read_rule(settings.pop("code_rule", {}), path)
     tensors = {
-        key: (state[name].T if turned else state[name]).contiguous()
-        for key, (name, turned) in PARAMETERS.items()
+        key: state[name].T if turned else state[name] for key, (name, turned) in PARAMETERS.items()
     }
     # The step is at zero, and the logarithm of a threshold of zero is -inf.
     dtype = torch.promote_types(state["encoder.weight"].dtype, torch.float32)

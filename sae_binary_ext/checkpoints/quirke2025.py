@@ -51,6 +51,6 @@ def write(coder: PortableCoder, folder: Path) -> None:
     notes["settings"] = {key: value for key, value in coder.settings.items() if key != FORMAT}
     config = {**idle, **fields, **sparsify.PAPER_FIELDS, "d_in": shape.d_in, NOTES_KEY: notes}
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {sparsify.PARAMETERS[key]: value for key, value in coder.tensors.items()}
+    tensors = {sparsify.PARAMETERS[key]: value.contiguous() for key, value in coder.tensors.items()}
     save_file(tensors, folder / sparsify.WEIGHTS)
     (folder / "cfg.json").write_text(json.dumps(config))

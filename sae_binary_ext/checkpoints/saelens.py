@@ -80,8 +80,7 @@ def read(folder: Path) -> PortableCoder:
         },
     )
     tensors = {
-        key: stored[name].T.contiguous() if turned else stored[name]
-        for key, (name, turned) in names.items()
+        key: stored[name].T if turned else stored[name] for key, (name, turned) in names.items()
     }
     return clearly(folder, lambda: _portable(shape, tensors, metadata))
 
@@ -156,7 +155,7 @@ def from_coder(coder: Any) -> PortableCoder:
     config = coder.cfg.to_dict()
     shape = _read_shape(config, source)
     tensors = {
-        key: (tensor.T if turned else tensor).detach().clone().contiguous()
+        key: (tensor.T if turned else tensor).detach()
         for key in shape.tensors()
         for name, turned in [PARAMETERS[key]]
         for tensor in [getattr(coder, name)]
@@ -172,11 +171,11 @@ def to_coder(coder: PortableCoder) -> Any:
     """
     made = _coder_class(coder.shape)(_config(coder))
     state = {
-        name: (tensor.T if turned else tensor).clone().contiguous()
+        name: tensor.T if turned else tensor
         for key, tensor in coder.tensors.items()
         for name, turned in [PARAMETERS[key]]
     }
-    made.load_state_dict(state)
+    made.load_state_dict(state)  # which copies
     return made
 
 

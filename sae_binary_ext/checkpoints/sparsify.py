@@ -149,8 +149,7 @@ def from_coder(coder: Any) -> PortableCoder:
         raise CheckpointError("decoder=False: this coder was loaded without its decoder.")
     config = {**coder.cfg.to_dict(), "d_in": coder.d_in}
     shape = _read_shape(config, Path(f"<{type(coder).__name__}>"))
-    state = {name: tensor.detach().clone() for name, tensor in coder.state_dict().items()}
-    return _portable(shape, state, config)
+    return _portable(shape, coder.state_dict(), config)
 
 
 def to_coder(coder: PortableCoder) -> Any:
@@ -162,10 +161,10 @@ def to_coder(coder: PortableCoder) -> Any:
     from sparsify import SparseCoder
 
     made = SparseCoder(coder.shape.d_in, _config(coder), dtype=coder.dtype)
-    state = {PARAMETERS[key]: tensor.clone() for key, tensor in coder.tensors.items()}
+    state = {PARAMETERS[key]: tensor for key, tensor in coder.tensors.items()}
     if coder.firing_rates is not None and coder.shape.binary:
-        state[RATES] = coder.firing_rates.clone()
-    made.load_state_dict(state)
+        state[RATES] = coder.firing_rates
+    made.load_state_dict(state)  # which copies
     return made
 
 

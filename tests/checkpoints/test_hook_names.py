@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,13 +118,20 @@ def test_names_that_a_coder_has_are_kept():
     assert place_in_sparsify(both, False) == both
 
 
-def test_the_table_learns_a_name(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def a_name_of_mine() -> Iterator[None]:
     line = HookName(
         "layers.{layer}.mlp.down_proj",
         "blocks.{layer}.mlp.out.hook_out",
         "blocks.{layer}.mlp.out.hook_in",
     )
-    monkeypatch.setattr("sae_binary_ext.checkpoints.hook_names.HOOK_NAMES", [line, *HOOK_NAMES])
+    HOOK_NAMES.insert(0, line)
+    yield
+    HOOK_NAMES.remove(line)
+
+
+@pytest.mark.usefixtures("a_name_of_mine")
+def test_the_table_learns_a_name():
     place = Place(hookpoint="layers.9.mlp.down_proj", model_name=LLAMA)
     named = place_in_saelens(place, True)
     assert named.hook_name == "blocks.9.mlp.out.hook_in"

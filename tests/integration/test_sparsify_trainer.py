@@ -1,6 +1,4 @@
 import hashlib
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from transformers import AutoTokenizer
 import sae_binary_ext  # noqa: F401  # registers
 from sae_binary_ext.demo.text import read_wikipedia_sample
 from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
+from tests.fresh import run_fresh
 from tests.integration.conftest import VOCABULARY
 from tests.integration.sparsify_helpers import (
     mean,
@@ -326,8 +325,8 @@ assert "sae_binary_ext" not in sys.modules
 
 
 def test_a_stock_run_is_bitwise_the_same_with_the_package(tiny_model_folder: Path, tmp_path: Path):
-    arguments = [str(tiny_model_folder), str(tmp_path / "without")]
-    subprocess.run([sys.executable, "-c", STOCK_RUN, *arguments], check=True)
+    without = run_fresh(STOCK_RUN, str(tiny_model_folder), str(tmp_path / "without"))
+    assert without.exit_code == 0, without.stderr
     train_stock_coders(tiny_model_folder, tmp_path / "with")
     digests = [
         {

@@ -1,0 +1,48 @@
+"""Code in a process that has not imported a host yet.
+
+Of the half minute that importing the hosts takes, nearly all goes to the libraries beneath them.
+One process imports those, once, and each piece of code runs in a fork of it.
+"""
+
+import multiprocessing
+import os
+import sys
+import tempfile
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+LIBRARIES = ["torch", "transformer_lens", "datasets", "transformers", "wandb", "plotly.express"]
+HOSTS = ("sae_lens", "sparsify", "sae_binary_ext")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    exit_code: int | None
+    stdout: str
+    stderr: str
+
+
+def run_fresh(code: str, *arguments: str) -> Outcome:
+    """Run code as its own program, with these arguments."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LIBRARIES)
+    with tempfile.TemporaryDirectory() as folder:
+        process = context.Process(target=_run, args=(code, arguments, folder))
+        process.start()
+        process.join()
+        streams = [(Path(folder) / name).read_text() for name in ("stdout", "stderr")]
+        return Outcome(process.exitcode, *streams)
+
+
+def _run(code: str, arguments: tuple[str, ...], folder: str) -> None:
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(Path(folder) / name, os.O_WRONLY | os.O_CREAT), descriptor)
+    imported = set(HOSTS) & set(sys.modules)
+    assert not imported, f"{imported} imported already"
+    sys.argv = ["-c", *arguments]
+    try:
+        exec(compile(code, "<fresh>", "exec"), {"__name__": "__main__"})
+    except BaseException:
+        traceback.print_exc()
+        sys.exit(1)
