@@ -16,6 +16,8 @@ from sae_binary_ext.coding.entropy import bernoulli_entropy
 # SAELens writes the decimal logarithm of a rate plus this.
 SPARSITY_OFFSET = 1e-10
 DENSE_RATE = 0.1
+# Selections of coders with values.
+NAMES_OF_VALUES = {"topk": "TopK", "groupmax": "GroupMax"}
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,6 @@ def _describe(name: str, folder: Path, hookpoint: str | None) -> Description:
     if form == "saelens" and not saelens.is_portable(folder):
         architecture = Fields(read_json(config), config).take("architecture", str, "standard")
         return Description(name, form, f"{architecture}, of SAELens alone")
-    if form == "sparsify" and read_json(config).get("activation") == "groupmax":
-        return Description(name, form, "groupmax, of sparsify alone")
     coder = read_coder(folder, hookpoint)
     rates = coder.firing_rates
     if (folder / SPARSITY_FILE).is_file():
@@ -104,7 +104,8 @@ def in_words(shape: Shape) -> str:
     """What kind of coder it is."""
     kind = "transcoder" if shape.transcoder else "autoencoder"
     skip = " with skip connection" if shape.skip else ""
-    return f"{'binary' if shape.binary else 'TopK'} {kind}{skip}"
+    codes = "binary" if shape.binary else NAMES_OF_VALUES[shape.rule.selection]
+    return f"{codes} {kind}{skip}"
 
 
 def _shape_lines(coder: PortableCoder) -> list[tuple[str, str]]:

@@ -137,7 +137,7 @@ def coder_to_saelens(
     """A sparsify coder as SAELens has it: a coder of its own, with the same codes and outputs.
 
     Args:
-        coder: a SparseCoder of activation topk or a binary one, not a groupmax.
+        coder: a SparseCoder of activation topk or a binary one.
         hookpoint: where it belongs; translated into SAELens' names.
         model_name: the model it belongs to, where names depend on it.
 
@@ -169,18 +169,13 @@ def _check_host(host: str, choices: tuple[str, ...]) -> None:
 
 
 def _stock_loader(folder: Path, host: Host) -> Callable[[str], Any] | None:
-    """The host's own loader, for coders of its own that no other format can tell."""
-    name = format_of(folder)
-    if name == "saelens" == host and not saelens.is_portable(folder):
-        import sae_lens
+    """SAELens' own loader, for its architectures that no other format can tell."""
+    if host != "saelens" or format_of(folder) != "saelens" or saelens.is_portable(folder):
+        return None
+    import sae_lens
 
-        loader: Any = sae_lens.SAE
-        return lambda device: loader.load_from_disk(folder, device=device)
-    if name == "sparsify" == host and not sparsify.is_portable(folder):
-        from sparsify import SparseCoder
-
-        return lambda device: SparseCoder.load_from_disk(folder, device=device)
-    return None
+    loader: Any = sae_lens.SAE
+    return lambda device: loader.load_from_disk(folder, device=device)
 
 
 def _plainly(folder: Path, load: Callable[[], Any]) -> Any:

@@ -27,7 +27,8 @@ class Shape:
 
     Attributes:
         d_in, d_out, latents: widths of input, output and code.
-        rule: who fires. For a coder with values only its k counts: the k largest, where positive.
+        rule: who fires. Of a coder with values the selection and k count: the k largest, or the
+            largest of each of k groups, where positive.
         binary: codes are 0 or 1; otherwise they are the positive pre-activations themselves.
         transcoder: the output is another activation than the input.
         skip: a linear map of the input is added to the output.

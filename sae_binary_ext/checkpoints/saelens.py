@@ -79,6 +79,9 @@ def read(folder: Path) -> PortableCoder:
             for name in [names[key][0]]
         },
     )
+    dtype = Fields(config, path).take("dtype", str).removeprefix("torch.")
+    if dtype != str(stored["W_enc"].dtype).removeprefix("torch."):
+        raise CheckpointError(f"{path}: dtype={dtype!r}, and W_enc is {stored['W_enc'].dtype}.")
     tensors = {
         key: stored[name].T if turned else stored[name] for key, (name, turned) in names.items()
     }
@@ -189,6 +192,10 @@ def _coder_class(shape: Shape) -> Any:
 
     from sae_binary_ext.saelens import BinarySAE, BinaryTranscoder, TopKTranscoder
 
+    if not shape.binary and shape.rule.selection != "topk":
+        raise CheckpointError(
+            f"activation={shape.rule.selection!r}: SAELens has no such architecture."
+        )
     if shape.skip and not shape.transcoder:
         raise CheckpointError(
             "skip_connection=True: SAELens has autoencoders without a skip connection only."

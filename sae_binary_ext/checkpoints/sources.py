@@ -80,6 +80,8 @@ def _download(repository: str, hookpoint: str | None) -> dict[str, Path]:
         root = Path(snapshot_download(repository, local_files_only=True))
         return _under(root, _choose(repository, hookpoint, _files_under(root)))
     chosen = _choose(repository, hookpoint, files)
+    for name in chosen:
+        check_name(name)
     names = (*CODER_FILES, SPARSITY_FILE, METRICS_FILE)
     wanted = [(PurePosixPath(folder) / name).as_posix() for folder in chosen for name in names]
     return _under(Path(snapshot_download(repository, allow_patterns=[*wanted, RUN_CONFIG])), chosen)
@@ -88,7 +90,8 @@ def _download(repository: str, hookpoint: str | None) -> dict[str, Path]:
 def check_name(name: str) -> None:
     """Raise CheckpointError where a coder's name would lead out of the folder it is put in."""
     parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
+    named = bool(parts) or name == "."
+    if not named or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
         raise CheckpointError(f"{name!r}: a coder's name stays within its folder.")
 
 

@@ -31,6 +31,7 @@ PARAMETERS = {
     "skip_weight": "W_skip",
 }
 RATES = "firing_rates"
+STOCK_ACTIVATIONS = ("topk", "groupmax")
 ACTIVATION_OF_SELECTION = {value: key for key, value in SELECTION_OF_ACTIVATION.items()}
 STE_OF_SURROGATE = {value: key for key, value in SURROGATE_OF_STE.items()}
 # Of the first paper's fields, the value with which they change nothing. The last is idle while the
@@ -52,11 +53,6 @@ TRAINING_FIELDS: dict[str, tuple[type, ...]] = {
 def is_papers(config: dict[str, Any]) -> bool:
     """Whether a config is one of the first paper's own."""
     return "subtract_b_dec" not in config and not PAPER_FIELDS.keys().isdisjoint(config)
-
-
-def is_portable(folder: Path) -> bool:
-    """Whether the folder's coder is one that other formats may have too."""
-    return read_json(folder / "cfg.json").get("activation") != "groupmax"
 
 
 def read(folder: Path) -> PortableCoder:
@@ -94,14 +90,14 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
     fields = Fields(config, path)
     activation = fields.take("activation", str, "topk")
     binary = activation in SELECTION_OF_ACTIVATION
-    if not binary and activation != "topk":
-        known = sorted(("topk", *SELECTION_OF_ACTIVATION))
+    if not binary and activation not in STOCK_ACTIVATIONS:
+        known = sorted((*STOCK_ACTIVATIONS, *SELECTION_OF_ACTIVATION))
         raise CheckpointError(f"{path}: activation={activation!r}: choose one of {known}.")
     d_in = fields.take_size("d_in")
     expansion = fields.take_size("expansion_factor", 32)
     latents = fields.take("num_latents", int, 0)
     k = fields.take_size("k", 32)
-    rule = CodeRule("topk", k)
+    rule = CodeRule("topk", k) if binary else CodeRule(activation, k)
     if binary:
         rule = clearly(
             path,
@@ -140,10 +136,10 @@ def from_coder(coder: Any) -> PortableCoder:
     """A sparsify coder's portable form.
 
     Args:
-        coder: a SparseCoder of activation topk or a binary one.
+        coder: a SparseCoder of any activation.
 
     Raises:
-        CheckpointError: another activation, or a coder loaded without its decoder.
+        CheckpointError: a coder loaded without its decoder.
     """
     if coder.W_dec is None:
         raise CheckpointError("decoder=False: this coder was loaded without its decoder.")
@@ -236,7 +232,7 @@ def fields_of(shape: Shape) -> dict[str, Any]:
         "k": rule.k,
         "transcode": shape.transcoder,
         "skip_connection": shape.skip,
-        "activation": ACTIVATION_OF_SELECTION[rule.selection] if shape.binary else "topk",
+        "activation": (ACTIVATION_OF_SELECTION[rule.selection] if shape.binary else rule.selection),
     }
     if shape.binary:
         fields["ste"] = STE_OF_SURROGATE[rule.surrogate]

@@ -49,8 +49,8 @@ def saelens_coder(coder_class: Any, config_class: Any, **fields: Any) -> Any:
 
 def sparsify_coder(activation: str, dtype: torch.dtype = torch.float32, **fields: Any) -> Any:
     config: Any
-    if activation == "topk":
-        config = SparseCoderConfig(expansion_factor=LATENTS // D, k=K, **fields)
+    if activation in ("topk", "groupmax"):
+        config = SparseCoderConfig(activation, expansion_factor=LATENTS // D, k=K, **fields)
     else:
         config = BinarySparseCoderConfig(
             activation, num_latents=LATENTS, k=K, ste_temperature=0.7, entropy_alpha=1e-3, **fields
@@ -150,6 +150,7 @@ CASES = {
     "sparsify transcoder": _sparsify("topk_binary", SPARSIFY_FIRST, **TRANSCODES),
     "sparsify threshold transcoder": _sparsify("binary", SPARSIFY_FIRST, **TRANSCODES),
     "sparsify skip transcoder": _sparsify("topk_binary", SPARSIFY_FIRST, **SKIPS),
+    "sparsify groupmax": _sparsify("groupmax", (SPARSIFY,)),
     "sparsify continuous": _sparsify("topk", (SPARSIFY, SAELENS)),
     "sparsify continuous float64": _sparsify("topk", (SPARSIFY, SAELENS), dtype=torch.float64),
     "sparsify continuous transcoder": _sparsify("topk", (SPARSIFY, SAELENS), **TRANSCODES),

@@ -166,12 +166,15 @@ def test_pickles_that_would_do_harm(damage: Callable[[Path], None], message: str
     assert not (tmp_path / "cho" / "marker").exists()
 
 
-def test_a_config_s_widths_allocate_nothing(tmp_path: Path):
-    folder = CASES["sparsify topk_binary"].save(tmp_path)
+@pytest.mark.parametrize(
+    "name", ["sparsify topk_binary", "sparsify continuous", "sparsify groupmax"]
+)
+def test_a_config_s_widths_allocate_nothing(name: str, tmp_path: Path):
+    folder = CASES[name].save(tmp_path)
     config = json.loads((folder / "cfg.json").read_text())
     (folder / "cfg.json").write_text(json.dumps({**config, "num_latents": 2**30, "d_in": 2**20}))
     with little_memory(), pytest.raises(CheckpointError, match="where its config asks for"):
-        load_coder(folder)
+        load_coder(folder, host="sparsify")
 
 
 def test_a_config_of_any_size_is_not_read(tmp_path: Path):
@@ -215,6 +218,14 @@ def test_a_newer_version_s_notes_and_fields_are_refused(tmp_path: Path):
         load_coder(folder)
     (folder / "cfg.json").write_text(json.dumps({**config, "rotation": "hadamard"}))
     with pytest.raises(CheckpointError, match=r"unknown fields \['rotation'\]"):
+        load_coder(folder)
+
+
+def test_a_config_of_another_dtype_is_refused(tmp_path: Path):
+    folder = CASES["saelens topk"].save(tmp_path)
+    config = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps({**config, "dtype": "float64"}))
+    with pytest.raises(CheckpointError, match=r"dtype='float64', and W_enc is torch.float32"):
         load_coder(folder)
 
 
