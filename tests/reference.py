@@ -70,3 +70,12 @@ def covariance_l1(codes: Tensor) -> float:
                 products = (first - first.mean()) * (second - second.mean())
                 total += abs(products.sum().item()) / (len(codes) - 1)
     return total
+
+
+def covariance_gradient(codes: Tensor) -> Tensor:
+    """Of covariance_l1, for codes of 0 and 1: signs of the covariances in whole numbers."""
+    whole = codes.long()
+    counts = whole.sum(0)
+    signs = (len(codes) * (whole.T @ whole) - counts[:, None] * counts).sign().fill_diagonal_(0)
+    centred = codes.double() - codes.double().mean(0)
+    return 2 / (len(codes) - 1) * centred @ signs.double()

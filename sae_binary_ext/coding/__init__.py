@@ -2,6 +2,7 @@
 
 from sae_binary_ext.coding.attach import attach_to_loss, attach_to_output
 from sae_binary_ext.coding.auxiliary import auxiliary_error
+from sae_binary_ext.coding.covariance import covariance_penalty
 from sae_binary_ext.coding.decode import decode, decode_indices
 from sae_binary_ext.coding.encode import (
     binarise,
@@ -15,7 +16,6 @@ from sae_binary_ext.coding.entropy import (
     FiringRates,
     bernoulli_entropy,
     burstiness,
-    covariance_penalty,
     firing_rates,
     minibatch_entropy,
     ramp,

@@ -1,4 +1,4 @@
-"""Entropy and covariance of codes, their firing rates, and burstiness.
+"""Entropy of codes, their firing rates, and burstiness.
 
 Source: Cho et al. (arXiv 2509.20997). Entropy is in bits throughout.
 """
@@ -54,29 +54,6 @@ def minibatch_entropy(codes: Tensor, group: ProcessGroup | None = None) -> Tenso
         A scalar in bits, float32 or the wider dtype of codes.
     """
     return bernoulli_entropy(firing_rates(codes, group)).sum()
-
-
-def covariance_penalty(codes: Tensor, group: ProcessGroup | None = None) -> Tensor:
-    """Sum over pairs i != j of |cov(h_i, h_j)|, unbiased over the batch (the paper's C).
-
-    Args:
-        codes: 0/1, shape [..., latents], at least two rows.
-        group: the ranks whose batches make up one; None for a single process.
-
-    Returns:
-        A scalar, float32 or the wider dtype of codes. Memory: latents x latents.
-
-    Raises:
-        ValueError: fewer than two rows, whose covariance is undefined.
-    """
-    rows = codes.flatten(0, -2).to(_accumulator(codes))
-    if len(rows) < 2:
-        raise ValueError(f"codes have {len(rows)} row: a covariance needs a batch of at least 2.")
-    # The mean's own gradient sums to zero over the batch.
-    centred = rows - firing_rates(rows.detach(), group)
-    products = sum_over_ranks(centred.T @ centred, group)
-    covariance = products / (_tokens(rows, group) - 1)
-    return covariance.abs().sum() - covariance.diagonal().abs().sum()
 
 
 def burstiness(codes: Tensor, rates: Tensor) -> Tensor:

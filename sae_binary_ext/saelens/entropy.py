@@ -11,11 +11,8 @@ from simple_parsing import choice
 from torch import Tensor
 from typing_extensions import override
 
-from sae_binary_ext.coding.entropy import (
-    covariance_penalty,
-    minibatch_entropy,
-    ramp,
-)
+from sae_binary_ext.coding.covariance import covariance_penalty
+from sae_binary_ext.coding.entropy import minibatch_entropy, ramp
 from sae_binary_ext.coding.reconstruction import total_variance
 from sae_binary_ext.coding.selection import SELECTIONS
 from sae_binary_ext.saelens.autoencoder import (
@@ -36,7 +33,7 @@ class EntropyLossFields:
     Args:
         entropy_coefficient: FVU that one bit of minibatch entropy is worth. 0 turns the loss off.
         covariance_coefficient: FVU that one unit of summed absolute covariance is worth. 0 turns
-            the loss off; else it takes d_sae x d_sae memory.
+            the loss off.
         entropy_start_step: training step at which both losses start.
         entropy_warm_up_steps: steps over which both then rise linearly to their coefficient.
     """

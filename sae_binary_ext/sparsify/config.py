@@ -57,8 +57,7 @@ class BinarySparseCoderConfig(SparseCoderConfig):
     """Weight of the entropy loss: FVU that one bit of a batch's code entropy is worth."""
 
     covariance_alpha: float = 0.0
-    """Weight of the covariance loss: FVU that one unit of summed absolute covariance is worth.
-    Takes latents x latents memory."""
+    """Weight of the covariance loss: FVU that one unit of summed absolute covariance is worth."""
 
     entropy_start_step: int = 0
     """Optimizer step at which the entropy and covariance losses start."""

@@ -4,11 +4,9 @@ import io
 import json
 import pickle
 import random
-import resource
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from sae_binary_ext.checkpoints import CheckpointError, convert, describe, load_
 from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION
 from tests.checkpoints.coders import CASES, CHO, HOOKPOINT, QUIRKE, SAELENS, SPARSIFY
 from tests.checkpoints.mutations import Evil, mutate
+from tests.limits import little_memory
 
 MUTATIONS_A_CODER = 300
 CODERS = [
@@ -92,19 +91,6 @@ def test_damaged_files_load_as_they_say_or_raise_our_error(name: str, form: str,
             pass
         assert not marker.exists(), how
     assert min(loaded, refused) > MUTATIONS_A_CODER / 10
-
-
-@contextmanager
-def little_memory() -> Iterator[None]:
-    """No more than half a gigabyte on top of what is in use."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + 2**29
-    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def huge_view(folder: Path) -> None:

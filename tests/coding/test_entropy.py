@@ -7,7 +7,6 @@ from sae_binary_ext.coding.entropy import (
     FiringRates,
     bernoulli_entropy,
     burstiness,
-    covariance_penalty,
     minibatch_entropy,
     ramp,
 )
@@ -53,21 +52,6 @@ def test_minibatch_entropy_counts_exactly_in_bfloat16():
     # A bfloat16 sum of 1000 ones is 256.
     codes = (torch.arange(2000) < 1000).bfloat16()[:, None]
     assert minibatch_entropy(codes).item() == 1.0
-
-
-def test_covariance_equals_a_direct_computation():
-    codes = some_codes()
-    assert covariance_penalty(codes).item() == pytest.approx(reference.covariance_l1(codes))
-
-
-def test_covariance_gradient_equals_finite_differences():
-    codes = torch.rand(6, 4, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(covariance_penalty, (codes,))
-
-
-def test_covariance_of_one_row_is_refused():
-    with pytest.raises(ValueError, match="batch of at least 2"):
-        covariance_penalty(torch.ones(1, 3))
 
 
 def test_burstiness_is_symmetric_in_ones_and_zeros():

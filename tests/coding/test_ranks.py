@@ -7,8 +7,8 @@ from torch import Tensor, multiprocessing
 from torch import distributed as dist
 from torch.distributed import ProcessGroup
 
+from sae_binary_ext.coding import covariance_penalty, minibatch_entropy
 from sae_binary_ext.coding.encode import binarise
-from sae_binary_ext.coding.entropy import covariance_penalty, minibatch_entropy
 from sae_binary_ext.coding.ranks import gather_rows, sum_over_ranks
 from sae_binary_ext.coding.reconstruction import summed_variance
 from sae_binary_ext.coding.selection import CodeRule

@@ -9,7 +9,7 @@ from sparsify import SparseCoder, SparseCoderConfig
 from torch import Tensor
 
 import sae_binary_ext  # noqa: F401  # registers
-from sae_binary_ext.coding.entropy import covariance_penalty, minibatch_entropy
+from sae_binary_ext.coding import covariance_penalty, minibatch_entropy
 from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
 from tests import reference
 

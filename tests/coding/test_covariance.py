@@ -1,0 +1,86 @@
+import pytest
+import torch
+from torch import Tensor
+
+import sae_binary_ext.coding.covariance as module
+from sae_binary_ext.coding import covariance_penalty
+from tests import reference
+from tests.limits import little_memory
+
+WAYS = {"dense": 0.0, "sums of rows": 1.0}
+
+
+@pytest.fixture(params=WAYS)
+def in_narrow_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of three latents, by matrix products or by sums of rows."""
+    monkeypatch.setattr(module, "SPARSE_DENSITY", WAYS[request.param])
+    for name in ("DENSE_BLOCK", "SPARSE_BLOCK"):
+        monkeypatch.setattr(module, name, 1)
+    monkeypatch.setattr(module, "NARROWEST_BLOCK", 3)
+
+
+def some_codes(density: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    codes = (torch.rand(40, 11) < density).to(dtype)
+    codes[:, 4] = 0
+    codes[:, 7] = 1
+    codes[:, 9] = codes[:, 2]
+    return codes.requires_grad_()
+
+
+@pytest.mark.usefixtures("in_narrow_blocks")
+@pytest.mark.parametrize("density", [0.05, 0.5, 0.95])
+def test_value_and_gradient_are_those_of_every_pair(density: float):
+    codes = some_codes(density)
+    penalty = covariance_penalty(codes)
+    assert penalty.dtype == torch.float32
+    assert penalty.item() == pytest.approx(reference.covariance_l1(codes))
+    (3 * penalty).backward()
+    expected = 3 * reference.covariance_gradient(codes.detach())
+    torch.testing.assert_close(codes.grad, expected.float())
+
+
+@pytest.mark.usefixtures("in_narrow_blocks")
+def test_gradient_of_any_values_equals_finite_differences():
+    codes = torch.rand(6, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(covariance_penalty, (codes,))
+
+
+@pytest.mark.usefixtures("in_narrow_blocks")
+def test_covariances_of_exactly_zero_have_no_sign():
+    """Their float32 difference from zero would otherwise decide it."""
+    pair = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    codes = pair.repeat(257, 1).requires_grad_()
+    penalty = covariance_penalty(codes)
+    assert penalty.item() == 0
+    penalty.backward()
+    assert not codes.grad.any()
+
+
+@pytest.mark.usefixtures("in_narrow_blocks")
+def test_codes_in_half_precision_are_counted_exactly():
+    codes = some_codes(0.3, torch.bfloat16)
+    many = codes.detach().repeat(300, 1).requires_grad_()
+    penalty = covariance_penalty(many)
+    assert penalty.dtype == torch.float32
+    assert penalty.item() == pytest.approx(reference.covariance_l1(many), rel=1e-6)
+    penalty.backward()
+    assert many.grad.dtype == torch.bfloat16
+
+
+def test_leading_dimensions_are_the_batch():
+    codes = some_codes(0.5).detach()
+    whole = covariance_penalty(codes)
+    assert covariance_penalty(codes.view(2, 20, 11)) == whole
+
+
+def test_covariance_of_one_row_is_refused():
+    with pytest.raises(ValueError, match="batch of at least 2"):
+        covariance_penalty(torch.ones(1, 3))
+
+
+def test_no_matrix_of_latents_by_latents_is_made():
+    """At 15,000 latents it would take 900 MB, and half a gigabyte is allowed."""
+    codes = (torch.rand(16, 15_000) < 0.001).float().requires_grad_()
+    with little_memory():
+        covariance_penalty(codes).backward()
+    assert codes.grad.isfinite().all()
