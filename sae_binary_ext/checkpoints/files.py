@@ -166,4 +166,6 @@ def clearly(source: Path, call: Callable[[], T]) -> T:
     try:
         return call()
     except (ValueError, TypeError, OverflowError) as error:
+        if isinstance(error, CheckpointError) and str(error).startswith(str(source)):
+            raise
         raise CheckpointError(f"{source}: {error}") from error

@@ -89,30 +89,10 @@ def _portable(shape: Shape, stored: dict[str, Tensor], config: dict[str, Any]) -
 def _read_shape(config: dict[str, Any], path: Path) -> Shape:
     fields = Fields(config, path)
     activation = fields.take("activation", str, "topk")
-    binary = activation in SELECTION_OF_ACTIVATION
-    if not binary and activation not in STOCK_ACTIVATIONS:
-        known = sorted((*STOCK_ACTIVATIONS, *SELECTION_OF_ACTIVATION))
-        raise CheckpointError(f"{path}: activation={activation!r}: choose one of {known}.")
+    rule = clearly(path, lambda: _read_rule(fields, activation))
     d_in = fields.take_size("d_in")
     expansion = fields.take_size("expansion_factor", 32)
     latents = fields.take("num_latents", int, 0)
-    k = fields.take_size("k", 32)
-    rule = CodeRule("topk", k) if binary else CodeRule(activation, k)
-    if binary:
-        rule = clearly(
-            path,
-            lambda: CodeRule(
-                SELECTION_OF_ACTIVATION[activation],
-                k,
-                fields.take_choice("ste", SURROGATE_OF_STE, "sigmoid"),
-                fields.take("ste_temperature", float, 2.0),
-            ),
-        )
-        for name, idle in PAPER_FIELDS.items():
-            if fields.take(name, bool, idle) != idle:
-                raise CheckpointError(f"{path}: {name}=True: such coders are not read.")
-    elif fields.take("signed", bool, False):
-        raise CheckpointError(f"{path}: signed=True: such coders are not read.")
     transcoder = fields.take("transcode", bool, False)
     # A file of activation binary that does not say was trained without.
     subtracts = fields.take("subtract_b_dec", bool, activation != "binary")
@@ -121,7 +101,7 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
         d_out=d_in,
         latents=latents or d_in * expansion,
         rule=rule,
-        binary=binary,
+        binary=activation in SELECTION_OF_ACTIVATION,
         transcoder=transcoder,
         skip=fields.take("skip_connection", bool, False),
         subtracts_decoder_bias=subtracts and not transcoder,
@@ -130,6 +110,23 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
         fields.skip(name, kinds)
     fields.finish(ignored=(NOTES_KEY, PAPER_IDLE_FIELD))
     return shape
+
+
+def _read_rule(fields: Fields, activation: str) -> CodeRule:
+    k = fields.take_size("k", 32)
+    if activation in STOCK_ACTIVATIONS:
+        if fields.take("signed", bool, False):
+            raise CheckpointError("signed=True: such coders are not read.")
+        return CodeRule(activation, k)
+    if activation not in SELECTION_OF_ACTIVATION:
+        known = sorted((*STOCK_ACTIVATIONS, *SELECTION_OF_ACTIVATION))
+        raise CheckpointError(f"activation={activation!r}: choose one of {known}.")
+    for name, idle in PAPER_FIELDS.items():
+        if fields.take(name, bool, idle) != idle:
+            raise CheckpointError(f"{name}=True: such coders are not read.")
+    surrogate = fields.take_choice("ste", SURROGATE_OF_STE, "sigmoid")
+    temperature = fields.take("ste_temperature", float, 2.0)
+    return CodeRule(SELECTION_OF_ACTIVATION[activation], k, surrogate, temperature)
 
 
 def from_coder(coder: Any) -> PortableCoder:
