@@ -264,6 +264,8 @@ def test_a_step_is_the_formula_in_float64(name: str, dead_latents: int):
         loss = loss + config.entropy_coefficient * variance * bits.sum() / torch.tensor(2.0).log()
     if config.covariance_coefficient:
         covariance = codes.T.cov()
+        # Rounding gives a covariance of zero a sign, and with it a gradient that it has not.
+        covariance = covariance.where(covariance.abs() > 1e-12, 0.0)
         off_diagonal = covariance.abs().sum() - covariance.diagonal().abs().sum()
         loss = loss + config.covariance_coefficient * variance * off_diagonal
     if dead_latents:
