@@ -2,9 +2,11 @@
 
 from sae_binary_ext.coding.attach import attach_to_loss, attach_to_output
 from sae_binary_ext.coding.auxiliary import auxiliary_error
+from sae_binary_ext.coding.codes import pack, pack_indices, packed_width, unpack
 from sae_binary_ext.coding.covariance import covariance_penalty
 from sae_binary_ext.coding.decode import decode, decode_indices
 from sae_binary_ext.coding.encode import (
+    active_latents,
     binarise,
     check_width,
     encode_indices,
@@ -21,6 +23,7 @@ from sae_binary_ext.coding.entropy import (
     ramp,
 )
 from sae_binary_ext.coding.finite import FiniteWatch, check_finite
+from sae_binary_ext.coding.inference import infer_indices, infer_packed
 from sae_binary_ext.coding.initialization import (
     INITIAL_THRESHOLD,
     FittedStart,
@@ -36,7 +39,6 @@ from sae_binary_ext.coding.selection import (
     SELECTIONS,
     CodeRule,
     Selection,
-    active_latents,
     pick_latents,
     scatter_codes,
     select_codes,
@@ -72,7 +74,12 @@ __all__ = [
     "fit_decoder",
     "fit_start",
     "gather_rows",
+    "infer_indices",
+    "infer_packed",
     "minibatch_entropy",
+    "pack",
+    "pack_indices",
+    "packed_width",
     "pick_latents",
     "picks_indices",
     "pre_activations",
@@ -86,4 +93,5 @@ __all__ = [
     "sum_over_ranks",
     "summed_variance",
     "total_variance",
+    "unpack",
 ]

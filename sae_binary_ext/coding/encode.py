@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.coding.indexed import indexed_times_dense, indexed_transposed_times_dense
-from sae_binary_ext.coding.selection import SELECTIONS, CodeRule, pick_latents, select_codes
+from sae_binary_ext.coding.parts import cached_parts
+from sae_binary_ext.coding.selection import (
+    SELECTIONS,
+    CodeRule,
+    ones_first,
+    pick_latents,
+    select_codes,
+)
 from sae_binary_ext.coding.surrogate import step
 
 
@@ -37,7 +44,10 @@ def pre_activations(
         [..., latents].
     """
     if origin is None:
-        return torch.matmul(centred, encoder_weight) + encoder_bias
+        product = torch.matmul(centred, encoder_weight)
+        # Under autocast the product is narrower than the bias, and so would a sum in place be.
+        in_place = product.dtype == encoder_bias.dtype
+        return product.add_(encoder_bias) if in_place else product + encoder_bias
     return _CentredLinear.apply(centred, encoder_weight, encoder_bias, origin)  # pyright: ignore
 
 
@@ -118,6 +128,49 @@ def encode_indices(
     return codes.to(pre.dtype), index, pre
 
 
+def pick_above(pre_activation: Tensor, threshold: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
+    """Margins and latents that a rule picks, without an array of all margins.
+
+    Args:
+        pre_activation: [tokens, latents].
+        threshold: [latents].
+        rule: a selection that picks a fixed number of latents.
+
+    Returns:
+        Margins [tokens, k] and latents, int64 [tokens, k].
+    """
+    picked = [pick_latents(part - threshold, rule) for part in cached_parts(pre_activation)]
+    if len(picked) == 1:
+        return picked[0]
+    values, index = zip(*picked, strict=True)
+    return torch.cat(values), torch.cat(index)
+
+
+def active_latents(
+    pre_activation: Tensor, threshold: Tensor, rule: CodeRule
+) -> tuple[Tensor, Tensor]:
+    """Noise-free codes in index form, for every selection.
+
+    Args:
+        pre_activation: [tokens, latents].
+        threshold: [latents].
+        rule: selection and surrogate.
+
+    Returns:
+        Codes, 0.0 or 1.0 in the pre-activations' dtype, and the latents they belong to, both
+        [tokens, m]. m is k, or for threshold the largest number active in one row, at least 1. No
+        latent stands twice in a row, so scattering the codes back never overwrites a 1.
+    """
+    if SELECTIONS[rule.selection].pick is not None:
+        values, index = pick_above(pre_activation, threshold, rule)
+        codes = step(values, rule.surrogate, rule.surrogate_temperature)
+    else:
+        dense = select_codes(pre_activation - threshold, rule, noise=False)
+        _, index = ones_first(dense != 0)
+        codes = dense.gather(-1, index)
+    return codes.to(pre_activation.dtype), index
+
+
 class _PickedMargins(torch.autograd.Function):
     """Linear encoder and pick in one, so that backward works on k latents a token."""
 
@@ -132,7 +185,7 @@ class _PickedMargins(torch.autograd.Function):
         rule: CodeRule,
     ) -> tuple[Tensor, Tensor, Tensor]:
         pre = pre_activations(centred, weight, bias)
-        values, index = pick_latents(pre - threshold, rule)
+        values, index = pick_above(pre, threshold, rule)
         ctx.save_for_backward(centred, weight, index)
         ctx.mark_non_differentiable(index)
         ctx.set_materialize_grads(False)

@@ -1,62 +1,143 @@
-"""Codes of a batch in whichever form is cheaper, so that adapters need not choose."""
+"""Codes of a batch in whichever form is cheapest, so that adapters need not choose."""
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from typing_extensions import override
 
 from sae_binary_ext.coding.decode import decode, decode_indices
 from sae_binary_ext.coding.encode import binarise, encode_indices, picks_indices, pre_activations
+from sae_binary_ext.coding.entropy import batch_tokens
+from sae_binary_ext.coding.indexed import CodeMatrix, code_matrix
 from sae_binary_ext.coding.ranks import sum_over_ranks
-from sae_binary_ext.coding.selection import CodeRule, scatter_codes
+from sae_binary_ext.coding.selection import SELECTIONS, CodeRule, scatter_codes
+from sae_binary_ext.coding.threshold import Encoder, codes_above, decode_codes_above
 
 
-@dataclass(frozen=True)
-class Encoded:
+@dataclass(eq=False)
+class Encoded(ABC):
     """Codes of a batch.
 
     Attributes:
-        codes: 0.0 or 1.0; [tokens, latents], or [tokens, k] where index is given.
-        index: int64 [tokens, k], the latents the codes belong to, or None.
         pre_activation: [tokens, latents].
-        latents: number of latents.
+    """
+
+    pre_activation: Tensor
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """Codes [tokens, latents], 0.0 or 1.0, with gradient."""
+
+    @abstractmethod
+    def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
+        """Reconstruction [tokens, d_out]; see coding.decode."""
+
+    @abstractmethod
+    def counts(self) -> Tensor:
+        """Sum of the codes over tokens, [latents], with gradient; float32 or wider."""
+
+    def firing_rates(self, group: ProcessGroup | None = None) -> Tensor:
+        """Mean code of each latent over the tokens, of all ranks' where there is a group.
+
+        Returns:
+            [latents], with gradient, float32 or wider.
+        """
+        return sum_over_ranks(self.counts(), group) / batch_tokens(self.pre_activation, group)
+
+
+@dataclass(eq=False)
+class DenseCodes(Encoded):
+    """Codes of a selection that has no cheaper form.
+
+    Attributes:
+        codes: [tokens, latents].
     """
 
     codes: Tensor
-    index: Tensor | None
-    pre_activation: Tensor
-    latents: int
 
+    @override
     def dense(self) -> Tensor:
-        """Codes [tokens, latents], with gradient."""
-        if self.index is None:
-            return self.codes
-        return scatter_codes(self.codes, self.index, self.latents)
+        return self.codes
 
+    @override
     def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
-        """Reconstruction [tokens, d_out]; see coding.decode."""
-        if self.index is None:
-            return decode(self.codes, decoder_weight, decoder_bias)
+        return decode(self.codes, decoder_weight, decoder_bias)
+
+    @override
+    def counts(self) -> Tensor:
+        return _sum_over_tokens(self.codes)
+
+
+@dataclass(eq=False)
+class PickedCodes(Encoded):
+    """Codes of a fixed number of latents a token.
+
+    Attributes:
+        codes: [tokens, k], 0.0 or 1.0.
+        index: int64 [tokens, k], the latents they belong to.
+    """
+
+    codes: Tensor
+    index: Tensor
+
+    @override
+    def dense(self) -> Tensor:
+        return scatter_codes(self.codes, self.index, self.pre_activation.shape[-1])
+
+    @override
+    def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
         return decode_indices(self.codes, self.index, decoder_weight, decoder_bias)
 
-    def fired_latents(self) -> Tensor:
-        """The latent of every firing in the batch, int64 [firings]."""
-        fired = self.codes != 0
-        return fired.nonzero()[:, 1] if self.index is None else self.index[fired]
+    @override
+    def counts(self) -> Tensor:
+        codes = self.codes.to(torch.promote_types(self.codes.dtype, torch.float32))
+        none = codes.new_zeros(self.pre_activation.shape[-1])
+        return none.index_add(0, self.index.flatten(), codes.flatten())
 
-    def firing_rates(self, group: ProcessGroup | None) -> Tensor:
-        """Share of the tokens, of all ranks' where there is a group, on which each latent fired.
 
-        Returns:
-            float32 [latents], without gradient.
-        """
-        fired = self.fired_latents()
-        counts = torch.zeros(self.latents + 1, device=fired.device)
-        counts.index_add_(0, fired, torch.ones_like(fired, dtype=counts.dtype))
-        counts[-1] = len(self.codes)
-        total = sum_over_ranks(counts, group)
-        return total[:-1] / total[-1]
+@dataclass(eq=False)
+class ThresholdCodes(Encoded):
+    """Codes that each depend on their own margin alone (see coding.threshold).
+
+    Attributes:
+        encoder: what made the pre-activations.
+        rule: gives the surrogate.
+    """
+
+    encoder: Encoder
+    rule: CodeRule
+    _decoded_counts: Tensor | None = field(default=None, init=False)
+
+    @cached_property
+    def _active(self) -> Tensor:
+        # The difference of two floats is positive exactly where the first is larger.
+        return self.pre_activation.detach() > self.encoder.threshold.detach()
+
+    @cached_property
+    def _matrix(self) -> CodeMatrix:
+        return code_matrix(self._active)
+
+    @override
+    def dense(self) -> Tensor:
+        return codes_above(self.pre_activation, self.encoder.threshold, self._active, self.rule)
+
+    @override
+    def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
+        row_sum, self._decoded_counts = decode_codes_above(
+            self.encoder, self.pre_activation, self._matrix, decoder_weight, self.rule
+        )
+        return row_sum + decoder_bias
+
+    @override
+    def counts(self) -> Tensor:
+        # Once decoded, the gradient of a loss of the counts goes back with the reconstruction's.
+        if self._decoded_counts is None:
+            return _sum_over_tokens(self.dense())
+        return self._decoded_counts
 
 
 def encode_batch(
@@ -80,11 +161,17 @@ def encode_batch(
         rule: selection and surrogate.
         noise: sample, where the selection samples.
     """
-    latents = encoder_weight.shape[1]
-    if picks_indices(rule, latents):
+    if picks_indices(rule, encoder_weight.shape[1]):
         codes, index, pre = encode_indices(
             centred, encoder_weight, encoder_bias, log_threshold, origin, rule
         )
-        return Encoded(codes, index, pre, latents)
+        return PickedCodes(pre, codes, index)
     pre = pre_activations(centred, encoder_weight, encoder_bias, origin)
-    return Encoded(binarise(pre, log_threshold, rule, noise), None, pre, latents)
+    if SELECTIONS[rule.selection].alone:
+        encoder = Encoder(centred, encoder_weight, encoder_bias, log_threshold.exp(), origin)
+        return ThresholdCodes(pre, encoder, rule)
+    return DenseCodes(pre, binarise(pre, log_threshold, rule, noise))
+
+
+def _sum_over_tokens(codes: Tensor) -> Tensor:
+    return codes.sum(0, dtype=torch.promote_types(codes.dtype, torch.float32))

@@ -40,7 +40,7 @@ def firing_rates(codes: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """
     rows = codes.flatten(0, -2)
     total = rows.sum(0, dtype=_accumulator(codes))
-    return sum_over_ranks(total, group) / _tokens(rows, group)
+    return sum_over_ranks(total, group) / batch_tokens(rows, group)
 
 
 def minibatch_entropy(codes: Tensor, group: ProcessGroup | None = None) -> Tensor:
@@ -114,7 +114,8 @@ class FiringRates:
         return bernoulli_entropy(self.rates).sum().item()
 
 
-def _tokens(rows: Tensor, group: ProcessGroup | None) -> Tensor | int:
+def batch_tokens(rows: Tensor, group: ProcessGroup | None) -> Tensor | int:
+    """Number of rows, of all ranks where there is a group."""
     if group is None:
         return len(rows)
     return sum_over_ranks(torch.tensor(len(rows), device=rows.device), group)

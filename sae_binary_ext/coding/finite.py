@@ -30,7 +30,7 @@ class FiniteWatch:
         Raises:
             ValueError: these values, or on a GPU those of an earlier step, are not all finite.
         """
-        finite = torch.isfinite(values).all()
+        finite = _all_finite(values)
         if not values.is_cuda:
             if not finite:
                 raise _error(step)
@@ -64,11 +64,18 @@ class FiniteWatch:
 
 def check_finite(values: Tensor) -> None:
     """Raise ValueError where values, any shape, hold NaN or infinity; waits for a GPU."""
-    if not torch.isfinite(values).all():
+    if not _all_finite(values):
         raise ValueError(
             "The input holds NaN or infinite values. Look at the model's dtype (float16 overflows "
             "where bfloat16 does not) and at the text it ran on."
         )
+
+
+def _all_finite(values: Tensor) -> Tensor:
+    """Bool scalar, in one pass: both extremes are NaN where any value is."""
+    if not values.numel():
+        return torch.ones((), dtype=torch.bool, device=values.device)
+    return torch.stack(values.aminmax()).isfinite().all()
 
 
 def _error(step: int) -> ValueError:

@@ -6,6 +6,7 @@ Cho et al. (arXiv 2509.20997).
 Adding a selection: one function below and one entry in SELECTIONS.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -82,18 +83,44 @@ class Selection:
             rule that samples must be deterministic without it.
         uses_k: whether k limits the latents.
         groups: whether the latents are split into k contiguous groups.
+        alone: whether a code is the step of its own margin, whatever the other latents' are.
     """
 
     pick: Callable[[Tensor, CodeRule], tuple[Tensor, Tensor]] | None = None
     make_codes: Callable[[Tensor, CodeRule, bool], Tensor] | None = None
     uses_k: bool = True
     groups: bool = False
+    alone: bool = False
 
 
 def topk(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
     """The k largest margins: L0 is at most k."""
-    values, index = margin.topk(rule.k, dim=-1, sorted=False)
-    return values, index
+    strides = _strides(margin, rule.k)
+    if strides == 1:
+        values, index = margin.topk(rule.k, dim=-1, sorted=False)
+        return values, index
+    # The k largest lie within the k strided sets whose maxima are the largest: every set that one
+    # of them lies in has a maximum at least as large.
+    sets = margin.detach().unflatten(-1, (strides, -1))
+    width = sets.shape[-1]
+    best = sets.amax(-2).topk(rule.k, dim=-1, sorted=False).indices
+    candidates = sets.gather(-1, best.unsqueeze(-2).expand(*best.shape[:-1], strides, rule.k))
+    place = candidates.flatten(-2).topk(rule.k, dim=-1, sorted=False).indices
+    index = place.div(rule.k, rounding_mode="floor") * width + best.gather(-1, place % rule.k)
+    return margin.gather(-1, index), index
+
+
+def _strides(margin: Tensor, k: int) -> int:
+    """In how many parts of equal length to look for the k largest; 1 for torch's own topk.
+
+    Two cores, 4096 tokens, 4608 latents: 0.6 of its time at k = 32 and at k = 128, with 36,864
+    latents 0.35. It is least where latents / parts + k * parts is, and gains nothing under 4 parts.
+    """
+    latents = margin.shape[-1]
+    parts = math.isqrt(latents // k) if margin.device.type == "cpu" else 1
+    while parts > 3 and latents % parts:
+        parts -= 1
+    return parts if parts > 3 else 1
 
 
 def groupmax(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
@@ -157,7 +184,7 @@ def pick_latents(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
 
 def scatter_codes(codes: Tensor, index: Tensor, latents: int) -> Tensor:
     """Dense codes [..., latents] of codes and latents [..., k]."""
-    return codes.new_zeros((*codes.shape[:-1], latents)).scatter(-1, index, codes)
+    return codes.new_zeros((*codes.shape[:-1], latents)).scatter_(-1, index, codes)
 
 
 def select_codes(margin: Tensor, rule: CodeRule, noise: bool) -> Tensor:
@@ -170,30 +197,24 @@ def select_codes(margin: Tensor, rule: CodeRule, noise: bool) -> Tensor:
     return scatter_codes(codes, index, margin.shape[-1])
 
 
-def active_latents(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
-    """Noise-free codes in index form, for every selection.
+def ones_first(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """Index form of dense codes.
 
     Args:
-        margin: [..., latents].
-        rule: selection and surrogate.
+        codes: bool [..., latents].
 
     Returns:
-        Codes, 0.0 or 1.0, and the latents they belong to, both [..., m]. m is k, or for threshold
-        the largest number active in one row, at least 1. No latent stands twice in a row, so
-        scattering the codes back never overwrites a 1.
+        uint8 codes and the latents they belong to, both [..., m], m being the largest number of
+        ones in a row, at least 1; no latent stands twice in a row.
     """
-    if SELECTIONS[rule.selection].pick is not None:
-        values, index = pick_latents(margin, rule)
-        return step(values, rule.surrogate, rule.surrogate_temperature), index
-    codes = select_codes(margin, rule, noise=False)
-    most = int((codes != 0).sum(-1).max().item()) if codes.numel() else 1
-    values, index = codes.topk(max(most, 1), dim=-1)
-    return values, index
+    most = int(codes.sum(-1).max().item()) if codes.numel() else 1
+    ones, index = codes.to(torch.uint8).topk(max(most, 1), dim=-1)
+    return ones, index
 
 
 SELECTIONS: dict[str, Selection] = {
     "topk": Selection(pick=topk),
     "groupmax": Selection(pick=groupmax, groups=True),
-    "threshold": Selection(make_codes=threshold, uses_k=False),
+    "threshold": Selection(make_codes=threshold, uses_k=False, alone=True),
     "gumbel": Selection(make_codes=gumbel, groups=True),
 }

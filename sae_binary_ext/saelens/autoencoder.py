@@ -22,8 +22,9 @@ from typing_extensions import override
 
 from sae_binary_ext.coding.decode import decode
 from sae_binary_ext.coding.encode import binarise, check_width, pre_activations
-from sae_binary_ext.coding.encoded import Encoded, encode_batch
-from sae_binary_ext.coding.entropy import minibatch_entropy
+from sae_binary_ext.coding.encoded import DenseCodes, Encoded, encode_batch
+from sae_binary_ext.coding.entropy import firing_rates, minibatch_entropy
+from sae_binary_ext.coding.inference import infer_indices, infer_packed
 from sae_binary_ext.coding.initialization import INITIAL_THRESHOLD, fit_start, starting_rate
 from sae_binary_ext.coding.selection import SELECTIONS, CodeRule
 from sae_binary_ext.coding.surrogate import SURROGATES
@@ -110,6 +111,39 @@ class BinaryCoder(SavedAtOnce):
             ValueError: x is not d_in wide.
         """
         return self._codes_and_pre_activations(x, noise=False)[0]
+
+    def encode_packed(self, x: Tensor) -> Tensor:
+        """Codes of hidden states, a bit each, without hooks, gradient or an array of codes.
+
+        Args:
+            x: [..., d_in], or what reshape_activations turns into it.
+
+        Returns:
+            uint8 [..., d_sae / 8 rounded up]; coding.unpack turns it into codes.
+
+        Raises:
+            ValueError: x is not d_in wide.
+        """
+        return infer_packed(*self._for_inference(x))
+
+    def encode_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes in index form, without hooks, gradient or an array of codes.
+
+        Args:
+            x: [..., d_in], or what reshape_activations turns into it.
+
+        Returns:
+            Codes, 0.0 or 1.0, and the latents they belong to, both [..., m]. m is k, or for
+            threshold the largest number active on one token. No latent stands twice in a row.
+
+        Raises:
+            ValueError: x is not d_in wide.
+        """
+        return infer_indices(*self._for_inference(x))
+
+    def _for_inference(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, CodeRule]:
+        log_threshold = self._rounded_log_threshold()
+        return self._checked_input(x), self.W_enc, self.b_enc, log_threshold, self.rule
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
@@ -206,9 +240,9 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
     cfg: BinaryTrainingSAEConfig
 
     def __init__(self, cfg: BinaryTrainingSAEConfig, use_error_term: bool = False) -> None:
-        # Codes of a training step to their index form, for as long as the codes live: SAELens
-        # hands decode the dense codes alone, and sums of k rows are cheaper than its product.
-        self._index_forms: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        # Codes of a training step to their cheaper form, for as long as the codes live: SAELens
+        # hands decode the dense codes alone, and sums of a few rows are cheaper than its product.
+        self._cheaper_forms: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         super().__init__(cfg, use_error_term)
 
     @override
@@ -224,18 +258,32 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
             centred, self.W_enc, self.b_enc, log_threshold, origin, self.rule, noise=self.training
         )
         dense = encoded.dense()
-        if encoded.index is not None:
-            self._index_forms[dense] = (encoded, dense._version)
+        if not isinstance(encoded, DenseCodes):
+            self._cheaper_forms[dense] = (encoded, dense._version)
         return dense, encoded.pre_activation
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
         """Reconstruction [..., d_in] of codes [..., d_sae]."""
-        known = cast(tuple[Encoded, int] | None, self._index_forms.get(feature_acts))
-        # Codes changed in place since (an ablation, say) no longer have that index form.
-        if known is None or known[1] != feature_acts._version:
+        encoded = self._cheaper_form(feature_acts)
+        if encoded is None:
             return super().decode(feature_acts)
-        return self._finish_decoding(known[0].decode(self.W_dec, self.b_dec))
+        return self._finish_decoding(encoded.decode(self.W_dec, self.b_dec))
+
+    def firing_rates(self, codes: Tensor) -> Tensor:
+        """Mean code of each latent over a training batch, [d_sae], with gradient.
+
+        Args:
+            codes: [tokens, d_sae]; least work where they are what encode_with_hidden_pre returned
+                and decode was given.
+        """
+        encoded = self._cheaper_form(codes)
+        return firing_rates(codes) if encoded is None else encoded.firing_rates()
+
+    def _cheaper_form(self, codes: Tensor) -> Encoded | None:
+        known = cast(tuple[Encoded, int] | None, self._cheaper_forms.get(codes))
+        # Codes changed in place since (an ablation, say) no longer have that form.
+        return known[0] if known is not None and known[1] == codes._version else None
 
     def _may_shorten(self) -> bool:
         """Whether a gradient is wanted and neither a hook nor a compiler looks on."""

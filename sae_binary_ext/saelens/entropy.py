@@ -4,6 +4,7 @@ Cho, Yang, Li, Kurkoski, Inoue, Binary Autoencoder for Mechanistic Interpretabil
 Language Models (arXiv 2509.20997). What it saves is an inference coder of "binary".
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from sae_lens.saes.sae import SAEConfig, TrainStepInput
@@ -12,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_binary_ext.coding.covariance import covariance_penalty
-from sae_binary_ext.coding.entropy import minibatch_entropy, ramp
+from sae_binary_ext.coding.entropy import bernoulli_entropy, firing_rates, ramp
 from sae_binary_ext.coding.reconstruction import total_variance
 from sae_binary_ext.coding.selection import SELECTIONS
 from sae_binary_ext.saelens.autoencoder import (
@@ -50,20 +51,27 @@ class EntropyLossFields:
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{field.name}={value!r}: give a number of at least 0.")
 
-    def entropy_losses(self, step: int, codes: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def entropy_losses(
+        self,
+        step: int,
+        codes: Tensor,
+        target: Tensor,
+        rates_of: Callable[[Tensor], Tensor] = firing_rates,
+    ) -> dict[str, Tensor]:
         """The losses that are on, by name, in the units of SAELens' reconstruction loss.
 
         Args:
             step: training steps done.
             codes: [tokens, d_sae], 0/1.
             target: [tokens, d_out], what is reconstructed.
+            rates_of: the codes' means, [d_sae].
         """
         share = ramp(step, self.entropy_start_step, self.entropy_warm_up_steps)
         # SAELens' reconstruction loss is FVU times this.
         scale = share * total_variance(target)
         losses: dict[str, Tensor] = {}
         if self.entropy_coefficient:
-            bits = minibatch_entropy(codes)
+            bits = bernoulli_entropy(rates_of(codes)).sum()
             losses["entropy_loss"] = self.entropy_coefficient * scale * bits
         if self.covariance_coefficient:
             penalty = covariance_penalty(codes)
@@ -110,4 +118,6 @@ class BinaryEntropyTrainingSAE(BinaryTrainingSAE):
         hidden_pre: Tensor,
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
-        return self.cfg.entropy_losses(step_input.n_training_steps, feature_acts, step_input.sae_in)
+        return self.cfg.entropy_losses(
+            step_input.n_training_steps, feature_acts, step_input.sae_in, self.firing_rates
+        )

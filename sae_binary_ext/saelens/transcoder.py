@@ -115,7 +115,9 @@ class BinaryTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOv
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
         target = step_input.sae_in
-        losses = self.cfg.entropy_losses(step_input.n_training_steps, feature_acts, target)
+        losses = self.cfg.entropy_losses(
+            step_input.n_training_steps, feature_acts, target, self.firing_rates
+        )
         dead = step_input.dead_neuron_mask
         if self.cfg.aux_loss_coefficient and dead is not None and dead.any():
             margin = hidden_pre - self._rounded_log_threshold().exp()

@@ -37,7 +37,8 @@ from sae_binary_ext.coding import (
     fit_decoder,
     fit_start,
     gather_rows,
-    minibatch_entropy,
+    infer_indices,
+    infer_packed,
     pre_activations,
     ramp,
     sample_rows,
@@ -142,8 +143,45 @@ class BinarySparseCoder(SparseCoder):
         check_finite(x)
         centred = x.to(self.dtype) - self._origin()
         pre = pre_activations(centred, self.encoder.weight.T, self.encoder.bias)
-        codes, index = active_latents(pre - self.log_threshold.exp(), self.rule)
-        return EncoderOutput(codes.to(pre.dtype), index, pre)
+        rows = pre.flatten(0, -2)
+        codes, index = active_latents(rows, self.log_threshold.exp(), self.rule)
+        shape = (*pre.shape[:-1], codes.shape[-1])
+        return EncoderOutput(codes.view(shape), index.view(shape), pre)
+
+    def encode_packed(self, x: Tensor) -> Tensor:
+        """Codes of hidden states, a bit each, never sampled and without gradient.
+
+        Args:
+            x: [..., d_in].
+
+        Returns:
+            uint8 [..., latents / 8 rounded up]; coding.unpack turns it into codes.
+
+        Raises:
+            ValueError: x is not d_in wide, or not finite.
+        """
+        return infer_packed(*self._for_inference(x))
+
+    def encode_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and latents that encode returns, without its pre-activations or a gradient.
+
+        Args:
+            x: [..., d_in].
+
+        Returns:
+            top_acts [..., m] and top_indices [..., m].
+
+        Raises:
+            ValueError: x is not d_in wide, or not finite.
+        """
+        return infer_indices(*self._for_inference(x))
+
+    def _for_inference(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, CodeRule]:
+        check_width(x, self.d_in)
+        check_finite(x)
+        centred = x.to(self.dtype) - self._origin()
+        encoder = self.encoder
+        return centred, encoder.weight.T, encoder.bias, self.log_threshold, self.rule
 
     @override
     def decode(self, top_acts: Tensor, top_indices: Tensor) -> Tensor:
@@ -175,9 +213,10 @@ class BinarySparseCoder(SparseCoder):
             total_variance: scalar, summed over tokens; that of y where None.
 
         Returns:
-            sparsify's ForwardOutput. latent_acts and latent_indices list the firings, one entry
-            each, [firings]. The gradient of fvu is that of fvu plus the entropy and covariance
-            losses, its value that of fvu alone.
+            sparsify's ForwardOutput. latent_indices [latents] names the latents that fired in the
+            batch, of all ranks; the places of those that did not repeat the most frequent one.
+            latent_acts [latents] is 1. The gradient of fvu is that of fvu plus the entropy and
+            covariance losses, its value that of fvu alone.
 
         Raises:
             ValueError: x is not d_in wide, or x or y is not finite (on a GPU some steps later).
@@ -194,15 +233,18 @@ class BinarySparseCoder(SparseCoder):
         encoded = self._encode_batch(x)
         skip = 0.0 if self.W_skip is None else x @ self.W_skip.mT
         sae_out = encoded.decode(self._decoder(), self.b_dec) + skip
+        rates = encoded.firing_rates(self.progress.group)
+        self._update_firing_rates(rates)
         residual = y - sae_out
         scale = summed_variance(y, self.progress.group, total_variance)
         fvu = self._summed_square(residual) / scale
-        extra = self._regulariser(encoded)
+        extra = self._regulariser(encoded, rates)
         if extra is not None:
             fvu = attach_to_loss(fvu, extra)
             if self.progress.regulariser_share:
                 sae_out = attach_to_output(sae_out, extra * self.progress.regulariser_share)
-        fired = encoded.fired_latents()
+        # A list of the firings alone would have no length that a GPU's host knows in advance.
+        fired = torch.where(rates > 0, torch.arange(len(rates), device=x.device), rates.argmax())
         return ForwardOutput(
             sae_out,
             torch.ones_like(fired, dtype=sae_out.dtype),
@@ -252,28 +294,27 @@ class BinarySparseCoder(SparseCoder):
         return self.b_dec if subtracts else torch.zeros_like(self.b_dec)
 
     def _encode_batch(self, x: Tensor) -> Encoded:
-        learns = self.training and torch.is_grad_enabled()
         with seeded(self.progress.noise_seed, self.device):
-            encoded = encode_batch(
+            return encode_batch(
                 x - self._origin().detach(),  # which learns as the origin below
                 self.encoder.weight.T,
                 self.encoder.bias,
                 self.log_threshold,
                 self._origin(),
                 self.rule,
-                noise=learns,
+                noise=self._learns(),
             )
-        if learns:
-            self._update_firing_rates(encoded)
-        return encoded
 
-    @torch.no_grad()
-    def _update_firing_rates(self, encoded: Encoded) -> None:
-        rates = encoded.firing_rates(self.progress.group).to(self.firing_rates.dtype)
-        if self.firing_rates.any():
-            self.firing_rates.lerp_(rates, RATE_UPDATE)
-        else:
-            self.firing_rates.copy_(rates)
+    def _learns(self) -> bool:
+        return self.training and torch.is_grad_enabled()
+
+    def _update_firing_rates(self, rates: Tensor) -> None:
+        if not self._learns():
+            return
+        rates = rates.detach().to(self.firing_rates.dtype)
+        # All of the first batch's, which finds none.
+        share = torch.where(self.firing_rates.any(), RATE_UPDATE, 1.0).to(rates)
+        self.firing_rates.lerp_(rates, share)
 
     @torch.no_grad()
     def _fit_start(self, x: Tensor, y: Tensor) -> None:
@@ -295,18 +336,18 @@ class BinarySparseCoder(SparseCoder):
     def _summed_square(self, error: Tensor) -> Tensor:
         return sum_over_ranks(error.square().sum(), self.progress.group)
 
-    def _regulariser(self, encoded: Encoded) -> Tensor | None:
+    def _regulariser(self, encoded: Encoded, rates: Tensor) -> Tensor | None:
         """Entropy and covariance losses in units of FVU; None where neither is in force."""
         cfg = self.cfg
         share = ramp(self.progress.step, cfg.entropy_start_step, cfg.entropy_warm_up_steps)
         if share == 0 or not (cfg.entropy_alpha or cfg.covariance_alpha):
             return None
-        codes = encoded.dense()
-        total = codes.new_zeros(())
+        total = rates.new_zeros(())
         if cfg.entropy_alpha:
-            total = total + cfg.entropy_alpha * minibatch_entropy(codes, self.progress.group)
+            total = total + cfg.entropy_alpha * bernoulli_entropy(rates).sum()
         if cfg.covariance_alpha:
-            total = total + cfg.covariance_alpha * covariance_penalty(codes, self.progress.group)
+            penalty = covariance_penalty(encoded.dense(), self.progress.group)
+            total = total + cfg.covariance_alpha * penalty
         return share * total
 
     def _auxiliary_loss(

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 import sae_binary_ext.coding.covariance as module
+import sae_binary_ext.coding.indexed as indexed
 from sae_binary_ext.coding import covariance_penalty
 from tests import reference
 from tests.limits import little_memory
@@ -13,7 +14,7 @@ WAYS = {"dense": 0.0, "sums of rows": 1.0}
 @pytest.fixture(params=WAYS)
 def in_narrow_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of three latents, by matrix products or by sums of rows."""
-    monkeypatch.setattr(module, "SPARSE_DENSITY", WAYS[request.param])
+    monkeypatch.setattr(indexed, "SPARSE_DENSITY", WAYS[request.param])
     for name in ("DENSE_BLOCK", "SPARSE_BLOCK"):
         monkeypatch.setattr(module, name, 1)
     monkeypatch.setattr(module, "NARROWEST_BLOCK", 3)

@@ -1,7 +1,6 @@
 import torch
 
 from sae_binary_ext.coding.decode import decode, decode_indices
-from sae_binary_ext.coding.indexed import indexed_times_dense, indexed_transposed_times_dense
 from sae_binary_ext.coding.selection import scatter_codes
 
 TOKENS, LATENTS, K, D = 30, 20, 4, 6
@@ -36,14 +35,3 @@ def test_index_form_equals_the_dense_one_in_value_and_every_gradient():
         gradients.append([code.grad, weight.grad, bias.grad])
     torch.testing.assert_close(outputs[0], outputs[1])
     torch.testing.assert_close(gradients[0], gradients[1])
-
-
-def test_indexed_products_equal_the_dense_ones():
-    _, index = some_codes()
-    values = torch.randn(TOKENS, K, dtype=torch.float64)
-    matrix = torch.zeros(TOKENS, LATENTS, dtype=torch.float64).scatter(-1, index, values)
-    right, left = torch.randn(LATENTS, D).double(), torch.randn(TOKENS, D).double()
-    torch.testing.assert_close(indexed_times_dense(values, index, right), matrix @ right)
-    torch.testing.assert_close(
-        indexed_transposed_times_dense(values, index, LATENTS, left), matrix.T @ left
-    )

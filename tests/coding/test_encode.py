@@ -2,14 +2,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from sae_binary_ext.coding import parts
 from sae_binary_ext.coding.encode import (
+    active_latents,
     binarise,
     check_width,
     encode_indices,
     picks_indices,
     pre_activations,
 )
-from sae_binary_ext.coding.selection import CodeRule, scatter_codes
+from sae_binary_ext.coding.selection import CodeRule, scatter_codes, select_codes
 from tests import reference
 from tests.cases import LATENTS, each_indexed_rule, each_rule
 
@@ -128,3 +130,32 @@ def test_index_form_is_chosen_for_sparse_picks_alone():
 def test_wrong_width_is_named(shape: tuple[int, ...]):
     with pytest.raises(ValueError, match=r"d_in=7"):
         check_width(torch.zeros(shape), 7)
+
+
+@each_rule
+@pytest.mark.parametrize("in_parts", [False, True])
+def test_the_index_form_holds_every_firing_once(
+    rule: CodeRule, in_parts: bool, monkeypatch: pytest.MonkeyPatch
+):
+    if in_parts:
+        monkeypatch.setattr(parts, "FEWEST_ROWS", 7)
+        monkeypatch.setattr(parts, "PART", 1)
+    pre, threshold = torch.randn(50, LATENTS).requires_grad_(), torch.rand(LATENTS)
+    codes, index = active_latents(pre, threshold, rule)
+    dense = select_codes(pre - threshold, rule, noise=False)
+    scattered = scatter_codes(codes, index, LATENTS)
+    assert torch.equal(scattered, dense)
+    assert codes.sum() == dense.sum()
+    assert all(len(set(row)) == len(row) for row in index.tolist())
+    assert index.shape[-1] <= max(dense.sum(-1).max(), rule.k)
+    incoming = torch.randn(50, LATENTS) * torch.zeros(50, LATENTS).scatter(-1, index, 1.0)
+    (found,) = torch.autograd.grad((scattered * incoming).sum(), pre)
+    (wanted,) = torch.autograd.grad((dense * incoming).sum(), pre)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_the_index_form_of_silence_has_one_column():
+    silent = torch.full((3, LATENTS), -1.0)
+    codes, index = active_latents(silent, torch.zeros(LATENTS), CodeRule("threshold"))
+    assert codes.shape == index.shape == (3, 1)
+    assert codes.sum() == 0

@@ -1,6 +1,9 @@
+import pytest
 import torch
+from torch import Tensor
 
-from sae_binary_ext.coding.encoded import encode_batch
+from sae_binary_ext.coding import indexed, parts
+from sae_binary_ext.coding.encoded import DenseCodes, PickedCodes, ThresholdCodes, encode_batch
 from sae_binary_ext.coding.selection import CodeRule
 from tests import reference
 from tests.cases import each_rule
@@ -19,9 +22,90 @@ def test_every_form_gives_the_reference_codes_reconstruction_and_firings(rule: C
     encoded = encode_batch(x, weight, bias, log_threshold, origin, rule)
     expected = reference.codes(x @ weight + bias, log_threshold, rule).round()
 
-    assert (encoded.index is not None) == (rule.selection in ("topk", "groupmax"))
+    form = {"gumbel": DenseCodes, "threshold": ThresholdCodes}.get(rule.selection, PickedCodes)
+    assert isinstance(encoded, form)
     assert torch.equal(encoded.dense(), expected)
     torch.testing.assert_close(encoded.decode(decoder, origin), expected @ decoder + origin)
-    counts = torch.bincount(encoded.fired_latents(), minlength=LATENTS)
-    assert torch.equal(counts.double(), expected.sum(0))
-    torch.testing.assert_close(encoded.firing_rates(None).double(), expected.mean(0))
+    torch.testing.assert_close(encoded.firing_rates(), expected.mean(0))
+
+
+# Of what a loss may take its gradient back through: any of these, or several at once.
+OUTPUTS = ("reconstruction", "rates", "codes", "pre-activations")
+TAKEN = [*((name,) for name in OUTPUTS), OUTPUTS]
+# How the products of threshold codes are taken, by share of ones.
+WAYS = {"sums of rows": 1.0, "matrix products": 0.0}
+
+
+def parameters() -> list[Tensor]:
+    """x, encoder weight and bias, log threshold, origin, decoder weight and bias."""
+    generator = torch.Generator().manual_seed(0)
+    vector, narrow = (LATENTS,), (D_IN,)
+    shapes = ((TOKENS, D_IN), (D_IN, LATENTS), vector, vector, narrow, (LATENTS, D_IN), narrow)
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+        for shape in shapes
+    ]
+
+
+@each_rule
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("taken", TAKEN, ids=lambda taken: "all" if len(taken) > 1 else taken[0])
+def test_every_gradient_is_the_reference_s_whatever_the_loss_is_of(
+    rule: CodeRule, taken: tuple[str, ...], way: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(indexed, "SPARSE_DENSITY", WAYS[way])
+    monkeypatch.setattr(parts, "FEWEST_ROWS", 3)
+    monkeypatch.setattr(parts, "PART", 1)
+    shapes = {
+        "reconstruction": (TOKENS, D_IN),
+        "rates": (LATENTS,),
+        "codes": (TOKENS, LATENTS),
+        "pre-activations": (TOKENS, LATENTS),
+    }
+    incoming = {name: torch.randn(shape, dtype=torch.float64) for name, shape in shapes.items()}
+
+    def gradients(outputs: dict[str, Tensor], of: list[Tensor]) -> list[Tensor]:
+        loss = sum(((outputs[name] * incoming[name]).sum() for name in taken), torch.zeros(()))
+        found = torch.autograd.grad(loss, of, allow_unused=True)
+        return [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(of, found, strict=True)
+        ]
+
+    ours = parameters()
+    x, weight, bias, log_threshold, origin, decoder, decoder_bias = ours
+    encoded = encode_batch(x - origin.detach(), weight, bias, log_threshold, origin, rule)
+    mine = {
+        "reconstruction": encoded.decode(decoder, decoder_bias),
+        "rates": encoded.firing_rates(),
+        "codes": encoded.dense(),
+        "pre-activations": encoded.pre_activation,
+    }
+    theirs = parameters()
+    x, weight, bias, log_threshold, origin, decoder, decoder_bias = theirs
+    pre = (x - origin) @ weight + bias
+    codes = reference.codes(pre, log_threshold, rule)
+    expected = {
+        "reconstruction": codes @ decoder + decoder_bias,
+        "rates": codes.mean(0),
+        "codes": codes,
+        "pre-activations": pre,
+    }
+    torch.testing.assert_close(mine, expected)
+    for found, wanted in zip(gradients(mine, ours), gradients(expected, theirs), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-10)
+
+
+def test_rates_without_a_reconstruction_have_the_same_gradient():
+    incoming = torch.randn(LATENTS, dtype=torch.float64)
+    found: list[Tensor] = []
+    for decodes_first in (True, False):
+        x, weight, bias, log_threshold, origin, decoder, decoder_bias = parameters()
+        rule = CodeRule("threshold")
+        encoded = encode_batch(x, weight, bias, log_threshold, origin, rule)
+        if decodes_first:
+            encoded.decode(decoder, decoder_bias)
+        (encoded.firing_rates() * incoming).sum().backward()
+        assert weight.grad is not None
+        found.append(weight.grad)
+    torch.testing.assert_close(*found)

@@ -8,6 +8,7 @@ from sae_lens import SAE, TrainingSAE
 from sae_lens.saes.sae import TrainStepInput
 from torch import Tensor
 
+from sae_binary_ext.coding import scatter_codes, unpack
 from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAEConfig,
     BinarySAE,
@@ -91,6 +92,8 @@ def test_codes_are_exactly_zero_or_one_and_survive_saving(
             assert (each.sum(-1) == K).all()
     assert torch.equal(codes, trained.encode(x))
     assert torch.equal(loaded(x), trained(x))
+    assert torch.equal(codes, scatter_codes(*loaded.encode_indices(x), D_SAE))
+    assert torch.equal(codes, unpack(loaded.encode_packed(x), D_SAE, codes.dtype))
 
 
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])

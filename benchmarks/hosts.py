@@ -1,0 +1,119 @@
+"""Training steps of both hosts' own trainers, stock coders and binary ones alike."""
+
+import contextlib
+import io
+import itertools
+import time
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sae_lens import LoggingConfig
+from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
+from sae_lens.training.sae_trainer import SAETrainer
+from sparsify import SparseCoderConfig, TrainConfig, Trainer
+from torch import Tensor, nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from benchmarks.measure import Runner
+
+WIDTH = 576
+CONTEXT = 64
+MANY_BATCHES = 8
+
+
+def random_activations(batches: int, tokens: int) -> Tensor:
+    """Normal numbers [batches, tokens, WIDTH]: the time of a step depends on their number alone."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batches, tokens, WIDTH, generator=generator)
+
+
+def saelens_steps(config: TrainingSAEConfig, tokens: int) -> Runner:
+    """Steps of SAELens' trainer: forward, statistics, backward, clipping, optimiser, scheduler."""
+    batches = random_activations(MANY_BATCHES, tokens)
+    torch.manual_seed(0)
+    trainer: SAETrainer[Any, Any] = SAETrainer(
+        cfg=SAETrainerConfig(
+            total_training_samples=10**9,
+            train_batch_size_samples=tokens,
+            lr=1e-3,
+            lr_end=1e-4,
+            logger=LoggingConfig(log_to_wandb=False),
+        ),
+        sae=TrainingSAE.from_dict(config.to_dict()),
+        data_provider=iter(batches),
+    )
+
+    def run(times: int) -> list[float]:
+        seconds: list[float] = []
+        for _ in range(times):
+            batch = batches[trainer.n_training_steps % MANY_BATCHES]
+            started = time.perf_counter()
+            trainer.step(batch)
+            seconds.append(time.perf_counter() - started)
+            trainer.n_training_steps += 1
+        return seconds
+
+    return run
+
+
+class TableConfig(PretrainedConfig):
+    model_type = "activation_table"
+    num_hidden_layers = 1
+
+
+class ActivationTable(PreTrainedModel):
+    """A model whose first layer's activations are looked up, so that it costs next to nothing."""
+
+    config_class = TableConfig
+
+    def __init__(self, activations: Tensor) -> None:
+        super().__init__(TableConfig())
+        self.layers = nn.ModuleList([nn.Identity()])
+        self.table = nn.Embedding.from_pretrained(activations)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return self.layers[0](self.table(input_ids))
+
+
+class OnlyTraining(Trainer):
+    """sparsify's Trainer without its checkpoint at the end."""
+
+    def save(self) -> None:
+        pass
+
+
+def sparsify_steps(config: SparseCoderConfig, tokens: int) -> Runner:
+    """Steps of sparsify's Trainer with its default optimiser, from one batch to the next.
+
+    Each call of the runner trains a new coder; the first two steps, of which one fits the start,
+    are not counted.
+    """
+    activations = random_activations(MANY_BATCHES, tokens).flatten(0, 1)
+    rows = torch.arange(len(activations)).view(-1, CONTEXT)
+    rows_a_batch = tokens // CONTEXT
+
+    def run(times: int) -> list[float]:
+        starts: list[float] = []
+        model = ActivationTable(activations)
+        model.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter()))
+        steps = times + 3
+        taken = torch.arange(steps * rows_a_batch) % len(rows)
+        dataset = Dataset.from_dict({"input_ids": rows[taken].tolist()}).with_format("torch")
+        settings = TrainConfig(
+            config, batch_size=rows_a_batch, layers=[0], lr=1e-3, log_to_wandb=False
+        )
+        with _quiet():
+            OnlyTraining(settings, dataset, model).fit()
+        # The model's own warm-up forwards come first.
+        return [after - before for before, after in itertools.pairwise(starts)][-times:]
+
+    return run
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    streams = io.StringIO()
+    with contextlib.redirect_stdout(streams), contextlib.redirect_stderr(streams):
+        yield

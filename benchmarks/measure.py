@@ -1,0 +1,145 @@
+"""How the benchmarks measure: in turns, as medians of ratios, each peak of memory in a fork."""
+
+import ctypes
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+# Runs so many times and returns the seconds that each took.
+Runner = Callable[[int], list[float]]
+# Makes a runner. A module's function, so that a fork can be given it.
+MakeRunner = Callable[..., Runner]
+
+ROUNDS, REPEATS = 5, 3
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Ours against theirs.
+
+    Attributes:
+        ours: median seconds.
+        theirs: median seconds.
+        ratio: median over rounds of ours / theirs.
+    """
+
+    ours: float
+    theirs: float
+    ratio: float
+
+
+def compare(ours: Runner, theirs: Runner) -> Compared:
+    """Both take turns, so that a slow spell of the machine meets both; a first round warms up."""
+    rounds = [
+        (statistics.median(ours(REPEATS)), statistics.median(theirs(REPEATS)))
+        for _ in range(ROUNDS + 1)
+    ][1:]
+    return Compared(
+        statistics.median(mine for mine, _ in rounds),
+        statistics.median(other for _, other in rounds),
+        statistics.median(mine / other for mine, other in rounds),
+    )
+
+
+def repeat(run: Callable[[], object]) -> Runner:
+    """A runner of a function."""
+
+    def runner(times: int) -> list[float]:
+        seconds: list[float] = []
+        for _ in range(times):
+            started = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - started)
+        return seconds
+
+    return runner
+
+
+def median_seconds(run: Callable[[], object]) -> float:
+    """Of a function alone, after a run to warm up."""
+    runner = repeat(run)
+    runner(1)
+    return statistics.median(runner(ROUNDS))
+
+
+def peak_mebibytes(make: MakeRunner, *arguments: object) -> float:
+    """The most that running holds above what was held before it, in MiB.
+
+    Args:
+        make: makes the runner, in a process of its own: weights and data are there before.
+        arguments: for make.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["benchmarks.hosts"])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure_peak, args=(sender, make, arguments))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    finally:
+        process.join()
+
+
+def _measure_peak(sender: object, make: MakeRunner, arguments: tuple[object, ...]) -> None:
+    run = make(*arguments)
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
+    before = _status("VmRSS")
+    run(2)
+    sender.send((_status("VmHWM") - before) / 1024)  # pyright: ignore
+
+
+def _status(field: str) -> int:
+    """A line of this process's status, in KiB."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1])
+    raise ValueError(f"{field}: this system does not tell it.")
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What no step can be faster than.
+
+    Attributes:
+        product: seconds of the encoder's product alone, into memory that is there already.
+        copy: seconds to read and write an array as large as the pre-activations once.
+    """
+
+    product: float
+    copy: float
+
+
+def ceilings(tokens: int, width: int, latents: int) -> Ceilings:
+    """Measured now, on this machine."""
+    x, weight = torch.randn(tokens, width), torch.randn(width, latents)
+    out, other = torch.empty(tokens, latents), torch.zeros(tokens, latents)
+    return Ceilings(
+        median_seconds(lambda: torch.mm(x, weight, out=out)),
+        median_seconds(lambda: other.copy_(out)),
+    )
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """As Markdown."""
+    print(f"\n### {title}\n")
+    print("| " + " | ".join(columns) + " |")
+    print("|" + "---|" * len(columns))
+    for row in rows:
+        print("| " + " | ".join(str(cell) for cell in row) + " |", flush=True)
+
+
+def machine() -> str:
+    """The machine and what it runs, for the head of a table."""
+    model = "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.split(":")[1].strip()
+    extensions = torch.backends.cpu.get_cpu_capability()
+    return f"{model}, {torch.get_num_threads()} cores, {extensions}, torch {torch.__version__}"

@@ -1,0 +1,89 @@
+"""A training step of binary coders against the hosts' own TopK, in the hosts' own trainers.
+
+Usage: python -m benchmarks.steps
+"""
+
+import os
+from typing import Any
+
+import torch
+
+os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1" if not torch.cuda.is_available() else "0")
+
+from sae_lens import TopKTrainingSAEConfig
+from sparsify import SparseCoderConfig
+
+from benchmarks.hosts import WIDTH, saelens_steps, sparsify_steps
+from benchmarks.measure import ceilings, compare, machine, peak_mebibytes, print_table
+from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig, BinaryTrainingSAEConfig
+from sae_binary_ext.sparsify import BinarySparseCoderConfig
+
+# Latents, and tokens a step: fewer where pre-activations would not fit beside SAELens' five copies.
+SIZES = ((2304, 4096), (4608, 4096), (9216, 2048), (36864, 1024))
+KS = (16, 32, 64, 128)
+COLUMNS = (
+    "latents",
+    "tokens",
+    "k",
+    "ours, s",
+    "host's, s",
+    "ratio",
+    "ours, MiB",
+    "host's, MiB",
+    "encoder product, s",
+    "copy, s",
+)
+
+
+def saelens_pair(latents: int, k: int) -> tuple[Any, Any]:
+    size = {"d_in": WIDTH, "d_sae": latents}
+    return BinaryTrainingSAEConfig(**size, k=k), TopKTrainingSAEConfig(**size, k=k)
+
+
+def entropy_pair(latents: int, k: int) -> tuple[Any, Any]:
+    size = {"d_in": WIDTH, "d_sae": latents}
+    return BinaryEntropyTrainingSAEConfig(**size), TopKTrainingSAEConfig(**size, k=k)
+
+
+def sparsify_pair(latents: int, k: int) -> tuple[Any, Any]:
+    return (
+        BinarySparseCoderConfig(num_latents=latents, k=k),
+        SparseCoderConfig(num_latents=latents, k=k),
+    )
+
+
+TABLES = (
+    ("SAELens' trainer: binary against topk", saelens_steps, saelens_pair, KS),
+    ("SAELens' trainer: binary_entropy against topk", saelens_steps, entropy_pair, (32,)),
+    ("sparsify's trainer: topk_binary against topk", sparsify_steps, sparsify_pair, KS),
+)
+
+
+def main() -> None:
+    print(machine())
+    for title, steps, pair, ks in TABLES:
+        rows: list[tuple[object, ...]] = []
+        for latents, tokens in SIZES:
+            floor = ceilings(tokens, WIDTH, latents)
+            for k in ks:
+                ours, theirs = pair(latents, k)
+                times = compare(steps(ours, tokens), steps(theirs, tokens))
+                peaks = [peak_mebibytes(steps, config, tokens) for config in (ours, theirs)]
+                rows.append(
+                    (
+                        latents,
+                        tokens,
+                        k,
+                        f"{times.ours:.3f}",
+                        f"{times.theirs:.3f}",
+                        f"**{times.ratio:.2f}**",
+                        *(f"{peak:.0f}" for peak in peaks),
+                        f"{floor.product:.3f}",
+                        f"{floor.copy:.3f}",
+                    )
+                )
+        print_table(title, COLUMNS, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+import pytest
+import torch
+
+from sae_binary_ext.coding import indexed
+from sae_binary_ext.coding.indexed import (
+    DenseMatrix,
+    SparseMatrix,
+    code_matrix,
+    indexed_times_dense,
+    indexed_transposed_times_dense,
+)
+
+TOKENS, LATENTS, D = 30, 20, 6
+
+
+def test_indexed_products_equal_the_dense_ones():
+    index = torch.rand(TOKENS, LATENTS).topk(4).indices
+    values = torch.randn(TOKENS, 4, dtype=torch.float64)
+    matrix = torch.zeros(TOKENS, LATENTS, dtype=torch.float64).scatter(-1, index, values)
+    right, left = torch.randn(LATENTS, D).double(), torch.randn(TOKENS, D).double()
+    torch.testing.assert_close(indexed_times_dense(values, index, right), matrix @ right)
+    torch.testing.assert_close(
+        indexed_transposed_times_dense(values, index, LATENTS, left), matrix.T @ left
+    )
+
+
+@pytest.mark.parametrize("form", [DenseMatrix, SparseMatrix])
+@pytest.mark.parametrize("values", ["bool", "ones", "any"])
+def test_code_matrices_equal_the_dense_products(
+    form: type, values: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(indexed, "SPARSE_DENSITY", float(form is SparseMatrix))
+    active = torch.rand(TOKENS, LATENTS) < 0.2
+    active[3], active[:, 5], active[-1], active[:, -1] = False, False, False, False
+    codes = active.double() * (torch.randn(TOKENS, LATENTS) if values == "any" else 1)
+    matrix = code_matrix(active if values == "bool" else codes)
+    assert isinstance(matrix, form)
+    right, left = torch.randn(LATENTS, D).double(), torch.randn(TOKENS, D).double()
+    torch.testing.assert_close(matrix.times(right), codes @ right)
+    torch.testing.assert_close(matrix.transposed_times(left), codes.T @ left)
+    assert torch.equal(matrix.counts(), active.sum(0))
+
+
+@pytest.mark.parametrize(("density", "form"), [(0.02, SparseMatrix), (0.5, DenseMatrix)])
+def test_few_ones_are_summed_and_many_multiplied(density: float, form: type):
+    assert isinstance(code_matrix(torch.rand(200, 50) < density), form)
+
+
+def test_no_ones_make_zeros():
+    matrix = code_matrix(torch.zeros(TOKENS, LATENTS, dtype=torch.bool))
+    assert not matrix.times(torch.ones(LATENTS, D)).any()
+    assert not matrix.transposed_times(torch.ones(TOKENS, D)).any()
+    assert not matrix.counts().any()

@@ -1,0 +1,49 @@
+import pytest
+import torch
+
+from sae_binary_ext.coding import (
+    CodeRule,
+    infer_indices,
+    infer_packed,
+    inference,
+    scatter_codes,
+    unpack,
+)
+from tests import reference
+from tests.cases import LATENTS, each_rule
+from tests.limits import little_memory
+
+D_IN = 7
+
+
+@each_rule
+@pytest.mark.parametrize("lead", [(40,), (4, 10), (1,), ()], ids=str)
+@pytest.mark.parametrize("entries", [2**22, 9 * LATENTS])
+def test_both_forms_hold_the_reference_codes(
+    rule: CodeRule, lead: tuple[int, ...], entries: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(inference, "ENTRIES", entries)
+    x = torch.randn(*lead, D_IN, dtype=torch.float64)
+    weight = torch.randn(D_IN, LATENTS, dtype=torch.float64).requires_grad_()
+    bias, log_threshold = torch.randn(2, LATENTS, dtype=torch.float64)
+    expected = reference.codes((x @ weight + bias).view(-1, LATENTS), log_threshold, rule)
+    expected = expected.round().view(*lead, LATENTS)
+
+    codes, index = infer_indices(x, weight, bias, log_threshold, rule)
+    packed = infer_packed(x, weight, bias, log_threshold, rule)
+
+    assert torch.equal(scatter_codes(codes, index, LATENTS), expected)
+    assert codes.sum() == expected.sum()
+    assert torch.equal(unpack(packed, LATENTS, torch.float64), expected)
+    assert not codes.requires_grad
+
+
+@pytest.mark.parametrize("selection", ["topk", "threshold"])
+def test_packing_makes_no_array_of_codes(selection: str):
+    """The codes of these tokens would take 800 MB as floats, 25 packed."""
+    tokens, latents = 12_500, 16_000
+    x, weight = torch.randn(tokens, 4), torch.randn(4, latents)
+    bias, log_threshold = torch.zeros(latents), torch.full((latents,), 1.0)
+    with little_memory():
+        packed = infer_packed(x, weight, bias, log_threshold, CodeRule(selection))
+    assert packed.shape == (tokens, latents // 8)
