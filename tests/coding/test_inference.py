@@ -18,11 +18,11 @@ D_IN = 7
 
 @each_rule
 @pytest.mark.parametrize("lead", [(40,), (4, 10), (1,), ()], ids=str)
-@pytest.mark.parametrize("entries", [2**22, 9 * LATENTS])
+@pytest.mark.parametrize("rows", [1024, 9])
 def test_both_forms_hold_the_reference_codes(
-    rule: CodeRule, lead: tuple[int, ...], entries: int, monkeypatch: pytest.MonkeyPatch
+    rule: CodeRule, lead: tuple[int, ...], rows: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(inference, "ENTRIES", entries)
+    monkeypatch.setattr(inference, "ROWS", rows)
     x = torch.randn(*lead, D_IN, dtype=torch.float64)
     weight = torch.randn(D_IN, LATENTS, dtype=torch.float64).requires_grad_()
     bias, log_threshold = torch.randn(2, LATENTS, dtype=torch.float64)
