@@ -40,6 +40,7 @@ ARCHITECTURES = {
 TRAINING_FIELDS = (
     "aux_loss_coefficient",
     "covariance_coefficient",
+    "covariance_sample",
     "decoder_init_norm",
     "entropy_coefficient",
     "entropy_start_step",

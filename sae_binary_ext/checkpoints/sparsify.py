@@ -41,6 +41,7 @@ PAPER_IDLE_FIELD = "matryoshka_groups"
 # Fields of sparsify and of this package that only training reads.
 TRAINING_FIELDS: dict[str, tuple[type, ...]] = {
     "covariance_alpha": (float, int),
+    "covariance_sample": (int,),
     "entropy_alpha": (float, int),
     "entropy_start_step": (int,),
     "entropy_warm_up_steps": (int,),

@@ -3,7 +3,7 @@
 from sae_binary_ext.coding.attach import attach_to_loss, attach_to_output
 from sae_binary_ext.coding.auxiliary import auxiliary_error
 from sae_binary_ext.coding.codes import pack, pack_indices, packed_width, unpack
-from sae_binary_ext.coding.covariance import covariance_penalty
+from sae_binary_ext.coding.covariance import covariance_penalty, sampled_covariance_penalty
 from sae_binary_ext.coding.decode import decode, decode_indices
 from sae_binary_ext.coding.encode import (
     active_latents,
@@ -85,6 +85,7 @@ __all__ = [
     "pre_activations",
     "ramp",
     "sample_rows",
+    "sampled_covariance_penalty",
     "scatter_codes",
     "seeded",
     "select_codes",

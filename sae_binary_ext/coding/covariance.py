@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from sae_binary_ext.coding.indexed import CodeMatrix, code_matrix
+from sae_binary_ext.coding.indexed import code_matrix
 from sae_binary_ext.coding.ranks import sum_over_ranks
 
 # Entries of a block of columns. Dense products want it large (64 MB in float32, a handful at a
@@ -36,61 +36,106 @@ def covariance_penalty(codes: Tensor, group: ProcessGroup | None = None) -> Tens
     Raises:
         ValueError: fewer than two rows, whose covariance is undefined.
     """
+    rows = _rows(codes)
+    every = torch.arange(rows.shape[1], device=rows.device)
+    return _Penalty.apply(rows, every, group)  # pyright: ignore[reportReturnType]
+
+
+def sampled_covariance_penalty(
+    codes: Tensor, sample: int, seed: int, group: ProcessGroup | None = None
+) -> Tensor:
+    """Unbiased estimate of covariance_penalty, from the covariances of some latents with all.
+
+    Its gradient is its own and so, on average over seeds, the penalty's.
+
+    Args:
+        codes: [..., latents], at least two rows.
+        sample: how many latents to draw. Where there are no more, the penalty is exact.
+        seed: of the draw; all ranks must give the same.
+        group: the ranks whose batches make up one; None for a single process.
+
+    Returns:
+        A scalar, float32 or the wider dtype of codes.
+
+    Raises:
+        ValueError: fewer than two rows, or a sample of none.
+    """
+    if sample < 1:
+        raise ValueError(f"sample={sample!r}: give a number of latents of at least 1.")
+    rows = _rows(codes)
+    if sample >= rows.shape[1]:
+        return covariance_penalty(rows, group)
+    generator = torch.Generator(rows.device).manual_seed(seed)
+    drawn = torch.randperm(rows.shape[1], generator=generator, device=rows.device)[:sample]
+    return _Penalty.apply(rows, drawn, group)  # pyright: ignore[reportReturnType]
+
+
+def _rows(codes: Tensor) -> Tensor:
     rows = codes.flatten(0, -2)
     if len(rows) < 2:
         raise ValueError(f"codes have {len(rows)} row: a covariance needs a batch of at least 2.")
-    return _Penalty.apply(rows, group)  # pyright: ignore[reportReturnType]
+    return rows
 
 
 class _Penalty(torch.autograd.Function):
+    """Sum over the given columns, and all rows but the diagonal, of the covariance matrix, scaled
+    up to as many columns as there are latents.
+    """
+
     @staticmethod
-    def forward(ctx: Any, codes: Tensor, group: ProcessGroup | None) -> Tensor:
+    def forward(ctx: Any, codes: Tensor, columns: Tensor, group: ProcessGroup | None) -> Tensor:
         rows = codes.to(torch.promote_types(codes.dtype, torch.float32))
+        latents = rows.shape[1]
+        whole = len(columns) == latents
         tokens = sum_over_ranks(rows.new_tensor(len(rows), dtype=torch.float64), group)
         counts = sum_over_ranks(rows.sum(0), group)
+        rates = (counts / tokens).to(rows.dtype)
         # Whole numbers up to tokens^2, of which float32 holds each up to 2^24.
         few = group is None and len(rows) ** 2 <= 2**24
-        exact = rows.dtype if few else torch.float64
+        counts = counts.to(rows.dtype if few else torch.float64)
         matrix = code_matrix(rows)
-        width = _block_width(matrix, rows.shape[1])
-        gradient = torch.empty_like(rows) if ctx.needs_input_grad[0] else None
+        gradient = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
         total = rows.new_zeros((), dtype=torch.float64)
-        for start in range(0, rows.shape[1], width):
-            block = slice(start, start + width)
-            joint = sum_over_ranks(matrix.transposed_times(rows[:, block].contiguous()), group)
-            scaled = _scaled_covariance(joint.to(exact), counts.to(exact), block, tokens)
+        for block in columns.split(_block_width(matrix.is_sparse and whole, latents)):
+            part = rows[:, block]
+            joint = sum_over_ranks(matrix.transposed_times(part), group).to(counts.dtype)
+            scaled = _scaled_covariance(joint, counts, block, tokens)
             total += scaled.abs().sum(dtype=torch.float64)
             if gradient is not None:
                 signs = scaled.sign_().to(rows.dtype)
-                rates = (counts / tokens).to(rows.dtype)
-                gradient[:, block] = matrix.times(signs) - rates @ signs
+                gradient.index_add_(1, block, matrix.times(signs) - rates @ signs)
+                if not whole:
+                    other_side = code_matrix(part).times(signs.T.contiguous())
+                    gradient += other_side.sub_(signs @ rates[block])
         ctx.ranks = 1 if group is None else group.size()
-        if gradient is not None:
-            ctx.save_for_backward(gradient.mul_((2 / (tokens - 1)).to(rows.dtype)))
         ctx.dtype = codes.dtype
-        return (total / (tokens * (tokens - 1))).to(rows.dtype)
+        share = len(columns) / latents
+        if gradient is not None:
+            # Of the whole matrix, one side is as the other.
+            sides = 2 if whole else 1
+            ctx.save_for_backward(gradient.mul_((sides / share / (tokens - 1)).to(rows.dtype)))
+        return (total / share / (tokens * (tokens - 1))).to(rows.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         # As often as there are ranks, over which DistributedDataParallel averages.
-        return (gradient * (grad_outputs[0] * ctx.ranks)).to(ctx.dtype), None
+        return (gradient * (grad_outputs[0] * ctx.ranks)).to(ctx.dtype), None, None
 
 
-def _scaled_covariance(joint: Tensor, counts: Tensor, block: slice, tokens: Tensor) -> Tensor:
+def _scaled_covariance(joint: Tensor, counts: Tensor, block: Tensor, tokens: Tensor) -> Tensor:
     """tokens * (tokens - 1) times the covariances of a block of columns, 0 on the diagonal.
 
     Args:
         joint: [latents, width], sums over tokens of products of two codes.
         counts: [latents], sums over tokens of codes.
-        block: its columns among the latents.
+        block: int64 [width], its columns among the latents.
         tokens: number of tokens, a scalar.
     """
     scaled = joint.mul(tokens.to(joint.dtype)).sub_(counts[:, None] * counts[block])
-    scaled.diagonal(-block.start).zero_()
+    scaled[block, torch.arange(len(block), device=block.device)] = 0
     return scaled
 
 
-def _block_width(matrix: CodeMatrix, latents: int) -> int:
-    entries = SPARSE_BLOCK if matrix.is_sparse else DENSE_BLOCK
-    return max(NARROWEST_BLOCK, entries // latents)
+def _block_width(sums_rows: bool, latents: int) -> int:
+    return max(NARROWEST_BLOCK, (SPARSE_BLOCK if sums_rows else DENSE_BLOCK) // latents)

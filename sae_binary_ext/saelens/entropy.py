@@ -12,7 +12,7 @@ from simple_parsing import choice
 from torch import Tensor
 from typing_extensions import override
 
-from sae_binary_ext.coding.covariance import covariance_penalty
+from sae_binary_ext.coding.covariance import covariance_penalty, sampled_covariance_penalty
 from sae_binary_ext.coding.entropy import bernoulli_entropy, firing_rates, ramp
 from sae_binary_ext.coding.reconstruction import total_variance
 from sae_binary_ext.coding.selection import SELECTIONS
@@ -35,12 +35,15 @@ class EntropyLossFields:
         entropy_coefficient: FVU that one bit of minibatch entropy is worth. 0 turns the loss off.
         covariance_coefficient: FVU that one unit of summed absolute covariance is worth. 0 turns
             the loss off.
+        covariance_sample: coders with more latents than this estimate the covariance loss, without
+            bias, from those of so many latents with all, drawn anew in each step. 0 sums all.
         entropy_start_step: training step at which both losses start.
         entropy_warm_up_steps: steps over which both then rise linearly to their coefficient.
     """
 
     entropy_coefficient: float = 0.0
     covariance_coefficient: float = 0.0
+    covariance_sample: int = 0
     entropy_start_step: int = 0
     entropy_warm_up_steps: int = 0
 
@@ -74,7 +77,10 @@ class EntropyLossFields:
             bits = bernoulli_entropy(rates_of(codes)).sum()
             losses["entropy_loss"] = self.entropy_coefficient * scale * bits
         if self.covariance_coefficient:
-            penalty = covariance_penalty(codes)
+            if self.covariance_sample:
+                penalty = sampled_covariance_penalty(codes, self.covariance_sample, step)
+            else:
+                penalty = covariance_penalty(codes)
             losses["covariance_loss"] = self.covariance_coefficient * scale * penalty
         return losses
 

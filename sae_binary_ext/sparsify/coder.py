@@ -42,6 +42,7 @@ from sae_binary_ext.coding import (
     pre_activations,
     ramp,
     sample_rows,
+    sampled_covariance_penalty,
     seeded,
     starting_rate,
     sum_over_ranks,
@@ -346,9 +347,14 @@ class BinarySparseCoder(SparseCoder):
         if cfg.entropy_alpha:
             total = total + cfg.entropy_alpha * bernoulli_entropy(rates).sum()
         if cfg.covariance_alpha:
-            penalty = covariance_penalty(encoded.dense(), self.progress.group)
-            total = total + cfg.covariance_alpha * penalty
+            total = total + cfg.covariance_alpha * self._covariance_penalty(encoded.dense())
         return share * total
+
+    def _covariance_penalty(self, codes: Tensor) -> Tensor:
+        sample, group = self.cfg.covariance_sample, self.progress.group
+        if sample:
+            return sampled_covariance_penalty(codes, sample, self.progress.step, group)
+        return covariance_penalty(codes, group)
 
     def _auxiliary_loss(
         self, encoded: Encoded, dead_mask: Tensor | None, residual: Tensor

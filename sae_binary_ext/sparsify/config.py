@@ -59,6 +59,10 @@ class BinarySparseCoderConfig(SparseCoderConfig):
     covariance_alpha: float = 0.0
     """Weight of the covariance loss: FVU that one unit of summed absolute covariance is worth."""
 
+    covariance_sample: int = 0
+    """Coders with more latents than this estimate the covariance loss, without bias, from those of
+    so many latents with all, drawn anew in each step. 0 sums all."""
+
     entropy_start_step: int = 0
     """Optimizer step at which the entropy and covariance losses start."""
 
@@ -100,6 +104,7 @@ class BinarySparseCoderConfig(SparseCoderConfig):
         for name in (
             "entropy_alpha",
             "covariance_alpha",
+            "covariance_sample",
             "entropy_start_step",
             "entropy_warm_up_steps",
         ):

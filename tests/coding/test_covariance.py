@@ -4,7 +4,7 @@ from torch import Tensor
 
 import sae_binary_ext.coding.covariance as module
 import sae_binary_ext.coding.indexed as indexed
-from sae_binary_ext.coding import covariance_penalty
+from sae_binary_ext.coding import covariance_penalty, sampled_covariance_penalty
 from tests import reference
 from tests.limits import little_memory
 
@@ -85,3 +85,46 @@ def test_no_matrix_of_latents_by_latents_is_made():
     with little_memory():
         covariance_penalty(codes).backward()
     assert codes.grad.isfinite().all()
+
+
+@pytest.mark.usefixtures("in_narrow_blocks")
+@pytest.mark.parametrize("density", [0.05, 0.5])
+def test_the_estimate_is_right_on_average_and_so_is_its_gradient(density: float):
+    codes = some_codes(density, torch.float64)
+    exact = covariance_penalty(codes)
+    (exact_gradient,) = torch.autograd.grad(exact, codes)
+    values: list[Tensor] = []
+    gradients: list[Tensor] = []
+    for seed in range(600):
+        values.append(sampled_covariance_penalty(codes, 4, seed))
+        gradients.append(torch.autograd.grad(values[-1], codes)[0])
+    value, gradient = torch.stack(values), torch.stack(gradients)
+    assert value.std() > 0
+    for found, wanted in ((value, exact), (gradient, exact_gradient)):
+        error = (found.mean(0) - wanted).abs() / (found.std(0) / 600**0.5).clamp_min(1e-12)
+        assert error.max() < 5.5
+
+
+@pytest.mark.usefixtures("in_narrow_blocks")
+def test_the_estimate_s_gradient_is_its_own():
+    codes = torch.rand(6, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda c: sampled_covariance_penalty(c, 4, 0), (codes,))
+
+
+def test_a_draw_depends_on_the_seed_alone():
+    codes = some_codes(0.5).detach()
+    first = sampled_covariance_penalty(codes, 4, 1)
+    torch.rand(3)
+    assert sampled_covariance_penalty(codes, 4, 1) == first
+    assert any(sampled_covariance_penalty(codes, 4, seed) != first for seed in range(2, 6))
+
+
+@pytest.mark.parametrize("sample", [11, 20])
+def test_a_sample_of_all_is_exact(sample: int):
+    codes = some_codes(0.5).detach()
+    assert sampled_covariance_penalty(codes, sample, 0) == covariance_penalty(codes)
+
+
+def test_a_sample_of_none_is_refused():
+    with pytest.raises(ValueError, match="sample=0"):
+        sampled_covariance_penalty(torch.ones(3, 3), 0, 0)

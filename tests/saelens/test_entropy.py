@@ -38,6 +38,17 @@ def test_losses_are_the_coefficients_share_of_the_variance(clustered_activations
     assert losses["sum"] == pytest.approx(parts)
 
 
+def test_a_sample_of_latents_estimates_the_covariance_loss(clustered_activations: Tensor):
+    x, on = clustered_activations[:300], {"covariance_coefficient": 2e-4}
+    exact = losses_at(3, x, **on)["covariance_loss"]
+    estimates = [
+        losses_at(step, x, covariance_sample=16, **on)["covariance_loss"] for step in range(30)
+    ]
+    assert len(set(estimates)) == 30
+    assert sum(estimates) / 30 == pytest.approx(exact, rel=0.15)
+    assert losses_at(3, x, covariance_sample=D_SAE, **on)["covariance_loss"] == exact
+
+
 def test_losses_do_not_depend_on_the_scale_of_the_input(clustered_activations: Tensor):
     x = clustered_activations[:300]
     small, large = losses_at(0, x), losses_at(0, 1000 * x)
@@ -82,6 +93,7 @@ def test_the_entropy_loss_lowers_entropy_and_density(clustered_activations: Tens
     [
         "entropy_coefficient",
         "covariance_coefficient",
+        "covariance_sample",
         "entropy_start_step",
         "entropy_warm_up_steps",
     ],

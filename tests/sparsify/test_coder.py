@@ -12,6 +12,7 @@ import sae_binary_ext  # noqa: F401  # registers
 from sae_binary_ext.coding import (
     covariance_penalty,
     minibatch_entropy,
+    sampled_covariance_penalty,
     scatter_codes,
     unpack,
 )
@@ -130,6 +131,18 @@ def test_the_regularisers_enter_the_gradient_and_not_the_logged_fvu(activation: 
         loss = loss + share * 2e-3 * minibatch_entropy(codes)
         loss = loss + share * 3e-3 * covariance_penalty(codes)
         assert_same(gradients(coder, out.fvu), gradients(coder, loss))
+
+
+def test_a_sample_of_latents_estimates_the_covariance_loss():
+    fields = {"covariance_alpha": 3e-3, "covariance_sample": 9}
+    coder = coder_of(dtype=torch.float64, **fields).eval()
+    x, y = batch(torch.float64)
+    for step in (0, 1):
+        coder.progress.step = step
+        codes, expected = reference_output(coder, x)
+        loss = (y - expected).square().sum() / (y - y.mean(0)).square().sum()
+        loss = loss + 3e-3 * sampled_covariance_penalty(codes, 9, seed=step)
+        assert_same(gradients(coder, coder(x, y).fvu), gradients(coder, loss))
 
 
 def test_the_regularisers_ride_on_the_reconstruction_where_the_model_gives_the_loss():
