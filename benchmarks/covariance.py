@@ -1,30 +1,42 @@
-"""The covariance penalty, value and gradient, against the formula written plainly.
+"""Entropy and covariance losses, value and gradient, against the formulas written plainly.
 
-Usage: python benchmarks/covariance.py
+Usage: python -m benchmarks.covariance
 """
 
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding import covariance_penalty
+from benchmarks.hosts import WIDTH
+from benchmarks.measure import Runner, compare, peak_mebibytes, print_table, repeat
+from sae_binary_ext.coding import (
+    CodeRule,
+    bernoulli_entropy,
+    binarise,
+    covariance_penalty,
+    decode,
+    encode_batch,
+    minibatch_entropy,
+    pre_activations,
+    sampled_covariance_penalty,
+)
 
-REPEATS = 5
-# Tokens, latents, share of ones.
+# Tokens, latents, share of ones. A trained coder has 1% to 2%, one without an entropy loss up to
+# half (the paper's start).
 SHAPES = (
     (4096, 2304, 0.015),
     (4096, 2304, 0.05),
     (4096, 2304, 0.1),
     (4096, 2304, 0.5),
-    (512, 2304, 0.015),
     (512, 9216, 0.005),
 )
+WIDE = (512, 65_536, 0.001)
+SAMPLE = 2048
 
 
-def plain(codes: Tensor) -> Tensor:
+def plain_penalty(codes: Tensor) -> Tensor:
     """Sum over i != j of |cov|, with all covariances at once."""
     # The mean's own gradient sums to zero over the batch.
     centred = codes - codes.detach().mean(0)
@@ -32,25 +44,94 @@ def plain(codes: Tensor) -> Tensor:
     return covariance.abs().sum() - covariance.diagonal().abs().sum()
 
 
-def seconds(penalty: Callable[[Tensor], Tensor], codes: Tensor) -> float:
-    """Of a forward and a backward pass."""
-    started = time.perf_counter()
-    penalty(codes).backward()
-    return time.perf_counter() - started
+def random_codes(tokens: int, latents: int, density: float) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return (torch.rand(tokens, latents, generator=generator) < density).float().requires_grad_()
+
+
+def penalty_rows() -> Iterator[tuple[object, ...]]:
+    for tokens, latents, density in SHAPES:
+        codes = random_codes(tokens, latents, density)
+        times = compare(
+            repeat(lambda codes=codes: covariance_penalty(codes).backward()),
+            repeat(lambda codes=codes: plain_penalty(codes).backward()),
+        )
+        yield (
+            tokens,
+            latents,
+            f"{density:.1%}",
+            f"{times.ours:.2f}",
+            f"{times.theirs:.2f}",
+            f"**{times.ratio:.2f}**",
+        )
+
+
+def step_rows() -> Iterator[tuple[object, ...]]:
+    """A coder's whole forward and backward pass, with both losses."""
+    rule = CodeRule("threshold")
+    for tokens, latents, density in SHAPES:
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(tokens, WIDTH, generator=generator)
+        encoder = torch.randn(WIDTH, latents, generator=generator) / WIDTH**0.5
+        threshold = torch.distributions.Normal(0, 1).icdf(torch.tensor(1 - density))
+        bias = -threshold.expand(latents)
+        decoder = torch.randn(latents, WIDTH, generator=generator)
+        log_threshold, zeros = torch.full((latents,), -torch.inf), torch.zeros(WIDTH)
+        p = [
+            each.clone().requires_grad_()
+            for each in (encoder, bias, log_threshold, zeros, decoder, zeros)
+        ]
+
+        def ours(x: Tensor = x, p: list[Tensor] = p) -> None:
+            encoded = encode_batch(x, *p[:4], rule)
+            error = (x - encoded.decode(*p[4:])).square().sum()
+            bits = bernoulli_entropy(encoded.firing_rates()).sum()
+            (error + bits + covariance_penalty(encoded.dense())).backward()
+
+        def plain(x: Tensor = x, p: list[Tensor] = p) -> None:
+            codes = binarise(pre_activations(x, *p[:2]), p[2], rule)
+            error = (x - decode(codes, *p[4:])).square().sum()
+            (error + minibatch_entropy(codes) + plain_penalty(codes)).backward()
+
+        times = compare(repeat(ours), repeat(plain))
+        yield (
+            tokens,
+            latents,
+            f"{density:.1%}",
+            f"{times.ours:.2f}",
+            f"{times.theirs:.2f}",
+            f"**{times.ratio:.2f}**",
+        )
+
+
+def wide_penalty(sample: int) -> Runner:
+    """Value and gradient at a width whose covariances would take 16 GB."""
+    codes = random_codes(*WIDE)
+
+    def run(times: int) -> list[float]:
+        started = time.perf_counter()
+        if sample:
+            sampled_covariance_penalty(codes, sample, seed=0).backward()
+        else:
+            covariance_penalty(codes).backward()
+        return [time.perf_counter() - started]
+
+    return run
+
+
+def wide_rows() -> Iterator[tuple[object, ...]]:
+    for name, sample in (("exact", 0), (f"estimated from {SAMPLE} latents", SAMPLE)):
+        (seconds,) = wide_penalty(sample)(1)
+        yield name, f"{seconds:.1f}", f"{peak_mebibytes(wide_penalty, sample):.0f}"
 
 
 def main() -> None:
-    torch.manual_seed(0)
-    print("| tokens | latents | ones | plain, s | ours / plain |\n|---|---|---|---|---|")
-    for tokens, latents, density in SHAPES:
-        codes = (torch.rand(tokens, latents) < density).float().requires_grad_()
-        pairs = [(seconds(plain, codes), seconds(covariance_penalty, codes))]
-        # Both take turns, so that a slow spell of the machine meets both; the first warms up.
-        for _ in range(REPEATS):
-            pairs.append((seconds(plain, codes), seconds(covariance_penalty, codes)))
-        ratio = statistics.median(ours / theirs for theirs, ours in pairs[1:])
-        theirs = statistics.median(theirs for theirs, _ in pairs[1:])
-        print(f"| {tokens} | {latents} | {density:.1%} | {theirs:.2f} | {ratio:.2f} |")
+    shape = ("tokens", "latents", "ones", "ours, s", "plain, s", "ratio")
+    print_table("Covariance penalty: value and gradient", shape, penalty_rows())
+    print_table("Entropy and covariance step: forward and backward", shape, step_rows())
+    tokens, latents, density = WIDE
+    title = f"Covariance penalty of {latents} latents, {tokens} tokens, {density:.1%} ones"
+    print_table(title, ("", "s", "MiB beyond the codes"), wide_rows())
 
 
 if __name__ == "__main__":

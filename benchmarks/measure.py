@@ -4,7 +4,7 @@ import ctypes
 import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ Runner = Callable[[int], list[float]]
 # Makes a runner. A module's function, so that a fork can be given it.
 MakeRunner = Callable[..., Runner]
 
-ROUNDS, REPEATS = 5, 3
+ROUNDS, REPEATS = 3, 3
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,11 @@ def ceilings(tokens: int, width: int, latents: int) -> Ceilings:
     )
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """As Markdown."""
     print(f"\n### {title}\n")
     print("| " + " | ".join(columns) + " |")
-    print("|" + "---|" * len(columns))
+    print("|" + "---|" * len(columns), flush=True)
     for row in rows:
         print("| " + " | ".join(str(cell) for cell in row) + " |", flush=True)
 

@@ -3,21 +3,19 @@
 Usage: python -m benchmarks.steps
 """
 
-import os
+from collections.abc import Callable, Iterator
 from typing import Any
-
-import torch
-
-os.environ.setdefault("SPARSIFY_DISABLE_TRITON", "1" if not torch.cuda.is_available() else "0")
 
 from sae_lens import TopKTrainingSAEConfig
 from sparsify import SparseCoderConfig
 
 from benchmarks.hosts import WIDTH, saelens_steps, sparsify_steps
-from benchmarks.measure import ceilings, compare, machine, peak_mebibytes, print_table
+from benchmarks.measure import MakeRunner, ceilings, compare, peak_mebibytes, print_table
 from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig, BinaryTrainingSAEConfig
 from sae_binary_ext.sparsify import BinarySparseCoderConfig
 
+# (latents, k) to our config and the host's.
+Pair = Callable[[int, int], tuple[Any, Any]]
 # Latents, and tokens a step: fewer where pre-activations would not fit beside SAELens' five copies.
 SIZES = ((2304, 4096), (4608, 4096), (9216, 2048), (36864, 1024))
 KS = (16, 32, 64, 128)
@@ -60,29 +58,29 @@ TABLES = (
 
 
 def main() -> None:
-    print(machine())
     for title, steps, pair, ks in TABLES:
-        rows: list[tuple[object, ...]] = []
-        for latents, tokens in SIZES:
-            floor = ceilings(tokens, WIDTH, latents)
-            for k in ks:
-                ours, theirs = pair(latents, k)
-                times = compare(steps(ours, tokens), steps(theirs, tokens))
-                peaks = [peak_mebibytes(steps, config, tokens) for config in (ours, theirs)]
-                rows.append(
-                    (
-                        latents,
-                        tokens,
-                        k,
-                        f"{times.ours:.3f}",
-                        f"{times.theirs:.3f}",
-                        f"**{times.ratio:.2f}**",
-                        *(f"{peak:.0f}" for peak in peaks),
-                        f"{floor.product:.3f}",
-                        f"{floor.copy:.3f}",
-                    )
-                )
-        print_table(title, COLUMNS, rows)
+        print_table(title, COLUMNS, rows_of(steps, pair, ks))
+
+
+def rows_of(steps: MakeRunner, pair: Pair, ks: tuple[int, ...]) -> Iterator[tuple[object, ...]]:
+    """A row of the table for each size and k, as it is measured."""
+    for latents, tokens in SIZES:
+        floor = ceilings(tokens, WIDTH, latents)
+        for k in ks:
+            ours, theirs = pair(latents, k)
+            times = compare(steps(ours, tokens), steps(theirs, tokens))
+            peaks = [peak_mebibytes(steps, config, tokens) for config in (ours, theirs)]
+            yield (
+                latents,
+                tokens,
+                k,
+                f"{times.ours:.3f}",
+                f"{times.theirs:.3f}",
+                f"**{times.ratio:.2f}**",
+                *(f"{peak:.0f}" for peak in peaks),
+                f"{floor.product:.3f}",
+                f"{floor.copy:.3f}",
+            )
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from sae_binary_ext.coding.encode import (
     binarise,
     check_width,
     encode_indices,
+    encode_picks,
     picks_indices,
     pre_activations,
 )
-from sae_binary_ext.coding.encoded import Encoded, encode_batch
+from sae_binary_ext.coding.encoded import Encoded, encode_batch, encode_codes
 from sae_binary_ext.coding.entropy import (
     FiringRates,
     bernoulli_entropy,
@@ -68,7 +69,9 @@ __all__ = [
     "decode",
     "decode_indices",
     "encode_batch",
+    "encode_codes",
     "encode_indices",
+    "encode_picks",
     "fired",
     "firing_rates",
     "fit_decoder",

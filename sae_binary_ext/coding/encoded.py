@@ -10,7 +10,13 @@ from torch.distributed import ProcessGroup
 from typing_extensions import override
 
 from sae_binary_ext.coding.decode import decode, decode_indices
-from sae_binary_ext.coding.encode import binarise, encode_indices, picks_indices, pre_activations
+from sae_binary_ext.coding.encode import (
+    binarise,
+    encode_indices,
+    encode_picks,
+    picks_indices,
+    pre_activations,
+)
 from sae_binary_ext.coding.entropy import batch_tokens
 from sae_binary_ext.coding.indexed import CodeMatrix, code_matrix
 from sae_binary_ext.coding.ranks import sum_over_ranks
@@ -23,10 +29,12 @@ class Encoded(ABC):
     """Codes of a batch.
 
     Attributes:
-        pre_activation: [tokens, latents].
+        tokens: number of tokens.
+        latents: number of latents.
     """
 
-    pre_activation: Tensor
+    tokens: int
+    latents: int
 
     @abstractmethod
     def dense(self) -> Tensor:
@@ -46,7 +54,8 @@ class Encoded(ABC):
         Returns:
             [latents], with gradient, float32 or wider.
         """
-        return sum_over_ranks(self.counts(), group) / batch_tokens(self.pre_activation, group)
+        counts = sum_over_ranks(self.counts(), group)
+        return counts / batch_tokens(self.tokens, counts.device, group)
 
 
 @dataclass(eq=False)
@@ -86,7 +95,7 @@ class PickedCodes(Encoded):
 
     @override
     def dense(self) -> Tensor:
-        return scatter_codes(self.codes, self.index, self.pre_activation.shape[-1])
+        return scatter_codes(self.codes, self.index, self.latents)
 
     @override
     def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
@@ -95,7 +104,7 @@ class PickedCodes(Encoded):
     @override
     def counts(self) -> Tensor:
         codes = self.codes.to(torch.promote_types(self.codes.dtype, torch.float32))
-        none = codes.new_zeros(self.pre_activation.shape[-1])
+        none = codes.new_zeros(self.latents)
         return none.index_add(0, self.index.flatten(), codes.flatten())
 
 
@@ -104,10 +113,12 @@ class ThresholdCodes(Encoded):
     """Codes that each depend on their own margin alone (see coding.threshold).
 
     Attributes:
+        pre_activation: [tokens, latents].
         encoder: what made the pre-activations.
         rule: gives the surrogate.
     """
 
+    pre_activation: Tensor
     encoder: Encoder
     rule: CodeRule
     _decoded_counts: Tensor | None = field(default=None, init=False)
@@ -148,8 +159,8 @@ def encode_batch(
     origin: Tensor,
     rule: CodeRule,
     noise: bool = False,
-) -> Encoded:
-    """Codes of a training batch.
+) -> tuple[Encoded, Tensor]:
+    """Codes of a training batch and all pre-activations.
 
     Args:
         centred: [tokens, d_in], the coder's input minus origin.
@@ -160,17 +171,42 @@ def encode_batch(
             its gradient here, not through centred.
         rule: selection and surrogate.
         noise: sample, where the selection samples.
+
+    Returns:
+        Codes, and pre-activations [tokens, latents] with gradient.
     """
-    if picks_indices(rule, encoder_weight.shape[1]):
+    shape = (len(centred), encoder_weight.shape[1])
+    if picks_indices(rule, shape[1]):
         codes, index, pre = encode_indices(
             centred, encoder_weight, encoder_bias, log_threshold, origin, rule
         )
-        return PickedCodes(pre, codes, index)
+        return PickedCodes(*shape, codes, index), pre
     pre = pre_activations(centred, encoder_weight, encoder_bias, origin)
     if SELECTIONS[rule.selection].alone:
         encoder = Encoder(centred, encoder_weight, encoder_bias, log_threshold.exp(), origin)
-        return ThresholdCodes(pre, encoder, rule)
-    return DenseCodes(pre, binarise(pre, log_threshold, rule, noise))
+        return ThresholdCodes(*shape, pre, encoder, rule), pre
+    return DenseCodes(*shape, binarise(pre, log_threshold, rule, noise)), pre
+
+
+def encode_codes(
+    centred: Tensor,
+    encoder_weight: Tensor,
+    encoder_bias: Tensor,
+    log_threshold: Tensor,
+    origin: Tensor,
+    rule: CodeRule,
+    noise: bool = False,
+) -> Encoded:
+    """Codes of a training batch alone; arguments as encode_batch takes them.
+
+    A coder of few latents a token then never has all pre-activations at once.
+    """
+    arguments = (centred, encoder_weight, encoder_bias, log_threshold, origin, rule)
+    latents = encoder_weight.shape[1]
+    if not picks_indices(rule, latents):
+        return encode_batch(*arguments, noise)[0]
+    codes, index = encode_picks(*arguments)
+    return PickedCodes(len(centred), latents, codes, index)
 
 
 def _sum_over_tokens(codes: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ def firing_rates(codes: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """
     rows = codes.flatten(0, -2)
     total = rows.sum(0, dtype=_accumulator(codes))
-    return sum_over_ranks(total, group) / batch_tokens(rows, group)
+    return sum_over_ranks(total, group) / batch_tokens(len(rows), rows.device, group)
 
 
 def minibatch_entropy(codes: Tensor, group: ProcessGroup | None = None) -> Tensor:
@@ -114,11 +114,11 @@ class FiringRates:
         return bernoulli_entropy(self.rates).sum().item()
 
 
-def batch_tokens(rows: Tensor, group: ProcessGroup | None) -> Tensor | int:
-    """Number of rows, of all ranks where there is a group."""
+def batch_tokens(tokens: int, device: torch.device, group: ProcessGroup | None) -> Tensor | int:
+    """This rank's number of tokens, or where there is a group that of all ranks."""
     if group is None:
-        return len(rows)
-    return sum_over_ranks(torch.tensor(len(rows), device=rows.device), group)
+        return tokens
+    return sum_over_ranks(torch.tensor(tokens, device=device), group)
 
 
 def _accumulator(codes: Tensor) -> torch.dtype:

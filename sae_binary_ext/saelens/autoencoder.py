@@ -254,13 +254,13 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         centred = self._checked_input(x).detach()
         origin = self._origin()
         log_threshold = self._rounded_log_threshold()
-        encoded = encode_batch(
+        encoded, pre = encode_batch(
             centred, self.W_enc, self.b_enc, log_threshold, origin, self.rule, noise=self.training
         )
         dense = encoded.dense()
         if not isinstance(encoded, DenseCodes):
             self._cheaper_forms[dense] = (encoded, dense._version)
-        return dense, encoded.pre_activation
+        return dense, pre
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:

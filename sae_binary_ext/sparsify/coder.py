@@ -4,10 +4,10 @@ Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from sparsify import SparseCoder, SparseCoderConfig
@@ -34,6 +34,7 @@ from sae_binary_ext.coding import (
     decode,
     decode_indices,
     encode_batch,
+    encode_codes,
     fit_decoder,
     fit_start,
     gather_rows,
@@ -51,6 +52,7 @@ from sae_binary_ext.coding import (
 from sae_binary_ext.saving import replacing
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
 
+T = TypeVar("T")
 # Share of the newest batch in the running firing rates.
 RATE_UPDATE = 0.01
 
@@ -231,7 +233,10 @@ class BinarySparseCoder(SparseCoder):
         if self.progress.fit_start:
             self.progress.fit_start = False
             self._fit_start(x, y)
-        encoded = self._encode_batch(x)
+        if dead_mask is not None or self.cfg.multi_topk:
+            encoded, pre = self._encode(encode_batch, x)
+        else:
+            encoded, pre = self._encode(encode_codes, x), None
         skip = 0.0 if self.W_skip is None else x @ self.W_skip.mT
         sae_out = encoded.decode(self._decoder(), self.b_dec) + skip
         rates = encoded.firing_rates(self.progress.group)
@@ -251,8 +256,8 @@ class BinarySparseCoder(SparseCoder):
             torch.ones_like(fired, dtype=sae_out.dtype),
             fired,
             fvu,
-            self._auxiliary_loss(encoded, dead_mask, residual) / scale,
-            self._multi_topk_error(encoded, y - skip) / scale,
+            self._auxiliary_loss(pre, dead_mask, residual) / scale,
+            self._multi_topk_error(pre, y - skip) / scale,
         )
 
     @override
@@ -294,9 +299,9 @@ class BinarySparseCoder(SparseCoder):
         subtracts = self.cfg.subtract_b_dec and not self.cfg.transcode
         return self.b_dec if subtracts else torch.zeros_like(self.b_dec)
 
-    def _encode_batch(self, x: Tensor) -> Encoded:
+    def _encode(self, encode: Callable[..., T], x: Tensor) -> T:
         with seeded(self.progress.noise_seed, self.device):
-            return encode_batch(
+            return encode(
                 x - self._origin().detach(),  # which learns as the origin below
                 self.encoder.weight.T,
                 self.encoder.bias,
@@ -357,17 +362,17 @@ class BinarySparseCoder(SparseCoder):
         return covariance_penalty(codes, group)
 
     def _auxiliary_loss(
-        self, encoded: Encoded, dead_mask: Tensor | None, residual: Tensor
+        self, pre: Tensor | None, dead_mask: Tensor | None, residual: Tensor
     ) -> Tensor:
-        if dead_mask is None or not dead_mask.any():
+        if pre is None or dead_mask is None or not dead_mask.any():
             return residual.new_zeros(())
-        margin = encoded.pre_activation - self.log_threshold.exp()
+        margin = pre - self.log_threshold.exp()
         error = auxiliary_error(margin, dead_mask, residual, self._decoder(), self.rule)
         return sum_over_ranks(error, self.progress.group)
 
-    def _multi_topk_error(self, encoded: Encoded, target: Tensor) -> Tensor:
-        if not self.cfg.multi_topk:
+    def _multi_topk_error(self, pre: Tensor | None, target: Tensor) -> Tensor:
+        if pre is None or not self.cfg.multi_topk:
             return target.new_zeros(())
         wider = replace(self.rule, k=min(4 * self.cfg.k, self.num_latents))
-        codes = binarise(encoded.pre_activation, self.log_threshold, wider)
+        codes = binarise(pre, self.log_threshold, wider)
         return self._summed_square(target - decode(codes, self._decoder(), self.b_dec))

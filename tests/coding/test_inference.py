@@ -3,9 +3,9 @@ import torch
 
 from sae_binary_ext.coding import (
     CodeRule,
+    encode,
     infer_indices,
     infer_packed,
-    inference,
     scatter_codes,
     unpack,
 )
@@ -22,7 +22,7 @@ D_IN = 7
 def test_both_forms_hold_the_reference_codes(
     rule: CodeRule, lead: tuple[int, ...], rows: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(inference, "ROWS", rows)
+    monkeypatch.setattr(encode, "ROWS", rows)
     x = torch.randn(*lead, D_IN, dtype=torch.float64)
     weight = torch.randn(D_IN, LATENTS, dtype=torch.float64).requires_grad_()
     bias, log_threshold = torch.randn(2, LATENTS, dtype=torch.float64)

@@ -1,0 +1,56 @@
+"""The sparse and the dense path of a k-limited coder, and which of them the code takes.
+
+Usage: python -m benchmarks.paths
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from benchmarks.hosts import WIDTH
+from benchmarks.measure import compare, print_table, repeat
+from benchmarks.steps import KS, SIZES
+from sae_binary_ext.coding import (
+    CodeRule,
+    binarise,
+    decode,
+    decode_indices,
+    encode_indices,
+    picks_indices,
+    pre_activations,
+)
+
+NARROW = ((256, 4096), (512, 4096), (1024, 4096))
+
+
+def rows_of() -> Iterator[tuple[object, ...]]:
+    for latents, tokens in (*NARROW, *SIZES):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(tokens, WIDTH, generator=generator)
+        shapes = ((WIDTH, latents), (latents,), (latents,), (WIDTH,), (latents, WIDTH), (WIDTH,))
+        parameters = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+        for k in (k for k in KS if k < latents):
+            rule = CodeRule("topk", k)
+
+            def sparse(x: Tensor = x, p: list[Tensor] = parameters, rule: CodeRule = rule) -> None:
+                codes, index, _ = encode_indices(x, *p[:4], rule)
+                decode_indices(codes, index, *p[4:]).square().sum().backward()
+
+            def dense(x: Tensor = x, p: list[Tensor] = parameters, rule: CodeRule = rule) -> None:
+                pre = pre_activations(x, p[0], p[1], p[3])
+                decode(binarise(pre, p[2], rule), *p[4:]).square().sum().backward()
+
+            times = compare(repeat(sparse), repeat(dense))
+            taken = "sparse" if picks_indices(rule, latents) else "dense"
+            seconds = (f"{times.ours:.3f}", f"{times.theirs:.3f}")
+            yield latents, tokens, k, *seconds, f"**{times.ratio:.2f}**", taken
+
+
+def main() -> None:
+    columns = ("latents", "tokens", "k", "sparse, s", "dense, s", "sparse / dense", "taken")
+    print_table("Forward and backward of both paths", columns, rows_of())
+
+
+if __name__ == "__main__":
+    main()
