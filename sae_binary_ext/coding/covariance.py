@@ -13,6 +13,7 @@ from torch.distributed import ProcessGroup
 
 from sae_binary_ext.coding.indexed import code_matrix
 from sae_binary_ext.coding.ranks import sum_over_ranks
+from sae_binary_ext.coding.seeding import seeded
 
 # Entries of a block of columns. Dense products want it large (64 MB in float32, a handful at a
 # time), sums of rows want it within reach of the processor's cache.
@@ -65,8 +66,8 @@ def sampled_covariance_penalty(
     rows = _rows(codes)
     if sample >= rows.shape[1]:
         return covariance_penalty(rows, group)
-    generator = torch.Generator(rows.device).manual_seed(seed)
-    drawn = torch.randperm(rows.shape[1], generator=generator, device=rows.device)[:sample]
+    with seeded(seed, rows.device):
+        drawn = torch.randperm(rows.shape[1], device=rows.device)[:sample]
     return _Penalty.apply(rows, drawn, group)  # pyright: ignore[reportReturnType]
 
 

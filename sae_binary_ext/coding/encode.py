@@ -286,6 +286,14 @@ def _gradients_of_picks(ctx: Any, grad_values: Tensor | None) -> tuple[Tensor | 
     return grad_centred, grad_weight, grad_bias, -grad_bias, -(weight @ grad_bias), None
 
 
+def _product_dtype(factor: Tensor) -> torch.dtype:
+    """What autocast, which leaves products into given memory alone, would multiply in."""
+    device = factor.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return factor.dtype
+
+
 def pre_activations_in_parts(
     centred: Tensor, encoder_weight: Tensor, encoder_bias: Tensor
 ) -> Iterator[Tensor]:
@@ -301,9 +309,7 @@ def pre_activations_in_parts(
     """
     latents = encoder_weight.shape[1]
     size = min(ROWS, max(1, ENTRIES // latents))
-    # An output that is given is not cast, so autocast must be asked.
-    device = centred.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else centred.dtype
+    dtype = _product_dtype(centred)
     weight = encoder_weight.to(dtype)
     room = weight.new_empty(min(size, len(centred)), latents)
     for block in centred.split(size):

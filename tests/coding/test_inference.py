@@ -3,9 +3,11 @@ import torch
 
 from sae_binary_ext.coding import (
     CodeRule,
+    binarise,
     encode,
     infer_indices,
     infer_packed,
+    pre_activations,
     scatter_codes,
     unpack,
 )
@@ -47,3 +49,15 @@ def test_packing_makes_no_array_of_codes(selection: str):
     with little_memory():
         packed = infer_packed(x, weight, bias, log_threshold, CodeRule(selection))
     assert packed.shape == (tokens, latents // 8)
+
+
+@each_rule
+def test_under_autocast_codes_are_those_of_the_encoder_under_autocast(rule: CodeRule):
+    x, weight = torch.randn(40, D_IN), torch.randn(D_IN, LATENTS)
+    bias, log_threshold = torch.randn(2, LATENTS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = binarise(pre_activations(x, weight, bias), log_threshold, rule)
+        codes, index = infer_indices(x, weight, bias, log_threshold, rule)
+        packed = infer_packed(x, weight, bias, log_threshold, rule)
+    assert torch.equal(scatter_codes(codes, index, LATENTS), expected)
+    assert torch.equal(unpack(packed, LATENTS), expected)

@@ -1,0 +1,101 @@
+"""A training step reads no value on the host, which would make it wait for a GPU.
+
+Tensors on the meta device have no values: whatever asks for one raises. Steps on them take the ways
+that steps on a GPU take.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import TrainingSAE
+from sae_lens.saes.sae import TrainStepInput
+from sparsify import SparseCoder
+from torch import Tensor
+
+from sae_binary_ext.coding import FiniteWatch
+from sae_binary_ext.saelens import (
+    BinaryEntropyTrainingSAEConfig,
+    BinaryTrainingSAEConfig,
+    BinaryTranscoderTrainingSAEConfig,
+)
+from sae_binary_ext.sparsify import BinarySparseCoderConfig
+from tests.cases import each_selection
+
+D_IN, LATENTS, K, TOKENS = 16, 512, 8, 64
+LOSSES = {
+    "reconstruction": {},
+    "entropy": {"entropy": 1e-3},
+    "covariance": {"entropy": 1e-3, "covariance": 1e-4},
+    "sampled covariance": {"covariance": 1e-4, "covariance_sample": 100},
+}
+ACTIVATIONS = {
+    "topk": "topk_binary",
+    "groupmax": "groupmax_binary",
+    "threshold": "binary",
+    "gumbel": "gumbel_binary",
+}
+
+
+@pytest.fixture(autouse=True)
+def finite_watch_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its way on a GPU is not that of other devices; tests/coding/test_finite.py takes it."""
+
+    def check(self: FiniteWatch, values: Tensor, step: int) -> None:
+        pass
+
+    monkeypatch.setattr(FiniteWatch, "check", check)
+
+
+def fields(losses: str, **names: str) -> dict[str, Any]:
+    return {names.get(key, key): value for key, value in LOSSES[losses].items()}
+
+
+@pytest.mark.parametrize("losses", LOSSES)
+@each_selection
+def test_a_step_in_saelens_reads_nothing(selection: str, losses: str):
+    sizes = {"d_in": D_IN, "d_sae": LATENTS, "k": K, "selection": selection}
+    weights = fields(losses, entropy="entropy_coefficient", covariance="covariance_coefficient")
+    if losses == "reconstruction":
+        config: Any = BinaryTrainingSAEConfig(**sizes)
+    else:
+        config = BinaryEntropyTrainingSAEConfig(**sizes, **weights)
+    sae = TrainingSAE.from_dict(config.to_dict()).to("meta")
+    x = torch.randn(TOKENS, D_IN, device="meta")
+    for step in range(2):  # the first sets the initial parameters
+        sae.training_forward_pass(TrainStepInput(x, {}, None, step, False)).loss.backward()
+    assert all(parameter.grad is not None for parameter in sae.parameters())
+
+
+@pytest.mark.parametrize("losses", LOSSES)
+@each_selection
+def test_a_step_of_a_transcoder_in_saelens_reads_nothing(selection: str, losses: str):
+    weights = fields(losses, entropy="entropy_coefficient", covariance="covariance_coefficient")
+    config = BinaryTranscoderTrainingSAEConfig(
+        d_in=D_IN, d_sae=LATENTS, k=K, selection=selection, skip_connection=True, **weights
+    )
+    sae = TrainingSAE.from_dict(config.to_dict()).to("meta")
+    pairs = torch.randn(TOKENS, 2 * D_IN, device="meta")
+    sae._starts_fresh = False  # least squares for the decoder, once, may wait
+    sae.training_forward_pass(TrainStepInput(pairs, {}, None, 0, False)).loss.backward()
+    assert sae.W_enc.grad is not None
+
+
+@pytest.mark.parametrize("losses", LOSSES)
+@each_selection
+def test_a_step_in_sparsify_reads_nothing(selection: str, losses: str):
+    weights = fields(losses, entropy="entropy_alpha", covariance="covariance_alpha")
+    config = BinarySparseCoderConfig(
+        num_latents=LATENTS, k=K, activation=ACTIVATIONS[selection], **weights
+    )
+    coder = SparseCoder(D_IN, config).to("meta").train()
+    x = torch.randn(TOKENS, D_IN, device="meta")
+    output = coder(x)
+    output.fvu.backward()
+    assert output.latent_indices.shape == (LATENTS,)
+    assert coder.W_dec.grad is not None
+
+
+def test_the_meta_device_notices_a_read():
+    with pytest.raises(RuntimeError, match="meta"):
+        torch.randn(3, device="meta").sum().item()
