@@ -34,8 +34,8 @@ def rows_of() -> Iterator[tuple[object, ...]]:
             rule = CodeRule("topk", k)
 
             def sparse(x: Tensor = x, p: list[Tensor] = parameters, rule: CodeRule = rule) -> None:
-                codes, index, _ = encode_indices(x, *p[:4], rule)
-                decode_indices(codes, index, *p[4:]).square().sum().backward()
+                codes, picks, _ = encode_indices(x, *p[:4], rule)
+                decode_indices(codes, picks, *p[4:]).square().sum().backward()
 
             def dense(x: Tensor = x, p: list[Tensor] = parameters, rule: CodeRule = rule) -> None:
                 pre = pre_activations(x, p[0], p[1], p[3])

@@ -24,6 +24,7 @@ from sae_binary_ext.coding.entropy import (
     ramp,
 )
 from sae_binary_ext.coding.finite import FiniteWatch, check_finite
+from sae_binary_ext.coding.indexed import Picks
 from sae_binary_ext.coding.inference import infer_indices, infer_packed
 from sae_binary_ext.coding.initialization import (
     INITIAL_THRESHOLD,
@@ -55,6 +56,7 @@ __all__ = [
     "FiniteWatch",
     "FiringRates",
     "FittedStart",
+    "Picks",
     "Selection",
     "active_latents",
     "attach_to_loss",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.coding.decode import decode_indices
+from sae_binary_ext.coding.indexed import Picks
 from sae_binary_ext.coding.selection import CodeRule
 from sae_binary_ext.coding.surrogate import fired
 
@@ -37,5 +38,6 @@ def auxiliary_error(
     values, place = margin[:, dead_latents].topk(taken, dim=-1, sorted=False)
     codes = fired(values, rule.surrogate, rule.surrogate_temperature)
     no_bias = torch.zeros_like(residual[0])
-    predicted = decode_indices(codes, dead_latents[place], decoder_weight, no_bias)
+    picks = Picks(dead_latents[place], len(decoder_weight))
+    predicted = decode_indices(codes, picks, decoder_weight, no_bias)
     return (predicted - residual.detach()).square().sum() * (taken / most)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding.indexed import indexed_times_dense, indexed_transposed_times_dense
+from sae_binary_ext.coding.indexed import Picks
 
 
 def decode(codes: Tensor, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
@@ -23,13 +23,13 @@ def decode(codes: Tensor, decoder_weight: Tensor, decoder_bias: Tensor) -> Tenso
 
 
 def decode_indices(
-    codes: Tensor, index: Tensor, decoder_weight: Tensor, decoder_bias: Tensor
+    codes: Tensor, picks: Picks, decoder_weight: Tensor, decoder_bias: Tensor
 ) -> Tensor:
     """The decoder in index form, with the same gradients.
 
     Args:
         codes: [tokens, k], 0/1.
-        index: int64 [tokens, k], the latents they belong to.
+        picks: the latents they belong to.
         decoder_weight: [latents, d_out].
         decoder_bias: [d_out].
 
@@ -37,21 +37,21 @@ def decode_indices(
         [tokens, d_out].
     """
     # torch's own backward for the weights of the sum is fast, the one for its rows is not.
-    row_sum = indexed_times_dense(codes, index, decoder_weight.detach())
-    return _RowGradient.apply(row_sum, codes, index, decoder_weight) + decoder_bias  # pyright: ignore
+    row_sum = picks.times(codes, decoder_weight.detach())
+    return _RowGradient.apply(row_sum, codes, decoder_weight, picks) + decoder_bias  # pyright: ignore
 
 
 class _RowGradient(torch.autograd.Function):
     """Passes a sum of rows on and gives the rows their gradient."""
 
     @staticmethod
-    def forward(ctx: Any, row_sum: Tensor, codes: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(codes, index)
-        ctx.latents = len(weight)
+    def forward(ctx: Any, row_sum: Tensor, codes: Tensor, weight: Tensor, picks: Picks) -> Tensor:
+        ctx.save_for_backward(codes)
+        ctx.picks = picks
         return row_sum.view_as(row_sum)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, Tensor]:
-        codes, index = ctx.saved_tensors
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        (codes,) = ctx.saved_tensors
         grad = grad_outputs[0]
-        return grad, None, None, indexed_transposed_times_dense(codes, index, ctx.latents, grad)
+        return grad, None, ctx.picks.transposed_times(codes, grad), None

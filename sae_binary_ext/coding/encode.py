@@ -1,12 +1,13 @@
 """Linear encoder, threshold, selection and step: from hidden states to codes."""
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding.indexed import indexed_times_dense, indexed_transposed_times_dense
+from sae_binary_ext.coding.indexed import Picks
 from sae_binary_ext.coding.parts import cached_parts
 from sae_binary_ext.coding.selection import (
     SELECTIONS,
@@ -49,27 +50,56 @@ def pre_activations(
     Returns:
         [..., latents].
     """
-    if origin is None:
-        product = torch.matmul(centred, encoder_weight)
-        # Under autocast the product is narrower than the bias, and so would a sum in place be.
-        in_place = product.dtype == encoder_bias.dtype
-        return product.add_(encoder_bias) if in_place else product + encoder_bias
-    return _CentredLinear.apply(centred, encoder_weight, encoder_bias, origin)  # pyright: ignore
+    if origin is not None:
+        pre = _without_gradient(centred, encoder_weight, encoder_bias)
+        return _LinearGradient.apply(pre, centred, encoder_weight, encoder_bias, origin)  # pyright: ignore
+    product = torch.matmul(centred, encoder_weight)
+    # Under autocast the product is narrower than the bias, and so would a sum in place be.
+    in_place = product.dtype == encoder_bias.dtype
+    return product.add_(encoder_bias) if in_place else product + encoder_bias
 
 
-class _CentredLinear(torch.autograd.Function):
+@torch.no_grad()
+def _without_gradient(centred: Tensor, encoder_weight: Tensor, encoder_bias: Tensor) -> Tensor:
+    return pre_activations(centred, encoder_weight, encoder_bias)
+
+
+class _LinearGradient(torch.autograd.Function):
+    """Passes pre-activations on and gives the encoder its gradient."""
+
     @staticmethod
-    def forward(ctx: Any, centred: Tensor, weight: Tensor, bias: Tensor, origin: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, pre: Tensor, centred: Tensor, weight: Tensor, bias: Tensor, origin: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(centred, weight)
-        return pre_activations(centred, weight, bias)
+        return pre.view_as(pre)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         centred, weight = ctx.saved_tensors
         grad = grad_outputs[0].to(weight.dtype)
         grad_bias = grad.sum(0)
-        grad_centred = grad @ weight.T if ctx.needs_input_grad[0] else None
-        return grad_centred, centred.T @ grad, grad_bias, -(weight @ grad_bias)
+        grad_centred = grad @ weight.T if ctx.needs_input_grad[1] else None
+        return None, grad_centred, centred.T @ grad, grad_bias, -(weight @ grad_bias)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """An encoder and its input, for functions whose way back ends in it.
+
+    Attributes:
+        centred: [tokens, d_in], the coder's input minus origin.
+        weight: [d_in, latents].
+        bias: [latents].
+        threshold: [latents].
+        origin: [d_in], what was subtracted and is to learn; zeros where nothing was.
+    """
+
+    centred: Tensor
+    weight: Tensor
+    bias: Tensor
+    threshold: Tensor
+    origin: Tensor
 
 
 def binarise(
@@ -112,7 +142,7 @@ def encode_indices(
     log_threshold: Tensor,
     origin: Tensor,
     rule: CodeRule,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Picks, Tensor]:
     """The encoder in index form: the same codes, with gradients of the picked latents alone.
 
     Args:
@@ -124,14 +154,61 @@ def encode_indices(
         rule: a selection that picks a fixed number of latents (topk, groupmax).
 
     Returns:
-        Codes [tokens, k], 0.0 or 1.0; the latents they belong to, int64 [tokens, k]; and all
-        pre-activations [tokens, latents], through which gradients flow too.
+        Codes [tokens, k], 0.0 or 1.0; the latents they belong to; and all pre-activations
+        [tokens, latents], through which gradients flow too.
     """
-    values, index, pre = _PickedMargins.apply(
-        centred, encoder_weight, encoder_bias, log_threshold.exp(), origin, rule
-    )  # pyright: ignore[reportGeneralTypeIssues]
-    codes = step(values, rule.surrogate, rule.surrogate_temperature)
-    return codes.to(pre.dtype), index, pre
+    encoder = Encoder(centred, encoder_weight, encoder_bias, log_threshold.exp(), origin)
+    pre = pre_activations(centred, encoder_weight, encoder_bias, origin)
+    with torch.no_grad():
+        values, index = pick_above(pre, encoder.threshold, rule)
+    picks = Picks(index, encoder_weight.shape[1])
+    return _codes_of_picks(values, encoder, picks, rule).to(pre.dtype), picks, pre
+
+
+def encode_picks(
+    centred: Tensor,
+    encoder_weight: Tensor,
+    encoder_bias: Tensor,
+    log_threshold: Tensor,
+    origin: Tensor,
+    rule: CodeRule,
+) -> tuple[Tensor, Picks]:
+    """What encode_indices returns, without the pre-activations: these are made and forgotten a
+    block of tokens at a time.
+
+    Args:
+        as encode_indices takes them.
+
+    Returns:
+        Codes [tokens, k], 0.0 or 1.0, and the latents they belong to.
+    """
+    encoder = Encoder(centred, encoder_weight, encoder_bias, log_threshold.exp(), origin)
+    with torch.no_grad():
+        picked = [
+            pick_above(pre, encoder.threshold, rule)
+            for pre in pre_activations_in_parts(centred, encoder_weight, encoder_bias)
+        ]
+        values, index = (torch.cat(each) for each in zip(*picked, strict=True))
+    picks = Picks(index, encoder_weight.shape[1])
+    codes = _codes_of_picks(values, encoder, picks, rule)
+    return codes.to(encoder_weight.dtype), picks
+
+
+def _codes_of_picks(values: Tensor, encoder: Encoder, picks: Picks, rule: CodeRule) -> Tensor:
+    """Codes [tokens, k] of picked margins, with gradient."""
+    margin = cast(
+        Tensor,
+        _PickedGradient.apply(
+            values,
+            encoder.centred,
+            encoder.weight,
+            encoder.bias,
+            encoder.threshold,
+            encoder.origin,
+            picks,
+        ),
+    )
+    return step(margin, rule.surrogate, rule.surrogate_temperature)
 
 
 def pick_above(pre_activation: Tensor, threshold: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
@@ -177,113 +254,40 @@ def active_latents(
     return codes.to(pre_activation.dtype), index
 
 
-def encode_picks(
-    centred: Tensor,
-    encoder_weight: Tensor,
-    encoder_bias: Tensor,
-    log_threshold: Tensor,
-    origin: Tensor,
-    rule: CodeRule,
-) -> tuple[Tensor, Tensor]:
-    """What encode_indices returns, without the pre-activations: these are made and forgotten a
-    block of tokens at a time.
-
-    Args:
-        as encode_indices takes them.
-
-    Returns:
-        Codes [tokens, k], 0.0 or 1.0, and the latents they belong to, int64 [tokens, k].
-    """
-    values, index = _PickedMarginsAlone.apply(
-        centred, encoder_weight, encoder_bias, log_threshold.exp(), origin, rule
-    )  # pyright: ignore[reportGeneralTypeIssues]
-    codes = step(values, rule.surrogate, rule.surrogate_temperature)
-    return codes.to(encoder_weight.dtype), index
-
-
-class _PickedMargins(torch.autograd.Function):
-    """Linear encoder and pick in one, so that backward works on k latents a token."""
+class _PickedGradient(torch.autograd.Function):
+    """Passes picked margins on and gives the encoder its gradient, of k latents a token."""
 
     @staticmethod
     def forward(
         ctx: Any,
+        values: Tensor,
         centred: Tensor,
         weight: Tensor,
         bias: Tensor,
         threshold: Tensor,
         origin: Tensor,
-        rule: CodeRule,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        pre = pre_activations(centred, weight, bias)
-        values, index = pick_above(pre, threshold, rule)
-        ctx.save_for_backward(centred, weight, index)
-        ctx.mark_non_differentiable(index)
-        ctx.set_materialize_grads(False)
-        return values, index, pre
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        centred, weight, _ = ctx.saved_tensors
-        grad_values, _, grad_pre = grad_outputs
-        gradients = _gradients_of_picks(ctx, grad_values)
-        if grad_pre is None:
-            return gradients
-        grad_pre = grad_pre.to(weight.dtype)
-        grad_bias = grad_pre.sum(0)
-        through_all = (
-            grad_pre @ weight.T if ctx.needs_input_grad[0] else None,
-            centred.T @ grad_pre,
-            grad_bias,
-            None,
-            -(weight @ grad_bias),
-            None,
-        )
-        return tuple(
-            one if other is None else other if one is None else one + other
-            for one, other in zip(gradients, through_all, strict=True)
-        )
-
-
-class _PickedMarginsAlone(torch.autograd.Function):
-    """The same without the pre-activations."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        centred: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        threshold: Tensor,
-        origin: Tensor,
-        rule: CodeRule,
-    ) -> tuple[Tensor, Tensor]:
-        picked = [
-            pick_above(pre, threshold, rule)
-            for pre in pre_activations_in_parts(centred, weight, bias)
-        ]
-        values, index = (torch.cat(each) for each in zip(*picked, strict=True))
-        ctx.save_for_backward(centred, weight, index)
-        ctx.mark_non_differentiable(index)
-        return values, index
+        picks: Picks,
+    ) -> Tensor:
+        ctx.save_for_backward(centred, weight)
+        ctx.picks = picks
+        return values.view_as(values)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients_of_picks(ctx, grad_outputs[0])
-
-
-def _gradients_of_picks(ctx: Any, grad_values: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Of centred, weight, bias, threshold, origin and rule, through the picked margins."""
-    if grad_values is None:
-        return (None,) * 6
-    centred, weight, index = ctx.saved_tensors
-    latents = weight.shape[1]
-    grad_values = grad_values.to(weight.dtype)
-    grad_bias = weight.new_zeros(latents).index_add_(0, index.flatten(), grad_values.flatten())
-    grad_centred = None
-    if ctx.needs_input_grad[0]:
-        grad_centred = indexed_times_dense(grad_values, index, weight.T.contiguous())
-    grad_weight = indexed_transposed_times_dense(grad_values, index, latents, centred).T
-    return grad_centred, grad_weight, grad_bias, -grad_bias, -(weight @ grad_bias), None
+        centred, weight = ctx.saved_tensors
+        picks: Picks = ctx.picks
+        grad = grad_outputs[0].to(weight.dtype)
+        grad_bias = weight.new_zeros(picks.width)
+        grad_bias.index_add_(0, picks.index.flatten(), grad.flatten())
+        return (
+            None,
+            picks.times(grad, weight.T.contiguous()) if ctx.needs_input_grad[1] else None,
+            picks.transposed_times(grad, centred).T,
+            grad_bias,
+            -grad_bias,
+            -(weight @ grad_bias),
+            None,
+        )
 
 
 def _product_dtype(factor: Tensor) -> torch.dtype:

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from sae_binary_ext.coding.decode import decode, decode_indices
 from sae_binary_ext.coding.encode import (
+    Encoder,
     binarise,
     encode_indices,
     encode_picks,
@@ -18,10 +19,10 @@ from sae_binary_ext.coding.encode import (
     pre_activations,
 )
 from sae_binary_ext.coding.entropy import batch_tokens
-from sae_binary_ext.coding.indexed import CodeMatrix, code_matrix
+from sae_binary_ext.coding.indexed import CodeMatrix, Picks, code_matrix
 from sae_binary_ext.coding.ranks import sum_over_ranks
 from sae_binary_ext.coding.selection import SELECTIONS, CodeRule, scatter_codes
-from sae_binary_ext.coding.threshold import Encoder, codes_above, decode_codes_above
+from sae_binary_ext.coding.threshold import codes_above, decode_codes_above
 
 
 @dataclass(eq=False)
@@ -87,25 +88,25 @@ class PickedCodes(Encoded):
 
     Attributes:
         codes: [tokens, k], 0.0 or 1.0.
-        index: int64 [tokens, k], the latents they belong to.
+        picks: the latents they belong to.
     """
 
     codes: Tensor
-    index: Tensor
+    picks: Picks
 
     @override
     def dense(self) -> Tensor:
-        return scatter_codes(self.codes, self.index, self.latents)
+        return scatter_codes(self.codes, self.picks.index, self.latents)
 
     @override
     def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
-        return decode_indices(self.codes, self.index, decoder_weight, decoder_bias)
+        return decode_indices(self.codes, self.picks, decoder_weight, decoder_bias)
 
     @override
     def counts(self) -> Tensor:
         codes = self.codes.to(torch.promote_types(self.codes.dtype, torch.float32))
         none = codes.new_zeros(self.latents)
-        return none.index_add(0, self.index.flatten(), codes.flatten())
+        return none.index_add(0, self.picks.index.flatten(), codes.flatten())
 
 
 @dataclass(eq=False)
@@ -177,10 +178,10 @@ def encode_batch(
     """
     shape = (len(centred), encoder_weight.shape[1])
     if picks_indices(rule, shape[1]):
-        codes, index, pre = encode_indices(
+        codes, picks, pre = encode_indices(
             centred, encoder_weight, encoder_bias, log_threshold, origin, rule
         )
-        return PickedCodes(*shape, codes, index), pre
+        return PickedCodes(*shape, codes, picks), pre
     pre = pre_activations(centred, encoder_weight, encoder_bias, origin)
     if SELECTIONS[rule.selection].alone:
         encoder = Encoder(centred, encoder_weight, encoder_bias, log_threshold.exp(), origin)
@@ -205,8 +206,8 @@ def encode_codes(
     latents = encoder_weight.shape[1]
     if not picks_indices(rule, latents):
         return encode_batch(*arguments, noise)[0]
-    codes, index = encode_picks(*arguments)
-    return PickedCodes(len(centred), latents, codes, index)
+    codes, picks = encode_picks(*arguments)
+    return PickedCodes(len(centred), latents, codes, picks)
 
 
 def _sum_over_tokens(codes: Tensor) -> Tensor:

@@ -17,46 +17,42 @@ from torch.nn import functional as F
 SPARSE_DENSITY = 0.1
 
 
-def indexed_times_dense(values: Tensor, index: Tensor, dense: Tensor) -> Tensor:
-    """S @ dense, where row n of S [tokens, width] holds values[n] at index[n].
+@dataclass(frozen=True)
+class Picks:
+    """Where the k entries of each row of a matrix S [tokens, width] stand that may not be zero.
 
-    Args:
-        values: [tokens, k].
-        index: int64 [tokens, k].
-        dense: [width, d].
-
-    Returns:
-        [tokens, d], in the dtype of dense.
-    """
-    return F.embedding_bag(index, dense, per_sample_weights=values.to(dense.dtype), mode="sum")
-
-
-def indexed_transposed_times_dense(
-    values: Tensor, index: Tensor, width: int, dense: Tensor
-) -> Tensor:
-    """S.T @ dense for the same S.
-
-    Args:
-        values: [tokens, k].
-        index: int64 [tokens, k].
+    Attributes:
+        index: int64 [tokens, k], their columns, none twice in a row.
         width: columns of S.
-        dense: [tokens, d].
-
-    Returns:
-        [width, d], in the dtype of dense.
     """
-    order, starts = _by_column(index.flatten(), width)
-    rows = order.div(index.shape[-1], rounding_mode="floor")
-    weights = values.flatten()[order].to(dense.dtype)
-    return F.embedding_bag(rows, dense, starts, per_sample_weights=weights, mode="sum")
+
+    index: Tensor
+    width: int
+
+    def times(self, values: Tensor, dense: Tensor) -> Tensor:
+        """S @ dense: entries [tokens, k] and dense [width, d] to [tokens, d] in its dtype."""
+        weights = values.to(dense.dtype)
+        return F.embedding_bag(self.index, dense, per_sample_weights=weights, mode="sum")
+
+    def transposed_times(self, values: Tensor, dense: Tensor) -> Tensor:
+        """S.T @ dense: entries [tokens, k] and dense [tokens, d] to [width, d] in its dtype."""
+        order, starts, row = self._columns
+        return _sum_rows(dense, row, starts, values.flatten()[order])
+
+    @cached_property
+    def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        # Of the decoder's way back and the encoder's, the first to ask sorts for both.
+        order, starts = _by_column(self.index.flatten(), self.width)
+        return order, starts, order.div(self.index.shape[-1], rounding_mode="floor")
 
 
 def _by_column(column: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The order that sorts entries by column, and where in it each column starts, [width]."""
-    columns, order = column.sort()
+    # Half the bytes, two thirds of the time.
+    columns, order = column.to(torch.int32).sort()
     # Without bincount, which makes a GPU wait.
-    starts = torch.searchsorted(columns, torch.arange(width, device=column.device))
-    return order, starts
+    every = torch.arange(width, device=column.device, dtype=torch.int32)
+    return order, torch.searchsorted(columns, every)
 
 
 class CodeMatrix(Protocol):

@@ -5,35 +5,16 @@ decoder is sums of rows, and the way back has two products of the encoder's size
 finished in place between them.
 """
 
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from sae_binary_ext.coding.encode import Encoder
 from sae_binary_ext.coding.indexed import CodeMatrix
 from sae_binary_ext.coding.parts import cached_parts
 from sae_binary_ext.coding.selection import CodeRule
 from sae_binary_ext.coding.surrogate import SURROGATES
-
-
-@dataclass(frozen=True)
-class Encoder:
-    """The encoder of a batch, which the decoder's way back ends in.
-
-    Attributes:
-        centred: [tokens, d_in], the coder's input minus origin.
-        weight: [d_in, latents].
-        bias: [latents].
-        threshold: [latents].
-        origin: [d_in], what was subtracted and is to learn; zeros where nothing was.
-    """
-
-    centred: Tensor
-    weight: Tensor
-    bias: Tensor
-    threshold: Tensor
-    origin: Tensor
 
 
 def codes_above(

@@ -22,6 +22,7 @@ from sae_binary_ext.coding import (
     CodeRule,
     Encoded,
     FiniteWatch,
+    Picks,
     active_latents,
     attach_to_loss,
     attach_to_output,
@@ -189,9 +190,8 @@ class BinarySparseCoder(SparseCoder):
     @override
     def decode(self, top_acts: Tensor, top_indices: Tensor) -> Tensor:
         """Reconstruction [..., d_in] of codes [..., m] at latents [..., m], without W_skip."""
-        rows = decode_indices(
-            top_acts.flatten(0, -2), top_indices.flatten(0, -2), self._decoder(), self.b_dec
-        )
+        picks = Picks(top_indices.flatten(0, -2), self.num_latents)
+        rows = decode_indices(top_acts.flatten(0, -2), picks, self._decoder(), self.b_dec)
         return rows.unflatten(0, top_acts.shape[:-1])
 
     # sparsify wraps its forward in bfloat16 autocast on a GPU. Not so here: encode, which runs

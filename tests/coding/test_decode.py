@@ -1,6 +1,7 @@
 import torch
 
 from sae_binary_ext.coding.decode import decode, decode_indices
+from sae_binary_ext.coding.indexed import Picks
 from sae_binary_ext.coding.selection import scatter_codes
 
 TOKENS, LATENTS, K, D = 30, 20, 4, 6
@@ -27,7 +28,7 @@ def test_index_form_equals_the_dense_one_in_value_and_every_gradient():
     for indexed in (True, False):
         code, weight, bias = (p.clone().requires_grad_() for p in (codes, *values))
         if indexed:
-            output = decode_indices(code, index, weight, bias)
+            output = decode_indices(code, Picks(index, LATENTS), weight, bias)
         else:
             output = decode(scatter_codes(code, index, LATENTS), weight, bias)
         output.backward(incoming)

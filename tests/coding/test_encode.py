@@ -79,8 +79,8 @@ def test_index_form_equals_the_reference_in_value_and_every_gradient(rule: CodeR
 
     x, weight, bias, log_threshold, origin = ours
     centred = split_off_origin(x, origin)
-    codes, index, pre = encode_indices(centred, weight, bias, log_threshold, origin, rule)
-    dense = scatter_codes(codes, index, LATENTS)
+    codes, picks, pre = encode_indices(centred, weight, bias, log_threshold, origin, rule)
+    dense = scatter_codes(codes, picks.index, LATENTS)
     loss = torch.zeros((), dtype=torch.float64)
     if outputs != "pre-activations":
         loss = loss + (dense * for_codes).sum()
@@ -102,10 +102,10 @@ def test_index_form_equals_the_reference_in_value_and_every_gradient(rule: CodeR
 def test_both_forms_give_the_same_codes_in_low_precision(rule: CodeRule):
     x, weight, bias, log_threshold, origin = (p.detach().bfloat16() for p in parameters())
     threshold = log_threshold.float()
-    codes, index, pre = encode_indices(x, weight, bias, threshold, origin, rule)
+    codes, picks, pre = encode_indices(x, weight, bias, threshold, origin, rule)
     dense = binarise(pre, threshold, rule)
     assert codes.dtype == torch.bfloat16
-    assert torch.equal(scatter_codes(codes, index, LATENTS), dense)
+    assert torch.equal(scatter_codes(codes, picks.index, LATENTS), dense)
 
 
 def test_a_threshold_of_zero_is_the_step_at_zero():

@@ -2,26 +2,20 @@ import pytest
 import torch
 
 from sae_binary_ext.coding import indexed
-from sae_binary_ext.coding.indexed import (
-    DenseMatrix,
-    SparseMatrix,
-    code_matrix,
-    indexed_times_dense,
-    indexed_transposed_times_dense,
-)
+from sae_binary_ext.coding.indexed import DenseMatrix, Picks, SparseMatrix, code_matrix
 
 TOKENS, LATENTS, D = 30, 20, 6
 
 
-def test_indexed_products_equal_the_dense_ones():
+def test_products_of_picks_equal_the_dense_ones():
     index = torch.rand(TOKENS, LATENTS).topk(4).indices
     values = torch.randn(TOKENS, 4, dtype=torch.float64)
     matrix = torch.zeros(TOKENS, LATENTS, dtype=torch.float64).scatter(-1, index, values)
     right, left = torch.randn(LATENTS, D).double(), torch.randn(TOKENS, D).double()
-    torch.testing.assert_close(indexed_times_dense(values, index, right), matrix @ right)
-    torch.testing.assert_close(
-        indexed_transposed_times_dense(values, index, LATENTS, left), matrix.T @ left
-    )
+    picks = Picks(index, LATENTS)
+    torch.testing.assert_close(picks.times(values, right), matrix @ right)
+    for entries, expected in ((values, matrix), (-values, -matrix)):
+        torch.testing.assert_close(picks.transposed_times(entries, left), expected.T @ left)
 
 
 @pytest.mark.parametrize("form", [DenseMatrix, SparseMatrix])
