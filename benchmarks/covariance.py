@@ -17,7 +17,7 @@ from sae_binary_ext.coding import (
     binarise,
     covariance_penalty,
     decode,
-    encode_batch,
+    encode_codes,
     minibatch_entropy,
     pre_activations,
     sampled_covariance_penalty,
@@ -83,7 +83,7 @@ def step_rows() -> Iterator[tuple[object, ...]]:
         ]
 
         def ours(x: Tensor = x, p: list[Tensor] = p) -> None:
-            encoded = encode_batch(x, *p[:4], rule)
+            encoded = encode_codes(x, *p[:4], rule)
             error = (x - encoded.decode(*p[4:])).square().sum()
             bits = bernoulli_entropy(encoded.firing_rates()).sum()
             (error + bits + covariance_penalty(encoded.dense())).backward()

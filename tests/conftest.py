@@ -20,6 +20,8 @@ os.environ["HF_HOME"] = HF_HOME.name
 if not torch.cuda.is_available():
     # sparsify's decoder for GPUs is its default wherever Triton is installed.
     os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
+    # Our kernels run in Triton's interpreter, which must be asked for before Triton is imported.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

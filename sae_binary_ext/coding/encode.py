@@ -128,11 +128,10 @@ def binarise(
 def picks_indices(rule: CodeRule, latents: int) -> bool:
     """Whether encode_indices takes this rule and is expected to be the faster form.
 
-    On two CPU cores (1024 tokens, 576 dimensions, k = 32) the indexed weight gradient takes 0.11
-    of the dense product's time with 4608 latents, 0.32 with 512 and 0.66 with 256. The bound of a
-    sixteenth leaves room for what else the index form costs, which was not measured apart.
+    On two CPU cores forward and backward take 0.74 to 0.84 of the dense form's time where k is an
+    eighth of the latents, and 1.1 to 1.2 where it is a quarter (benchmarks/paths.py).
     """
-    return SELECTIONS[rule.selection].pick is not None and rule.k * 16 <= latents
+    return SELECTIONS[rule.selection].pick is not None and rule.k * 8 <= latents
 
 
 def encode_indices(
