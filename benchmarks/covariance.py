@@ -56,14 +56,7 @@ def penalty_rows() -> Iterator[tuple[object, ...]]:
             repeat(lambda codes=codes: covariance_penalty(codes).backward()),
             repeat(lambda codes=codes: plain_penalty(codes).backward()),
         )
-        yield (
-            tokens,
-            latents,
-            f"{density:.1%}",
-            f"{times.ours:.2f}",
-            f"{times.theirs:.2f}",
-            f"**{times.ratio:.2f}**",
-        )
+        yield tokens, latents, f"{density:.1%}", *times.cells()
 
 
 def step_rows() -> Iterator[tuple[object, ...]]:
@@ -94,14 +87,7 @@ def step_rows() -> Iterator[tuple[object, ...]]:
             (error + minibatch_entropy(codes) + plain_penalty(codes)).backward()
 
         times = compare(repeat(ours), repeat(plain))
-        yield (
-            tokens,
-            latents,
-            f"{density:.1%}",
-            f"{times.ours:.2f}",
-            f"{times.theirs:.2f}",
-            f"**{times.ratio:.2f}**",
-        )
+        yield tokens, latents, f"{density:.1%}", *times.cells()
 
 
 def wide_penalty(sample: int) -> Runner:

@@ -48,9 +48,7 @@ def rows_of() -> Iterator[tuple[object, ...]]:
                     latents,
                     tokens,
                     form,
-                    f"{times.ours:.3f}",
-                    f"{times.theirs:.3f}",
-                    f"**{times.ratio:.2f}**",
+                    *times.cells(),
                     f"{floor.product:.3f}",
                     f"{binary.encode_packed(x).numel() * 8 / tokens / latents:.2f}",
                 )

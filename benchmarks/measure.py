@@ -32,6 +32,10 @@ class Compared:
     theirs: float
     ratio: float
 
+    def cells(self) -> tuple[str, str, str]:
+        """The three as a table shows them."""
+        return f"{self.ours:.3f}", f"{self.theirs:.3f}", f"**{self.ratio:.2f}**"
+
 
 def compare(ours: Runner, theirs: Runner) -> Compared:
     """Both take turns, so that a slow spell of the machine meets both; a first round warms up."""
