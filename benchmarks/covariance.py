@@ -13,6 +13,7 @@ from benchmarks.hosts import WIDTH
 from benchmarks.measure import Runner, compare, peak_mebibytes, print_table, repeat
 from sae_binary_ext.coding import (
     CodeRule,
+    Encoder,
     bernoulli_entropy,
     binarise,
     covariance_penalty,
@@ -76,7 +77,7 @@ def step_rows() -> Iterator[tuple[object, ...]]:
         ]
 
         def ours(x: Tensor = x, p: list[Tensor] = p) -> None:
-            encoded = encode_codes(x, *p[:4], rule)
+            encoded = encode_codes(Encoder(x, *p[:4], rule))
             error = (x - encoded.decode(*p[4:])).square().sum()
             bits = bernoulli_entropy(encoded.firing_rates()).sum()
             (error + bits + covariance_penalty(encoded.dense())).backward()

@@ -13,6 +13,7 @@ from benchmarks.measure import compare, print_table, repeat
 from benchmarks.steps import KS, SIZES
 from sae_binary_ext.coding import (
     CodeRule,
+    Encoder,
     binarise,
     decode,
     decode_indices,
@@ -34,7 +35,7 @@ def rows_of() -> Iterator[tuple[object, ...]]:
             rule = CodeRule("topk", k)
 
             def sparse(x: Tensor = x, p: list[Tensor] = parameters, rule: CodeRule = rule) -> None:
-                codes, picks, _ = encode_indices(x, *p[:4], rule)
+                codes, picks, _ = encode_indices(Encoder(x, *p[:4], rule))
                 decode_indices(codes, picks, *p[4:]).square().sum().backward()
 
             def dense(x: Tensor = x, p: list[Tensor] = parameters, rule: CodeRule = rule) -> None:

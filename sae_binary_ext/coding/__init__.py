@@ -6,6 +6,7 @@ from sae_binary_ext.coding.codes import pack, pack_indices, packed_width, unpack
 from sae_binary_ext.coding.covariance import covariance_penalty, sampled_covariance_penalty
 from sae_binary_ext.coding.decode import decode, decode_indices
 from sae_binary_ext.coding.encode import (
+    Encoder,
     active_latents,
     binarise,
     check_width,
@@ -53,6 +54,7 @@ __all__ = [
     "SURROGATES",
     "CodeRule",
     "Encoded",
+    "Encoder",
     "FiniteWatch",
     "FiringRates",
     "FittedStart",

@@ -85,21 +85,39 @@ class _LinearGradient(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder and its input, for functions whose way back ends in it.
+    """An encoder, how it makes codes, and its input.
 
     Attributes:
-        centred: [tokens, d_in], the coder's input minus origin.
+        centred: [..., d_in], or [tokens, d_in] in a training step: the coder's input minus origin.
         weight: [d_in, latents].
         bias: [latents].
-        threshold: [latents].
-        origin: [d_in], what was subtracted and is to learn; zeros where nothing was.
+        log_threshold: [latents], float32 or wider: an optimiser's steps on it round away in
+            bfloat16.
+        origin: [d_in], what was subtracted and is to learn; zeros where nothing was. It receives
+            its gradient here, not through centred.
+        rule: selection and surrogate.
     """
 
     centred: Tensor
     weight: Tensor
     bias: Tensor
-    threshold: Tensor
+    log_threshold: Tensor
     origin: Tensor
+    rule: CodeRule
+
+    @property
+    def latents(self) -> int:
+        """Number of latents."""
+        return self.weight.shape[1]
+
+    @property
+    def threshold(self) -> Tensor:
+        """What a pre-activation must exceed, [latents]."""
+        return self.log_threshold.exp()
+
+    def pre_activations(self) -> Tensor:
+        """[tokens, latents], with gradient; see the function of this name."""
+        return pre_activations(self.centred, self.weight, self.bias, self.origin)
 
 
 def binarise(
@@ -134,66 +152,45 @@ def picks_indices(rule: CodeRule, latents: int) -> bool:
     return SELECTIONS[rule.selection].pick is not None and rule.k * 8 <= latents
 
 
-def encode_indices(
-    centred: Tensor,
-    encoder_weight: Tensor,
-    encoder_bias: Tensor,
-    log_threshold: Tensor,
-    origin: Tensor,
-    rule: CodeRule,
-) -> tuple[Tensor, Picks, Tensor]:
+def encode_indices(encoder: Encoder) -> tuple[Tensor, Picks, Tensor]:
     """The encoder in index form: the same codes, with gradients of the picked latents alone.
 
     Args:
-        centred: [tokens, d_in], the coder's input minus origin.
-        encoder_weight: [d_in, latents].
-        encoder_bias: [latents].
-        log_threshold: [latents].
-        origin: [d_in]; see pre_activations. Zeros where nothing was subtracted.
-        rule: a selection that picks a fixed number of latents (topk, groupmax).
+        encoder: its selection picks a fixed number of latents (topk, groupmax).
 
     Returns:
         Codes [tokens, k], 0.0 or 1.0; the latents they belong to; and all pre-activations
         [tokens, latents], through which gradients flow too.
     """
-    encoder = Encoder(centred, encoder_weight, encoder_bias, log_threshold.exp(), origin)
-    pre = pre_activations(centred, encoder_weight, encoder_bias, origin)
+    pre = encoder.pre_activations()
     with torch.no_grad():
-        values, index = pick_above(pre, encoder.threshold, rule)
-    picks = Picks(index, encoder_weight.shape[1])
-    return _codes_of_picks(values, encoder, picks, rule).to(pre.dtype), picks, pre
+        values, index = pick_above(pre, encoder.threshold, encoder.rule)
+    picks = Picks(index, encoder.latents)
+    return _codes_of_picks(values, encoder, picks).to(pre.dtype), picks, pre
 
 
-def encode_picks(
-    centred: Tensor,
-    encoder_weight: Tensor,
-    encoder_bias: Tensor,
-    log_threshold: Tensor,
-    origin: Tensor,
-    rule: CodeRule,
-) -> tuple[Tensor, Picks]:
+def encode_picks(encoder: Encoder) -> tuple[Tensor, Picks]:
     """What encode_indices returns, without the pre-activations: these are made and forgotten a
     block of tokens at a time.
 
     Args:
-        as encode_indices takes them.
+        encoder: its selection picks a fixed number of latents.
 
     Returns:
         Codes [tokens, k], 0.0 or 1.0, and the latents they belong to.
     """
-    encoder = Encoder(centred, encoder_weight, encoder_bias, log_threshold.exp(), origin)
     with torch.no_grad():
+        threshold = encoder.threshold
         picked = [
-            pick_above(pre, encoder.threshold, rule)
-            for pre in pre_activations_in_parts(centred, encoder_weight, encoder_bias)
+            pick_above(pre, threshold, encoder.rule)
+            for pre in pre_activations_in_parts(encoder.centred, encoder.weight, encoder.bias)
         ]
         values, index = (torch.cat(each) for each in zip(*picked, strict=True))
-    picks = Picks(index, encoder_weight.shape[1])
-    codes = _codes_of_picks(values, encoder, picks, rule)
-    return codes.to(encoder_weight.dtype), picks
+    picks = Picks(index, encoder.latents)
+    return _codes_of_picks(values, encoder, picks).to(encoder.weight.dtype), picks
 
 
-def _codes_of_picks(values: Tensor, encoder: Encoder, picks: Picks, rule: CodeRule) -> Tensor:
+def _codes_of_picks(values: Tensor, encoder: Encoder, picks: Picks) -> Tensor:
     """Codes [tokens, k] of picked margins, with gradient."""
     margin = cast(
         Tensor,
@@ -207,6 +204,7 @@ def _codes_of_picks(values: Tensor, encoder: Encoder, picks: Picks, rule: CodeRu
             picks,
         ),
     )
+    rule = encoder.rule
     return step(margin, rule.surrogate, rule.surrogate_temperature)
 
 

@@ -16,12 +16,11 @@ from sae_binary_ext.coding.encode import (
     encode_indices,
     encode_picks,
     picks_indices,
-    pre_activations,
 )
 from sae_binary_ext.coding.entropy import batch_tokens
 from sae_binary_ext.coding.indexed import CodeMatrix, Picks, code_matrix
 from sae_binary_ext.coding.ranks import sum_over_ranks
-from sae_binary_ext.coding.selection import SELECTIONS, CodeRule, scatter_codes
+from sae_binary_ext.coding.selection import SELECTIONS, scatter_codes
 from sae_binary_ext.coding.threshold import codes_above, decode_codes_above
 
 
@@ -116,12 +115,10 @@ class ThresholdCodes(Encoded):
     Attributes:
         pre_activation: [tokens, latents].
         encoder: what made the pre-activations.
-        rule: gives the surrogate.
     """
 
     pre_activation: Tensor
     encoder: Encoder
-    rule: CodeRule
     _decoded_counts: Tensor | None = field(default=None, init=False)
 
     @cached_property
@@ -135,12 +132,14 @@ class ThresholdCodes(Encoded):
 
     @override
     def dense(self) -> Tensor:
-        return codes_above(self.pre_activation, self.encoder.threshold, self._active, self.rule)
+        return codes_above(
+            self.pre_activation, self.encoder.threshold, self._active, self.encoder.rule
+        )
 
     @override
     def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
         row_sum, self._decoded_counts = decode_codes_above(
-            self.encoder, self.pre_activation, self._matrix, decoder_weight, self.rule
+            self.encoder, self.pre_activation, self._matrix, decoder_weight
         )
         return row_sum + decoder_bias
 
@@ -152,62 +151,35 @@ class ThresholdCodes(Encoded):
         return self._decoded_counts
 
 
-def encode_batch(
-    centred: Tensor,
-    encoder_weight: Tensor,
-    encoder_bias: Tensor,
-    log_threshold: Tensor,
-    origin: Tensor,
-    rule: CodeRule,
-    noise: bool = False,
-) -> tuple[Encoded, Tensor]:
+def encode_batch(encoder: Encoder, noise: bool = False) -> tuple[Encoded, Tensor]:
     """Codes of a training batch and all pre-activations.
 
     Args:
-        centred: [tokens, d_in], the coder's input minus origin.
-        encoder_weight: [d_in, latents].
-        encoder_bias: [latents].
-        log_threshold: [latents].
-        origin: [d_in], what was subtracted and is to learn; zeros where nothing was. It receives
-            its gradient here, not through centred.
-        rule: selection and surrogate.
+        encoder: of tokens [tokens, d_in].
         noise: sample, where the selection samples.
 
     Returns:
         Codes, and pre-activations [tokens, latents] with gradient.
     """
-    shape = (len(centred), encoder_weight.shape[1])
-    if picks_indices(rule, shape[1]):
-        codes, picks, pre = encode_indices(
-            centred, encoder_weight, encoder_bias, log_threshold, origin, rule
-        )
+    shape = (len(encoder.centred), encoder.latents)
+    if picks_indices(encoder.rule, encoder.latents):
+        codes, picks, pre = encode_indices(encoder)
         return PickedCodes(*shape, codes, picks), pre
-    pre = pre_activations(centred, encoder_weight, encoder_bias, origin)
-    if SELECTIONS[rule.selection].alone:
-        encoder = Encoder(centred, encoder_weight, encoder_bias, log_threshold.exp(), origin)
-        return ThresholdCodes(*shape, pre, encoder, rule), pre
-    return DenseCodes(*shape, binarise(pre, log_threshold, rule, noise)), pre
+    pre = encoder.pre_activations()
+    if SELECTIONS[encoder.rule.selection].alone:
+        return ThresholdCodes(*shape, pre, encoder), pre
+    return DenseCodes(*shape, binarise(pre, encoder.log_threshold, encoder.rule, noise)), pre
 
 
-def encode_codes(
-    centred: Tensor,
-    encoder_weight: Tensor,
-    encoder_bias: Tensor,
-    log_threshold: Tensor,
-    origin: Tensor,
-    rule: CodeRule,
-    noise: bool = False,
-) -> Encoded:
+def encode_codes(encoder: Encoder, noise: bool = False) -> Encoded:
     """Codes of a training batch alone; arguments as encode_batch takes them.
 
     A coder of few latents a token then never has all pre-activations at once.
     """
-    arguments = (centred, encoder_weight, encoder_bias, log_threshold, origin, rule)
-    latents = encoder_weight.shape[1]
-    if not picks_indices(rule, latents):
-        return encode_batch(*arguments, noise)[0]
-    codes, picks = encode_picks(*arguments)
-    return PickedCodes(len(centred), latents, codes, picks)
+    if not picks_indices(encoder.rule, encoder.latents):
+        return encode_batch(encoder, noise)[0]
+    codes, picks = encode_picks(encoder)
+    return PickedCodes(len(encoder.centred), encoder.latents, codes, picks)
 
 
 def _sum_over_tokens(codes: Tensor) -> Tensor:

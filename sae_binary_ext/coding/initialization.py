@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding.encode import binarise, pre_activations
+from sae_binary_ext.coding.encode import Encoder
+from sae_binary_ext.coding.encoded import encode_codes
 from sae_binary_ext.coding.selection import SELECTIONS, CodeRule
 
 INITIAL_THRESHOLD = 0.004  # of the first paper's code
@@ -72,16 +73,18 @@ def fit_start(
     directions = directions / directions.norm(dim=0)
     projections = centred @ directions
     scale = projections.std(dim=0).square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-    directions, projections = directions / scale, projections / scale
+    directions = directions / scale
+    projections /= scale
 
     # Half way between the last token that fires and the first that does not: a token right at its
     # threshold would fire or not by rounding.
     firing = min(max(round(rate * len(centred)), 1), len(centred) - 1)
     around = projections.topk(firing + 1, dim=0).values[-2:]
     bias = log_threshold.float().exp() - around.mean(dim=0)
+    del projections  # as large as all that a training step makes
 
-    codes = binarise(pre_activations(centred, directions, bias), log_threshold, rule)
-    reconstruction = codes @ directions.T
+    encoder = Encoder(centred, directions, bias, log_threshold, torch.zeros_like(centred[0]), rule)
+    reconstruction = encode_codes(encoder).decode(directions.T, encoder.origin)
     fit = (centred * reconstruction).sum() / reconstruction.square().sum().clamp_min(1e-12)
     dtype = encoder_weight.dtype
     return FittedStart(directions.to(dtype), bias.to(dtype), (directions.T * fit).to(dtype))

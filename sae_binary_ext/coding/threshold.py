@@ -54,7 +54,6 @@ def decode_codes_above(
     pre_activation: Tensor,
     matrix: CodeMatrix,
     decoder_weight: Tensor,
-    rule: CodeRule,
 ) -> tuple[Tensor, Tensor]:
     """Sums of decoder rows, and how often each latent fired, with gradients to all parameters.
 
@@ -65,7 +64,6 @@ def decode_codes_above(
         pre_activation: [tokens, latents].
         matrix: the codes, [tokens, latents].
         decoder_weight: [latents, d_out].
-        rule: gives the surrogate.
 
     Returns:
         [tokens, d_out], without the decoder's bias; and [latents], the sum of the codes over
@@ -80,7 +78,7 @@ def decode_codes_above(
         decoder_weight,
         pre_activation.detach(),
         matrix,
-        rule,
+        encoder.rule,
     )
     return cast(tuple[Tensor, Tensor], outputs)
 

@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
 from sae_binary_ext.coding.decode import decode
-from sae_binary_ext.coding.encode import binarise, check_width, pre_activations
+from sae_binary_ext.coding.encode import Encoder, binarise, check_width, pre_activations
 from sae_binary_ext.coding.encoded import DenseCodes, Encoded, encode_batch
 from sae_binary_ext.coding.entropy import firing_rates, minibatch_entropy
 from sae_binary_ext.coding.inference import infer_indices, infer_packed
@@ -124,7 +124,7 @@ class BinaryCoder(SavedAtOnce):
         Raises:
             ValueError: x is not d_in wide.
         """
-        return infer_packed(*self._for_inference(x))
+        return infer_packed(self._encoder(self._checked_input(x)))
 
     def encode_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Codes in index form, without hooks, gradient or an array of codes.
@@ -139,11 +139,7 @@ class BinaryCoder(SavedAtOnce):
         Raises:
             ValueError: x is not d_in wide.
         """
-        return infer_indices(*self._for_inference(x))
-
-    def _for_inference(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, CodeRule]:
-        log_threshold = self._rounded_log_threshold()
-        return self._checked_input(x), self.W_enc, self.b_enc, log_threshold, self.rule
+        return infer_indices(self._encoder(self._checked_input(x)))
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
@@ -177,6 +173,16 @@ class BinaryCoder(SavedAtOnce):
     def _checked_input(self, x: Tensor) -> Tensor:
         check_width(x.flatten(-2) if self.hook_z_reshaping_mode else x, self.cfg.d_in)
         return self.process_sae_in(x)
+
+    def _encoder(self, centred: Tensor) -> Encoder:
+        return Encoder(
+            centred,
+            self.W_enc,
+            self.b_enc,
+            self._rounded_log_threshold(),
+            self._origin(),
+            self.rule,
+        )
 
     def _origin(self) -> Tensor:
         """What is subtracted from the input, [d_in]."""
@@ -251,12 +257,8 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         if x.ndim != 2 or x.requires_grad or not self._may_shorten():
             return self._codes_and_pre_activations(x, noise=self.training)
         # The same values by a shorter way back: b_dec learns through origin (see coding.encode).
-        centred = self._checked_input(x).detach()
-        origin = self._origin()
-        log_threshold = self._rounded_log_threshold()
-        encoded, pre = encode_batch(
-            centred, self.W_enc, self.b_enc, log_threshold, origin, self.rule, noise=self.training
-        )
+        encoder = self._encoder(self._checked_input(x).detach())
+        encoded, pre = encode_batch(encoder, noise=self.training)
         dense = encoded.dense()
         if not isinstance(encoded, DenseCodes):
             self._cheaper_forms[dense] = (encoded, dense._version)

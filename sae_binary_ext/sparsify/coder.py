@@ -4,10 +4,10 @@ Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from sparsify import SparseCoder, SparseCoderConfig
@@ -21,6 +21,7 @@ from sae_binary_ext.coding import (
     INITIAL_THRESHOLD,
     CodeRule,
     Encoded,
+    Encoder,
     FiniteWatch,
     Picks,
     active_latents,
@@ -53,7 +54,6 @@ from sae_binary_ext.coding import (
 from sae_binary_ext.saving import replacing
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
 
-T = TypeVar("T")
 # Share of the newest batch in the running firing rates.
 RATE_UPDATE = 0.01
 
@@ -164,7 +164,7 @@ class BinarySparseCoder(SparseCoder):
         Raises:
             ValueError: x is not d_in wide, or not finite.
         """
-        return infer_packed(*self._for_inference(x))
+        return infer_packed(self._inference_encoder(x))
 
     def encode_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and latents that encode returns, without its pre-activations or a gradient.
@@ -178,14 +178,12 @@ class BinarySparseCoder(SparseCoder):
         Raises:
             ValueError: x is not d_in wide, or not finite.
         """
-        return infer_indices(*self._for_inference(x))
+        return infer_indices(self._inference_encoder(x))
 
-    def _for_inference(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, CodeRule]:
+    def _inference_encoder(self, x: Tensor) -> Encoder:
         check_width(x, self.d_in)
         check_finite(x)
-        centred = x.to(self.dtype) - self._origin()
-        encoder = self.encoder
-        return centred, encoder.weight.T, encoder.bias, self.log_threshold, self.rule
+        return self._encoder(x.to(self.dtype))
 
     @override
     def decode(self, top_acts: Tensor, top_indices: Tensor) -> Tensor:
@@ -233,10 +231,11 @@ class BinarySparseCoder(SparseCoder):
         if self.progress.fit_start:
             self.progress.fit_start = False
             self._fit_start(x, y)
-        if dead_mask is not None or self.cfg.multi_topk:
-            encoded, pre = self._encode(encode_batch, x)
-        else:
-            encoded, pre = self._encode(encode_codes, x), None
+        with seeded(self.progress.noise_seed, self.device):
+            if dead_mask is not None or self.cfg.multi_topk:
+                encoded, pre = encode_batch(self._encoder(x), noise=self._learns())
+            else:
+                encoded, pre = encode_codes(self._encoder(x), noise=self._learns()), None
         skip = 0.0 if self.W_skip is None else x @ self.W_skip.mT
         sae_out = encoded.decode(self._decoder(), self.b_dec) + skip
         rates = encoded.firing_rates(self.progress.group)
@@ -299,17 +298,12 @@ class BinarySparseCoder(SparseCoder):
         subtracts = self.cfg.subtract_b_dec and not self.cfg.transcode
         return self.b_dec if subtracts else torch.zeros_like(self.b_dec)
 
-    def _encode(self, encode: Callable[..., T], x: Tensor) -> T:
-        with seeded(self.progress.noise_seed, self.device):
-            return encode(
-                x - self._origin().detach(),  # which learns as the origin below
-                self.encoder.weight.T,
-                self.encoder.bias,
-                self.log_threshold,
-                self._origin(),
-                self.rule,
-                noise=self._learns(),
-            )
+    def _encoder(self, x: Tensor) -> Encoder:
+        origin = self._origin()
+        # The origin learns through the encoder's field, not through the input.
+        centred = x - origin.detach()
+        weight, bias = self.encoder.weight.T, self.encoder.bias
+        return Encoder(centred, weight, bias, self.log_threshold, origin, self.rule)
 
     def _learns(self) -> bool:
         return self.training and torch.is_grad_enabled()

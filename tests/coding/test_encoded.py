@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.coding import encode, indexed, parts
+from sae_binary_ext.coding.encode import Encoder
 from sae_binary_ext.coding.encoded import (
     DenseCodes,
     PickedCodes,
@@ -27,7 +28,7 @@ def test_every_form_gives_the_reference_codes_reconstruction_and_firings(rule: C
     decoder = torch.randn(LATENTS, D_IN, dtype=torch.float64)
     origin = torch.randn(D_IN, dtype=torch.float64)
 
-    encoded, _ = encode_batch(x, weight, bias, log_threshold, origin, rule)
+    encoded, _ = encode_batch(Encoder(x, weight, bias, log_threshold, origin, rule))
     expected = reference.codes(x @ weight + bias, log_threshold, rule).round()
 
     form = {"gumbel": DenseCodes, "threshold": ThresholdCodes}.get(rule.selection, PickedCodes)
@@ -83,11 +84,11 @@ def test_every_gradient_is_the_reference_s_whatever_the_loss_is_of(
 
     ours = parameters()
     x, weight, bias, log_threshold, origin, decoder, decoder_bias = ours
-    arguments = (x - origin.detach(), weight, bias, log_threshold, origin, rule)
+    encoder = Encoder(x - origin.detach(), weight, bias, log_threshold, origin, rule)
     if "pre-activations" in taken:
-        encoded, our_pre = encode_batch(*arguments)
+        encoded, our_pre = encode_batch(encoder)
     else:
-        encoded, our_pre = encode_codes(*arguments), None
+        encoded, our_pre = encode_codes(encoder), None
     mine: dict[str, Any] = {
         "reconstruction": encoded.decode(decoder, decoder_bias),
         "rates": encoded.firing_rates(),
@@ -116,7 +117,7 @@ def test_rates_without_a_reconstruction_have_the_same_gradient():
     for decodes_first in (True, False):
         x, weight, bias, log_threshold, origin, decoder, decoder_bias = parameters()
         rule = CodeRule("threshold")
-        encoded, _ = encode_batch(x, weight, bias, log_threshold, origin, rule)
+        encoded, _ = encode_batch(Encoder(x, weight, bias, log_threshold, origin, rule))
         if decodes_first:
             encoded.decode(decoder, decoder_bias)
         (encoded.firing_rates() * incoming).sum().backward()

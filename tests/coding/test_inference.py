@@ -3,6 +3,7 @@ import torch
 
 from sae_binary_ext.coding import (
     CodeRule,
+    Encoder,
     binarise,
     encode,
     infer_indices,
@@ -28,11 +29,12 @@ def test_both_forms_hold_the_reference_codes(
     x = torch.randn(*lead, D_IN, dtype=torch.float64)
     weight = torch.randn(D_IN, LATENTS, dtype=torch.float64).requires_grad_()
     bias, log_threshold = torch.randn(2, LATENTS, dtype=torch.float64)
+    encoder = Encoder(x, weight, bias, log_threshold, torch.zeros(D_IN), rule)
     expected = reference.codes((x @ weight + bias).view(-1, LATENTS), log_threshold, rule)
     expected = expected.round().view(*lead, LATENTS)
 
-    codes, index = infer_indices(x, weight, bias, log_threshold, rule)
-    packed = infer_packed(x, weight, bias, log_threshold, rule)
+    codes, index = infer_indices(encoder)
+    packed = infer_packed(encoder)
 
     assert torch.equal(scatter_codes(codes, index, LATENTS), expected)
     assert codes.sum() == expected.sum()
@@ -46,8 +48,9 @@ def test_packing_makes_no_array_of_codes(selection: str):
     tokens, latents = 12_500, 16_000
     x, weight = torch.randn(tokens, 4), torch.randn(4, latents)
     bias, log_threshold = torch.zeros(latents), torch.full((latents,), 1.0)
+    encoder = Encoder(x, weight, bias, log_threshold, torch.zeros(4), CodeRule(selection))
     with little_memory():
-        packed = infer_packed(x, weight, bias, log_threshold, CodeRule(selection))
+        packed = infer_packed(encoder)
     assert packed.shape == (tokens, latents // 8)
 
 
@@ -55,9 +58,10 @@ def test_packing_makes_no_array_of_codes(selection: str):
 def test_under_autocast_codes_are_those_of_the_encoder_under_autocast(rule: CodeRule):
     x, weight = torch.randn(40, D_IN), torch.randn(D_IN, LATENTS)
     bias, log_threshold = torch.randn(2, LATENTS)
+    encoder = Encoder(x, weight, bias, log_threshold, torch.zeros(D_IN), rule)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         expected = binarise(pre_activations(x, weight, bias), log_threshold, rule)
-        codes, index = infer_indices(x, weight, bias, log_threshold, rule)
-        packed = infer_packed(x, weight, bias, log_threshold, rule)
+        codes, index = infer_indices(encoder)
+        packed = infer_packed(encoder)
     assert torch.equal(scatter_codes(codes, index, LATENTS), expected)
     assert torch.equal(unpack(packed, LATENTS), expected)
