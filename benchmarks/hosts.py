@@ -16,7 +16,7 @@ from sparsify import SparseCoderConfig, TrainConfig, Trainer
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from benchmarks.measure import Runner
+from benchmarks.measure import Runner, repeat
 
 WIDTH = 576
 CONTEXT = 64
@@ -32,18 +32,7 @@ def random_activations(batches: int, tokens: int) -> Tensor:
 def saelens_steps(config: TrainingSAEConfig, tokens: int) -> Runner:
     """Steps of SAELens' trainer: forward, statistics, backward, clipping, optimiser, scheduler."""
     batches = random_activations(MANY_BATCHES, tokens)
-    torch.manual_seed(0)
-    trainer: SAETrainer[Any, Any] = SAETrainer(
-        cfg=SAETrainerConfig(
-            total_training_samples=10**9,
-            train_batch_size_samples=tokens,
-            lr=1e-3,
-            lr_end=1e-4,
-            logger=LoggingConfig(log_to_wandb=False),
-        ),
-        sae=TrainingSAE.from_dict(config.to_dict()),
-        data_provider=iter(batches),
-    )
+    trainer = _saelens_trainer(config, batches)
 
     def run(times: int) -> list[float]:
         seconds: list[float] = []
@@ -56,6 +45,34 @@ def saelens_steps(config: TrainingSAEConfig, tokens: int) -> Runner:
         return seconds
 
     return run
+
+
+def saelens_optimiser(config: TrainingSAEConfig, tokens: int) -> Runner:
+    """The optimiser alone, which no step can do without."""
+    trainer = _saelens_trainer(config, random_activations(1, tokens))
+    return _optimiser(trainer.sae, trainer.optimizer)
+
+
+def _saelens_trainer(config: TrainingSAEConfig, batches: Tensor) -> SAETrainer[Any, Any]:
+    torch.manual_seed(0)
+    return SAETrainer(
+        cfg=SAETrainerConfig(
+            total_training_samples=10**9,
+            train_batch_size_samples=batches.shape[1],
+            lr=1e-3,
+            lr_end=1e-4,
+            logger=LoggingConfig(log_to_wandb=False),
+        ),
+        sae=TrainingSAE.from_dict(config.to_dict()),
+        data_provider=iter(batches),
+    )
+
+
+def _optimiser(coder: nn.Module, optimiser: Any) -> Runner:
+    for parameter in coder.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    # The method itself would not keep its optimiser, which SAELens' scheduler wraps.
+    return repeat(lambda: optimiser.step())
 
 
 class TableConfig(PretrainedConfig):
@@ -98,18 +115,32 @@ def sparsify_steps(config: SparseCoderConfig, tokens: int) -> Runner:
         starts: list[float] = []
         model = ActivationTable(activations)
         model.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter()))
-        steps = times + 3
-        taken = torch.arange(steps * rows_a_batch) % len(rows)
-        dataset = Dataset.from_dict({"input_ids": rows[taken].tolist()}).with_format("torch")
-        settings = TrainConfig(
-            config, batch_size=rows_a_batch, layers=[0], lr=1e-3, log_to_wandb=False
-        )
+        taken = torch.arange((times + 3) * rows_a_batch) % len(rows)
         with _quiet():
-            OnlyTraining(settings, dataset, model).fit()
+            _sparsify_trainer(config, model, rows[taken], rows_a_batch).fit()
         # The model's own warm-up forwards come first.
         return [after - before for before, after in itertools.pairwise(starts)][-times:]
 
     return run
+
+
+def sparsify_optimiser(config: SparseCoderConfig, tokens: int) -> Runner:
+    """The optimiser alone, which no step can do without."""
+    rows = torch.arange(tokens).view(-1, CONTEXT)
+    model = ActivationTable(random_activations(1, tokens).flatten(0, 1))
+    with _quiet():
+        trainer = _sparsify_trainer(config, model, rows, len(rows))
+    (coder,), (optimiser,) = trainer.saes.values(), trainer.optimizers
+    optimiser.train()
+    return _optimiser(coder, optimiser)
+
+
+def _sparsify_trainer(
+    config: SparseCoderConfig, model: ActivationTable, rows: Tensor, rows_a_batch: int
+) -> OnlyTraining:
+    dataset = Dataset.from_dict({"input_ids": rows.tolist()}).with_format("torch")
+    settings = TrainConfig(config, batch_size=rows_a_batch, layers=[0], lr=1e-3, log_to_wandb=False)
+    return OnlyTraining(settings, dataset, model)
 
 
 @contextlib.contextmanager

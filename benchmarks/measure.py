@@ -64,11 +64,10 @@ def repeat(run: Callable[[], object]) -> Runner:
     return runner
 
 
-def median_seconds(run: Callable[[], object]) -> float:
-    """Of a function alone, after a run to warm up."""
-    runner = repeat(run)
+def median_seconds(runner: Runner) -> float:
+    """Of one runner alone, after a run to warm up."""
     runner(1)
-    return statistics.median(runner(ROUNDS))
+    return statistics.median(runner(REPEATS * ROUNDS))
 
 
 def peak_mebibytes(make: MakeRunner, *arguments: object) -> float:
@@ -125,8 +124,8 @@ def ceilings(tokens: int, width: int, latents: int) -> Ceilings:
     x, weight = torch.randn(tokens, width), torch.randn(width, latents)
     out, other = torch.empty(tokens, latents), torch.zeros(tokens, latents)
     return Ceilings(
-        median_seconds(lambda: torch.mm(x, weight, out=out)),
-        median_seconds(lambda: other.copy_(out)),
+        median_seconds(repeat(lambda: torch.mm(x, weight, out=out))),
+        median_seconds(repeat(lambda: other.copy_(out))),
     )
 
 

@@ -4,13 +4,27 @@ Usage: python -m benchmarks.steps
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from sae_lens import TopKTrainingSAEConfig
 from sparsify import SparseCoderConfig
 
-from benchmarks.hosts import WIDTH, saelens_steps, sparsify_steps
-from benchmarks.measure import MakeRunner, ceilings, compare, peak_mebibytes, print_table
+from benchmarks.hosts import (
+    WIDTH,
+    saelens_optimiser,
+    saelens_steps,
+    sparsify_optimiser,
+    sparsify_steps,
+)
+from benchmarks.measure import (
+    MakeRunner,
+    ceilings,
+    compare,
+    median_seconds,
+    peak_mebibytes,
+    print_table,
+)
 from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig, BinaryTrainingSAEConfig
 from sae_binary_ext.sparsify import BinarySparseCoderConfig
 
@@ -29,6 +43,8 @@ COLUMNS = (
     "ours, MiB",
     "host's, MiB",
     "encoder product, s",
+    "optimiser, s",
+    "both / host's",
     "copy, s",
 )
 
@@ -50,26 +66,42 @@ def sparsify_pair(latents: int, k: int) -> tuple[Any, Any]:
     )
 
 
+@dataclass(frozen=True)
+class Trainer:
+    """A host's trainer.
+
+    Attributes:
+        steps: makes a runner of whole steps.
+        optimiser: makes a runner of its optimiser alone.
+    """
+
+    steps: MakeRunner
+    optimiser: MakeRunner
+
+
+SAELENS = Trainer(saelens_steps, saelens_optimiser)
+SPARSIFY = Trainer(sparsify_steps, sparsify_optimiser)
 TABLES = (
-    ("SAELens' trainer: binary against topk", saelens_steps, saelens_pair, KS),
-    ("SAELens' trainer: binary_entropy against topk", saelens_steps, entropy_pair, (32,)),
-    ("sparsify's trainer: topk_binary against topk", sparsify_steps, sparsify_pair, KS),
+    ("SAELens' trainer: binary against topk", SAELENS, saelens_pair, KS),
+    ("SAELens' trainer: binary_entropy against topk", SAELENS, entropy_pair, (32,)),
+    ("sparsify's trainer: topk_binary against topk", SPARSIFY, sparsify_pair, KS),
 )
 
 
 def main() -> None:
-    for title, steps, pair, ks in TABLES:
-        print_table(title, COLUMNS, rows_of(steps, pair, ks))
+    for title, trainer, pair, ks in TABLES:
+        print_table(title, COLUMNS, rows_of(trainer, pair, ks))
 
 
-def rows_of(steps: MakeRunner, pair: Pair, ks: tuple[int, ...]) -> Iterator[tuple[object, ...]]:
+def rows_of(trainer: Trainer, pair: Pair, ks: tuple[int, ...]) -> Iterator[tuple[object, ...]]:
     """A row of the table for each size and k, as it is measured."""
     for latents, tokens in SIZES:
         floor = ceilings(tokens, WIDTH, latents)
         for k in ks:
             ours, theirs = pair(latents, k)
-            times = compare(steps(ours, tokens), steps(theirs, tokens))
-            peaks = [peak_mebibytes(steps, config, tokens) for config in (ours, theirs)]
+            times = compare(trainer.steps(ours, tokens), trainer.steps(theirs, tokens))
+            peaks = [peak_mebibytes(trainer.steps, config, tokens) for config in (ours, theirs)]
+            optimiser = median_seconds(trainer.optimiser(theirs, tokens))
             yield (
                 latents,
                 tokens,
@@ -77,6 +109,8 @@ def rows_of(steps: MakeRunner, pair: Pair, ks: tuple[int, ...]) -> Iterator[tupl
                 *times.cells(),
                 *(f"{peak:.0f}" for peak in peaks),
                 f"{floor.product:.3f}",
+                f"{optimiser:.3f}",
+                f"{(floor.product + optimiser) / times.theirs:.2f}",
                 f"{floor.copy:.3f}",
             )
 
