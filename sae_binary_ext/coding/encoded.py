@@ -21,7 +21,7 @@ from sae_binary_ext.coding.entropy import batch_tokens
 from sae_binary_ext.coding.indexed import CodeMatrix, Picks, code_matrix
 from sae_binary_ext.coding.ranks import sum_over_ranks
 from sae_binary_ext.coding.selection import SELECTIONS, scatter_codes
-from sae_binary_ext.coding.threshold import codes_above, decode_codes_above
+from sae_binary_ext.coding.threshold import codes_to_learn, decode_codes_above, dense_codes
 
 
 @dataclass(eq=False)
@@ -121,6 +121,9 @@ class ThresholdCodes(Encoded):
     encoder: Encoder
     _decoded_counts: Tensor | None = field(default=None, init=False)
 
+    def __post_init__(self) -> None:
+        self._learning = codes_to_learn(self.encoder, self.pre_activation)
+
     @cached_property
     def _active(self) -> Tensor:
         # The difference of two floats is positive exactly where the first is larger.
@@ -132,20 +135,18 @@ class ThresholdCodes(Encoded):
 
     @override
     def dense(self) -> Tensor:
-        return codes_above(
-            self.pre_activation, self.encoder.threshold, self._active, self.encoder.rule
-        )
+        return dense_codes(self._learning, self._active, self.pre_activation.dtype)
 
     @override
     def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
         row_sum, self._decoded_counts = decode_codes_above(
-            self.encoder, self.pre_activation, self._matrix, decoder_weight
+            self._learning, self._matrix, decoder_weight
         )
         return row_sum + decoder_bias
 
     @override
     def counts(self) -> Tensor:
-        # Once decoded, the gradient of a loss of the counts goes back with the reconstruction's.
+        # Once decoded, they come with the reconstruction at no cost.
         if self._decoded_counts is None:
             return _sum_over_tokens(self.dense())
         return self._decoded_counts

@@ -1,8 +1,9 @@
 """Training with codes that each depend on their own margin alone (selection threshold).
 
 Few of these codes are 1, but the surrogate hands a gradient to every latent of every token. So the
-decoder is sums of rows, and the way back has two products of the encoder's size, whose gradient is
-finished in place between them.
+decoder is sums of rows, and the gradients of all that is made of the codes (reconstruction, counts,
+the codes themselves) meet in one array, which goes through the surrogate and the encoder's products
+once. An array without memory stands for the codes on the way there.
 """
 
 from typing import Any, cast
@@ -17,51 +18,46 @@ from sae_binary_ext.coding.selection import CodeRule
 from sae_binary_ext.coding.surrogate import SURROGATES
 
 
-def codes_above(
-    pre_activation: Tensor, threshold: Tensor, active: Tensor, rule: CodeRule
-) -> Tensor:
-    """Dense codes with the rule's surrogate gradient.
+def codes_to_learn(encoder: Encoder, pre_activation: Tensor) -> Tensor:
+    """What stands for the codes until they are wanted: its gradient is the codes' gradient.
 
     Args:
+        encoder: what made the pre-activations, whose parameters learn.
         pre_activation: [tokens, latents].
-        threshold: [latents].
-        active: bool [tokens, latents], whether the pre-activation exceeds the threshold.
-        rule: gives the surrogate.
 
     Returns:
-        [tokens, latents] in the pre-activations' dtype, 0.0 or 1.0.
+        [tokens, latents] of nothing but zeros, in the threshold's dtype, one number in memory.
     """
-    return _Codes.apply(pre_activation, threshold, active, rule)  # pyright: ignore
+    learning = _ToLearn.apply(
+        encoder.centred,
+        encoder.weight,
+        encoder.bias,
+        encoder.threshold,
+        encoder.origin,
+        pre_activation.detach(),
+        encoder.rule,
+    )
+    return cast(Tensor, learning)
 
 
-class _Codes(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, pre: Tensor, threshold: Tensor, active: Tensor, rule: CodeRule) -> Tensor:
-        ctx.save_for_backward(pre, threshold)
-        ctx.rule = rule
-        return active.to(pre.dtype)
+def dense_codes(learning: Tensor, active: Tensor, dtype: torch.dtype) -> Tensor:
+    """Codes [tokens, latents] of the given dtype, 0.0 or 1.0.
 
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        pre, threshold = ctx.saved_tensors
-        margin = pre - threshold
-        grad = grad_outputs[0] * _slope(margin, ctx.rule)
-        return grad.to(pre.dtype), -grad.sum(0), None, None
+    Args:
+        learning: see codes_to_learn.
+        active: bool [tokens, latents].
+        dtype: of the codes.
+    """
+    return _Dense.apply(learning, active, dtype)  # pyright: ignore
 
 
 def decode_codes_above(
-    encoder: Encoder,
-    pre_activation: Tensor,
-    matrix: CodeMatrix,
-    decoder_weight: Tensor,
+    learning: Tensor, matrix: CodeMatrix, decoder_weight: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Sums of decoder rows, and how often each latent fired, with gradients to all parameters.
-
-    The gradients are those through the codes, without an array of codes on the way back.
+    """Sums of decoder rows, and how often each latent fired.
 
     Args:
-        encoder: what made the pre-activations.
-        pre_activation: [tokens, latents].
+        learning: see codes_to_learn.
         matrix: the codes, [tokens, latents].
         decoder_weight: [latents, d_out].
 
@@ -69,21 +65,10 @@ def decode_codes_above(
         [tokens, d_out], without the decoder's bias; and [latents], the sum of the codes over
         tokens, in the threshold's dtype.
     """
-    outputs = _Decode.apply(
-        encoder.centred,
-        encoder.weight,
-        encoder.bias,
-        encoder.threshold,
-        encoder.origin,
-        decoder_weight,
-        pre_activation.detach(),
-        matrix,
-        encoder.rule,
-    )
-    return cast(tuple[Tensor, Tensor], outputs)
+    return cast(tuple[Tensor, Tensor], _Decode.apply(learning, decoder_weight, matrix))
 
 
-class _Decode(torch.autograd.Function):
+class _ToLearn(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -92,26 +77,25 @@ class _Decode(torch.autograd.Function):
         bias: Tensor,
         threshold: Tensor,
         origin: Tensor,
-        decoder_weight: Tensor,
         pre: Tensor,
-        matrix: CodeMatrix,
         rule: CodeRule,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(centred, weight, threshold, decoder_weight, pre)
-        ctx.matrix, ctx.rule = matrix, rule
-        return matrix.times(decoder_weight), matrix.counts().to(threshold.dtype)
+    ) -> Tensor:
+        ctx.save_for_backward(centred, weight, threshold, pre)
+        ctx.rule = rule
+        return threshold.new_zeros(()).expand(pre.shape)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        centred, weight, threshold, decoder_weight, pre = ctx.saved_tensors
-        grad_sum = grad_outputs[0].to(decoder_weight.dtype)
-        grad = (grad_sum @ decoder_weight.T).to(threshold.dtype)
+        centred, weight, threshold, pre = ctx.saved_tensors
+        rule: CodeRule = ctx.rule
+        slope = SURROGATES[rule.surrogate]
+        grad = torch.empty_like(pre, dtype=weight.dtype)
         grad_threshold = torch.zeros_like(threshold)
-        for part, grad_part in zip(*(cached_parts(each) for each in (pre, grad)), strict=True):
-            grad_part += grad_outputs[1]
-            grad_part *= _slope(part - threshold, ctx.rule)
-            grad_threshold -= grad_part.sum(0)
-        grad = grad.to(weight.dtype)
+        arrays = (cached_parts(each) for each in (pre, grad_outputs[0], grad))
+        for part, from_above, into in zip(*arrays, strict=True):
+            learns = from_above * slope(part - threshold, rule.surrogate_temperature)
+            into.copy_(learns)
+            grad_threshold -= learns.sum(0)
         grad_bias = -grad_threshold.to(weight.dtype)
         return (
             grad @ weight.T if ctx.needs_input_grad[0] else None,
@@ -119,12 +103,35 @@ class _Decode(torch.autograd.Function):
             grad_bias,
             grad_threshold,
             -(weight @ grad_bias),
-            ctx.matrix.transposed_times(grad_sum),
-            None,
             None,
             None,
         )
 
 
-def _slope(margin: Tensor, rule: CodeRule) -> Tensor:
-    return SURROGATES[rule.surrogate](margin, rule.surrogate_temperature)
+class _Dense(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, learning: Tensor, active: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.dtype = learning.dtype
+        return active.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        return grad_outputs[0].to(ctx.dtype), None, None
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, learning: Tensor, decoder_weight: Tensor, matrix: CodeMatrix
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(decoder_weight)
+        ctx.matrix, ctx.dtype = matrix, learning.dtype
+        return matrix.times(decoder_weight), matrix.counts().to(learning.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (decoder_weight,) = ctx.saved_tensors
+        grad_sum = grad_outputs[0].to(decoder_weight.dtype)
+        grad = (grad_sum @ decoder_weight.T).to(ctx.dtype)
+        grad += grad_outputs[1]
+        return grad, ctx.matrix.transposed_times(grad_sum), None
