@@ -20,6 +20,7 @@ commands:
   demo     train binary and stock coders on SmolLM2 and compare them
   inspect  what a folder or a Hub repository of coders holds
   push     publish coders on the Hub, with a model card
+  refit    give a binary coder the decoder of least error for its codes
   run      run a host's module or a script with the binary coders registered:
              sae-binary run -m sae_lens.llm_sae_training_runner --architecture binary ...
              sae-binary run -m sparsify MODEL DATASET --activation topk_binary ...
@@ -125,6 +126,33 @@ def push(arguments: list[str]) -> int:
     return 0
 
 
+def refit(arguments: list[str]) -> int:
+    """Refit a binary coder's decoder."""
+    parser = _source_parser(
+        "refit",
+        "Gives a binary coder the decoder of least squared error for its codes, which stay as they "
+        "are. Text is read with the coder's own model, at the place its files name.",
+    )
+    parser.add_argument("out", type=Path, help="folder of the refitted coder, in the same format")
+    parser.add_argument("--dataset", required=True, help="texts: a Hub id, or a folder")
+    parser.add_argument("--model", help="Hub id or folder; the one that the coder's files name")
+    parser.add_argument("--tokens", type=int, default=300_000, help="to fit on (%(default)s)")
+    parser.add_argument("--context_size", type=int, help="tokens a row; the coder's own, or 256")
+    options = parser.parse_args(arguments)
+
+    from sae_binary_ext import analysis
+
+    with _errors_of("refit"):
+        text = analysis.Text(options.dataset, options.model, options.tokens, options.context_size)
+        done = analysis.refit(options.source, options.out, text, options.hookpoint)
+        print(
+            f"FVU {done.fvu_before:.4f} -> {done.fvu_after:.4f} on {done.measured_tokens} tokens "
+            f"after the {done.fitted_tokens} fitted on"
+        )
+        print(options.out)
+    return 0
+
+
 def _source_parser(command: str, description: str) -> StandardParser:
     parser = StandardParser(prog=f"sae-binary {command}", description=description)
     parser.add_argument("source", help="folder of a coder or of several, or a Hub id (user/name)")
@@ -186,4 +214,11 @@ def _without_gpu(module: str) -> AbstractContextManager[None]:
     return cpu_instead_of_cuda()
 
 
-COMMANDS = {"convert": convert, "demo": demo, "inspect": inspect, "push": push, "run": run}
+COMMANDS = {
+    "convert": convert,
+    "demo": demo,
+    "inspect": inspect,
+    "push": push,
+    "refit": refit,
+    "run": run,
+}

@@ -1,7 +1,7 @@
 """Coders of any format, as either host has them."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -89,7 +89,8 @@ def convert(
         targets = _targets(found, Path(out), host)
     for target, folder in targets.items():
         coder = placed(read_coder(folder, hookpoint), host)
-        _plainly(folder, partial(_write, coder, folder, target, host))
+        records = [folder / name for name in RECORDS]
+        _plainly(folder, partial(write_coder, coder, target, host, records))
     return list(targets)
 
 
@@ -110,19 +111,30 @@ def _targets(found: dict[str, Path], out: Path, host: str) -> dict[Path, Path]:
     return targets
 
 
-def _write(coder: PortableCoder, source: Path, target: Path, host: str) -> None:
+def write_coder(coder: PortableCoder, target: Path, host: str, records: Iterable[Path]) -> None:
+    """Write a coder down, all at once.
+
+    Args:
+        coder: with its place in the format's words.
+        target: its folder, new or written in the same format before.
+        host: the format, a key of FORMATS.
+        records: files of records that go with it, where they exist.
+
+    Raises:
+        CheckpointError: the format cannot tell the coder, or the folder holds other things.
+    """
     written = (FORMATS[host].config, FORMATS[host].weights, *RECORDS)
     others = [path.name for path in target.iterdir()] if target.is_dir() else []
     if not set(others) <= set(written):
         raise CheckpointError(
             f"{target}: holds {sorted(set(others).difference(written))}. Choose a new folder, or "
-            "one that convert wrote in the same format before."
+            "one that a coder was written to in the same format before."
         )
     with replacing(target) as new:
         FORMATS[host].write(coder, new)
-        for name in RECORDS:
-            if (source / name).is_file():
-                shutil.copyfile(source / name, new / name)
+        for record in records:
+            if record.is_file():
+                shutil.copyfile(record, new / record.name)
 
 
 def placed(coder: PortableCoder, host: str) -> PortableCoder:

@@ -1,0 +1,91 @@
+"""Activations of a text at the place a coder belongs to, as its own metadata tells."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sae_lens import SAE, SAETransformerBridge
+from sae_lens.load_model import load_model
+from sae_lens.training.activations_store import ActivationsStore
+from torch import Tensor
+
+from sae_binary_ext.saelens.splice import HookedModel, Splice, resolve_hook
+
+ROWS_PER_FORWARD = 8
+DEFAULT_CONTEXT = 256
+
+
+@dataclass(frozen=True)
+class Text:
+    """What to read with which model.
+
+    Attributes:
+        dataset: of texts or token ids, as datasets.load_dataset finds it: a Hub id or a folder.
+        model: Hub id or folder; None takes the one that the coder's files name.
+        tokens: how many to use.
+        context_size: tokens a row; None takes that of the coder's training, or 256.
+    """
+
+    dataset: str
+    model: str | None = None
+    tokens: int = 300_000
+    context_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"tokens={self.tokens}: give a number of at least 1.")
+        if self.context_size is not None and self.context_size < 2:
+            raise ValueError(f"context_size={self.context_size}: give a number of at least 2.")
+
+
+def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets of a coder, a few rows of text at a time, until the text ends.
+
+    Args:
+        coder: an autoencoder or a transcoder of SAELens. Its metadata names its hooks and the
+            positions it is for.
+        text: what to read; text.tokens has no effect here.
+
+    Yields:
+        [tokens, d_in] and [tokens, d_out]; of an autoencoder both are the same.
+
+    Raises:
+        ValueError: the coder's files do not name its hook, or neither they nor text a model; or
+            the model has no such hook.
+    """
+    metadata = coder.cfg.metadata
+    model_name = text.model or metadata.model_name
+    if metadata.hook_name is None or model_name is None:
+        raise ValueError(
+            f"hook_name={metadata.hook_name!r}, model={model_name!r}: the coder's files do not say "
+            "where it belongs. Name its model, and its hook as sparsify names it (layers.9)."
+        )
+    # sparsify's files do not tell. A token more in 256 changes little, a model without it much.
+    if metadata.prepend_bos is None:
+        metadata.prepend_bos = True
+    model = _load_model(metadata.model_class_name, model_name, str(coder.device))
+    source = resolve_hook(model, "hook_name", metadata.hook_name)
+    target = resolve_hook(model, "hook_name_out", metadata.hook_name_out or metadata.hook_name)
+    store = ActivationsStore.from_sae(
+        model,  # pyright: ignore[reportArgumentType]
+        coder,
+        text.dataset,
+        context_size=text.context_size or metadata.context_size or DEFAULT_CONTEXT,
+        store_batch_size_prompts=ROWS_PER_FORWARD,
+        device=str(coder.device),
+    )
+    positions = slice(*metadata.seqpos_slice) if metadata.seqpos_slice else slice(None)
+    splice = Splice(model, source, target)
+    while True:
+        try:
+            rows = store.get_batch_tokens(raise_at_epoch_end=True)
+        except StopIteration:
+            return
+        inputs, targets = (x[:, positions].flatten(0, 1) for x in splice.read(rows))
+        yield inputs, targets
+
+
+def _load_model(class_name: str | None, name: str, device: str) -> HookedModel:
+    if class_name in (None, "TransformerBridge", "SAETransformerBridge"):
+        return SAETransformerBridge.boot_transformers(name, device=device)
+    return load_model(class_name, name, device=device)

@@ -1,0 +1,122 @@
+"""sae-binary refit, from a saved coder and a text to a better coder, in both hosts' formats."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import TopKSAE, TopKSAEConfig
+
+from sae_binary_ext.checkpoints import convert, load_coder
+from sae_binary_ext.cli import main
+from sae_binary_ext.saelens import (
+    BinarySAE,
+    BinarySAEConfig,
+    BinaryTranscoder,
+    BinaryTranscoderConfig,
+)
+
+pytestmark = pytest.mark.integration
+SIZES: dict[str, Any] = {"d_in": 16, "d_sae": 64, "k": 8}
+PLACES = {
+    BinarySAE: {"hook_name": "blocks.1.hook_resid_pre"},
+    BinaryTranscoder: {
+        "hook_name": "blocks.1.mlp.hook_in",
+        "hook_name_out": "blocks.1.hook_mlp_out",
+    },
+}
+
+
+def save(coder: Any, model: Path, folder: Path) -> None:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        coder.W_enc.normal_()
+        coder.W_dec.normal_(std=0.1)
+    metadata = coder.cfg.metadata
+    metadata.model_name, metadata.context_size = str(model), 16
+    metadata.prepend_bos, metadata.seqpos_slice = True, (1, None)
+    for field, name in PLACES[type(coder)].items():
+        metadata[field] = name
+    coder.save_model(folder)
+
+
+@pytest.mark.parametrize("host", ["saelens", "sparsify"])
+@pytest.mark.parametrize(
+    "coder",
+    [BinarySAE(BinarySAEConfig(**SIZES)), BinaryTranscoder(BinaryTranscoderConfig(**SIZES))],
+    ids=["autoencoder", "transcoder"],
+)
+def test_the_refitted_file_has_the_same_codes_and_less_error(
+    coder: Any,
+    host: str,
+    tiny_model_folder: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    save(coder, tiny_model_folder, tmp_path / "saelens")
+    old, new = tmp_path / "saelens", tmp_path / "refitted" / "layers.1"
+    if host == "sparsify":
+        (old,) = convert(old, tmp_path / "layers.1", host="sparsify")
+
+    arguments = [str(old), str(new), "--dataset", str(tiny_dataset), "--tokens", "3000"]
+    model = ["--model", str(tiny_model_folder), "--context_size", "16"]
+    assert main(["refit", *arguments, *(model if host == "sparsify" else [])]) == 0
+
+    figures = capsys.readouterr().out.splitlines()[-2].split()
+    before, after, measured = float(figures[1]), float(figures[3]), int(figures[5])
+    assert after < 0.9 * before
+    assert 300 <= measured < 500
+    coders = [load_coder(folder) for folder in (old, new)]
+    x = torch.randn(50, 16)
+    codes = [each.encode(x) for each in coders]
+    assert torch.equal(*codes)
+    assert not torch.equal(coders[0].W_dec, coders[1].W_dec)
+    assert coders[1].cfg.metadata.hook_name == coders[0].cfg.metadata.hook_name
+    assert {path.name for path in new.iterdir()} == {path.name for path in old.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "problem"),
+    [
+        ("binary", ["--tokens", "1000000"], "ends after"),
+        ("binary", ["--tokens", "0"], "tokens=0"),
+        ("binary", ["--context_size", "1"], "context_size=1"),
+        ("topk", [], "codes have values"),
+    ],
+)
+def test_what_cannot_be_refitted_is_named(
+    kind: str,
+    options: list[str],
+    problem: str,
+    tiny_model_folder: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    if kind == "topk":
+        TopKSAE(TopKSAEConfig(**SIZES)).save_model(tmp_path / "coder")
+    else:
+        save(BinarySAE(BinarySAEConfig(**SIZES)), tiny_model_folder, tmp_path / "coder")
+    arguments = [str(tmp_path / "coder"), str(tmp_path / "new"), "--dataset", str(tiny_dataset)]
+    with pytest.raises(SystemExit):
+        main(["refit", *arguments, *options])
+    assert problem in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_coder_that_names_no_hook_is_refused(
+    tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    BinarySAE(BinarySAEConfig(**SIZES)).save_model(tmp_path / "coder")
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "refit",
+                str(tmp_path / "coder"),
+                str(tmp_path / "new"),
+                "--dataset",
+                str(tiny_dataset),
+            ]
+        )
+    assert "hook_name=None" in capsys.readouterr().err
