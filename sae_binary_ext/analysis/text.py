@@ -60,7 +60,7 @@ def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tens
             f"hook_name={metadata.hook_name!r}, model={model_name!r}: the coder's files do not say "
             "where it belongs. Name its model, and its hook as sparsify names it (layers.9)."
         )
-    # sparsify's files do not tell. A token more in 256 changes little, a model without it much.
+    # sparsify's files do not tell; this is SAELens' own default.
     if metadata.prepend_bos is None:
         metadata.prepend_bos = True
     model = _load_model(metadata.model_class_name, model_name, str(coder.device))

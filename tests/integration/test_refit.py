@@ -120,3 +120,14 @@ def test_a_coder_that_names_no_hook_is_refused(
             ]
         )
     assert "hook_name=None" in capsys.readouterr().err
+
+
+def test_figures_of_another_decoder_are_not_kept(
+    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    folder = tmp_path / "coder"
+    save(BinarySAE(BinarySAEConfig(**SIZES)), tiny_model_folder, folder)
+    (folder / "metrics.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        main(["refit", str(folder), str(folder), "--dataset", str(tiny_dataset)])
+    assert "metrics.json of another decoder" in capsys.readouterr().err
