@@ -7,21 +7,35 @@ from sae_binary_ext.coding.selection import CodeRule
 LATENTS = 24
 GROUPS = 6
 
-RULES = [
-    CodeRule(selection, GROUPS, surrogate, temperature)
-    for selection in ("topk", "groupmax", "threshold")
-    for surrogate in ("sigmoid", "rectangle", "reste", "identity")
-    for temperature in (0.7, 2.0)
-] + [CodeRule("gumbel", GROUPS, "sigmoid", temperature) for temperature in (0.5, 2.0)]
+RULES = (
+    [
+        CodeRule(selection, GROUPS, surrogate, temperature)
+        for selection in ("topk", "groupmax", "threshold")
+        for surrogate in ("sigmoid", "rectangle", "reste", "identity")
+        for temperature in (0.7, 2.0)
+    ]
+    + [
+        CodeRule("topk", GROUPS, surrogate, 0.7, "all")
+        for surrogate in ("sigmoid", "rectangle", "reste", "identity")
+    ]
+    + [CodeRule("gumbel", GROUPS, "sigmoid", temperature) for temperature in (0.5, 2.0)]
+)
 
 
 def rule_id(rule: CodeRule) -> str:
-    return f"{rule.selection}-{rule.surrogate}-T{rule.surrogate_temperature}"
+    name = f"{rule.selection}-{rule.surrogate}-T{rule.surrogate_temperature}"
+    return f"{name}-all" if rule.surrogate_latents == "all" else name
 
 
 each_rule = pytest.mark.parametrize("rule", RULES, ids=rule_id)
 each_indexed_rule = pytest.mark.parametrize(
-    "rule", [rule for rule in RULES if rule.selection in ("topk", "groupmax")], ids=rule_id
+    "rule",
+    [
+        rule
+        for rule in RULES
+        if rule.selection in ("topk", "groupmax") and rule.surrogate_latents == "selected"
+    ],
+    ids=rule_id,
 )
 SELECTIONS = ("topk", "groupmax", "threshold", "gumbel")
 each_selection = pytest.mark.parametrize("selection", SELECTIONS)

@@ -16,7 +16,8 @@ def slope(margin: Tensor, rule: CodeRule) -> Tensor:
     if rule.surrogate == "rectangle":
         return ((2 * margin.abs() < temperature).double()) / temperature
     if rule.surrogate == "reste":
-        return margin.abs() ** (1 / temperature - 1) / temperature
+        # Closer to 0 than this the slope is that at this distance.
+        return margin.abs().clamp_min(1e-6) ** (1 / temperature - 1) / temperature
     return torch.ones_like(margin)
 
 
@@ -46,6 +47,14 @@ def codes(pre: Tensor, log_threshold: Tensor, rule: CodeRule) -> Tensor:
         soft = soft.flatten(-2)
         return allowed + (soft - soft.detach())
     hard = allowed * (margin > 0)
+    if rule.surrogate_latents == "all":
+        # Each token's cutoff moves as the weighted mean of the margins does, where k binds.
+        cutoff = torch.where(allowed > 0, margin, torch.inf).amin(-1, keepdim=True).detach()
+        binds = (cutoff > 0) & (rule.k < margin.shape[-1])
+        weight = slope(margin - cutoff * binds, rule).detach()
+        total = torch.where(binds, weight.sum(-1, keepdim=True), torch.inf)
+        linear = weight * (margin - (weight * margin).sum(-1, keepdim=True) / total)
+        return hard + (linear - linear.detach())
     linear = allowed * slope(margin, rule).detach() * margin
     return hard + (linear - linear.detach())
 

@@ -46,6 +46,7 @@ TRAINING_FIELDS = (
     "entropy_start_step",
     "entropy_warm_up_steps",
     "initial_firing_rate",
+    "surrogate_latents",
     "use_sparse_activations",
 )
 

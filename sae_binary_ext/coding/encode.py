@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from sae_binary_ext.coding.competing import competing_codes
 from sae_binary_ext.coding.indexed import Picks
 from sae_binary_ext.coding.parts import cached_parts
 from sae_binary_ext.coding.selection import (
@@ -140,7 +141,8 @@ def binarise(
         pre-activations and log_threshold through the rule's surrogate.
     """
     margin = pre_activation - log_threshold.exp()
-    return select_codes(margin, rule, noise).to(pre_activation.dtype)
+    codes = competing_codes(margin, rule) if rule.compete else select_codes(margin, rule, noise)
+    return codes.to(pre_activation.dtype)
 
 
 def picks_indices(rule: CodeRule, latents: int) -> bool:
@@ -149,7 +151,8 @@ def picks_indices(rule: CodeRule, latents: int) -> bool:
     On two CPU cores forward and backward take 0.74 to 0.84 of the dense form's time where k is an
     eighth of the latents, and 1.1 to 1.2 where it is a quarter (benchmarks/paths.py).
     """
-    return SELECTIONS[rule.selection].pick is not None and rule.k * 8 <= latents
+    few = SELECTIONS[rule.selection].pick is not None and rule.k * 8 <= latents
+    return few and not rule.compete
 
 
 def encode_indices(encoder: Encoder) -> tuple[Tensor, Picks, Tensor]:

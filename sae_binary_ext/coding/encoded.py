@@ -9,18 +9,20 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from typing_extensions import override
 
+from sae_binary_ext.coding.competing import find_cutoff
 from sae_binary_ext.coding.decode import decode, decode_indices
 from sae_binary_ext.coding.encode import (
     Encoder,
     binarise,
     encode_indices,
     encode_picks,
+    pick_above,
     picks_indices,
 )
 from sae_binary_ext.coding.entropy import batch_tokens
 from sae_binary_ext.coding.indexed import CodeMatrix, Picks, code_matrix
 from sae_binary_ext.coding.ranks import sum_over_ranks
-from sae_binary_ext.coding.selection import SELECTIONS, scatter_codes
+from sae_binary_ext.coding.selection import scatter_codes
 from sae_binary_ext.coding.threshold import codes_to_learn, decode_codes_above, dense_codes
 
 
@@ -110,7 +112,7 @@ class PickedCodes(Encoded):
 
 @dataclass(eq=False)
 class ThresholdCodes(Encoded):
-    """Codes that each depend on their own margin alone (see coding.threshold).
+    """Codes whose every latent learns (see coding.threshold).
 
     Attributes:
         pre_activation: [tokens, latents].
@@ -122,12 +124,16 @@ class ThresholdCodes(Encoded):
     _decoded_counts: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        self._learning = codes_to_learn(self.encoder, self.pre_activation)
-
-    @cached_property
-    def _active(self) -> Tensor:
-        # The difference of two floats is positive exactly where the first is larger.
-        return self.pre_activation.detach() > self.encoder.threshold.detach()
+        pre, threshold = self.pre_activation.detach(), self.encoder.threshold.detach()
+        cutoff = None
+        if self.encoder.rule.compete:
+            picked, index = pick_above(pre, threshold, self.encoder.rule)
+            cutoff = find_cutoff(picked, self.latents)
+            self._active = scatter_codes(picked > 0, index, self.latents)
+        else:
+            # The difference of two floats is positive exactly where the first is larger.
+            self._active = pre > threshold
+        self._learning = codes_to_learn(self.encoder, self.pre_activation, cutoff)
 
     @cached_property
     def _matrix(self) -> CodeMatrix:
@@ -167,7 +173,7 @@ def encode_batch(encoder: Encoder, noise: bool = False) -> tuple[Encoded, Tensor
         codes, picks, pre = encode_indices(encoder)
         return PickedCodes(*shape, codes, picks), pre
     pre = encoder.pre_activations()
-    if SELECTIONS[encoder.rule.selection].alone:
+    if encoder.rule.every_latent_learns:
         return ThresholdCodes(*shape, pre, encoder), pre
     return DenseCodes(*shape, binarise(pre, encoder.log_threshold, encoder.rule, noise)), pre
 

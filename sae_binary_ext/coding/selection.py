@@ -16,6 +16,8 @@ from torch import Tensor
 
 from sae_binary_ext.coding.surrogate import SURROGATES, step
 
+SURROGATE_LATENTS = ("selected", "all")
+
 
 @dataclass(frozen=True)
 class CodeRule:
@@ -29,6 +31,8 @@ class CodeRule:
             softmax's, which is the sigmoid surrogate for more than two outcomes: it takes
             "sigmoid" alone.
         surrogate_temperature: width of the surrogate, in units of the pre-activation.
+        surrogate_latents: which latents learn from a token: "selected", those that the selection
+            picks, or "all", which topk alone takes (see coding.competing). With threshold all do.
 
     Raises:
         ValueError: a field is out of range; the message names it, its value and the remedy.
@@ -38,6 +42,7 @@ class CodeRule:
     k: int = 32
     surrogate: str = "sigmoid"
     surrogate_temperature: float = 1.0
+    surrogate_latents: str = "selected"
 
     def __post_init__(self) -> None:
         if self.selection not in SELECTIONS:
@@ -53,8 +58,28 @@ class CodeRule:
             raise ValueError(
                 f"surrogate_temperature={self.surrogate_temperature!r}: give a positive number."
             )
+        if self.surrogate_latents not in SURROGATE_LATENTS:
+            raise ValueError(
+                f"surrogate_latents={self.surrogate_latents!r}: choose one of "
+                f"{list(SURROGATE_LATENTS)}."
+            )
+        if self.surrogate_latents == "all" and self.selection != "topk":
+            raise ValueError(
+                f"surrogate_latents='all' with selection={self.selection!r}: topk alone takes it. "
+                "Leave it out."
+            )
         if self.k < 1:
             raise ValueError(f"k={self.k!r}: give a whole number of at least 1.")
+
+    @property
+    def compete(self) -> bool:
+        """Whether all latents learn, and share what k leaves room for."""
+        return self.surrogate_latents == "all"
+
+    @property
+    def every_latent_learns(self) -> bool:
+        """Whether a token hands a gradient to every latent."""
+        return self.compete or SELECTIONS[self.selection].alone
 
     def check_latents(self, latents: int) -> None:
         """Raise ValueError where k does not suit a coder of this many latents."""

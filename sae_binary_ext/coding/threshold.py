@@ -1,4 +1,4 @@
-"""Training with codes that each depend on their own margin alone (selection threshold).
+"""Training with codes whose every latent learns (threshold, and topk whose latents compete).
 
 Few of these codes are 1, but the surrogate hands a gradient to every latent of every token. So the
 decoder is sums of rows, and the gradients of all that is made of the codes (reconstruction, counts,
@@ -11,19 +11,20 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from sae_binary_ext.coding.competing import learn_through
 from sae_binary_ext.coding.encode import Encoder
 from sae_binary_ext.coding.indexed import CodeMatrix
 from sae_binary_ext.coding.parts import cached_parts
 from sae_binary_ext.coding.selection import CodeRule
-from sae_binary_ext.coding.surrogate import SURROGATES
 
 
-def codes_to_learn(encoder: Encoder, pre_activation: Tensor) -> Tensor:
+def codes_to_learn(encoder: Encoder, pre_activation: Tensor, cutoff: Tensor | None) -> Tensor:
     """What stands for the codes until they are wanted: its gradient is the codes' gradient.
 
     Args:
         encoder: what made the pre-activations, whose parameters learn.
         pre_activation: [tokens, latents].
+        cutoff: [tokens, 1], see competing.find_cutoff; None with threshold.
 
     Returns:
         [tokens, latents] of nothing but zeros, in the threshold's dtype, one number in memory.
@@ -35,6 +36,7 @@ def codes_to_learn(encoder: Encoder, pre_activation: Tensor) -> Tensor:
         encoder.threshold,
         encoder.origin,
         pre_activation.detach(),
+        cutoff,
         encoder.rule,
     )
     return cast(Tensor, learning)
@@ -78,22 +80,25 @@ class _ToLearn(torch.autograd.Function):
         threshold: Tensor,
         origin: Tensor,
         pre: Tensor,
+        cutoff: Tensor | None,
         rule: CodeRule,
     ) -> Tensor:
-        ctx.save_for_backward(centred, weight, threshold, pre)
+        ctx.save_for_backward(centred, weight, threshold, pre, cutoff)
         ctx.rule = rule
         return threshold.new_zeros(()).expand(pre.shape)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        centred, weight, threshold, pre = ctx.saved_tensors
+        centred, weight, threshold, pre, cutoff = ctx.saved_tensors
         rule: CodeRule = ctx.rule
-        slope = SURROGATES[rule.surrogate]
         grad = torch.empty_like(pre, dtype=weight.dtype)
         grad_threshold = torch.zeros_like(threshold)
         arrays = (cached_parts(each) for each in (pre, grad_outputs[0], grad))
+        row = 0
         for part, from_above, into in zip(*arrays, strict=True):
-            learns = from_above * slope(part - threshold, rule.surrogate_temperature)
+            rows = slice(row, row := row + len(part))
+            part_cutoff = None if cutoff is None else cutoff[rows]
+            learns = learn_through(from_above, part - threshold, rule, part_cutoff)
             into.copy_(learns)
             grad_threshold -= learns.sum(0)
         grad_bias = -grad_threshold.to(weight.dtype)
@@ -103,6 +108,7 @@ class _ToLearn(torch.autograd.Function):
             grad_bias,
             grad_threshold,
             -(weight @ grad_bias),
+            None,
             None,
             None,
         )

@@ -4,7 +4,7 @@ Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -26,7 +26,7 @@ from sae_binary_ext.coding.encoded import DenseCodes, Encoded, encode_batch
 from sae_binary_ext.coding.entropy import firing_rates, minibatch_entropy
 from sae_binary_ext.coding.inference import infer_indices, infer_packed
 from sae_binary_ext.coding.initialization import INITIAL_THRESHOLD, fit_start, starting_rate
-from sae_binary_ext.coding.selection import SELECTIONS, CodeRule
+from sae_binary_ext.coding.selection import SELECTIONS, SURROGATE_LATENTS, CodeRule
 from sae_binary_ext.coding.surrogate import SURROGATES
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE
 from sae_binary_ext.saelens.saving import SavedAtOnce
@@ -210,10 +210,13 @@ class BinaryTrainingSAEConfig(BinaryCodeConfig, TrainingSAEConfig):
             0 and 1. None takes 0.05, or k / d_sae where that is more; 0.02 for threshold.
         decoder_init_norm: norm of the decoder rows when training starts. None scales them to the
             least squared error on the first batch.
+        surrogate_latents: which latents learn from a token: "selected", those that its selection
+            picks, or, with topk, "all", which compete for the k places (see coding.competing).
     """
 
     initial_firing_rate: float | None = None
     decoder_init_norm: float | None = None
+    surrogate_latents: str = choice(*SURROGATE_LATENTS, default="selected")
 
     @override
     @classmethod
@@ -228,6 +231,11 @@ class BinaryTrainingSAEConfig(BinaryCodeConfig, TrainingSAEConfig):
                 f"initial_firing_rate={self.initial_firing_rate!r}: give a number between 0 and 1, "
                 "or None."
             )
+
+    @override
+    def code_rule(self) -> CodeRule:
+        """The fields as the mathematics takes them."""
+        return replace(super().code_rule(), surrogate_latents=self.surrogate_latents)
 
     def starting_rate(self) -> float:
         """Firing rate the encoder biases are set to on the first batch."""

@@ -53,6 +53,10 @@ class BinarySparseCoderConfig(SparseCoderConfig):
     ste_temperature: float = 2.0
     """Width of the surrogate, in units of the pre-activation."""
 
+    ste_latents: Literal["selected", "all"] = "selected"
+    """Which latents learn from a token: those that the activation selects, or, with topk_binary,
+    all, which compete for the k places."""
+
     entropy_alpha: float = 0.0
     """Weight of the entropy loss: FVU that one bit of a batch's code entropy is worth."""
 
@@ -128,6 +132,7 @@ class BinarySparseCoderConfig(SparseCoderConfig):
             self.k,
             SURROGATE_OF_STE[self.ste],
             self.ste_temperature,
+            self.ste_latents,
         )
 
     def is_binary(self) -> bool:

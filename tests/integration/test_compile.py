@@ -14,11 +14,14 @@ pytestmark = pytest.mark.integration
 SIZES: dict[str, Any] = {"d_in": 16, "d_sae": 256, "k": 8}
 CONFIGS = [
     BinaryTrainingSAEConfig(**SIZES),
+    BinaryTrainingSAEConfig(**SIZES, surrogate_latents="all"),
     BinaryEntropyTrainingSAEConfig(**SIZES, covariance_coefficient=1e-5),
 ]
 
 
-@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.selection)
+@pytest.mark.parametrize(
+    "config", CONFIGS, ids=lambda config: f"{config.selection}-{config.surrogate_latents}"
+)
 def test_a_compiled_step_learns_what_a_plain_one_does(config: BinaryTrainingSAEConfig):
     torch.manual_seed(0)
     plain = TrainingSAE.from_dict(config.to_dict())

@@ -32,13 +32,18 @@ CONFIGS = [
         BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, selection=selection)
         for selection in SELECTIONS
     ),
+    BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, surrogate_latents="all"),
     BinaryEntropyTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE),
     BinaryEntropyTrainingSAEConfig(
         d_in=D_IN, d_sae=D_SAE, selection="topk", k=K, covariance_coefficient=1e-4
     ),
 ]
 each_config = pytest.mark.parametrize(
-    "config", CONFIGS, ids=lambda config: f"{config.architecture()}-{config.selection}"
+    "config",
+    CONFIGS,
+    ids=lambda config: (
+        f"{config.architecture()}-{config.selection}-learn-{config.surrogate_latents}"
+    ),
 )
 
 
@@ -313,6 +318,18 @@ def test_a_wrong_width_is_named(selection: Any, width: int):
 def test_wrong_fields_are_named(config: Any, fields: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         config(**{"d_in": D_IN, "d_sae": D_SAE, "k": K, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"surrogate_latents": "few"}, "surrogate_latents='few'.*selected"),
+        ({"surrogate_latents": "all", "selection": "groupmax"}, "'all' with selection='groupmax'"),
+    ],
+)
+def test_wrong_surrogate_latents_are_named(fields: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, **fields)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1])

@@ -93,7 +93,17 @@ def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 @each_kind
 @each_learning
 def test_value_and_every_gradient_equal_the_reference(activation: str, kind: str, ste: str):
-    coder = coder_of(activation, torch.float64, ste=ste, **KINDS[kind])
+    assert_equals_reference(coder_of(activation, torch.float64, ste=ste, **KINDS[kind]))
+
+
+@each_kind
+@pytest.mark.parametrize("ste", ["sigmoid", "rectangle", "re", "identity"])
+def test_latents_that_compete_equal_the_reference(kind: str, ste: str):
+    coder = coder_of(dtype=torch.float64, ste=ste, ste_latents="all", **KINDS[kind])
+    assert_equals_reference(coder)
+
+
+def assert_equals_reference(coder: BinarySparseCoder) -> None:
     coder.eval()  # gumbel without noise
     x, y = batch(torch.float64)
 

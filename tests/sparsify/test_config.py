@@ -22,6 +22,8 @@ from sae_binary_ext.sparsify import BinarySparseCoderConfig
         ({"initial_firing_rate": 1.0}, "initial_firing_rate=1.0"),
         ({"activation": "binary", "multi_topk": True}, "multi_topk=True.*4k largest"),
         ({"activation": "gumbel_binary", "ste": "identity"}, "surrogate='identity'.*gumbel"),
+        ({"ste_latents": "some"}, "surrogate_latents='some'"),
+        ({"ste_latents": "all", "activation": "binary"}, "surrogate_latents='all'.*topk alone"),
         ({"activation": "topk", "entropy_alpha": 0.1}, "entropy_alpha=0.1.*no effect"),
         ({"activation": "groupmax", "ste": "re"}, "ste='re'.*no effect"),
     ],
