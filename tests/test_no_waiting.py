@@ -20,7 +20,6 @@ from sae_binary_ext.saelens import (
     BinaryTranscoderTrainingSAEConfig,
 )
 from sae_binary_ext.sparsify import BinarySparseCoderConfig
-from tests.cases import each_selection
 
 D_IN, LATENTS, K, TOKENS = 16, 512, 8, 64
 LOSSES = {
@@ -29,12 +28,15 @@ LOSSES = {
     "covariance": {"entropy": 1e-3, "covariance": 1e-4},
     "sampled covariance": {"covariance": 1e-4, "covariance_sample": 100},
 }
-ACTIVATIONS = {
-    "topk": "topk_binary",
-    "groupmax": "groupmax_binary",
-    "threshold": "binary",
-    "gumbel": "gumbel_binary",
+# Of each way to choose latents its fields in SAELens and in sparsify.
+SELECTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "topk": ({"selection": "topk"}, {"activation": "topk_binary"}),
+    "topk, all learn": ({"surrogate_latents": "all", "selection": "topk"}, {"ste_latents": "all"}),
+    "groupmax": ({"selection": "groupmax"}, {"activation": "groupmax_binary"}),
+    "threshold": ({"selection": "threshold"}, {"activation": "binary"}),
+    "gumbel": ({"selection": "gumbel"}, {"activation": "gumbel_binary"}),
 }
+each_selected = pytest.mark.parametrize("selected", SELECTED)
 
 
 @pytest.fixture(autouse=True)
@@ -52,9 +54,9 @@ def fields(losses: str, **names: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("losses", LOSSES)
-@each_selection
-def test_a_step_in_saelens_reads_nothing(selection: str, losses: str):
-    sizes = {"d_in": D_IN, "d_sae": LATENTS, "k": K, "selection": selection}
+@each_selected
+def test_a_step_in_saelens_reads_nothing(selected: str, losses: str):
+    sizes = {"d_in": D_IN, "d_sae": LATENTS, "k": K, **SELECTED[selected][0]}
     weights = fields(losses, entropy="entropy_coefficient", covariance="covariance_coefficient")
     if losses == "reconstruction":
         config: Any = BinaryTrainingSAEConfig(**sizes)
@@ -68,11 +70,11 @@ def test_a_step_in_saelens_reads_nothing(selection: str, losses: str):
 
 
 @pytest.mark.parametrize("losses", LOSSES)
-@each_selection
-def test_a_step_of_a_transcoder_in_saelens_reads_nothing(selection: str, losses: str):
+@each_selected
+def test_a_step_of_a_transcoder_in_saelens_reads_nothing(selected: str, losses: str):
     weights = fields(losses, entropy="entropy_coefficient", covariance="covariance_coefficient")
     config = BinaryTranscoderTrainingSAEConfig(
-        d_in=D_IN, d_sae=LATENTS, k=K, selection=selection, skip_connection=True, **weights
+        d_in=D_IN, d_sae=LATENTS, k=K, skip_connection=True, **SELECTED[selected][0], **weights
     )
     sae = TrainingSAE.from_dict(config.to_dict()).to("meta")
     pairs = torch.randn(TOKENS, 2 * D_IN, device="meta")
@@ -82,12 +84,10 @@ def test_a_step_of_a_transcoder_in_saelens_reads_nothing(selection: str, losses:
 
 
 @pytest.mark.parametrize("losses", LOSSES)
-@each_selection
-def test_a_step_in_sparsify_reads_nothing(selection: str, losses: str):
+@each_selected
+def test_a_step_in_sparsify_reads_nothing(selected: str, losses: str):
     weights = fields(losses, entropy="entropy_alpha", covariance="covariance_alpha")
-    config = BinarySparseCoderConfig(
-        num_latents=LATENTS, k=K, activation=ACTIVATIONS[selection], **weights
-    )
+    config = BinarySparseCoderConfig(num_latents=LATENTS, k=K, **SELECTED[selected][1], **weights)
     coder = SparseCoder(D_IN, config).to("meta").train()
     x = torch.randn(TOKENS, D_IN, device="meta")
     output = coder(x)

@@ -126,7 +126,7 @@ class ThresholdCodes(Encoded):
     def __post_init__(self) -> None:
         pre, threshold = self.pre_activation.detach(), self.encoder.threshold.detach()
         cutoff = None
-        if self.encoder.rule.compete:
+        if self.encoder.rule.competes:
             picked, index = pick_above(pre, threshold, self.encoder.rule)
             cutoff = find_cutoff(picked, self.latents)
             self._active = scatter_codes(picked > 0, index, self.latents)

@@ -72,14 +72,14 @@ class CodeRule:
             raise ValueError(f"k={self.k!r}: give a whole number of at least 1.")
 
     @property
-    def compete(self) -> bool:
+    def competes(self) -> bool:
         """Whether all latents learn, and share what k leaves room for."""
         return self.surrogate_latents == "all"
 
     @property
     def every_latent_learns(self) -> bool:
         """Whether a token hands a gradient to every latent."""
-        return self.compete or SELECTIONS[self.selection].alone
+        return self.competes or SELECTIONS[self.selection].alone
 
     def check_latents(self, latents: int) -> None:
         """Raise ValueError where k does not suit a coder of this many latents."""
