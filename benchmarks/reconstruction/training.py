@@ -1,0 +1,62 @@
+"""Training one coder in SAELens' own trainers, on activations that are there already."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE, SAETrainer
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from torch import Tensor
+
+from benchmarks.reconstruction.activations import Site, Split
+from benchmarks.reconstruction.cases import Case
+from sae_binary_ext.analysis import refit_decoder
+from sae_binary_ext.demo.coders import shuffled_batches
+from sae_binary_ext.saelens.pairs import PAIRS, split_pairs
+from sae_binary_ext.saelens.runner import PairTrainer
+
+EPOCHS = 2
+# Batches the trainers read to estimate the activations' norm before they train.
+NORM_BATCHES = 20
+REFIT_TOKENS = 2048
+
+
+def train(case: Case, site: Site, split: Split, seed: int, folder: Path) -> tuple[SAE[Any], float]:
+    """The trained inference coder, read back from the file it was saved to, and the seconds that
+    training and refitting took."""
+    torch.manual_seed(seed)
+    settings = SAETrainerConfig(
+        total_training_samples=EPOCHS * len(split.train),
+        train_batch_size_samples=case.batch_size,
+        lr=case.lr,
+        lr_end=0.0,
+        lr_decay_steps=EPOCHS * len(split.train) // case.batch_size,
+        adam_beta2=case.adam_beta2,
+        n_batches_for_norm_estimate=NORM_BATCHES,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    sae = case.new_coder(site, split)
+    batches = shuffled_batches(split.train, case.batch_size, seed)
+    started = time.perf_counter()
+    if site.kind == "autoencoder":
+        coder: Any = SAETrainer(settings, sae, batches).fit()
+    else:
+        pairs = ({PAIRS: batch} for batch in batches)
+        trainer = PairTrainer(
+            settings, {}, saes={PAIRS: sae}, hook_names={PAIRS: PAIRS}, data_provider=pairs
+        )
+        coder = trainer.fit()[PAIRS]
+    coder.save_inference_model(folder)
+    trained: Any = SAE.load_from_disk(folder)
+    if case.refits:
+        refit_decoder(trained, (in_pairs(part, site) for part in split.train.split(REFIT_TOKENS)))
+    return trained, time.perf_counter() - started
+
+
+def in_pairs(activations: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of activations as a Split has them, float32."""
+    if site.kind == "autoencoder":
+        return activations.float(), activations.float()
+    width = activations.shape[-1] // 2
+    return split_pairs(activations.float(), width, width)
