@@ -57,14 +57,8 @@ class Case:
         """An untrained coder for a site."""
         transcodes = site.kind == "transcoder"
         width = split.train.shape[-1] // (1 + transcodes)
-        config = CONFIGS[self.family][transcodes](
-            d_in=width,
-            d_sae=LATENTS,
-            normalize_activations=self.fields.get(
-                "normalize_activations", "expected_average_only_in"
-            ),
-            **{k: v for k, v in self.fields.items() if k != "normalize_activations"},
-        )
+        fields = {"normalize_activations": "expected_average_only_in", **self.fields}
+        config = CONFIGS[self.family][transcodes](d_in=width, d_sae=LATENTS, **fields)
         return TrainingSAE.from_dict(config.to_dict())
 
     def bits(self, entropy_bits: float, l0: float) -> float:
