@@ -42,6 +42,7 @@ TRAINING_FIELDS = (
     "covariance_coefficient",
     "covariance_sample",
     "decoder_init_norm",
+    "encoder_trains_b_dec",
     "entropy_coefficient",
     "entropy_start_step",
     "entropy_warm_up_steps",

@@ -44,8 +44,8 @@ def pre_activations(
             origin where there is one.
         encoder_weight: [d_in, latents].
         encoder_bias: [latents].
-        origin: [d_in], what was subtracted from the input and is to learn (b_dec). It receives
-            its gradient here, as a matrix-vector product; through centred it would take a matrix
+        origin: [d_in], what was subtracted from the input (b_dec). Where it requires a gradient
+            it receives it here, as a matrix-vector product; through centred it would take a matrix
             product as large as the encoder's.
 
     Returns:
@@ -81,7 +81,8 @@ class _LinearGradient(torch.autograd.Function):
         grad = grad_outputs[0].to(weight.dtype)
         grad_bias = grad.sum(0)
         grad_centred = grad @ weight.T if ctx.needs_input_grad[1] else None
-        return None, grad_centred, centred.T @ grad, grad_bias, -(weight @ grad_bias)
+        grad_origin = -(weight @ grad_bias) if ctx.needs_input_grad[4] else None
+        return None, grad_centred, centred.T @ grad, grad_bias, grad_origin
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ class Encoder:
         bias: [latents].
         log_threshold: [latents], float32 or wider: an optimiser's steps on it round away in
             bfloat16.
-        origin: [d_in], what was subtracted and is to learn; zeros where nothing was. It receives
-            its gradient here, not through centred.
+        origin: [d_in], what was subtracted; zeros where nothing was. Where it requires a gradient
+            it receives it here, not through centred.
         rule: selection and surrogate.
     """
 
@@ -286,7 +287,7 @@ class _PickedGradient(torch.autograd.Function):
             picks.transposed_times(grad, centred).T,
             grad_bias,
             -grad_bias,
-            -(weight @ grad_bias),
+            -(weight @ grad_bias) if ctx.needs_input_grad[5] else None,
             None,
         )
 

@@ -107,7 +107,7 @@ class _ToLearn(torch.autograd.Function):
             centred.T @ grad,
             grad_bias,
             grad_threshold,
-            -(weight @ grad_bias),
+            -(weight @ grad_bias) if ctx.needs_input_grad[4] else None,
             None,
             None,
             None,

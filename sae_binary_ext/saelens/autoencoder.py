@@ -212,11 +212,15 @@ class BinaryTrainingSAEConfig(BinaryCodeConfig, TrainingSAEConfig):
             least squared error on the first batch.
         surrogate_latents: which latents learn from a token: "selected", those that its selection
             picks, or, with topk, "all", which compete for the k places (see coding.competing).
+        encoder_trains_b_dec: whether b_dec, which an autoencoder subtracts from its input, learns
+            through the encoder too, as stock coders' does. Then each step of the optimiser shifts
+            all pre-activations together, and latents fire too often or never.
     """
 
     initial_firing_rate: float | None = None
     decoder_init_norm: float | None = None
     surrogate_latents: str = choice(*SURROGATE_LATENTS, default="selected")
+    encoder_trains_b_dec: bool = False
 
     @override
     @classmethod
@@ -230,6 +234,11 @@ class BinaryTrainingSAEConfig(BinaryCodeConfig, TrainingSAEConfig):
             raise ValueError(
                 f"initial_firing_rate={self.initial_firing_rate!r}: give a number between 0 and 1, "
                 "or None."
+            )
+        if self.encoder_trains_b_dec and not self.apply_b_dec_to_input:
+            raise ValueError(
+                "encoder_trains_b_dec=True with apply_b_dec_to_input=False: the encoder does not "
+                "see b_dec. Leave one of them out."
             )
 
     @override
@@ -265,7 +274,9 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         if x.ndim != 2 or x.requires_grad or not self._may_shorten():
             return self._codes_and_pre_activations(x, noise=self.training)
         # The same values by a shorter way back: b_dec learns through origin (see coding.encode).
-        encoder = self._encoder(self._checked_input(x).detach())
+        with torch.no_grad():
+            centred = self._checked_input(x)
+        encoder = self._encoder(centred)
         encoded, pre = encode_batch(encoder, noise=self.training)
         dense = encoded.dense()
         if not isinstance(encoded, DenseCodes):
@@ -289,6 +300,21 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         """
         encoded = self._cheaper_form(codes)
         return firing_rates(codes) if encoded is None else encoded.firing_rates()
+
+    @override
+    def _origin(self) -> Tensor:
+        origin = super()._origin()
+        return origin if self.cfg.encoder_trains_b_dec else origin.detach()
+
+    @override
+    def _checked_input(self, x: Tensor) -> Tensor:
+        centred = super()._checked_input(x)
+        subtracts = self.cfg.apply_b_dec_to_input and torch.is_grad_enabled()
+        if self.cfg.encoder_trains_b_dec or not subtracts:
+            return centred
+        # Plus zeros, whose gradient takes back b_dec's.
+        origin = super()._origin()
+        return centred + (origin - origin.detach())
 
     def _cheaper_form(self, codes: Tensor) -> Encoded | None:
         known = cast(tuple[Encoded, int] | None, self._cheaper_forms.get(codes))

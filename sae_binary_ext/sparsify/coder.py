@@ -295,8 +295,9 @@ class BinarySparseCoder(SparseCoder):
 
     def _origin(self) -> Tensor:
         """What is subtracted from the input, [d_in]."""
-        subtracts = self.cfg.subtract_b_dec and not self.cfg.transcode
-        return self.b_dec if subtracts else torch.zeros_like(self.b_dec)
+        if not self.cfg.centres():
+            return torch.zeros_like(self.b_dec)
+        return self.b_dec if self.cfg.encoder_trains_b_dec else self.b_dec.detach()
 
     def _encoder(self, x: Tensor) -> Encoder:
         origin = self._origin()

@@ -83,6 +83,11 @@ class BinarySparseCoderConfig(SparseCoderConfig):
     """Subtract the decoder bias from an autoencoder's input. The first paper's files of activation
     binary were trained without."""
 
+    encoder_trains_b_dec: bool = False
+    """Let b_dec, where it is subtracted from the input, learn through the encoder too, as with
+    sparsify's own activations. Then each step of the optimizer shifts all pre-activations
+    together, and latents fire too often or never."""
+
     # A preset's fields of TrainConfig. No field: it is no part of a coder, nor saved with it.
     _training: ClassVar[dict[str, Any]] = {}
 
@@ -119,7 +124,16 @@ class BinarySparseCoderConfig(SparseCoderConfig):
                 f"initial_firing_rate={self.initial_firing_rate!r}: give a number between 0 and "
                 "1, or None."
             )
+        if self.encoder_trains_b_dec and not self.centres():
+            raise ValueError(
+                "encoder_trains_b_dec=True: transcoders, and coders with subtract_b_dec=False, do "
+                "not subtract b_dec from the encoder's input. Leave it out."
+            )
         self.code_rule()
+
+    def centres(self) -> bool:
+        """Whether b_dec is subtracted from the input."""
+        return self.subtract_b_dec and not self.transcode
 
     def code_rule(self) -> CodeRule:
         """The fields above as the mathematics takes them.
@@ -187,6 +201,7 @@ class BinarySparseCoderConfig(SparseCoderConfig):
             # The temperature of their Gumbel samples; that of their surrogates is 2.
             "ste_temperature": 0.5 if activation == "gumbel_binary" else 2.0,
             "initial_firing_rate": 0.0,
+            "encoder_trains_b_dec": cls(**changes).centres(),
         }
         return cls._preset({**settings, **changes}, optimizer="signum")
 

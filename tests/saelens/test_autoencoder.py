@@ -16,6 +16,7 @@ from sae_binary_ext.saelens import (
     BinaryTrainingSAE,
     BinaryTrainingSAEConfig,
 )
+from tests import reference
 from tests.cases import SELECTIONS, each_selection
 from tests.saelens.helpers import fvu, trainer_for
 
@@ -33,6 +34,7 @@ CONFIGS = [
         for selection in SELECTIONS
     ),
     BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, surrogate_latents="all"),
+    BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, encoder_trains_b_dec=True),
     BinaryEntropyTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE),
     BinaryEntropyTrainingSAEConfig(
         d_in=D_IN, d_sae=D_SAE, selection="topk", k=K, covariance_coefficient=1e-4
@@ -43,6 +45,7 @@ each_config = pytest.mark.parametrize(
     CONFIGS,
     ids=lambda config: (
         f"{config.architecture()}-{config.selection}-learn-{config.surrogate_latents}"
+        f"-b_dec-{'both' if config.encoder_trains_b_dec else 'decoder'}"
     ),
 )
 
@@ -165,6 +168,31 @@ def test_training_gradients_do_not_depend_on_the_path(config: BinaryTrainingSAEC
     assert losses[0] == pytest.approx(losses[1], rel=1e-12)
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-7, atol=1e-12)
     assert all(gradient is not None for gradient in gradients[0].values())
+
+
+@pytest.mark.parametrize("observed", [False, True])
+@pytest.mark.parametrize("encoder_trains", [False, True])
+def test_b_dec_learns_through_the_encoder_where_asked_to(encoder_trains: bool, observed: bool):
+    config = BinaryTrainingSAEConfig(
+        d_in=D_IN, d_sae=D_SAE, k=K, dtype="float64", encoder_trains_b_dec=encoder_trains
+    )
+    sae = TrainingSAE.from_dict(config.to_dict())
+    if observed:
+        sae.hook_sae_acts_pre.add_hook(lambda tensor, hook: None)
+    x = torch.randn(50, D_IN, dtype=torch.float64)
+    codes, pre = sae.encode_with_hidden_pre(x)
+    loss = (x - sae.decode(codes)).square().sum() + pre.square().sum()
+
+    origin = sae.b_dec if encoder_trains else sae.b_dec.detach()
+    expected_pre = (x - origin) @ sae.W_enc + sae.b_enc
+    expected_codes = reference.codes(expected_pre, sae.log_threshold, sae.rule)
+    reconstruction = expected_codes @ sae.W_dec + sae.b_dec
+    expected = (x - reconstruction).square().sum() + expected_pre.square().sum()
+
+    torch.testing.assert_close(loss, expected)
+    parameters = list(sae.parameters())
+    ours = torch.autograd.grad(loss, parameters)
+    torch.testing.assert_close(ours, torch.autograd.grad(expected, parameters))
 
 
 @pytest.mark.parametrize("observed", [False, True])
@@ -325,9 +353,13 @@ def test_wrong_fields_are_named(config: Any, fields: dict[str, Any], message: st
     [
         ({"surrogate_latents": "few"}, "surrogate_latents='few'.*selected"),
         ({"surrogate_latents": "all", "selection": "groupmax"}, "'all' with selection='groupmax'"),
+        (
+            {"encoder_trains_b_dec": True, "apply_b_dec_to_input": False},
+            "encoder_trains_b_dec=True with apply_b_dec_to_input=False",
+        ),
     ],
 )
-def test_wrong_surrogate_latents_are_named(fields: dict[str, Any], message: str):
+def test_wrong_training_fields_are_named(fields: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, **fields)
 

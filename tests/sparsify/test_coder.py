@@ -23,6 +23,7 @@ D_IN, LATENTS, K, TOKENS = 8, 128, 4, 50
 ACTIVATIONS = ("topk_binary", "groupmax_binary", "gumbel_binary", "binary")
 KINDS: dict[str, dict[str, Any]] = {
     "autoencoder": {},
+    "b_dec learns through both": {"encoder_trains_b_dec": True},
     "transcoder": {"transcode": True},
     "skip transcoder": {"transcode": True, "skip_connection": True},
     "uncentred": {"subtract_b_dec": False},
@@ -66,17 +67,25 @@ def dense_codes(coder: SparseCoder, x: Tensor) -> Tensor:
 
 def reference_output(coder: BinarySparseCoder, x: Tensor) -> tuple[Tensor, Tensor]:
     """Codes and reconstruction in plain dense algebra."""
-    centred = x - coder.b_dec if coder.cfg.subtract_b_dec and not coder.cfg.transcode else x
-    pre = centred @ coder.encoder.weight.T + coder.encoder.bias
+    pre = (x - reference_origin(coder)) @ coder.encoder.weight.T + coder.encoder.bias
     codes = reference.codes(pre, coder.log_threshold, coder.rule)
     assert coder.W_dec is not None
     out = codes @ coder.W_dec + coder.b_dec
     return codes, out if coder.W_skip is None else out + x @ coder.W_skip.T
 
 
+def reference_origin(coder: BinarySparseCoder) -> Tensor | float:
+    """What an autoencoder subtracts from its input."""
+    if coder.cfg.transcode or not coder.cfg.subtract_b_dec:
+        return 0.0
+    return coder.b_dec if coder.cfg.encoder_trains_b_dec else coder.b_dec.detach()
+
+
 def gradients(coder: BinarySparseCoder, loss: Tensor) -> dict[str, Tensor]:
     names, parameters = zip(*coder.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+    return dict(
+        zip(names, torch.autograd.grad(loss, parameters, materialize_grads=True), strict=True)
+    )
 
 
 def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -175,7 +184,7 @@ def test_auxk_reaches_the_encoder(activation: str, ste: str):
 
     loss = coder(x, y, dead_mask=dead).auxk_loss
     _, sae_out = reference_output(coder, x)
-    margin = (x - coder.b_dec) @ coder.encoder.weight.T + coder.encoder.bias
+    margin = (x - reference_origin(coder)) @ coder.encoder.weight.T + coder.encoder.bias
     margin = (margin - coder.log_threshold.exp())[:, dead]
     linear = reference.slope(margin.detach(), coder.rule) * margin
     fired = 1 + linear - linear.detach()
@@ -384,7 +393,7 @@ def test_wrong_inputs_are_named(activation: str):
 
 
 def test_encode_passes_gradients_to_every_parameter_before_it():
-    coder = coder_of("binary", torch.float64)
+    coder = coder_of("binary", torch.float64, encoder_trains_b_dec=True)
     x, _ = batch(torch.float64)
     acts, index, pre = coder.encode(x)
     codes = torch.zeros_like(pre).scatter(-1, index, acts)

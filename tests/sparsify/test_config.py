@@ -24,6 +24,11 @@ from sae_binary_ext.sparsify import BinarySparseCoderConfig
         ({"activation": "gumbel_binary", "ste": "identity"}, "surrogate='identity'.*gumbel"),
         ({"ste_latents": "some"}, "surrogate_latents='some'"),
         ({"ste_latents": "all", "activation": "binary"}, "surrogate_latents='all'.*topk alone"),
+        (
+            {"encoder_trains_b_dec": True, "transcode": True},
+            "encoder_trains_b_dec=True.*transcoder",
+        ),
+        ({"encoder_trains_b_dec": True, "subtract_b_dec": False}, "encoder_trains_b_dec=True"),
         ({"activation": "topk", "entropy_alpha": 0.1}, "entropy_alpha=0.1.*no effect"),
         ({"activation": "groupmax", "ste": "re"}, "ste='re'.*no effect"),
     ],
