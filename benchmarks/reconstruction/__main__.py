@@ -19,15 +19,23 @@ from benchmarks.reconstruction.activations import (
     MAIN_SITE,
     SITES,
     Site,
-    load_or_compute,
+    compute_missing,
+    load,
     read_rows,
 )
-from benchmarks.reconstruction.cases import CASES, Case
+from benchmarks.reconstruction.cases import Case, cases_of
 from benchmarks.reconstruction.document import write_document
-from benchmarks.reconstruction.results import Result, append_result, find_results, read_results
+from benchmarks.reconstruction.results import (
+    PARTS,
+    Figures,
+    Result,
+    append_result,
+    find_results,
+    read_results,
+)
 from benchmarks.reconstruction.training import in_pairs, train
 from sae_binary_ext.demo.config import FIRST_POSITION
-from sae_binary_ext.evaluation import SplicedModel, measure
+from sae_binary_ext.evaluation import CoderMetrics, SplicedModel, measure
 
 SPLICED_ROWS = 16
 
@@ -55,10 +63,11 @@ def run_missing(folder: Path, sites: list[Site], seeds: int, only: str) -> None:
         (site, case, seed)
         for seed in range(seeds)
         for site in sites
-        for case in CASES
-        if only in case.name and (case.everywhere or site == MAIN_SITE)
+        for case in cases_of(site)
+        if only in case.name
     ]
     results = read_results()
+    compute_missing(folder, sites)
     for site, case, seed in tqdm(wanted, "Coders"):
         if all(result.seed != seed for result in find_results(results, case, site)):
             append_result(run_case(folder, site, case, seed))
@@ -66,27 +75,34 @@ def run_missing(folder: Path, sites: list[Site], seeds: int, only: str) -> None:
 
 def run_case(folder: Path, site: Site, case: Case, seed: int) -> Result:
     """Train one coder and measure it."""
-    split = load_or_compute(folder, site)
+    split = load(folder, site)
     with tempfile.TemporaryDirectory() as saved:
         coder, seconds = train(case, site, split, seed, Path(saved))
-    choosing, held_out = (
-        measure(coder, *in_pairs(part, site)) for part in (split.choosing, split.held_out)
-    )
+    figures = {
+        part: figures_of(case, measure(coder, *in_pairs(getattr(split, part), site)))
+        for part in PARTS
+    }
     return Result(
         kind=site.kind,
         layer=site.layer,
         case=case.name,
         settings=case.settings(),
         seed=seed,
-        fvu=held_out.fvu,
-        fvu_choosing=choosing.fvu,
-        l0=held_out.l0,
-        dead=held_out.dead,
-        dense=held_out.dense_10,
-        entropy_bits=held_out.entropy_bits,
-        bits=case.bits(held_out.entropy_bits, held_out.l0),
+        **figures,
         recovered=spliced_model(folder, site).losses(coder).recovered,
         seconds=seconds,
+    )
+
+
+def figures_of(case: Case, metrics: CoderMetrics) -> Figures:
+    """The figures that are kept of a case's coder."""
+    return Figures(
+        fvu=metrics.fvu,
+        l0=metrics.l0,
+        dead=metrics.dead,
+        dense=metrics.dense_10,
+        entropy_bits=metrics.entropy_bits,
+        bits=case.bits(metrics.entropy_bits, metrics.l0),
     )
 
 
@@ -95,7 +111,7 @@ def run_case(folder: Path, site: Site, case: Case, seed: int) -> Result:
 def spliced_model(folder: Path, site: Site) -> SplicedModel:
     """The model with the first held-out rows, to put a coder's output into."""
     model = SAETransformerBridge.boot_transformers(str(folder / "model"), device="cpu")
-    rows = read_rows(folder).held_out[:SPLICED_ROWS]
+    rows = read_rows(folder).held_out_articles[:SPLICED_ROWS]
     return SplicedModel(model, rows, *site.hooks, first_position=FIRST_POSITION)
 
 

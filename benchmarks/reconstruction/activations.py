@@ -1,7 +1,7 @@
 """SmolLM2's activations at several sites, computed once and kept in files."""
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -14,8 +14,8 @@ from sae_binary_ext.demo.activations import tokenised_rows
 from sae_binary_ext.demo.config import FIRST_POSITION, DemoConfig
 from sae_binary_ext.demo.model import export_smollm2
 
-# 1400 rows of 255 tokens to train on, and as many rows for choosing settings as are held out.
-TRAINING_TOKENS, CHOOSING_TOKENS, HELD_OUT_TOKENS = 357_000, 30_600, 30_600
+# 1400 rows of 255 tokens to train on, and 120 of each other part of a Split.
+TRAINING_TOKENS, OTHER_TOKENS = 357_000, 30_600
 LAYERS = (4, 9, 20)
 ROWS_PER_FORWARD = 8
 
@@ -61,12 +61,15 @@ class Split:
     Attributes:
         train: rows of text in random order, from nine articles of ten.
         choosing: other rows of the same articles. Settings are chosen here.
-        held_out: rows of the tenth articles, measured once the settings are chosen.
+        held_out: further rows of the same articles, measured once the settings are chosen.
+        held_out_articles: rows of the tenth articles, likewise. They resemble the training rows
+            less, and every coder reconstructs them less closely.
     """
 
     train: Tensor
     choosing: Tensor
     held_out: Tensor
+    held_out_articles: Tensor
 
 
 @dataclass(frozen=True)
@@ -76,27 +79,35 @@ class Rows:
     train: Tensor
     choosing: Tensor
     held_out: Tensor
+    held_out_articles: Tensor
 
 
 def read_rows(folder: Path) -> Rows:
     """The rows of text that every site's activations are of."""
     config = DemoConfig(
-        training_tokens=TRAINING_TOKENS + CHOOSING_TOKENS, held_out_tokens=HELD_OUT_TOKENS
+        training_tokens=TRAINING_TOKENS + 2 * OTHER_TOKENS, held_out_tokens=OTHER_TOKENS
     )
     tokenizer = AutoTokenizer.from_pretrained(export_smollm2(folder / "model"))
-    rows, held_out = tokenised_rows(config, tokenizer)
-    training = TRAINING_TOKENS // (config.context_size - FIRST_POSITION)
-    return Rows(rows[:training], rows[training:], held_out)
+    rows, of_held_out_articles = tokenised_rows(config, tokenizer)
+    training, other = (
+        tokens // (config.context_size - FIRST_POSITION)
+        for tokens in (TRAINING_TOKENS, OTHER_TOKENS)
+    )
+    return Rows(*rows.split([training, other, other]), of_held_out_articles)
+
+
+def compute_missing(folder: Path, sites: list[Site]) -> None:
+    """Run the model where a site has no file of activations yet; once for all such sites."""
+    missing = [site for site in sites if not _path(folder, site).is_file()]
+    if missing:
+        _compute(folder, missing)
 
 
 # Cases of one site follow each other.
 @functools.lru_cache(maxsize=1)
-def load_or_compute(folder: Path, site: Site) -> Split:
-    """A site's activations; where a file is missing, those of all sites are computed."""
-    path = _path(folder, site)
-    if not path.is_file():
-        _compute(folder, read_rows(folder))
-    return Split(**load_file(path))
+def load(folder: Path, site: Site) -> Split:
+    """A site's activations, which compute_missing has written."""
+    return Split(**load_file(_path(folder, site)))
 
 
 def _path(folder: Path, site: Site) -> Path:
@@ -104,16 +115,18 @@ def _path(folder: Path, site: Site) -> Path:
 
 
 @torch.no_grad()
-def _compute(folder: Path, rows: Rows) -> None:
+def _compute(folder: Path, sites: list[Site]) -> None:
+    rows = read_rows(folder)
     model = LlamaForCausalLM.from_pretrained(folder / "model").eval()
-    model.model.layers = model.model.layers[: max(LAYERS) + 1]
+    model.model.layers = model.model.layers[: max(site.layer for site in sites) + 1]
     model.model.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
-    parts = {site: _Parts(model, site) for site in SITES}
-    for name in ("train", "choosing", "held_out"):
-        for batch in tqdm(getattr(rows, name).split(ROWS_PER_FORWARD), f"Activations: {name}"):
+    parts = {site: _Parts(model, site) for site in sites}
+    for part in fields(rows):
+        batches = getattr(rows, part.name).split(ROWS_PER_FORWARD)
+        for batch in tqdm(batches, f"Activations: {part.name}"):
             model.model(batch, use_cache=False)
         for site_parts in parts.values():
-            site_parts.close(name)
+            site_parts.close(part.name)
     for site, site_parts in parts.items():
         # Moved into place when whole, so that an interrupted run leaves no half.
         unfinished = _path(folder, site).with_suffix(".unfinished")

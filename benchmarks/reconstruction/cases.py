@@ -1,11 +1,11 @@
 """What is compared: one line a case, shared by all sites and seeds."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sae_lens import TopKTrainingSAEConfig, TrainingSAE, TrainingSAEConfig
 
-from benchmarks.reconstruction.activations import Site, Split
+from benchmarks.reconstruction.activations import MAIN_SITE, Site, Split
 from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAEConfig,
     BinaryTrainingSAEConfig,
@@ -24,7 +24,8 @@ CONFIGS: dict[str, tuple[type[TrainingSAEConfig], type[TrainingSAEConfig]]] = {
 }
 
 
-@dataclass(frozen=True)
+# Compared as objects: a dict of fields has no hash.
+@dataclass(frozen=True, eq=False)
 class Case:
     """One row of the comparison.
 
@@ -36,22 +37,21 @@ class Case:
         batch_size: tokens a step.
         adam_beta2: Adam's second decay.
         refits: whether the decoder is refitted on the training tokens at the end.
-        everywhere: whether it is run at every site, or as an autoencoder of layer 9 alone.
     """
 
     name: str
     family: str
     fields: dict[str, Any] = field(default_factory=dict)
-    lr: float = 2e-3
+    lr: float = 6e-3
     batch_size: int = 256
     adam_beta2: float = 0.99
     refits: bool = False
-    everywhere: bool = False
 
     def settings(self) -> dict[str, Any]:
         """All that decides the result, but the site and the seed."""
-        kept = {name: value for name, value in asdict(self).items() if name != "everywhere"}
-        return kept | {"latents": LATENTS}
+        settings = asdict(self) | {"latents": LATENTS}
+        del settings["name"]
+        return settings
 
     def new_coder(self, site: Site, split: Split) -> TrainingSAE[Any]:
         """An untrained coder for a site."""
@@ -61,70 +61,78 @@ class Case:
         config = CONFIGS[self.family][transcodes](d_in=width, d_sae=LATENTS, **fields)
         return TrainingSAE.from_dict(config.to_dict())
 
+    @property
+    def stores_values(self) -> bool:
+        """Whether an active latent has a value beside."""
+        return self.family == "topk"
+
     def bits(self, entropy_bits: float, l0: float) -> float:
         """Description length in bits a token: which latents are active, and their values."""
-        return entropy_bits + (BITS_A_VALUE * l0 if self.family == "topk" else 0.0)
+        return entropy_bits + BITS_A_VALUE * l0 * self.stores_values
 
 
-def _entropy(entropy_coefficient: float, **fields: Any) -> dict[str, Any]:
-    """Fields of a coder with the entropy loss, thresholds unless they say otherwise."""
-    return {
-        "selection": "threshold",
-        "entropy_coefficient": entropy_coefficient,
-        "initial_firing_rate": 0.01,
-        **fields,
-    }
+def _entropy(coefficient: str, name: str = "", **fields: Any) -> Case:
+    """A coder with the entropy loss; thresholds unless its fields say otherwise."""
+    settings = {"selection": "threshold", "initial_firing_rate": 0.01} | NARROW | fields
+    settings["entropy_coefficient"] = float(coefficient)
+    return Case(f"entropy, {coefficient} a bit{name}", "binary_entropy", settings)
 
 
-# SAELens' default norm of 0.1 left most of topk's latents dead (see demo/coders.py).
-STOCK: dict[str, Any] = {
-    "family": "topk",
-    "lr": 1e-3,
-    "adam_beta2": 0.999,
-}
-CASES = [
+def _topk(name: str = "", **fields: Any) -> Case:
+    """A `binary` coder of k = 32 whose selected latents learn."""
+    return Case(f"k=32{name}", "binary", {"k": 32} | NARROW | fields)
+
+
+def _competing(name: str = "", **fields: Any) -> Case:
+    """A `binary` coder of k = 32 whose every latent learns."""
+    learning = {"surrogate_latents": "all", "initial_firing_rate": 0.01}
+    return _topk(f", all learn{name}", **learning, **fields)
+
+
+def _stock(k: int, name: str = "") -> Case:
+    # SAELens' default norm of 0.1 left most of topk's latents dead (see demo/coders.py).
+    fields = {"k": k, "decoder_init_norm": 1.0}
+    return Case(f"topk, k={k}{name}", "topk", fields, lr=1e-3, adam_beta2=0.999)
+
+
+# Half the default width of the surrogate.
+NARROW = {"surrogate_temperature": 0.5}
+EVERYWHERE = [
+    *(_stock(k) for k in (16, 32, 64)),
     *(
-        Case(
-            f"topk, k={k}",
-            fields={"k": k, "decoder_init_norm": 1.0},
-            everywhere=True,
-            **STOCK,
-        )
-        for k in (16, 32, 64)
+        replace(_entropy(coefficient, ", refitted"), refits=True)
+        for coefficient in ("4e-4", "5e-4", "2e-4", "9e-5")
     ),
-    *(
-        Case(
-            f"entropy, {coefficient} a bit",
-            "binary_entropy",
-            _entropy(float(coefficient)),
-            everywhere=True,
-        )
-        for coefficient in ("5e-4", "1e-3", "2e-4")
-    ),
-    Case(
-        "k=64, all learn, entropy, 5e-4 a bit",
-        "binary_entropy",
-        _entropy(5e-4, selection="topk", k=64, surrogate_latents="all"),
-        everywhere=True,
-    ),
-    Case("k=32", "binary", {"k": 32}, everywhere=True),
-    Case(
-        "k=32, all learn",
-        "binary",
-        {"k": 32, "surrogate_latents": "all", "initial_firing_rate": 0.01},
-    ),
-    Case(
-        "topk, k=32, batch of 1024",
-        fields={"k": 32, "decoder_init_norm": 1.0},
-        batch_size=1024,
-        **STOCK,
-    ),
-    Case("k=32, batch of 1024", "binary", {"k": 32}, lr=3e-3, batch_size=1024),
-    Case(
-        "k=32, all learn, refitted",
-        "binary",
-        {"k": 32, "surrogate_latents": "all", "initial_firing_rate": 0.01},
-        refits=True,
-    ),
-    Case("entropy, 5e-4 a bit, refitted", "binary_entropy", _entropy(5e-4), refits=True),
+    replace(_competing(", refitted"), refits=True),
 ]
+# What each setting brings: one of them changed at a time.
+MAIN_SITE_ONLY = [
+    replace(_stock(32, ", lr 2e-3"), lr=2e-3, adam_beta2=0.99),
+    replace(_entropy("8e-5", ", refitted"), refits=True),
+    _entropy("4e-4"),
+    _entropy("4e-4", ", encoder trains b_dec", encoder_trains_b_dec=True),
+    _entropy("4e-4", ", b_dec not subtracted", apply_b_dec_to_input=False),
+    _entropy("4e-4", ", T=1", surrogate_temperature=1.0),
+    replace(_entropy("4e-4", ", lr 2e-3"), lr=2e-3),
+    replace(_entropy("4e-4", ", batch of 1024"), batch_size=1024),
+    _entropy("4e-4", ", k=64, all learn", selection="topk", k=64, surrogate_latents="all"),
+    _topk(),
+    replace(_topk(", T=1, lr 2e-3", surrogate_temperature=1.0), lr=2e-3),
+    replace(
+        _topk(
+            ", T=1, lr 2e-3, encoder trains b_dec",
+            surrogate_temperature=1.0,
+            encoder_trains_b_dec=True,
+        ),
+        lr=2e-3,
+    ),
+    _competing(),
+    _competing(", T=1", surrogate_temperature=1.0),
+    _competing(", encoder trains b_dec", encoder_trains_b_dec=True),
+    replace(_stock(32, ", batch of 1024"), batch_size=1024),
+]
+
+
+def cases_of(site: Site) -> list[Case]:
+    """What is run at a site."""
+    return EVERYWHERE + MAIN_SITE_ONLY * (site == MAIN_SITE)

@@ -1,5 +1,6 @@
 """The tables and the plot of docs/reconstruction.md."""
 
+import functools
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -8,15 +9,19 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 
 from benchmarks.reconstruction.activations import SITES, Site
-from benchmarks.reconstruction.cases import CASES, Case
+from benchmarks.reconstruction.cases import Case, cases_of
 from benchmarks.reconstruction.results import Result, find_results
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reconstruction.md"
 PLOT = DOCUMENT.with_suffix(".svg")
 COLOURS = {"topk": "tab:orange", "binary": "tab:blue", "binary_entropy": "tab:green"}
 HEADER = (
-    "| coder | seeds | FVU | FVU, same articles | L0 | dead | dense >10% | entropy, bits "
+    "| coder | seeds | FVU | FVU, other articles | L0 | dead | dense >10% | entropy, bits "
     "| bits a token | CE recovered | seconds |\n" + "|---" * 11 + "|\n"
+)
+RATIO_HEADER = (
+    "| stock coder | bits a token | FVU | binary coder | bits a token | FVU | ratio "
+    "| ratio, other articles |\n" + "|---" * 8 + "|\n"
 )
 
 
@@ -34,28 +39,78 @@ def write_document(results: list[Result]) -> None:
 
 
 def _table(results: list[Result], site: Site) -> str:
-    lines = [_row(case, found) for case in CASES if (found := find_results(results, case, site))]
-    return "\n" + HEADER + "\n".join(lines) + "\n\n" if lines else "\nNot run yet.\n\n"
+    found = {
+        case: of_case for case in cases_of(site) if (of_case := find_results(results, case, site))
+    }
+    if not found:
+        return "\nNot run yet.\n\n"
+    lines = [_row(case, of_case) for case, of_case in found.items()]
+    ratios = [
+        _ratio_row(case, best, found)
+        for case in found
+        if case.stores_values and (best := _best_binary(case, found))
+    ]
+    table = "\n" + HEADER + "\n".join(lines) + "\n\n"
+    return table + (RATIO_HEADER + "\n".join(ratios) + "\n\n" if ratios else "")
+
+
+def _median(results: list[Result], value: Callable[[Result], float]) -> float:
+    return statistics.median(value(result) for result in results)
 
 
 def _row(case: Case, results: list[Result]) -> str:
-    def median(value: Callable[[Result], float]) -> float:
-        return statistics.median(value(result) for result in results)
-
-    fvu = [result.fvu for result in results]
+    median = functools.partial(_median, results)
+    fvu = [result.held_out.fvu for result in results]
     spread = f" ({min(fvu):.3f} to {max(fvu):.3f})" if len(fvu) > 1 else ""
     cells = (
         case.name,
         str(len(results)),
-        f"{median(lambda r: r.fvu):.3f}{spread}",
-        f"{median(lambda r: r.fvu_choosing):.3f}",
-        f"{median(lambda r: r.l0):.1f}",
-        f"{median(lambda r: r.dead):.0f}",
-        f"{median(lambda r: r.dense):.0f}",
-        f"{median(lambda r: r.entropy_bits):.0f}",
-        f"{median(lambda r: r.bits):.0f}",
+        f"{median(lambda r: r.held_out.fvu):.3f}{spread}",
+        f"{median(lambda r: r.held_out_articles.fvu):.3f}",
+        f"{median(lambda r: r.held_out.l0):.1f}",
+        f"{median(lambda r: r.held_out.dead):.0f}",
+        f"{median(lambda r: r.held_out.dense):.0f}",
+        f"{median(lambda r: r.held_out.entropy_bits):.0f}",
+        f"{median(_bits):.0f}",
         f"{median(lambda r: r.recovered):.1%}",
         f"{median(lambda r: r.seconds):.0f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _bits(result: Result) -> float:
+    return result.held_out.bits
+
+
+def _choosing_fvu(result: Result) -> float:
+    return result.choosing.fvu
+
+
+def _best_binary(stock: Case, found: dict[Case, list[Result]]) -> Case | None:
+    """Of the binary coders of no more bits than a stock one, the best on the rows to choose on."""
+    most = min(result.held_out.bits for result in found[stock])
+    fitting = [
+        case
+        for case, results in found.items()
+        if not case.stores_values and _median(results, _bits) <= most
+    ]
+    return min(fitting, key=lambda case: _median(found[case], _choosing_fvu), default=None)
+
+
+def _ratio_row(stock: Case, binary: Case, found: dict[Case, list[Result]]) -> str:
+    pair = found[stock], found[binary]
+    bits = [_median(results, _bits) for results in pair]
+    fvu = [_median(results, lambda r: r.held_out.fvu) for results in pair]
+    fvu_articles = [_median(results, lambda r: r.held_out_articles.fvu) for results in pair]
+    cells = (
+        stock.name,
+        f"{bits[0]:.0f}",
+        f"{fvu[0]:.3f}",
+        binary.name,
+        f"{bits[1]:.0f}",
+        f"{fvu[1]:.3f}",
+        f"{fvu[1] / fvu[0]:.2f}",
+        f"{fvu_articles[1] / fvu_articles[0]:.2f}",
     )
     return f"| {' | '.join(cells)} |"
 
@@ -64,22 +119,24 @@ def _draw(results: list[Result]) -> None:
     """FVU against bits a token, one panel a site."""
     # The same results give the same file.
     mpl.rcParams["svg.hashsalt"] = "reconstruction"
-    shown = [site for site in SITES if any(find_results(results, case, site) for case in CASES)]
+    shown = [
+        site for site in SITES if any(find_results(results, case, site) for case in cases_of(site))
+    ]
     figure, panels = plt.subplots(
         1, len(shown), figsize=(5 * len(shown), 4.5), squeeze=False, layout="constrained"
     )
     for panel, site in zip(panels[0], shown, strict=True):
         for family, colour in COLOURS.items():
             points = [
-                (statistics.median(r.bits for r in found), statistics.median(r.fvu for r in found))
-                for case in CASES
+                (_median(found, _bits), _median(found, lambda r: r.held_out.fvu))
+                for case in cases_of(site)
                 if case.family == family and (found := find_results(results, case, site))
             ]
             if points:
                 panel.scatter(*zip(*points, strict=True), label=family, color=colour)
         panel.set(title=f"{site.kind}, layer {site.layer}", xlabel="bits a token", xscale="log")
         panel.grid(alpha=0.3)
-    panels[0][0].set_ylabel("FVU on held-out articles")
+    panels[0][0].set_ylabel("FVU on held-out rows")
     panels[0][0].legend()
     figure.savefig(PLOT, metadata={"Date": None})
     plt.close(figure)

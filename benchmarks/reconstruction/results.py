@@ -8,7 +8,29 @@ from typing import Any
 from benchmarks.reconstruction.activations import Site
 from benchmarks.reconstruction.cases import Case
 
+PARTS = ("choosing", "held_out", "held_out_articles")
 RESULTS = Path(__file__).parent / "results.jsonl"
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a coder does on one part of a Split.
+
+    Attributes:
+        fvu: share of variance unexplained.
+        l0: mean active latents a token.
+        dead: latents active on none of the tokens.
+        dense: latents active on more than 10% of the tokens.
+        entropy_bits: entropy of the firing rates, in bits a token.
+        bits: description length, in bits a token.
+    """
+
+    fvu: float
+    l0: float
+    dead: int
+    dense: int
+    entropy_bits: float
+    bits: float
 
 
 @dataclass(frozen=True)
@@ -20,14 +42,9 @@ class Result:
         case: name of the case.
         settings: Case.settings of it.
         seed: of its weights and of the order of its tokens.
-        fvu: on the held-out articles; what follows is measured there too.
-        fvu_choosing: on the rows that settings were chosen on, of the articles trained on.
-        l0: mean active latents a token.
-        dead: latents active on none of the tokens.
-        dense: latents active on more than 10% of the tokens.
-        entropy_bits: entropy of the firing rates, in bits a token.
-        bits: description length, in bits a token.
-        recovered: share of the cross-entropy lost by zero ablation that the coder recovers.
+        choosing, held_out, held_out_articles: on the part of the Split of this name.
+        recovered: share of the cross-entropy lost by zero ablation that the coder recovers
+            on held-out articles.
         seconds: to train it, and to refit it where it was.
     """
 
@@ -36,13 +53,9 @@ class Result:
     case: str
     settings: dict[str, Any]
     seed: int
-    fvu: float
-    fvu_choosing: float
-    l0: float
-    dead: int
-    dense: int
-    entropy_bits: float
-    bits: float
+    choosing: Figures
+    held_out: Figures
+    held_out_articles: Figures
     recovered: float
     seconds: float
 
@@ -51,7 +64,12 @@ def read_results() -> list[Result]:
     """All that was measured so far."""
     if not RESULTS.is_file():
         return []
-    return [Result(**json.loads(line)) for line in RESULTS.read_text().splitlines()]
+    return [_from_json(json.loads(line)) for line in RESULTS.read_text().splitlines()]
+
+
+def _from_json(values: dict[str, Any]) -> Result:
+    figures = {name: Figures(**values[name]) for name in PARTS}
+    return Result(**values | figures)
 
 
 def append_result(result: Result) -> None:
