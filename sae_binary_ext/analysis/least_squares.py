@@ -12,7 +12,8 @@ class DecoderFit:
     The products of codes with codes are numbers of tokens, exact in int32.
 
     Attributes:
-        counts: int32 [latents, latents], on how many tokens each pair of latents fired.
+        counts: int32 [latents, latents], on how many tokens each pair of latents fired; its upper
+            triangle alone, for the pairs are symmetric.
         target_sums: float64 [latents, d_out], the sum of the targets where each latent fired.
         target_sum: float64 [d_out], the sum of all targets.
         tokens: how many there were.
@@ -33,7 +34,7 @@ class DecoderFit:
             target: [tokens, d_out], what the decoder is to give for them.
         """
         matrix = code_matrix(active)
-        self.counts += matrix.transposed_times(active.float()).to(torch.int32)
+        matrix.add_pair_counts(self.counts)
         self.target_sums += matrix.transposed_times(target.double())
         self.target_sum += target.sum(0, dtype=torch.float64)
         self.tokens += len(target)
@@ -57,7 +58,7 @@ class DecoderFit:
             W and b in the dtypes of weight and bias; solved in float64.
         """
         before = weight.double()
-        gram = self.counts.double()
+        gram = (self.counts + self.counts.triu(1).T).double()
         wanted = self.target_sums.clone()
         rates = gram.diagonal() / self.tokens
         mean = self.target_sum / self.tokens

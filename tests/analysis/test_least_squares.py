@@ -65,4 +65,4 @@ def test_counts_stay_exact_beyond_what_float32_can_count():
     active, target, _, _ = data()
     fit.add(active, target)
     expected = active.long().T @ active.long() + 2**24
-    assert torch.equal(fit.counts, expected.int())
+    assert torch.equal(fit.counts.triu(), expected.int().triu())

@@ -33,6 +33,12 @@ def test_code_matrices_equal_the_dense_products(
     torch.testing.assert_close(matrix.times(right), codes @ right)
     torch.testing.assert_close(matrix.transposed_times(left), codes.T @ left)
     assert torch.equal(matrix.counts(), active.sum(0))
+    together = active.int().T @ active.int()
+    for one_by_one in (True, False):
+        monkeypatch.setattr(indexed, "PAIRED_DENSITY", float(one_by_one))
+        pairs = torch.ones(LATENTS, LATENTS, dtype=torch.int32)
+        matrix.add_pair_counts(pairs)
+        assert torch.equal((pairs - 1).triu(), together.triu())
 
 
 @pytest.mark.parametrize(("density", "form"), [(0.02, SparseMatrix), (0.5, DenseMatrix)])
@@ -45,3 +51,6 @@ def test_no_ones_make_zeros():
     assert not matrix.times(torch.ones(LATENTS, D)).any()
     assert not matrix.transposed_times(torch.ones(TOKENS, D)).any()
     assert not matrix.counts().any()
+    pairs = torch.zeros(LATENTS, LATENTS, dtype=torch.int32)
+    matrix.add_pair_counts(pairs)
+    assert not pairs.any()
