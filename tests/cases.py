@@ -15,8 +15,9 @@ RULES = (
         for temperature in (0.7, 2.0)
     ]
     + [
-        CodeRule("topk", GROUPS, surrogate, 0.7, "all")
+        CodeRule("topk", k, surrogate, 0.7, learning)
         for surrogate in ("sigmoid", "rectangle", "reste", "identity")
+        for k, learning in ((GROUPS, "all"), (2, "near"))
     ]
     + [CodeRule("gumbel", GROUPS, "sigmoid", temperature) for temperature in (0.5, 2.0)]
 )
@@ -24,7 +25,7 @@ RULES = (
 
 def rule_id(rule: CodeRule) -> str:
     name = f"{rule.selection}-{rule.surrogate}-T{rule.surrogate_temperature}"
-    return f"{name}-all" if rule.surrogate_latents == "all" else name
+    return name if rule.surrogate_latents == "selected" else f"{name}-{rule.surrogate_latents}"
 
 
 each_rule = pytest.mark.parametrize("rule", RULES, ids=rule_id)
@@ -33,7 +34,7 @@ each_indexed_rule = pytest.mark.parametrize(
     [
         rule
         for rule in RULES
-        if rule.selection in ("topk", "groupmax") and rule.surrogate_latents == "selected"
+        if rule.selection in ("topk", "groupmax") and rule.surrogate_latents != "all"
     ],
     ids=rule_id,
 )

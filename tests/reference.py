@@ -1,6 +1,7 @@
 """The formulas in plain dense float64, written apart from the package, to compare it with."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -47,11 +48,14 @@ def codes(pre: Tensor, log_threshold: Tensor, rule: CodeRule) -> Tensor:
         soft = soft.flatten(-2)
         return allowed + (soft - soft.detach())
     hard = allowed * (margin > 0)
-    if rule.surrogate_latents == "all":
+    if rule.surrogate_latents != "selected":
         # Each token's cutoff moves as the weighted mean of the margins does, where k binds.
         cutoff = torch.where(allowed > 0, margin, torch.inf).amin(-1, keepdim=True).detach()
         binds = (cutoff > 0) & (rule.k < margin.shape[-1])
-        weight = slope(margin - cutoff * binds, rule).detach()
+        learns = torch.ones_like(margin)
+        if rule.surrogate_latents == "near":
+            learns = may_fire(margin.detach(), replace(rule, k=min(4 * rule.k, margin.shape[-1])))
+        weight = learns * slope(margin - cutoff * binds, rule).detach()
         total = torch.where(binds, weight.sum(-1, keepdim=True), torch.inf)
         linear = weight * (margin - (weight * margin).sum(-1, keepdim=True) / total)
         return hard + (linear - linear.detach())

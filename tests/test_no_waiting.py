@@ -32,6 +32,7 @@ LOSSES = {
 SELECTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "topk": ({"selection": "topk"}, {"activation": "topk_binary"}),
     "topk, all learn": ({"surrogate_latents": "all", "selection": "topk"}, {"ste_latents": "all"}),
+    "topk, near": ({"surrogate_latents": "near", "selection": "topk"}, {"ste_latents": "near"}),
     "groupmax": ({"selection": "groupmax"}, {"activation": "groupmax_binary"}),
     "threshold": ({"selection": "threshold"}, {"activation": "binary"}),
     "gumbel": ({"selection": "gumbel"}, {"activation": "gumbel_binary"}),

@@ -98,17 +98,20 @@ def _stock(k: int, name: str = "") -> Case:
 # Half the default width of the surrogate.
 NARROW = {"surrogate_temperature": 0.5}
 EVERYWHERE = [
-    *(_stock(k) for k in (16, 32, 64)),
-    *(
-        replace(_entropy(coefficient, ", refitted"), refits=True)
-        for coefficient in ("4e-4", "5e-4", "2e-4", "9e-5")
-    ),
+    _stock(32),
+    replace(_entropy("4e-4", ", refitted"), refits=True),
+    replace(_entropy("2e-4", ", refitted"), refits=True),
     replace(_competing(", refitted"), refits=True),
 ]
-# What each setting brings: one of them changed at a time.
+# More of the curves of FVU by bits, and what each setting brings: one of them changed at a time.
 MAIN_SITE_ONLY = [
+    _stock(16),
+    _stock(64),
+    *(
+        replace(_entropy(coefficient, ", refitted"), refits=True)
+        for coefficient in ("5e-4", "9e-5", "8e-5")
+    ),
     replace(_stock(32, ", lr 2e-3"), lr=2e-3, adam_beta2=0.99),
-    replace(_entropy("8e-5", ", refitted"), refits=True),
     _entropy("4e-4"),
     _entropy("4e-4", ", encoder trains b_dec", encoder_trains_b_dec=True),
     _entropy("4e-4", ", b_dec not subtracted", apply_b_dec_to_input=False),

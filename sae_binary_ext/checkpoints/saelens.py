@@ -47,6 +47,7 @@ TRAINING_FIELDS = (
     "entropy_start_step",
     "entropy_warm_up_steps",
     "initial_firing_rate",
+    "pre_act_loss_coefficient",
     "surrogate_latents",
     "use_sparse_activations",
 )

@@ -1,4 +1,4 @@
-"""topk whose every latent learns (surrogate_latents "all").
+"""topk whose latents compete for its places (surrogate_latents "all" and "near").
 
 The k latents that fire are those whose margin exceeds the token's cutoff, and a soft count of the
 latents around the cutoff stands for k: with p_j = sigmoid((margin_j - cutoff) / T), or another
@@ -9,6 +9,9 @@ d cutoff = sum_j p'_j d margin_j / sum_j p'_j. So a latent's gradient is
 
 what gains by firing comes up and pushes out what gains less. A token with fewer than k positive
 margins has room left: its cutoff stays at 0 and p'_j g_j remains, as with selection threshold.
+
+With "all", j runs over all latents; with "near", over those of the 4k largest margins, and no
+other learns from the token.
 """
 
 from typing import Any
@@ -25,7 +28,7 @@ def find_cutoff(picked: Tensor, latents: int) -> Tensor:
 
     Args:
         picked: [..., k], the margins of the picked latents.
-        latents: number of latents; as many as are picked leave none to compete with.
+        latents: how many compete; as many as are picked leave none to compete with.
 
     Returns:
         [..., 1], at least 0.
@@ -58,6 +61,22 @@ def learn_through(
 
 def competing_codes(margin: Tensor, rule: CodeRule) -> Tensor:
     """Codes [..., latents] of margins [..., latents]: those of topk, with the gradient above."""
+    if rule.every_latent_learns:
+        return compete(margin, rule)
+    values, index = pick_latents(margin, rule.learning(margin.shape[-1]))
+    return scatter_codes(compete(values, rule), index, margin.shape[-1])
+
+
+def compete(margin: Tensor, rule: CodeRule) -> Tensor:
+    """Codes of the latents that compete, and of no others.
+
+    Args:
+        margin: [..., m], of the m >= k that do.
+        rule: k and the surrogate.
+
+    Returns:
+        [..., m], 1.0 for the k largest where they are positive.
+    """
     return _Competing.apply(margin, rule)  # pyright: ignore[reportReturnType]
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding.competing import competing_codes
+from sae_binary_ext.coding.competing import compete, competing_codes
 from sae_binary_ext.coding.indexed import Picks
 from sae_binary_ext.coding.parts import cached_parts
 from sae_binary_ext.coding.selection import (
@@ -113,6 +113,11 @@ class Encoder:
         return self.weight.shape[1]
 
     @property
+    def learning(self) -> CodeRule:
+        """The rule that picks the latents which learn from a token."""
+        return self.rule.learning(self.latents)
+
+    @property
     def threshold(self) -> Tensor:
         """What a pre-activation must exceed, [latents]."""
         return self.log_threshold.exp()
@@ -147,29 +152,29 @@ def binarise(
 
 
 def picks_indices(rule: CodeRule, latents: int) -> bool:
-    """Whether encode_indices takes this rule, of which the picked latents alone learn, and is
+    """Whether encode_indices takes this rule, of which few latents of a token learn, and is
     expected to be the faster form.
 
     On two CPU cores forward and backward take 0.74 to 0.84 of the dense form's time where k is an
     eighth of the latents, and 1.1 to 1.2 where it is a quarter (benchmarks/paths.py).
     """
-    few = SELECTIONS[rule.selection].pick is not None and rule.k * 8 <= latents
-    return few and not rule.competes
+    picks = SELECTIONS[rule.selection].pick is not None and not rule.every_latent_learns
+    return picks and rule.learning(latents).k * 8 <= latents
 
 
 def encode_indices(encoder: Encoder) -> tuple[Tensor, Picks, Tensor]:
-    """The encoder in index form: the same codes, with gradients of the picked latents alone.
+    """The encoder in index form: the same codes, with gradients of those latents alone that learn.
 
     Args:
         encoder: its selection picks a fixed number of latents (topk, groupmax).
 
     Returns:
-        Codes [tokens, k], 0.0 or 1.0; the latents they belong to; and all pre-activations
-        [tokens, latents], through which gradients flow too.
+        Codes [tokens, m], 0.0 or 1.0, of the m latents of each token that learn; which these are;
+        and all pre-activations [tokens, latents], through which gradients flow too.
     """
     pre = encoder.pre_activations()
     with torch.no_grad():
-        values, index = pick_above(pre, encoder.threshold, encoder.rule)
+        values, index = pick_above(pre, encoder.threshold, encoder.learning)
     picks = Picks(index, encoder.latents)
     return _codes_of_picks(values, encoder, picks).to(pre.dtype), picks, pre
 
@@ -182,12 +187,12 @@ def encode_picks(encoder: Encoder) -> tuple[Tensor, Picks]:
         encoder: its selection picks a fixed number of latents.
 
     Returns:
-        Codes [tokens, k], 0.0 or 1.0, and the latents they belong to.
+        Codes [tokens, m], 0.0 or 1.0, of the m latents of each token that learn; which these are.
     """
     with torch.no_grad():
         threshold = encoder.threshold
         picked = [
-            pick_above(pre, threshold, encoder.rule)
+            pick_above(pre, threshold, encoder.learning)
             for pre in pre_activations_in_parts(encoder.centred, encoder.weight, encoder.bias)
         ]
         values, index = (torch.cat(each) for each in zip(*picked, strict=True))
@@ -196,7 +201,7 @@ def encode_picks(encoder: Encoder) -> tuple[Tensor, Picks]:
 
 
 def _codes_of_picks(values: Tensor, encoder: Encoder, picks: Picks) -> Tensor:
-    """Codes [tokens, k] of picked margins, with gradient."""
+    """Codes [tokens, m] of picked margins [tokens, m], with gradient."""
     margin = cast(
         Tensor,
         _PickedGradient.apply(
@@ -210,6 +215,8 @@ def _codes_of_picks(values: Tensor, encoder: Encoder, picks: Picks) -> Tensor:
         ),
     )
     rule = encoder.rule
+    if rule.competes:
+        return compete(margin, rule)
     return step(margin, rule.surrogate, rule.surrogate_temperature)
 
 
@@ -257,7 +264,7 @@ def active_latents(
 
 
 class _PickedGradient(torch.autograd.Function):
-    """Passes picked margins on and gives the encoder its gradient, of k latents a token."""
+    """Passes picked margins on and gives the encoder its gradient, of the picks alone."""
 
     @staticmethod
     def forward(

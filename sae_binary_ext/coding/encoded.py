@@ -85,10 +85,10 @@ class DenseCodes(Encoded):
 
 @dataclass(eq=False)
 class PickedCodes(Encoded):
-    """Codes of a fixed number of latents a token.
+    """Codes of the latents that learn from a token, a fixed number of them.
 
     Attributes:
-        codes: [tokens, k], 0.0 or 1.0.
+        codes: [tokens, m], 0.0 or 1.0.
         picks: the latents they belong to.
     """
 

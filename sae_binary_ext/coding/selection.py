@@ -8,7 +8,7 @@ Adding a selection: one function below and one entry in SELECTIONS.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from sae_binary_ext.coding.surrogate import SURROGATES, step
 
-SURROGATE_LATENTS = ("selected", "all")
+SURROGATE_LATENTS = ("selected", "near", "all")
+# Of surrogate_latents "near": the latents a token that compete for each of its k places.
+NEAR = 4
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class CodeRule:
             "sigmoid" alone.
         surrogate_temperature: width of the surrogate, in units of the pre-activation.
         surrogate_latents: which latents learn from a token: "selected", those that the selection
-            picks, or "all", which topk alone takes (see coding.competing). With threshold all do.
+            picks; and with topk alone "near", the 4k of the largest margins, or "all", which
+            compete for the k places (see coding.competing). With threshold all learn.
 
     Raises:
         ValueError: a field is out of range; the message names it, its value and the remedy.
@@ -63,23 +66,33 @@ class CodeRule:
                 f"surrogate_latents={self.surrogate_latents!r}: choose one of "
                 f"{list(SURROGATE_LATENTS)}."
             )
-        if self.surrogate_latents == "all" and self.selection != "topk":
+        if self.competes and self.selection != "topk":
             raise ValueError(
-                f"surrogate_latents='all' with selection={self.selection!r}: topk alone takes it. "
-                "Leave it out."
+                f"surrogate_latents={self.surrogate_latents!r} with selection={self.selection!r}: "
+                "topk alone takes it. Leave it out."
             )
         if self.k < 1:
             raise ValueError(f"k={self.k!r}: give a whole number of at least 1.")
 
     @property
     def competes(self) -> bool:
-        """Whether all latents learn, and share what k leaves room for."""
-        return self.surrogate_latents == "all"
+        """Whether more latents learn than fire, and share what k leaves room for."""
+        return self.surrogate_latents != "selected"
 
     @property
     def every_latent_learns(self) -> bool:
         """Whether a token hands a gradient to every latent."""
-        return self.competes or SELECTIONS[self.selection].alone
+        return self.surrogate_latents == "all" or SELECTIONS[self.selection].alone
+
+    def learning(self, latents: int) -> "CodeRule":
+        """The rule that picks the latents which learn from a token, where not every one does.
+
+        Args:
+            latents: of the coder, no more than which are picked.
+        """
+        if not self.competes:
+            return self
+        return replace(self, k=min(NEAR * self.k, latents))
 
     def check_latents(self, latents: int) -> None:
         """Raise ValueError where k does not suit a coder of this many latents."""

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
+from sae_binary_ext.coding.checks import check_at_least_zero
 from sae_binary_ext.coding.decode import decode
 from sae_binary_ext.coding.encode import Encoder, binarise, check_width, pre_activations
 from sae_binary_ext.coding.encoded import DenseCodes, Encoded, encode_batch
 from sae_binary_ext.coding.entropy import firing_rates, minibatch_entropy
 from sae_binary_ext.coding.inference import infer_indices, infer_packed
 from sae_binary_ext.coding.initialization import INITIAL_THRESHOLD, fit_start, starting_rate
+from sae_binary_ext.coding.reconstruction import total_variance
 from sae_binary_ext.coding.selection import SELECTIONS, SURROGATE_LATENTS, CodeRule
 from sae_binary_ext.coding.surrogate import SURROGATES
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE
@@ -211,16 +213,21 @@ class BinaryTrainingSAEConfig(BinaryCodeConfig, TrainingSAEConfig):
         decoder_init_norm: norm of the decoder rows when training starts. None scales them to the
             least squared error on the first batch.
         surrogate_latents: which latents learn from a token: "selected", those that its selection
-            picks, or, with topk, "all", which compete for the k places (see coding.competing).
+            picks, or, with topk, "near", the 4k nearest to firing, or "all", which compete for the
+            k places (see coding.competing).
         encoder_trains_b_dec: whether b_dec, which an autoencoder subtracts from its input, learns
             through the encoder too, as stock coders' does. Then each step of the optimiser shifts
             all pre-activations together, and latents fire too often or never.
+        pre_act_loss_coefficient: FVU that a unit of the encoder bias of a dead latent is worth:
+            latents that have not fired for the trainer's dead_feature_window of steps come up
+            until they do. 0 turns it off. SAELens' jumprelu has a loss of this name and purpose.
     """
 
     initial_firing_rate: float | None = None
     decoder_init_norm: float | None = None
     surrogate_latents: str = choice(*SURROGATE_LATENTS, default="selected")
     encoder_trains_b_dec: bool = False
+    pre_act_loss_coefficient: float = 0.0
 
     @override
     @classmethod
@@ -235,6 +242,7 @@ class BinaryTrainingSAEConfig(BinaryCodeConfig, TrainingSAEConfig):
                 f"initial_firing_rate={self.initial_firing_rate!r}: give a number between 0 and 1, "
                 "or None."
             )
+        check_at_least_zero(pre_act_loss_coefficient=self.pre_act_loss_coefficient)
         if self.encoder_trains_b_dec and not self.apply_b_dec_to_input:
             raise ValueError(
                 "encoder_trains_b_dec=True with apply_b_dec_to_input=False: the encoder does not "
@@ -345,7 +353,13 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         hidden_pre: Tensor,
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
-        return {}
+        dead = step_input.dead_neuron_mask
+        if not self.cfg.pre_act_loss_coefficient or dead is None:
+            return {}
+        # Of the pre-activations the biases alone: those of a batch add up to little else, and the
+        # encoder's weights would take a product as large as the encoder's.
+        scale = self.cfg.pre_act_loss_coefficient * total_variance(step_input.sae_in)
+        return {"pre_act_loss": -scale * (self.b_enc * dead).sum()}
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:

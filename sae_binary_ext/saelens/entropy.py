@@ -12,6 +12,7 @@ from simple_parsing import choice
 from torch import Tensor
 from typing_extensions import override
 
+from sae_binary_ext.coding.checks import check_at_least_zero
 from sae_binary_ext.coding.covariance import covariance_penalty, sampled_covariance_penalty
 from sae_binary_ext.coding.entropy import bernoulli_entropy, firing_rates, ramp
 from sae_binary_ext.coding.reconstruction import total_variance
@@ -49,10 +50,8 @@ class EntropyLossFields:
 
     def check_entropy_fields(self) -> None:
         """Raise ValueError where one of the fields is out of range."""
-        for field in fields(EntropyLossFields):
-            value = getattr(self, field.name)
-            if not 0 <= value < float("inf"):
-                raise ValueError(f"{field.name}={value!r}: give a number of at least 0.")
+        names = [field.name for field in fields(EntropyLossFields)]
+        check_at_least_zero(**{name: getattr(self, name) for name in names})
 
     def entropy_losses(
         self,
@@ -124,6 +123,7 @@ class BinaryEntropyTrainingSAE(BinaryTrainingSAE):
         hidden_pre: Tensor,
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
-        return self.cfg.entropy_losses(
+        losses = super().calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out)
+        return losses | self.cfg.entropy_losses(
             step_input.n_training_steps, feature_acts, step_input.sae_in, self.firing_rates
         )

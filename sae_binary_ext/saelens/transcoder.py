@@ -17,6 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_binary_ext.coding.auxiliary import auxiliary_error
+from sae_binary_ext.coding.checks import check_at_least_zero
 from sae_binary_ext.coding.initialization import fit_decoder, fit_start, sample_rows
 from sae_binary_ext.saelens.autoencoder import (
     BinaryCodeConfig,
@@ -88,10 +89,7 @@ class BinaryTranscoderTrainingSAEConfig(
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_entropy_fields()
-        if not 0 <= self.aux_loss_coefficient < float("inf"):
-            raise ValueError(
-                f"aux_loss_coefficient={self.aux_loss_coefficient!r}: give a number of at least 0."
-            )
+        check_at_least_zero(aux_loss_coefficient=self.aux_loss_coefficient)
 
 
 class BinaryTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -115,7 +113,8 @@ class BinaryTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOv
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
         target = step_input.sae_in
-        losses = self.cfg.entropy_losses(
+        losses = super().calculate_aux_loss(step_input, feature_acts, hidden_pre, sae_out)
+        losses |= self.cfg.entropy_losses(
             step_input.n_training_steps, feature_acts, target, self.firing_rates
         )
         dead = step_input.dead_neuron_mask

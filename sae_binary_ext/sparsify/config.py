@@ -7,6 +7,7 @@ from simple_parsing.helpers.serialization.serializable import from_dict as datac
 from sparsify import SparseCoderConfig, TrainConfig
 from typing_extensions import override
 
+from sae_binary_ext.coding.checks import check_at_least_zero
 from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION, SURROGATE_OF_STE
 from sae_binary_ext.coding.selection import CodeRule
 from sae_binary_ext.saving import NOTES_KEY
@@ -53,9 +54,9 @@ class BinarySparseCoderConfig(SparseCoderConfig):
     ste_temperature: float = 2.0
     """Width of the surrogate, in units of the pre-activation."""
 
-    ste_latents: Literal["selected", "all"] = "selected"
+    ste_latents: Literal["selected", "near", "all"] = "selected"
     """Which latents learn from a token: those that the activation selects, or, with topk_binary,
-    all, which compete for the k places."""
+    the 4k that are nearest to firing, or all, which compete for the k places."""
 
     entropy_alpha: float = 0.0
     """Weight of the entropy loss: FVU that one bit of a batch's code entropy is worth."""
@@ -110,15 +111,13 @@ class BinarySparseCoderConfig(SparseCoderConfig):
             )
         if self.ste not in SURROGATE_OF_STE:
             raise ValueError(f"ste={self.ste!r}: choose one of {sorted(SURROGATE_OF_STE)}.")
-        for name in (
-            "entropy_alpha",
-            "covariance_alpha",
-            "covariance_sample",
-            "entropy_start_step",
-            "entropy_warm_up_steps",
-        ):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name}={getattr(self, name)!r}: give a number of at least 0.")
+        check_at_least_zero(
+            entropy_alpha=self.entropy_alpha,
+            covariance_alpha=self.covariance_alpha,
+            covariance_sample=self.covariance_sample,
+            entropy_start_step=self.entropy_start_step,
+            entropy_warm_up_steps=self.entropy_warm_up_steps,
+        )
         if self.initial_firing_rate is not None and not 0 <= self.initial_firing_rate < 1:
             raise ValueError(
                 f"initial_firing_rate={self.initial_firing_rate!r}: give a number between 0 and "

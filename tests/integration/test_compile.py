@@ -15,6 +15,7 @@ SIZES: dict[str, Any] = {"d_in": 16, "d_sae": 256, "k": 8}
 CONFIGS = [
     BinaryTrainingSAEConfig(**SIZES),
     BinaryTrainingSAEConfig(**SIZES, surrogate_latents="all"),
+    BinaryTrainingSAEConfig(**SIZES, surrogate_latents="near"),
     BinaryEntropyTrainingSAEConfig(**SIZES, covariance_coefficient=1e-5),
 ]
 

@@ -34,6 +34,9 @@ CONFIGS = [
         for selection in SELECTIONS
     ),
     BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, surrogate_latents="all"),
+    # In index form; with the larger k, where a quarter of the latents learn, in the dense one.
+    BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4, surrogate_latents="near"),
+    BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, surrogate_latents="near"),
     BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, encoder_trains_b_dec=True),
     BinaryEntropyTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE),
     BinaryEntropyTrainingSAEConfig(
@@ -44,7 +47,7 @@ each_config = pytest.mark.parametrize(
     "config",
     CONFIGS,
     ids=lambda config: (
-        f"{config.architecture()}-{config.selection}-learn-{config.surrogate_latents}"
+        f"{config.architecture()}-{config.selection}-k{config.k}-learn-{config.surrogate_latents}"
         f"-b_dec-{'both' if config.encoder_trains_b_dec else 'decoder'}"
     ),
 )
@@ -353,6 +356,7 @@ def test_wrong_fields_are_named(config: Any, fields: dict[str, Any], message: st
     [
         ({"surrogate_latents": "few"}, "surrogate_latents='few'.*selected"),
         ({"surrogate_latents": "all", "selection": "groupmax"}, "'all' with selection='groupmax'"),
+        ({"surrogate_latents": "near", "selection": "threshold"}, "'near' with selection='thres"),
         (
             {"encoder_trains_b_dec": True, "apply_b_dec_to_input": False},
             "encoder_trains_b_dec=True with apply_b_dec_to_input=False",

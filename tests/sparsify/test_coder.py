@@ -107,8 +107,9 @@ def test_value_and_every_gradient_equal_the_reference(activation: str, kind: str
 
 @each_kind
 @pytest.mark.parametrize("ste", ["sigmoid", "rectangle", "re", "identity"])
-def test_latents_that_compete_equal_the_reference(kind: str, ste: str):
-    coder = coder_of(dtype=torch.float64, ste=ste, ste_latents="all", **KINDS[kind])
+@pytest.mark.parametrize("learn", ["near", "all"])
+def test_latents_that_compete_equal_the_reference(kind: str, ste: str, learn: str):
+    coder = coder_of(dtype=torch.float64, ste=ste, ste_latents=learn, **KINDS[kind])
     assert_equals_reference(coder)
 
 

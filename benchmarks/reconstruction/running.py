@@ -1,0 +1,59 @@
+"""One run of the comparison: a coder trained and measured. A process of its own imports this."""
+
+import functools
+import tempfile
+from pathlib import Path
+
+from sae_lens import SAETransformerBridge
+
+from benchmarks.reconstruction.activations import Site, load, read_rows
+from benchmarks.reconstruction.cases import Case
+from benchmarks.reconstruction.results import PARTS, Figures, Result
+from benchmarks.reconstruction.training import in_pairs, train
+from sae_binary_ext.demo.config import FIRST_POSITION
+from sae_binary_ext.evaluation import CoderMetrics, SplicedModel, measure
+
+SPLICED_ROWS = 16
+
+
+def run_case(folder: Path, run: tuple[Site, Case, int]) -> Result:
+    """Train one coder, of a site, a case and a seed, and measure it."""
+    site, case, seed = run
+    split = load(folder, site)
+    with tempfile.TemporaryDirectory() as saved:
+        coder, seconds = train(case, site, split, seed, Path(saved))
+    figures = {
+        part: figures_of(case, measure(coder, *in_pairs(getattr(split, part), site)))
+        for part in PARTS
+    }
+    return Result(
+        kind=site.kind,
+        layer=site.layer,
+        case=case.name,
+        settings=case.settings(),
+        seed=seed,
+        **figures,
+        recovered=spliced_model(folder, site).losses(coder).recovered,
+        seconds=seconds,
+    )
+
+
+def figures_of(case: Case, metrics: CoderMetrics) -> Figures:
+    """The figures that are kept of a case's coder."""
+    return Figures(
+        fvu=metrics.fvu,
+        l0=metrics.l0,
+        dead=metrics.dead,
+        dense=metrics.dense_10,
+        entropy_bits=metrics.entropy_bits,
+        bits=case.bits(metrics.entropy_bits, metrics.l0),
+    )
+
+
+# Cases of one site follow each other.
+@functools.lru_cache(maxsize=1)
+def spliced_model(folder: Path, site: Site) -> SplicedModel:
+    """The model with the first held-out rows, to put a coder's output into."""
+    model = SAETransformerBridge.boot_transformers(str(folder / "model"), device="cpu")
+    rows = read_rows(folder).held_out_articles[:SPLICED_ROWS]
+    return SplicedModel(model, rows, *site.hooks, first_position=FIRST_POSITION)
