@@ -17,7 +17,7 @@ RULES = (
     + [
         CodeRule("topk", k, surrogate, 0.7, learning)
         for surrogate in ("sigmoid", "rectangle", "reste", "identity")
-        for k, learning in ((GROUPS, "all"), (2, "near"))
+        for k, learning in ((GROUPS, "all"), (4, "near"))
     ]
     + [CodeRule("gumbel", GROUPS, "sigmoid", temperature) for temperature in (0.5, 2.0)]
 )

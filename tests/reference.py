@@ -54,7 +54,7 @@ def codes(pre: Tensor, log_threshold: Tensor, rule: CodeRule) -> Tensor:
         binds = (cutoff > 0) & (rule.k < margin.shape[-1])
         learns = torch.ones_like(margin)
         if rule.surrogate_latents == "near":
-            learns = may_fire(margin.detach(), replace(rule, k=min(4 * rule.k, margin.shape[-1])))
+            learns = may_fire(margin.detach(), replace(rule, k=min(2 * rule.k, margin.shape[-1])))
         weight = learns * slope(margin - cutoff * binds, rule).detach()
         total = torch.where(binds, weight.sum(-1, keepdim=True), torch.inf)
         linear = weight * (margin - (weight * margin).sum(-1, keepdim=True) / total)

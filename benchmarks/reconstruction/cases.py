@@ -36,6 +36,7 @@ class Case:
         lr: Adam's learning rate at the start; it falls linearly to 0.
         batch_size: tokens a step.
         adam_beta2: Adam's second decay.
+        dead_feature_window: steps without firing after which a latent counts as dead in training.
         refits: whether the decoder is refitted on the training tokens at the end.
     """
 
@@ -45,6 +46,7 @@ class Case:
     lr: float = 6e-3
     batch_size: int = 256
     adam_beta2: float = 0.99
+    dead_feature_window: int = 1000
     refits: bool = False
 
     def settings(self) -> dict[str, Any]:
@@ -89,10 +91,11 @@ def _competing(name: str = "", **fields: Any) -> Case:
     return _topk(f", all learn{name}", **learning, **fields)
 
 
-def _stock(k: int, name: str = "") -> Case:
+def _stock(k: int, name: str = "", **settings: Any) -> Case:
     # SAELens' default norm of 0.1 left most of topk's latents dead (see demo/coders.py).
     fields = {"k": k, "decoder_init_norm": 1.0}
-    return Case(f"topk, k={k}{name}", "topk", fields, lr=1e-3, adam_beta2=0.999)
+    settings = {"lr": 1e-3, "adam_beta2": 0.999} | settings
+    return Case(f"topk, k={k}{name}", "topk", fields, **settings)
 
 
 # Half the default width of the surrogate.
@@ -111,7 +114,8 @@ MAIN_SITE_ONLY = [
         replace(_entropy(coefficient, ", refitted"), refits=True)
         for coefficient in ("5e-4", "9e-5", "8e-5")
     ),
-    replace(_stock(32, ", lr 2e-3"), lr=2e-3, adam_beta2=0.99),
+    _stock(32, ", lr 2e-3", lr=2e-3, adam_beta2=0.99),
+    *(_stock(k, ", dead after 100 steps", dead_feature_window=100) for k in (16, 32, 64)),
     _entropy("4e-4"),
     _entropy("4e-4", ", encoder trains b_dec", encoder_trains_b_dec=True),
     _entropy("4e-4", ", b_dec not subtracted", apply_b_dec_to_input=False),
@@ -132,7 +136,7 @@ MAIN_SITE_ONLY = [
     _competing(),
     _competing(", T=1", surrogate_temperature=1.0),
     _competing(", encoder trains b_dec", encoder_trains_b_dec=True),
-    replace(_stock(32, ", batch of 1024"), batch_size=1024),
+    _stock(32, ", batch of 1024", batch_size=1024),
 ]
 
 

@@ -33,6 +33,7 @@ def train(case: Case, site: Site, split: Split, seed: int, folder: Path) -> tupl
         lr_end=0.0,
         lr_decay_steps=EPOCHS * len(split.train) // case.batch_size,
         adam_beta2=case.adam_beta2,
+        dead_feature_window=case.dead_feature_window,
         n_batches_for_norm_estimate=NORM_BATCHES,
         logger=LoggingConfig(log_to_wandb=False),
     )

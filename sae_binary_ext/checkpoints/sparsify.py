@@ -49,7 +49,7 @@ TRAINING_FIELDS: dict[str, tuple[type, ...]] = {
     "initial_firing_rate": (float, int, type(None)),
     "multi_topk": (bool,),
     "normalize_decoder": (bool, type(None)),
-    "ste_latents": (str,),
+    "ste_latents": (str, type(None)),
 }
 
 

@@ -10,7 +10,7 @@ d cutoff = sum_j p'_j d margin_j / sum_j p'_j. So a latent's gradient is
 what gains by firing comes up and pushes out what gains less. A token with fewer than k positive
 margins has room left: its cutoff stays at 0 and p'_j g_j remains, as with selection threshold.
 
-With "all", j runs over all latents; with "near", over those of the 4k largest margins, and no
+With "all", j runs over all latents; with "near", over those of the 2k largest margins, and no
 other learns from the token.
 """
 
@@ -19,7 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding.selection import CodeRule, pick_latents, scatter_codes
+from sae_binary_ext.coding.selection import (
+    CodeRule,
+    pick_latents,
+    pick_learners,
+    scatter_codes,
+)
 from sae_binary_ext.coding.surrogate import SURROGATES
 
 
@@ -61,34 +66,40 @@ def learn_through(
 
 def competing_codes(margin: Tensor, rule: CodeRule) -> Tensor:
     """Codes [..., latents] of margins [..., latents]: those of topk, with the gradient above."""
-    if rule.every_latent_learns:
-        return compete(margin, rule)
-    values, index = pick_latents(margin, rule.learning(margin.shape[-1]))
-    return scatter_codes(compete(values, rule), index, margin.shape[-1])
+    latents = margin.shape[-1]
+    if not rule.every_latent_learns:
+        _, index = pick_learners(margin.detach(), rule)
+        return scatter_codes(compete_near(margin.gather(-1, index), rule), index, latents)
+    picked, index = pick_latents(margin.detach(), rule)
+    codes = scatter_codes((picked > 0).to(margin.dtype), index, latents)
+    return _Competing.apply(margin, codes, find_cutoff(picked, latents), rule)  # pyright: ignore
 
 
-def compete(margin: Tensor, rule: CodeRule) -> Tensor:
-    """Codes of the latents that compete, and of no others.
+def compete_near(margin: Tensor, rule: CodeRule) -> Tensor:
+    """Codes of the latents near to firing, with the gradient above, in which no others take part.
 
     Args:
-        margin: [..., m], of the m >= k that do.
+        margin: [..., m], the k picked first (see pick_learners).
         rule: k and the surrogate.
 
     Returns:
-        [..., m], 1.0 for the k largest where they are positive.
+        [..., m], 1.0 for the picked where they are positive, else 0.0.
     """
-    return _Competing.apply(margin, rule)  # pyright: ignore[reportReturnType]
+    near = margin.detach()
+    picked = torch.arange(near.shape[-1], device=near.device) < rule.k
+    codes = ((near > 0) & picked).to(near.dtype)
+    cutoff = find_cutoff(near[..., : rule.k], near.shape[-1])
+    return _Competing.apply(margin, codes, cutoff, rule)  # pyright: ignore[reportReturnType]
 
 
 class _Competing(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, margin: Tensor, rule: CodeRule) -> Tensor:
-        picked, index = pick_latents(margin, rule)
-        ctx.save_for_backward(margin, find_cutoff(picked, margin.shape[-1]))
+    def forward(ctx: Any, margin: Tensor, codes: Tensor, cutoff: Tensor, rule: CodeRule) -> Tensor:
+        ctx.save_for_backward(margin, cutoff)
         ctx.rule = rule
-        return scatter_codes((picked > 0).to(margin.dtype), index, margin.shape[-1])
+        return codes.view_as(codes)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
         margin, cutoff = ctx.saved_tensors
-        return learn_through(grad_outputs[0], margin, ctx.rule, cutoff), None
+        return learn_through(grad_outputs[0], margin, ctx.rule, cutoff), None, None, None

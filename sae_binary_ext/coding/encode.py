@@ -1,13 +1,13 @@
 """Linear encoder, threshold, selection and step: from hidden states to codes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding.competing import compete, competing_codes
+from sae_binary_ext.coding.competing import compete_near, competing_codes
 from sae_binary_ext.coding.indexed import Picks
 from sae_binary_ext.coding.parts import cached_parts
 from sae_binary_ext.coding.selection import (
@@ -15,6 +15,7 @@ from sae_binary_ext.coding.selection import (
     CodeRule,
     ones_first,
     pick_latents,
+    pick_learners,
     select_codes,
 )
 from sae_binary_ext.coding.surrogate import step
@@ -113,11 +114,6 @@ class Encoder:
         return self.weight.shape[1]
 
     @property
-    def learning(self) -> CodeRule:
-        """The rule that picks the latents which learn from a token."""
-        return self.rule.learning(self.latents)
-
-    @property
     def threshold(self) -> Tensor:
         """What a pre-activation must exceed, [latents]."""
         return self.log_threshold.exp()
@@ -159,7 +155,7 @@ def picks_indices(rule: CodeRule, latents: int) -> bool:
     eighth of the latents, and 1.1 to 1.2 where it is a quarter (benchmarks/paths.py).
     """
     picks = SELECTIONS[rule.selection].pick is not None and not rule.every_latent_learns
-    return picks and rule.learning(latents).k * 8 <= latents
+    return picks and rule.learners(latents) * 8 <= latents
 
 
 def encode_indices(encoder: Encoder) -> tuple[Tensor, Picks, Tensor]:
@@ -174,7 +170,7 @@ def encode_indices(encoder: Encoder) -> tuple[Tensor, Picks, Tensor]:
     """
     pre = encoder.pre_activations()
     with torch.no_grad():
-        values, index = pick_above(pre, encoder.threshold, encoder.learning)
+        values, index = pick_above(pre, encoder.threshold, encoder.rule, pick_learners)
     picks = Picks(index, encoder.latents)
     return _codes_of_picks(values, encoder, picks).to(pre.dtype), picks, pre
 
@@ -192,7 +188,7 @@ def encode_picks(encoder: Encoder) -> tuple[Tensor, Picks]:
     with torch.no_grad():
         threshold = encoder.threshold
         picked = [
-            pick_above(pre, threshold, encoder.learning)
+            pick_above(pre, threshold, encoder.rule, pick_learners)
             for pre in pre_activations_in_parts(encoder.centred, encoder.weight, encoder.bias)
         ]
         values, index = (torch.cat(each) for each in zip(*picked, strict=True))
@@ -216,22 +212,28 @@ def _codes_of_picks(values: Tensor, encoder: Encoder, picks: Picks) -> Tensor:
     )
     rule = encoder.rule
     if rule.competes:
-        return compete(margin, rule)
+        return compete_near(margin, rule)
     return step(margin, rule.surrogate, rule.surrogate_temperature)
 
 
-def pick_above(pre_activation: Tensor, threshold: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
+def pick_above(
+    pre_activation: Tensor,
+    threshold: Tensor,
+    rule: CodeRule,
+    pick: Callable[[Tensor, CodeRule], tuple[Tensor, Tensor]] = pick_latents,
+) -> tuple[Tensor, Tensor]:
     """Margins and latents that a rule picks, without an array of all margins.
 
     Args:
         pre_activation: [tokens, latents].
         threshold: [latents].
         rule: a selection that picks a fixed number of latents.
+        pick: which of them: pick_latents, those that may fire, or pick_learners.
 
     Returns:
-        Margins [tokens, k] and latents, int64 [tokens, k].
+        Margins [tokens, m] and latents, int64 [tokens, m]; m is k for pick_latents.
     """
-    picked = [pick_latents(part - threshold, rule) for part in cached_parts(pre_activation)]
+    picked = [pick(part - threshold, rule) for part in cached_parts(pre_activation)]
     if len(picked) == 1:
         return picked[0]
     values, index = zip(*picked, strict=True)

@@ -17,8 +17,9 @@ from torch import Tensor
 from sae_binary_ext.coding.surrogate import SURROGATES, step
 
 SURROGATE_LATENTS = ("selected", "near", "all")
-# Of surrogate_latents "near": the latents a token that compete for each of its k places.
-NEAR = 4
+# Of surrogate_latents "near": the latents of a token that compete for each of its k places. With 4
+# or 8 instead, a coder of k = 32 and 4608 latents had an FVU of 0.161 and 0.170 instead of 0.158.
+NEAR = 2
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class CodeRule:
             "sigmoid" alone.
         surrogate_temperature: width of the surrogate, in units of the pre-activation.
         surrogate_latents: which latents learn from a token: "selected", those that the selection
-            picks; and with topk alone "near", the 4k of the largest margins, or "all", which
+            picks; and with topk alone "near", the 2k of the largest margins, or "all", which
             compete for the k places (see coding.competing). With threshold all learn.
 
     Raises:
@@ -84,15 +85,9 @@ class CodeRule:
         """Whether a token hands a gradient to every latent."""
         return self.surrogate_latents == "all" or SELECTIONS[self.selection].alone
 
-    def learning(self, latents: int) -> "CodeRule":
-        """The rule that picks the latents which learn from a token, where not every one does.
-
-        Args:
-            latents: of the coder, no more than which are picked.
-        """
-        if not self.competes:
-            return self
-        return replace(self, k=min(NEAR * self.k, latents))
+    def learners(self, latents: int) -> int:
+        """How many of a coder's latents learn from a token, where the rule picks them."""
+        return min(NEAR * self.k, latents) if self.competes else self.k
 
     def check_latents(self, latents: int) -> None:
         """Raise ValueError where k does not suit a coder of this many latents."""
@@ -129,6 +124,11 @@ class Selection:
     uses_k: bool = True
     groups: bool = False
     alone: bool = False
+
+
+def learning_by_default(selection: str) -> str:
+    """The surrogate_latents of a coder in training whose config names none."""
+    return "near" if selection == "topk" else "selected"
 
 
 def topk(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
@@ -218,6 +218,24 @@ def pick_latents(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
         picking = [name for name, selection in SELECTIONS.items() if selection.pick]
         raise ValueError(f"selection={rule.selection!r} has no index form; these have: {picking}.")
     return pick(margin, rule)
+
+
+def pick_learners(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
+    """Margins and latents that learn from a token, both [..., m]; the k picked come first.
+
+    The others are looked for once these are out of the way. A coder in training and its saved form
+    must pick the same of equal margins, which the 2k largest at once would leave open.
+
+    Raises:
+        ValueError: the rule's selection has no fixed number of candidates.
+    """
+    values, index = pick_latents(margin, rule)
+    others = rule.learners(margin.shape[-1]) - rule.k
+    if not others:
+        return values, index
+    rest = margin.scatter(-1, index, -torch.inf)
+    more, places = pick_latents(rest, replace(rule, k=others))
+    return torch.cat((values, more), -1), torch.cat((index, places), -1)
 
 
 def scatter_codes(codes: Tensor, index: Tensor, latents: int) -> Tensor:

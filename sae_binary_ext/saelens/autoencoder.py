@@ -28,7 +28,7 @@ from sae_binary_ext.coding.entropy import firing_rates, minibatch_entropy
 from sae_binary_ext.coding.inference import infer_indices, infer_packed
 from sae_binary_ext.coding.initialization import INITIAL_THRESHOLD, fit_start, starting_rate
 from sae_binary_ext.coding.reconstruction import total_variance
-from sae_binary_ext.coding.selection import SELECTIONS, SURROGATE_LATENTS, CodeRule
+from sae_binary_ext.coding.selection import SELECTIONS, CodeRule, learning_by_default
 from sae_binary_ext.coding.surrogate import SURROGATES
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE
 from sae_binary_ext.saelens.saving import SavedAtOnce
@@ -213,21 +213,22 @@ class BinaryTrainingSAEConfig(BinaryCodeConfig, TrainingSAEConfig):
         decoder_init_norm: norm of the decoder rows when training starts. None scales them to the
             least squared error on the first batch.
         surrogate_latents: which latents learn from a token: "selected", those that its selection
-            picks, or, with topk, "near", the 4k nearest to firing, or "all", which compete for the
-            k places (see coding.competing).
+            picks, or, with topk, "near", the 2k nearest to firing, or "all", which compete for the
+            k places (see coding.competing). None takes near for topk, selected for others.
         encoder_trains_b_dec: whether b_dec, which an autoencoder subtracts from its input, learns
             through the encoder too, as stock coders' does. Then each step of the optimiser shifts
             all pre-activations together, and latents fire too often or never.
         pre_act_loss_coefficient: FVU that a unit of the encoder bias of a dead latent is worth:
             latents that have not fired for the trainer's dead_feature_window of steps come up
-            until they do. 0 turns it off. SAELens' jumprelu has a loss of this name and purpose.
+            until they do. 0, the default of binary_entropy, turns it off. SAELens' jumprelu has a
+            loss of this name and purpose.
     """
 
     initial_firing_rate: float | None = None
     decoder_init_norm: float | None = None
-    surrogate_latents: str = choice(*SURROGATE_LATENTS, default="selected")
+    surrogate_latents: str | None = None
     encoder_trains_b_dec: bool = False
-    pre_act_loss_coefficient: float = 0.0
+    pre_act_loss_coefficient: float = 1e-5
 
     @override
     @classmethod
@@ -252,7 +253,8 @@ class BinaryTrainingSAEConfig(BinaryCodeConfig, TrainingSAEConfig):
     @override
     def code_rule(self) -> CodeRule:
         """The fields as the mathematics takes them."""
-        return replace(super().code_rule(), surrogate_latents=self.surrogate_latents)
+        learns = self.surrogate_latents or learning_by_default(self.selection)
+        return replace(super().code_rule(), surrogate_latents=learns)
 
     def starting_rate(self) -> float:
         """Firing rate the encoder biases are set to on the first batch."""

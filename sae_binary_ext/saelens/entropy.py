@@ -89,11 +89,12 @@ class BinaryEntropyTrainingSAEConfig(EntropyLossFields, BinaryTrainingSAEConfig)
     """Config for training a binary autoencoder with entropy and covariance losses.
 
     The fields are those of BinaryTrainingSAEConfig and EntropyLossFields, with the entropy loss
-    on and thresholds in place of k.
+    on, thresholds in place of k, and dead latents left to what the entropy loss makes of them.
     """
 
     selection: str = choice(*SELECTIONS, default="threshold")
     entropy_coefficient: float = 5e-4
+    pre_act_loss_coefficient: float = 0.0
 
     @override
     @classmethod

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from sae_binary_ext.coding.checks import check_at_least_zero
 from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION, SURROGATE_OF_STE
-from sae_binary_ext.coding.selection import CodeRule
+from sae_binary_ext.coding.selection import CodeRule, learning_by_default
 from sae_binary_ext.saving import NOTES_KEY
 
 Activation = Literal[
@@ -54,9 +54,10 @@ class BinarySparseCoderConfig(SparseCoderConfig):
     ste_temperature: float = 2.0
     """Width of the surrogate, in units of the pre-activation."""
 
-    ste_latents: Literal["selected", "near", "all"] = "selected"
+    ste_latents: Literal["selected", "near", "all"] | None = None
     """Which latents learn from a token: those that the activation selects, or, with topk_binary,
-    the 4k that are nearest to firing, or all, which compete for the k places."""
+    the 2k that are nearest to firing, or all, which compete for the k places. None: near for
+    topk_binary, selected for others."""
 
     entropy_alpha: float = 0.0
     """Weight of the entropy loss: FVU that one bit of a batch's code entropy is worth."""
@@ -140,12 +141,13 @@ class BinarySparseCoderConfig(SparseCoderConfig):
         Raises:
             ValueError: k or ste_temperature is out of range, or ste does not suit the activation.
         """
+        selection = SELECTION_OF_ACTIVATION[self.activation]
         return CodeRule(
-            SELECTION_OF_ACTIVATION[self.activation],
+            selection,
             self.k,
             SURROGATE_OF_STE[self.ste],
             self.ste_temperature,
-            self.ste_latents,
+            self.ste_latents or learning_by_default(selection),
         )
 
     def is_binary(self) -> bool:
@@ -200,6 +202,7 @@ class BinarySparseCoderConfig(SparseCoderConfig):
             # The temperature of their Gumbel samples; that of their surrogates is 2.
             "ste_temperature": 0.5 if activation == "gumbel_binary" else 2.0,
             "initial_firing_rate": 0.0,
+            "ste_latents": "selected",
             "encoder_trains_b_dec": cls(**changes).centres(),
         }
         return cls._preset({**settings, **changes}, optimizer="signum")

@@ -41,6 +41,21 @@ def test_as_many_places_as_latents_leave_nothing_to_compete_for():
     torch.testing.assert_close(found, gradient(margin, free, incoming))
 
 
+@pytest.mark.parametrize("learn", ["near", "all"])
+def test_of_equal_margins_training_picks_those_that_the_saved_coder_picks(learn: str):
+    margin = torch.randint(-3, 4, (TOKENS, LATENTS)).float()
+    trained = binarise(margin, WITHOUT_THRESHOLD, CodeRule("topk", 4, surrogate_latents=learn))
+    assert torch.equal(trained, binarise(margin, WITHOUT_THRESHOLD, CodeRule("topk", 4)))
+
+
+def test_no_latent_but_the_nearest_learns():
+    margin = torch.randn(TOKENS, LATENTS)
+    rule = CodeRule("topk", 4, surrogate_latents="near")
+    learns = gradient(margin, rule, torch.randn(TOKENS, LATENTS)) != 0
+    near = torch.zeros_like(learns).scatter(-1, margin.topk(8).indices, True)
+    assert torch.equal(learns, near)
+
+
 @pytest.mark.parametrize("surrogate", ["sigmoid", "rectangle", "reste", "identity"])
 def test_tokens_without_any_slope_learn_nothing(surrogate: str):
     margin = torch.full((TOKENS, LATENTS), -1e4)

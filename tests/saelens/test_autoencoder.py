@@ -35,8 +35,8 @@ CONFIGS = [
     ),
     BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, surrogate_latents="all"),
     # In index form; with the larger k, where a quarter of the latents learn, in the dense one.
-    BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4, surrogate_latents="near"),
     BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, surrogate_latents="near"),
+    BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=2 * K, surrogate_latents="near"),
     BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, encoder_trains_b_dec=True),
     BinaryEntropyTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE),
     BinaryEntropyTrainingSAEConfig(
@@ -98,9 +98,9 @@ def test_codes_are_exactly_zero_or_one_and_survive_saving(
     for each in (training_codes, codes):
         assert set(each.flatten().tolist()) <= {0.0, 1.0}
         if config.selection in ("topk", "groupmax"):
-            assert each.sum(-1).max() <= K
+            assert each.sum(-1).max() <= config.k
         if config.selection == "gumbel":
-            assert (each.sum(-1) == K).all()
+            assert (each.sum(-1) == config.k).all()
     assert torch.equal(codes, trained.encode(x))
     assert torch.equal(loaded(x), trained(x))
     assert torch.equal(codes, scatter_codes(*loaded.encode_indices(x), D_SAE))

@@ -277,6 +277,8 @@ def test_a_step_is_the_formula_in_float64(name: str, dead_latents: int):
         revived = allowed + (linear - linear.detach())  # taken as fired, whatever their sign
         error = revived @ plain["W_dec"][:dead_latents] - residual.detach()
         loss = loss + 0.3 * error.square().sum(-1).mean()
+        biases = plain["b_enc"][:dead_latents].sum()
+        loss = loss - config.pre_act_loss_coefficient * variance * biases
     loss.backward()
 
     assert output.loss.item() == pytest.approx(loss.item(), rel=1e-9)
