@@ -80,15 +80,21 @@ def _entropy(coefficient: str, name: str = "", **fields: Any) -> Case:
     return Case(f"entropy, {coefficient} a bit{name}", "binary_entropy", settings)
 
 
-def _topk(name: str = "", **fields: Any) -> Case:
-    """A `binary` coder of k = 32 whose selected latents learn."""
-    return Case(f"k=32{name}", "binary", {"k": 32} | NARROW | fields)
+def _topk(learn: str, name: str = "", **fields: Any) -> Case:
+    """A `binary` coder of k = 32, dead latents left alone."""
+    settings = {"k": 32, "surrogate_latents": learn, "pre_act_loss_coefficient": 0.0}
+    return Case(f"k=32, {learn} learn{name}", "binary", settings | NARROW | fields)
 
 
-def _competing(name: str = "", **fields: Any) -> Case:
-    """A `binary` coder of k = 32 whose every latent learns."""
-    learning = {"surrogate_latents": "all", "initial_firing_rate": 0.01}
-    return _topk(f", all learn{name}", **learning, **fields)
+def _competing(learn: str, name: str = "", **fields: Any) -> Case:
+    """A `binary` coder of k = 32 whose latents compete, started with few that fire."""
+    return _topk(learn, name, **{"initial_firing_rate": 0.01} | fields)
+
+
+def _near(k: int, name: str = "", **fields: Any) -> Case:
+    """A `binary` coder whose near latents learn and whose dead ones come up."""
+    case = _competing("near", name, k=k, pre_act_loss_coefficient=1e-4, **fields)
+    return replace(case, name=f"k={k}, near learn{name}", dead_feature_window=10)
 
 
 def _stock(k: int, name: str = "", **settings: Any) -> Case:
@@ -104,7 +110,7 @@ EVERYWHERE = [
     _stock(32),
     replace(_entropy("4e-4", ", refitted"), refits=True),
     replace(_entropy("2e-4", ", refitted"), refits=True),
-    replace(_competing(", refitted"), refits=True),
+    replace(_near(32, ", refitted"), refits=True),
 ]
 # More of the curves of FVU by bits, and what each setting brings: one of them changed at a time.
 MAIN_SITE_ONLY = [
@@ -123,19 +129,13 @@ MAIN_SITE_ONLY = [
     replace(_entropy("4e-4", ", lr 2e-3"), lr=2e-3),
     replace(_entropy("4e-4", ", batch of 1024"), batch_size=1024),
     _entropy("4e-4", ", k=64, all learn", selection="topk", k=64, surrogate_latents="all"),
-    _topk(),
-    replace(_topk(", T=1, lr 2e-3", surrogate_temperature=1.0), lr=2e-3),
-    replace(
-        _topk(
-            ", T=1, lr 2e-3, encoder trains b_dec",
-            surrogate_temperature=1.0,
-            encoder_trains_b_dec=True,
-        ),
-        lr=2e-3,
-    ),
-    _competing(),
-    _competing(", T=1", surrogate_temperature=1.0),
-    _competing(", encoder trains b_dec", encoder_trains_b_dec=True),
+    _near(32),
+    _near(32, ", T=1", surrogate_temperature=1.0),
+    _near(32, ", encoder trains b_dec", encoder_trains_b_dec=True),
+    _competing("near", ", dead left alone"),
+    replace(_competing("all", ", refitted"), refits=True),
+    _topk("selected"),
+    replace(_topk("selected", ", T=1, lr 2e-3", surrogate_temperature=1.0), lr=2e-3),
     _stock(32, ", batch of 1024", batch_size=1024),
 ]
 
