@@ -4,7 +4,7 @@ Usage: python -m benchmarks.steps
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sae_lens import TopKTrainingSAEConfig
@@ -54,6 +54,11 @@ def saelens_pair(latents: int, k: int) -> tuple[Any, Any]:
     return BinaryTrainingSAEConfig(**size, k=k), TopKTrainingSAEConfig(**size, k=k)
 
 
+def saelens_selected_pair(latents: int, k: int) -> tuple[Any, Any]:
+    ours, theirs = saelens_pair(latents, k)
+    return replace(ours, surrogate_latents="selected"), theirs
+
+
 def entropy_pair(latents: int, k: int) -> tuple[Any, Any]:
     size = {"d_in": WIDTH, "d_sae": latents}
     return BinaryEntropyTrainingSAEConfig(**size), TopKTrainingSAEConfig(**size, k=k)
@@ -64,6 +69,11 @@ def sparsify_pair(latents: int, k: int) -> tuple[Any, Any]:
         BinarySparseCoderConfig(num_latents=latents, k=k),
         SparseCoderConfig(num_latents=latents, k=k),
     )
+
+
+def sparsify_selected_pair(latents: int, k: int) -> tuple[Any, Any]:
+    ours, theirs = sparsify_pair(latents, k)
+    return replace(ours, ste_latents="selected"), theirs
 
 
 @dataclass(frozen=True)
@@ -83,8 +93,20 @@ SAELENS = Trainer(saelens_steps, saelens_optimiser)
 SPARSIFY = Trainer(sparsify_steps, sparsify_optimiser)
 TABLES = (
     ("SAELens' trainer: binary against topk", SAELENS, saelens_pair, KS),
+    (
+        "SAELens' trainer: binary, the selected latents alone learning, against topk",
+        SAELENS,
+        saelens_selected_pair,
+        KS,
+    ),
     ("SAELens' trainer: binary_entropy against topk", SAELENS, entropy_pair, (32,)),
     ("sparsify's trainer: topk_binary against topk", SPARSIFY, sparsify_pair, KS),
+    (
+        "sparsify's trainer: topk_binary, the selected latents alone learning, against topk",
+        SPARSIFY,
+        sparsify_selected_pair,
+        KS,
+    ),
 )
 
 

@@ -228,7 +228,7 @@ class BinaryTrainingSAEConfig(BinaryCodeConfig, TrainingSAEConfig):
     decoder_init_norm: float | None = None
     surrogate_latents: str | None = None
     encoder_trains_b_dec: bool = False
-    pre_act_loss_coefficient: float = 1e-5
+    pre_act_loss_coefficient: float = 1e-4
 
     @override
     @classmethod
