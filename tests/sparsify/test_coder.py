@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sparsify import SparseCoder, SparseCoderConfig
+from sparsify import SparseCoder
 from torch import Tensor
 
 import sae_binary_ext  # noqa: F401  # registers
@@ -354,31 +354,6 @@ def test_running_firing_rates_follow_training_alone():
     assert coder.entropy_bits() == pytest.approx(
         sum(reference.bernoulli_bits(rate) for rate in coder.firing_rates.tolist()), rel=1e-5
     )
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"k": LATENTS + 1}, f"k={LATENTS + 1}.*{LATENTS} latents"),
-        ({"k": 3, "activation": "groupmax_binary"}, "k=3.*not a multiple"),
-        ({"k": 3, "activation": "gumbel_binary"}, "k=3.*not a multiple"),
-    ],
-)
-def test_a_k_that_does_not_suit_the_latents_is_named(fields: dict[str, Any], message: str):
-    with pytest.raises(ValueError, match=message):
-        SparseCoder(D_IN, BinarySparseCoderConfig(num_latents=LATENTS, **fields))
-
-
-def test_a_stock_activation_is_refused_by_the_binary_class():
-    for config in (SparseCoderConfig(), BinarySparseCoderConfig(activation="topk")):
-        with pytest.raises(ValueError, match="activation='topk'"):
-            BinarySparseCoder(D_IN, config)
-        assert type(SparseCoder(D_IN, config)) is SparseCoder
-
-
-def test_unit_decoder_rows_are_refused():
-    with pytest.raises(ValueError, match="lives in its decoder row"):
-        coder_of().set_decoder_norm_to_unit_norm()
 
 
 @each_activation

@@ -107,6 +107,23 @@ def test_a_stock_train_config_reads_as_before():
     assert config == TrainConfig(SparseCoderConfig(k=4), batch_size=2)
 
 
+@pytest.mark.parametrize(
+    ("config", "learn"),
+    [
+        (BinarySparseCoderConfig(), "near"),
+        (BinarySparseCoderConfig(activation="groupmax_binary"), "selected"),
+        (BinarySparseCoderConfig(activation="binary"), "selected"),
+        (BinarySparseCoderConfig(ste_latents="all"), "all"),
+        (BinarySparseCoderConfig.quirke2025(), "selected"),
+        (BinarySparseCoderConfig.cho2025(), "selected"),
+    ],
+)
+def test_near_latents_learn_in_topk_coders_but_the_paper_s(
+    config: BinarySparseCoderConfig, learn: str
+):
+    assert config.code_rule().surrogate_latents == learn
+
+
 def test_presets_carry_their_optimizer():
     quirke = BinarySparseCoderConfig.quirke2025(k=64, transcode=True).train_config(layers=[3])
     assert (quirke.sae.k, quirke.sae.transcode, quirke.sae.ste_temperature) == (64, True, 2.0)
