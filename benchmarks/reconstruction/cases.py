@@ -86,14 +86,9 @@ def _topk(learn: str, name: str = "", **fields: Any) -> Case:
     return Case(f"k=32, {learn} learn{name}", "binary", settings | NARROW | fields)
 
 
-def _competing(learn: str, name: str = "", **fields: Any) -> Case:
-    """A `binary` coder of k = 32 whose latents compete, started with few that fire."""
-    return _topk(learn, name, **{"initial_firing_rate": 0.01} | fields)
-
-
 def _near(k: int, name: str = "", **fields: Any) -> Case:
     """A `binary` coder whose near latents learn and whose dead ones come up."""
-    case = _competing("near", name, k=k, pre_act_loss_coefficient=1e-4, **fields)
+    case = _topk("near", name, **{"k": k, "pre_act_loss_coefficient": 1e-4} | fields)
     return replace(case, name=f"k={k}, near learn{name}", dead_feature_window=10)
 
 
@@ -133,8 +128,9 @@ MAIN_SITE_ONLY = [
     _near(32),
     _near(32, ", T=1", surrogate_temperature=1.0),
     _near(32, ", encoder trains b_dec", encoder_trains_b_dec=True),
-    _competing("near", ", dead left alone"),
-    replace(_competing("all", ", refitted"), refits=True),
+    _topk("near", ", dead left alone"),
+    replace(_near(32, ", few fire at the start, refitted", initial_firing_rate=0.01), refits=True),
+    replace(_topk("all", ", refitted", initial_firing_rate=0.01), refits=True),
     _topk("selected"),
     replace(_topk("selected", ", T=1, lr 2e-3", surrogate_temperature=1.0), lr=2e-3),
     _stock(32, ", batch of 1024", batch_size=1024),

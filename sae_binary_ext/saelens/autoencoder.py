@@ -216,8 +216,8 @@ class BinaryTrainingSAEConfig(BinaryCodeConfig, TrainingSAEConfig):
             picks, or, with topk, "near", the 2k nearest to firing, or "all", which compete for the
             k places (see coding.competing). None takes near for topk, selected for others.
         encoder_trains_b_dec: whether b_dec, which an autoencoder subtracts from its input, learns
-            through the encoder too, as stock coders' does. Then each step of the optimiser shifts
-            all pre-activations together, and latents fire too often or never.
+            through the encoder too, as stock coders' does. Its gradient there is a sum over all
+            latents, and more of them end dead or dense.
         pre_act_loss_coefficient: FVU that a unit of the encoder bias of a dead latent is worth:
             latents that have not fired for the trainer's dead_feature_window of steps come up
             until they do. 0, the default of binary_entropy, turns it off. SAELens' jumprelu has a

@@ -87,8 +87,8 @@ class BinarySparseCoderConfig(SparseCoderConfig):
 
     encoder_trains_b_dec: bool = False
     """Let b_dec, where it is subtracted from the input, learn through the encoder too, as with
-    sparsify's own activations. Then each step of the optimizer shifts all pre-activations
-    together, and latents fire too often or never."""
+    sparsify's own activations. Its gradient there is a sum over all latents, and more of them end
+    dead or dense."""
 
     # A preset's fields of TrainConfig. No field: it is no part of a coder, nor saved with it.
     _training: ClassVar[dict[str, Any]] = {}
