@@ -39,18 +39,20 @@ WARM_UP_STEPS = 30
 
 SPARSIFY_SIZES: dict[str, Any] = {"k": K, "num_latents": LATENTS, "transcode": True}
 SAELENS_SIZES: dict[str, Any] = {"d_in": WIDTH, "d_sae": LATENTS, "k": K}
+# As in the paper.
+SELECTED: dict[str, Any] = {"surrogate_latents": "selected", "pre_act_loss_coefficient": 0.0}
 # Of each coder its config and learning rate. The first two are the same in both hosts.
 IN_SPARSIFY: dict[str, tuple[SparseCoderConfig, float]] = {
     "sparsify topk": (SparseCoderConfig(**SPARSIFY_SIZES), 2e-2),
     "sparsify topk_binary": (
-        BinarySparseCoderConfig(ste_temperature=2.0, **SPARSIFY_SIZES),
+        BinarySparseCoderConfig(ste_temperature=2.0, ste_latents="selected", **SPARSIFY_SIZES),
         3e-2,
     ),
 }
 IN_SAELENS: dict[str, tuple[Any, float]] = {
     "topk_transcoder": (TopKTranscoderTrainingSAEConfig(**SAELENS_SIZES), 2e-2),
     "binary_transcoder": (
-        BinaryTranscoderTrainingSAEConfig(surrogate_temperature=2.0, **SAELENS_SIZES),
+        BinaryTranscoderTrainingSAEConfig(surrogate_temperature=2.0, **SELECTED, **SAELENS_SIZES),
         3e-2,
     ),
     "topk_transcoder, scaled": (
@@ -61,7 +63,7 @@ IN_SAELENS: dict[str, tuple[Any, float]] = {
     ),
     "binary_transcoder, whitened": (
         BinaryTranscoderTrainingSAEConfig(
-            normalize_activations="covariance_whitening", **SAELENS_SIZES
+            normalize_activations="covariance_whitening", **SELECTED, **SAELENS_SIZES
         ),
         1e-2,
     ),
