@@ -19,15 +19,17 @@ D_IN, D_SAE, K = 16, 128, 8
 STEPS = 500
 KINDS = {
     "binary": BinaryTrainingSAEConfig,
-    "near": BinaryTrainingSAEConfig,
+    "selected": BinaryTrainingSAEConfig,
     "binary_entropy": BinaryEntropyTrainingSAEConfig,
     "binary_transcoder": BinaryTranscoderTrainingSAEConfig,
 }
 
 
 def config_of(kind: str, coefficient: float) -> Any:
-    fields = {"surrogate": "rectangle"} | ({"surrogate_latents": "near"} if kind == "near" else {})
-    return KINDS[kind](d_in=D_IN, d_sae=D_SAE, k=K, pre_act_loss_coefficient=coefficient, **fields)
+    fields: dict[str, Any] = {"surrogate": "rectangle", "pre_act_loss_coefficient": coefficient}
+    if kind == "selected":
+        fields["surrogate_latents"] = "selected"
+    return KINDS[kind](d_in=D_IN, d_sae=D_SAE, k=K, **fields)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -55,7 +57,7 @@ def test_the_loss_is_the_formula_and_reaches_the_biases_of_dead_latents_alone(ki
 
 
 @pytest.mark.parametrize(("coefficient", "fire"), [(0.0, False), (1e-2, True)])
-@pytest.mark.parametrize("kind", ["binary", "near", "binary_entropy"])
+@pytest.mark.parametrize("kind", ["binary", "selected", "binary_entropy"])
 def test_dead_latents_fire_again(
     kind: str, coefficient: float, fire: bool, clustered_activations: Tensor
 ):
