@@ -73,6 +73,12 @@ def entropy_bits(codes: Tensor) -> float:
     return sum(bernoulli_bits(rate) for rate in codes.double().mean(0).tolist())
 
 
+def excess_rate(codes: Tensor, limit: float) -> Tensor:
+    """Sum over latents of what their mean code has above a limit; its autograd is the formula's."""
+    rates = codes.double().mean(0)
+    return sum((rate - limit for rate in rates if rate > limit), start=torch.zeros(()))
+
+
 def covariance_l1(codes: Tensor) -> float:
     """Sum over i != j of the absolute unbiased covariance, pair by pair."""
     columns = codes.double().T

@@ -42,6 +42,8 @@ TRAINING_FIELDS = (
     "covariance_coefficient",
     "covariance_sample",
     "decoder_init_norm",
+    "dense_coefficient",
+    "dense_rate",
     "encoder_trains_b_dec",
     "entropy_coefficient",
     "entropy_start_step",

@@ -42,6 +42,8 @@ PAPER_IDLE_FIELD = "matryoshka_groups"
 TRAINING_FIELDS: dict[str, tuple[type, ...]] = {
     "covariance_alpha": (float, int),
     "covariance_sample": (int,),
+    "dense_alpha": (float, int),
+    "dense_rate": (float, int),
     "encoder_trains_b_dec": (bool,),
     "entropy_alpha": (float, int),
     "entropy_start_step": (int,),

@@ -56,6 +56,19 @@ def minibatch_entropy(codes: Tensor, group: ProcessGroup | None = None) -> Tenso
     return bernoulli_entropy(firing_rates(codes, group)).sum()
 
 
+def excess_rate(rates: Tensor, limit: float) -> Tensor:
+    """Sum over latents of how far their firing rate is above a limit.
+
+    Args:
+        rates: any shape, floating point, in [0, 1].
+        limit: rate up to which a latent adds nothing.
+
+    Returns:
+        A scalar, in units of rate.
+    """
+    return (rates - limit).clamp_min(0).sum()
+
+
 def burstiness(codes: Tensor, rates: Tensor) -> Tensor:
     """log2 |h - mean of h|: how far each code is from what its latent usually does.
 

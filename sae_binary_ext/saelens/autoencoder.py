@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
-from sae_binary_ext.coding.checks import check_at_least_zero
+from sae_binary_ext.coding.checks import check_rate
 from sae_binary_ext.coding.decode import decode
 from sae_binary_ext.coding.encode import Encoder, binarise, check_width, pre_activations
 from sae_binary_ext.coding.encoded import DenseCodes, Encoded, encode_batch
 from sae_binary_ext.coding.entropy import firing_rates, minibatch_entropy
 from sae_binary_ext.coding.inference import infer_indices, infer_packed
 from sae_binary_ext.coding.initialization import INITIAL_THRESHOLD, fit_start, starting_rate
-from sae_binary_ext.coding.reconstruction import total_variance
 from sae_binary_ext.coding.selection import SELECTIONS, CodeRule, learning_by_default
 from sae_binary_ext.coding.surrogate import SURROGATES
+from sae_binary_ext.saelens.firing import FiringLossFields
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE
 from sae_binary_ext.saelens.saving import SavedAtOnce
 
@@ -204,8 +204,8 @@ class BinarySAE(BinaryCoder):
 
 
 @dataclass
-class BinaryTrainingSAEConfig(BinaryCodeConfig, TrainingSAEConfig):
-    """Config for training a binary autoencoder.
+class BinaryTrainingSAEConfig(FiringLossFields, BinaryCodeConfig, TrainingSAEConfig):
+    """Config for training a binary autoencoder, with the fields of FiringLossFields too.
 
     Args:
         initial_firing_rate: firing rate that encoder biases are set to on the first batch, between
@@ -218,17 +218,12 @@ class BinaryTrainingSAEConfig(BinaryCodeConfig, TrainingSAEConfig):
         encoder_trains_b_dec: whether b_dec, which an autoencoder subtracts from its input, learns
             through the encoder too, as stock coders' does. Its gradient there is a sum over all
             latents, and more of them end dead or dense.
-        pre_act_loss_coefficient: FVU that a unit of the encoder bias of a dead latent is worth:
-            latents that have not fired for the trainer's dead_feature_window of steps come up
-            until they do. 0, the default of binary_entropy, turns it off. SAELens' jumprelu has a
-            loss of this name and purpose.
     """
 
     initial_firing_rate: float | None = None
     decoder_init_norm: float | None = None
     surrogate_latents: str | None = None
     encoder_trains_b_dec: bool = False
-    pre_act_loss_coefficient: float = 1e-4
 
     @override
     @classmethod
@@ -238,12 +233,9 @@ class BinaryTrainingSAEConfig(BinaryCodeConfig, TrainingSAEConfig):
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.initial_firing_rate is not None and not 0 < self.initial_firing_rate < 1:
-            raise ValueError(
-                f"initial_firing_rate={self.initial_firing_rate!r}: give a number between 0 and 1, "
-                "or None."
-            )
-        check_at_least_zero(pre_act_loss_coefficient=self.pre_act_loss_coefficient)
+        if self.initial_firing_rate is not None:
+            check_rate(initial_firing_rate=self.initial_firing_rate)
+        self.check_firing_fields()
         if self.encoder_trains_b_dec and not self.apply_b_dec_to_input:
             raise ValueError(
                 "encoder_trains_b_dec=True with apply_b_dec_to_input=False: the encoder does not "
@@ -355,13 +347,12 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         hidden_pre: Tensor,
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
-        dead = step_input.dead_neuron_mask
-        if not self.cfg.pre_act_loss_coefficient or dead is None:
-            return {}
-        # Of the pre-activations the biases alone: those of a batch add up to little else, and the
-        # encoder's weights would take a product as large as the encoder's.
-        scale = self.cfg.pre_act_loss_coefficient * total_variance(step_input.sae_in)
-        return {"pre_act_loss": -scale * (self.b_enc * dead).sum()}
+        return self.cfg.firing_losses(
+            step_input.sae_in,
+            self.b_enc,
+            step_input.dead_neuron_mask,
+            lambda: self.firing_rates(feature_acts),
+        )
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:

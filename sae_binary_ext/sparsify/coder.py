@@ -37,6 +37,7 @@ from sae_binary_ext.coding import (
     decode_indices,
     encode_batch,
     encode_codes,
+    excess_rate,
     fit_decoder,
     fit_start,
     gather_rows,
@@ -65,9 +66,9 @@ class TrainingProgress:
     Attributes:
         step: optimizer steps done.
         group: ranks whose batches make up one (DistributedDataParallel), or None.
-        regulariser_share: weight of the entropy and covariance losses in the gradient of the
-            reconstruction itself, for training on the model's loss (ce, kl); 0 where the FVU is
-            the loss and carries them.
+        regulariser_share: weight of the losses on the codes alone (entropy, covariance, dense
+            latents) in the gradient of the reconstruction itself, for training on the model's
+            loss (ce, kl); 0 where the FVU is the loss and carries them.
         fit_start: set the initial parameters on the next batch.
         noise_seed: seed of this batch's samples (gumbel_binary), so that a resumed run draws what
             an unbroken one does: sparsify saves no random state. None draws as torch does.
@@ -216,8 +217,8 @@ class BinarySparseCoder(SparseCoder):
         Returns:
             sparsify's ForwardOutput. latent_indices [latents] names the latents that fired in the
             batch, of all ranks; the places of those that did not repeat the most frequent one.
-            latent_acts [latents] is 1. The gradient of fvu is that of fvu plus the entropy and
-            covariance losses, its value that of fvu alone.
+            latent_acts [latents] is 1. The gradient of fvu is that of fvu plus the losses on the
+            codes alone (entropy, covariance, dense latents), its value that of fvu alone.
 
         Raises:
             ValueError: x is not d_in wide, or x or y is not finite (on a GPU some steps later).
@@ -338,17 +339,18 @@ class BinarySparseCoder(SparseCoder):
         return sum_over_ranks(error.square().sum(), self.progress.group)
 
     def _regulariser(self, encoded: Encoded, rates: Tensor) -> Tensor | None:
-        """Entropy and covariance losses in units of FVU; None where neither is in force."""
+        """Losses on the codes alone, in units of FVU; None where none is in force."""
         cfg = self.cfg
         share = ramp(self.progress.step, cfg.entropy_start_step, cfg.entropy_warm_up_steps)
-        if share == 0 or not (cfg.entropy_alpha or cfg.covariance_alpha):
-            return None
-        total = rates.new_zeros(())
-        if cfg.entropy_alpha:
-            total = total + cfg.entropy_alpha * bernoulli_entropy(rates).sum()
-        if cfg.covariance_alpha:
-            total = total + cfg.covariance_alpha * self._covariance_penalty(encoded.dense())
-        return share * total
+        losses: list[Tensor] = []
+        if share and cfg.entropy_alpha:
+            losses.append(share * cfg.entropy_alpha * bernoulli_entropy(rates).sum())
+        if share and cfg.covariance_alpha:
+            penalty = self._covariance_penalty(encoded.dense())
+            losses.append(share * cfg.covariance_alpha * penalty)
+        if cfg.dense_alpha:
+            losses.append(cfg.dense_alpha * excess_rate(rates, cfg.dense_rate))
+        return torch.stack(losses).sum() if losses else None
 
     def _covariance_penalty(self, codes: Tensor) -> Tensor:
         sample, group = self.cfg.covariance_sample, self.progress.group

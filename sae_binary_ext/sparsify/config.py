@@ -7,7 +7,7 @@ from simple_parsing.helpers.serialization.serializable import from_dict as datac
 from sparsify import SparseCoderConfig, TrainConfig
 from typing_extensions import override
 
-from sae_binary_ext.coding.checks import check_at_least_zero
+from sae_binary_ext.coding.checks import check_at_least_zero, check_rate
 from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION, SURROGATE_OF_STE
 from sae_binary_ext.coding.selection import CodeRule, learning_by_default
 from sae_binary_ext.saving import NOTES_KEY
@@ -75,6 +75,14 @@ class BinarySparseCoderConfig(SparseCoderConfig):
     entropy_warm_up_steps: int = 0
     """Optimizer steps over which both then rise linearly to their weights."""
 
+    dense_alpha: float = 0.0
+    """FVU that a latent costs for each unit of its firing rate above dense_rate. 4e-3 kept all
+    latents of a coder of 4608 below a tenth of the tokens."""
+
+    dense_rate: float = 0.085
+    """Firing rate above which a latent counts as dense, between 0 and 1. Rates of a batch scatter:
+    the default keeps those over many below 0.1."""
+
     initial_firing_rate: float | None = None
     """Firing rate that the encoder biases are set to on the first batch, between 0 and 1, with
     the encoder scaled to pre-activations of unit variance. None: 0.05, or k / latents where
@@ -118,7 +126,9 @@ class BinarySparseCoderConfig(SparseCoderConfig):
             covariance_sample=self.covariance_sample,
             entropy_start_step=self.entropy_start_step,
             entropy_warm_up_steps=self.entropy_warm_up_steps,
+            dense_alpha=self.dense_alpha,
         )
+        check_rate(dense_rate=self.dense_rate)
         if self.initial_firing_rate is not None and not 0 <= self.initial_firing_rate < 1:
             raise ValueError(
                 f"initial_firing_rate={self.initial_firing_rate!r}: give a number between 0 and "

@@ -7,6 +7,7 @@ from sae_binary_ext.coding.entropy import (
     FiringRates,
     bernoulli_entropy,
     burstiness,
+    excess_rate,
     minibatch_entropy,
     ramp,
 )
@@ -86,3 +87,12 @@ def test_firing_rates_of_nothing_are_refused():
 def test_ramp_starts_late_and_rises_to_one():
     assert [ramp(step, 2, 4) for step in range(8)] == [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
     assert [ramp(step, 1, 0) for step in range(3)] == [0, 1, 1]
+
+
+def test_excess_rate_adds_what_is_above_the_limit():
+    rates = torch.tensor([0.0, 0.1, 0.25, 0.5], dtype=torch.float64, requires_grad=True)
+    total = excess_rate(rates, 0.1)
+    total.backward()
+    assert total.item() == pytest.approx(0.15 + 0.4)
+    assert rates.grad is not None
+    assert rates.grad[[0, 2, 3]].tolist() == [0.0, 1.0, 1.0]

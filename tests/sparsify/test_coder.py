@@ -137,6 +137,8 @@ def test_the_regularisers_enter_the_gradient_and_not_the_logged_fvu(activation: 
         covariance_alpha=3e-3,
         entropy_start_step=4,
         entropy_warm_up_steps=2,
+        dense_alpha=5e-2,
+        dense_rate=0.25,
     )
     x, y = (part.double() for part in batch())
     for share, step in ((0.0, 3), (0.5, 4), (1.0, 5)):
@@ -150,6 +152,7 @@ def test_the_regularisers_enter_the_gradient_and_not_the_logged_fvu(activation: 
         loss = (y - expected).square().sum() / (y - y.mean(0)).square().sum()
         loss = loss + share * 2e-3 * minibatch_entropy(codes)
         loss = loss + share * 3e-3 * covariance_penalty(codes)
+        loss = loss + 5e-2 * reference.excess_rate(codes, 0.25)
         assert_same(gradients(coder, out.fvu), gradients(coder, loss))
 
 

@@ -17,6 +17,8 @@ from sae_binary_ext.sparsify import BinarySparseCoderConfig
         ({"k": 0}, "k=0"),
         ({"entropy_alpha": -1.0}, "entropy_alpha=-1.0"),
         ({"covariance_alpha": float("nan")}, "covariance_alpha=nan"),
+        ({"dense_alpha": -1.0}, "dense_alpha=-1.0"),
+        ({"dense_rate": 0.0}, "dense_rate=0.0.*between 0 and 1"),
         ({"entropy_start_step": -1}, "entropy_start_step=-1"),
         ({"entropy_warm_up_steps": -1}, "entropy_warm_up_steps=-1"),
         ({"initial_firing_rate": 1.0}, "initial_firing_rate=1.0"),
