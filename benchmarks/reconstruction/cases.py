@@ -80,6 +80,12 @@ def _entropy(coefficient: str, name: str = "", **fields: Any) -> Case:
     return Case(f"entropy, {coefficient} a bit{name}", "binary_entropy", settings)
 
 
+def _sparing(coefficient: str) -> Case:
+    """A refitted coder with the entropy loss and one on dense latents."""
+    fields = {"dense_coefficient": 4e-3, "dense_rate": 0.085}
+    return replace(_entropy(coefficient, ", none dense, refitted", **fields), refits=True)
+
+
 def _topk(learn: str, name: str = "", **fields: Any) -> Case:
     """A `binary` coder of k = 32, dead latents left alone."""
     settings = {"k": 32, "surrogate_latents": learn, "pre_act_loss_coefficient": 0.0}
@@ -104,17 +110,18 @@ def _stock(k: int, name: str = "", **settings: Any) -> Case:
 NARROW = {"surrogate_temperature": 0.5}
 EVERYWHERE = [
     _stock(32),
-    replace(_entropy("4e-4", ", refitted"), refits=True),
-    replace(_entropy("2e-4", ", refitted"), refits=True),
+    _sparing("4.3e-4"),
+    _sparing("1.85e-4"),
     replace(_near(32, ", refitted"), refits=True),
 ]
 # More of the curves of FVU by bits, and what each setting brings: one of them changed at a time.
 MAIN_SITE_ONLY = [
     _stock(16),
     _stock(64),
+    _sparing("8e-5"),
     *(
         replace(_entropy(coefficient, ", refitted"), refits=True)
-        for coefficient in ("5e-4", "4.3e-4", "9e-5", "8e-5")
+        for coefficient in ("5e-4", "4.3e-4", "4e-4", "2e-4", "9e-5", "8e-5")
     ),
     _stock(32, ", lr 2e-3", lr=2e-3, adam_beta2=0.99),
     *(_stock(k, ", dead after 1000 steps", dead_feature_window=1000) for k in (16, 32, 64)),

@@ -9,9 +9,13 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 
 from benchmarks.reconstruction.activations import SITES, Site
-from benchmarks.reconstruction.cases import Case, cases_of
+from benchmarks.reconstruction.cases import EVERYWHERE, MAIN_SITE_ONLY, Case
 from benchmarks.reconstruction.results import Result, find_results
 
+# A case that is run at one site may have been at another, too.
+CASES = EVERYWHERE + MAIN_SITE_ONLY
+# More latents denser than a tenth of the tokens than this are too many beside a stock coder.
+MOST_DENSE = 10
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reconstruction.md"
 PLOT = DOCUMENT.with_suffix(".svg")
 COLOURS = {"topk": "tab:orange", "binary": "tab:blue", "binary_entropy": "tab:green"}
@@ -39,9 +43,7 @@ def write_document(results: list[Result]) -> None:
 
 
 def _table(results: list[Result], site: Site) -> str:
-    found = {
-        case: of_case for case in cases_of(site) if (of_case := find_results(results, case, site))
-    }
+    found = {case: of_case for case in CASES if (of_case := find_results(results, case, site))}
     if not found:
         return "\nNot run yet.\n\n"
     lines = [_row(case, of_case) for case, of_case in found.items()]
@@ -87,12 +89,15 @@ def _choosing_fvu(result: Result) -> float:
 
 
 def _best_binary(stock: Case, found: dict[Case, list[Result]]) -> Case | None:
-    """Of the binary coders of no more bits than a stock one, the best on the rows to choose on."""
+    """Of the binary coders of no more bits than a stock one and few dense latents, the best on the
+    rows to choose on."""
     most = min(result.held_out.bits for result in found[stock])
     fitting = [
         case
         for case, results in found.items()
-        if not case.stores_values and _median(results, _bits) <= most
+        if not case.stores_values
+        and _median(results, _bits) <= most
+        and _median(results, lambda r: r.choosing.dense) <= MOST_DENSE
     ]
     return min(fitting, key=lambda case: _median(found[case], _choosing_fvu), default=None)
 
@@ -119,9 +124,7 @@ def _draw(results: list[Result]) -> None:
     """FVU against bits a token, one panel a site."""
     # The same results give the same file.
     mpl.rcParams["svg.hashsalt"] = "reconstruction"
-    shown = [
-        site for site in SITES if any(find_results(results, case, site) for case in cases_of(site))
-    ]
+    shown = [site for site in SITES if any(find_results(results, case, site) for case in CASES)]
     figure, panels = plt.subplots(
         1, len(shown), figsize=(5 * len(shown), 4.5), squeeze=False, layout="constrained"
     )
@@ -129,7 +132,7 @@ def _draw(results: list[Result]) -> None:
         for family, colour in COLOURS.items():
             points = [
                 (_median(found, _bits), _median(found, lambda r: r.held_out.fvu))
-                for case in cases_of(site)
+                for case in CASES
                 if case.family == family and (found := find_results(results, case, site))
             ]
             if points:
