@@ -16,6 +16,7 @@ import sae_binary_ext
 USAGE = """usage: sae-binary COMMAND ...
 
 commands:
+  compare  measure coders of any format, binary or stock, on the same tokens
   convert  write coders down in another format (saelens, sparsify, cho2025, quirke2025)
   demo     train binary and stock coders on SmolLM2 and compare them
   inspect  what a folder or a Hub repository of coders holds
@@ -62,6 +63,27 @@ def demo(arguments: list[str]) -> int:
 
     print(run_demo(config))
     print(f"\nReport: {config.output / 'report.html'}")
+    return 0
+
+
+def compare(arguments: list[str]) -> int:
+    """Measure coders on the same tokens of the same model."""
+    from sae_binary_ext.evaluation.run import CompareConfig, run_compare
+
+    parser = ArgumentParser(prog="sae-binary compare")
+    parser.add_argument(
+        "coders",
+        metavar="CODER",
+        nargs="+",
+        help="folders of coders, folders of such folders, or Hub ids of either: autoencoders, or "
+        "transcoders, of one model, at one or several hooks",
+    )
+    parser.add_arguments(CompareConfig, dest="config")
+    with _errors_of("compare"):
+        options = parser.parse_args(arguments)
+        config = options.config
+        print(run_compare(options.coders, config))
+        print(f"\nFigures with intervals: {config.output / 'metrics.json'}")
     return 0
 
 
@@ -215,6 +237,7 @@ def _without_gpu(module: str) -> AbstractContextManager[None]:
 
 
 COMMANDS = {
+    "compare": compare,
     "convert": convert,
     "demo": demo,
     "inspect": inspect,

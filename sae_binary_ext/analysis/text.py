@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sae_lens import SAE, SAETransformerBridge
-from sae_lens.load_model import load_model
+from sae_lens import SAE
 from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor
 
-from sae_binary_ext.saelens.splice import HookedModel, Splice, resolve_hook
+from sae_binary_ext.saelens.models import load_hooked_model
+from sae_binary_ext.saelens.splice import Splice, resolve_hook
 
 ROWS_PER_FORWARD = 8
 DEFAULT_CONTEXT = 256
@@ -63,7 +63,7 @@ def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tens
     # sparsify's files do not tell; this is SAELens' own default.
     if metadata.prepend_bos is None:
         metadata.prepend_bos = True
-    model = _load_model(metadata.model_class_name, model_name, str(coder.device))
+    model = load_hooked_model(metadata.model_class_name, model_name, str(coder.device))
     source = resolve_hook(model, "hook_name", metadata.hook_name)
     target = resolve_hook(model, "hook_name_out", metadata.hook_name_out or metadata.hook_name)
     store = ActivationsStore.from_sae(
@@ -83,9 +83,3 @@ def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tens
             return
         inputs, targets = (x[:, positions].flatten(0, 1) for x in splice.read(rows))
         yield inputs, targets
-
-
-def _load_model(class_name: str | None, name: str, device: str) -> HookedModel:
-    if class_name in (None, "TransformerBridge", "SAETransformerBridge"):
-        return SAETransformerBridge.boot_transformers(name, device=device)
-    return load_model(class_name, name, device=device)

@@ -16,12 +16,10 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from sae_binary_ext.demo.config import FIRST_POSITION, DemoConfig
-from sae_binary_ext.demo.text import read_wikipedia_sample
+from sae_binary_ext.demo.text import is_held_out, read_wikipedia_sample
 
 logger = logging.getLogger(__name__)
 
-# Every tenth article is held out as a whole: rows of one article resemble each other.
-HELD_OUT_EVERY = 10
 ROWS_PER_FORWARD = 8
 
 
@@ -97,7 +95,7 @@ def tokenised_rows(config: DemoConfig, tokenizer: PreTrainedTokenizerBase) -> tu
     training: list[list[int]] = []
     held_out: list[list[int]] = []
     for number, (_, text) in enumerate(tqdm(read_wikipedia_sample(), "Articles", leave=False)):
-        rows = held_out if number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1 else training
+        rows = held_out if is_held_out(number) else training
         rows.extend(_rows_of(text, tokenizer, config.context_size))
     generator = torch.Generator().manual_seed(config.seed)
 

@@ -11,6 +11,8 @@ WIKIPEDIA_SAMPLE = (
 )
 # The dump is full of one-line redirects; an article has at least this many characters.
 MINIMUM_CHARACTERS = 1000
+# Every tenth article is held out as a whole: rows of one article resemble each other.
+HELD_OUT_EVERY = 10
 
 
 def find_wikipedia_sample() -> Path:
@@ -47,6 +49,18 @@ def read_wikipedia_sample() -> Iterator[tuple[str, str]]:
             text = _tidy(wikicorpus.filter_wiki(markup))
             if len(text) >= MINIMUM_CHARACTERS:
                 yield title, text
+
+
+def is_held_out(number: int) -> bool:
+    """Whether the article of this number in the sample is measured on, and not trained on."""
+    return number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+
+
+def read_held_out_articles() -> Iterator[str]:
+    """Yield the plain text of each article that is not trained on."""
+    for number, (_, text) in enumerate(read_wikipedia_sample()):
+        if is_held_out(number):
+            yield text
 
 
 def _tidy(text: str) -> str:

@@ -1,11 +1,12 @@
 """Coders measured where they belong: in the model they were trained on."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from sae_lens import SAE
-from torch import Tensor
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from sae_binary_ext.saelens.splice import HookedModel, Splice, SplicedLosses, resolve_hook
@@ -93,3 +94,39 @@ def read_pairs(
         found.append((source, target))
     sources, targets = zip(*found, strict=True)
     return torch.cat(sources), torch.cat(targets)
+
+
+@torch.no_grad()
+def read_hooks(model: HookedModel, hook_names: Iterable[str], tokens: Tensor) -> dict[str, Tensor]:
+    """Activations of one forward pass, which ends at the last layer that is asked for.
+
+    Args:
+        model: as SplicedModel takes it.
+        hook_names: as resolve_hook gives them.
+        tokens: int64 [rows, context].
+
+    Returns:
+        Of each hook [rows, context, width].
+
+    Raises:
+        ValueError: the model does not pass through one of them.
+    """
+    names = set(hook_names)
+    found: dict[str, Tensor] = {}
+    points = cast(Mapping[str, nn.Module], model.hook_dict)
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda _, __, output: found.update({name: output})
+
+    handles = [points[name].register_forward_hook(keep(name)) for name in names]
+    layers = [extract_stop_at_layer_from_tlens_hook_name(name) for name in names]
+    known = [layer for layer in layers if layer is not None]
+    stop = {"stop_at_layer": max(known)} if len(known) == len(layers) else {}
+    try:
+        model(tokens, **stop)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if missing := names - found.keys():
+        raise ValueError(f"{sorted(missing)}: the model does not pass through these hooks.")
+    return found

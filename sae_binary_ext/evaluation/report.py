@@ -77,8 +77,12 @@ def table_row(result: CoderResult) -> tuple[str, ...]:
 
 def terminal_table(results: list[CoderResult]) -> str:
     """The comparison in columns of even width."""
-    rows = [COLUMNS, *(table_row(result) for result in results)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    return aligned([COLUMNS, *(table_row(result) for result in results)])
+
+
+def aligned(rows: list[tuple[str, ...]]) -> str:
+    """Rows of cells, the first of them the header, in columns of even width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines: list[str] = []
     for row in rows:
         first, *rest = (

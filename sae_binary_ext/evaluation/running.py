@@ -1,0 +1,200 @@
+"""A coder's figures from a stream of activations, in memory that does not grow with the tokens."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from torch import Tensor, nn
+
+from sae_binary_ext.coding.entropy import bernoulli_entropy
+from sae_binary_ext.evaluation.bootstrap import Estimate, WeightedSums, estimate_of
+from sae_binary_ext.evaluation.neighbours import nearest_rows
+
+# Of a coder with values, what is taken to be stored of each active latent.
+BITS_A_VALUE = 8
+# Codes of one piece of a batch: 64 MB in float32.
+CODES_AT_ONCE = 2**24
+TOKENS, ERROR, COSINE, ACTIVE, ACTIVE_SQUARED = range(5)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Activations of one site's tokens, and the rows that they are of.
+
+    Attributes:
+        inputs: [tokens, d_in].
+        targets: [tokens, d_out].
+        row_of_token: int64 [tokens].
+        weights: float64 [rows, 1 + REPLICATES], from document_weights.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    row_of_token: Tensor
+    weights: Tensor
+
+    def by_row(self, values: Tensor) -> Tensor:
+        """Sums of values [tokens, width] over each row's tokens, float64 [rows, width]."""
+        sums = values.new_zeros(len(self.weights), values.shape[1], dtype=torch.float64)
+        return sums.index_add_(0, self.row_of_token.to(values.device), values.double())
+
+
+class RunningVariance(nn.Module):
+    """Total variance of a site's targets; all coders of the site are measured against it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sums = WeightedSums(2 + width)
+        # Subtracted from every target: sums of squares about a far mean would lose their digits.
+        self.register_buffer("origin", torch.zeros(width, dtype=torch.float64))
+        self.origin: Tensor
+
+    def add(self, batch: TokenBatch) -> None:
+        """Count a batch's targets."""
+        targets = batch.targets.to("cpu", torch.float64)
+        if not self.sums.sums.any():
+            self.origin.copy_(targets.mean(0))
+        shifted = targets - self.origin
+        squared = shifted.square().sum(1, keepdim=True)
+        rows = batch.by_row(torch.cat([torch.ones_like(squared), squared, shifted], dim=1))
+        self.sums.add(rows, batch.weights)
+
+    def totals(self) -> Tensor:
+        """float64 [1 + REPLICATES]: squared distances from the mean, summed over tokens."""
+        tokens, squared = self.sums.sums[:, 0], self.sums.sums[:, 1]
+        return squared - self.sums.sums[:, 2:].square().sum(1) / tokens
+
+    def mean(self) -> Tensor:
+        """float64 [d_out], of all tokens."""
+        return self.origin + self.sums.sums[0, 2:] / self.sums.sums[0, 0]
+
+
+@dataclass(frozen=True)
+class CoderFigures:
+    """What a coder keeps of its activations, and how its latents fire.
+
+    Attributes:
+        tokens: measured on.
+        latents: width of the code.
+        fvu: squared error over total variance, both summed over tokens and dimensions.
+        cosine: between target and output, mean over tokens.
+        l0: mean active latents a token.
+        l0_deviation: standard deviation of the active latents of a token.
+        entropy_bits: entropy of the firing rates, summed over latents, in bits a token.
+        bits: description length in bits a token: the entropy, and 8 bits a value.
+        stores_values: whether active latents have values other than 1.
+        rates: float64 [latents], share of the tokens on which each latent was active.
+        neighbour_cosines: float32 [latents], of each decoder row with the one most like it.
+        neighbour_correlations: float64 [latents], of each latent's firing with that one's; NaN
+            where one of them never or always fires.
+        tokens_per_second: of encode alone.
+    """
+
+    tokens: int
+    latents: int
+    fvu: Estimate
+    cosine: Estimate
+    l0: Estimate
+    l0_deviation: Estimate
+    entropy_bits: Estimate
+    bits: Estimate
+    stores_values: bool
+    rates: Tensor
+    neighbour_cosines: Tensor
+    neighbour_correlations: Tensor
+    tokens_per_second: float
+
+
+class RunningFigures(nn.Module):
+    """Sums from which CoderFigures come; a module for its state_dict.
+
+    Args:
+        coder: any SAELens coder, binary or stock.
+    """
+
+    def __init__(self, coder: SAE[Any]) -> None:
+        super().__init__()
+        latents = coder.cfg.d_sae
+        # No submodule: the state is what was counted, and not the weights.
+        self._coder = [coder]
+        cosines, nearest = nearest_rows(coder.W_dec)
+        self._cosines, self._nearest = cosines, nearest
+        self.sums = WeightedSums(5)
+        self.counts = WeightedSums(latents)
+        self.register_buffer("with_nearest", torch.zeros(latents, dtype=torch.float64))
+        self.register_buffer("seconds", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("stores_values", torch.zeros((), dtype=torch.bool))
+        self.with_nearest: Tensor
+        self.seconds: Tensor
+        self.stores_values: Tensor
+
+    @torch.no_grad()
+    def add(self, batch: TokenBatch) -> None:
+        """Encode and decode a batch, and count what comes of it."""
+        coder = self._coder[0]
+        size = max(CODES_AT_ONCE // coder.cfg.d_sae, 1)
+        for part in torch.arange(len(batch.inputs)).split(size):
+            piece = TokenBatch(
+                batch.inputs[part].to(coder.device, torch.float32),
+                batch.targets[part].to(coder.device, torch.float32),
+                batch.row_of_token[part],
+                batch.weights,
+            )
+            self._add(coder, piece)
+
+    def _add(self, coder: SAE[Any], batch: TokenBatch) -> None:
+        started = _now(coder.device)
+        codes = coder.encode(batch.inputs)
+        self.seconds += _now(coder.device) - started
+        output = coder.decode(codes).float()
+        active = codes != 0
+        self.stores_values |= (codes[active] != 1).any().cpu()
+        number = active.sum(1, keepdim=True).double()
+        error = (output - batch.targets).double().square().sum(1, keepdim=True)
+        cosine = nn.functional.cosine_similarity(output, batch.targets, dim=1)[:, None].double()
+        figures = torch.cat([torch.ones_like(error), error, cosine, number, number**2], dim=1)
+        self.sums.add(batch.by_row(figures), batch.weights)
+        self.counts.add(batch.by_row(active.float()), batch.weights)
+        self.with_nearest += (active & active[:, self._nearest]).sum(0).cpu()
+
+    def figures(self, variance: RunningVariance) -> CoderFigures:
+        """The figures so far.
+
+        Args:
+            variance: of the same batches' targets.
+        """
+        tokens = self.sums.sums[:, TOKENS]
+        rates = self.counts.sums / tokens[:, None]
+        entropy = bernoulli_entropy(rates.clamp(0, 1)).sum(1)
+        l0 = self.sums.sums[:, ACTIVE] / tokens
+        l0_variance = self.sums.sums[:, ACTIVE_SQUARED] / tokens - l0**2
+        stores_values = bool(self.stores_values)
+        return CoderFigures(
+            tokens=int(tokens[0]),
+            latents=rates.shape[1],
+            fvu=estimate_of(self.sums.sums[:, ERROR] / variance.totals()),
+            cosine=estimate_of(self.sums.sums[:, COSINE] / tokens),
+            l0=estimate_of(l0),
+            l0_deviation=estimate_of(l0_variance.clamp_min(0).sqrt()),
+            entropy_bits=estimate_of(entropy),
+            bits=estimate_of(entropy + BITS_A_VALUE * l0 * stores_values),
+            stores_values=stores_values,
+            rates=rates[0],
+            neighbour_cosines=self._cosines,
+            neighbour_correlations=self._correlations(rates[0], tokens[0]),
+            tokens_per_second=(tokens[0] / self.seconds).item(),
+        )
+
+    def _correlations(self, rates: Tensor, tokens: Tensor) -> Tensor:
+        """Of each latent's firing with that of its nearest: phi of two 0/1 variables."""
+        others = rates[self._nearest]
+        covariance = self.with_nearest / tokens - rates * others
+        return covariance / (rates * (1 - rates) * others * (1 - others)).sqrt()
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,256 @@
+"""`sae-binary compare` on a tiny model, with coders of both hosts."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import SAE, SAETransformerBridge, TopKSAE, TopKSAEConfig
+from sae_lens.evals import EvalConfig, run_evals
+from sae_lens.saes.sae import SAEMetadata
+from sae_lens.training.activation_scaler import ActivationScaler
+from sae_lens.training.activations_store import ActivationsStore
+from sparsify import SparseCoder, SparseCoderConfig
+
+from sae_binary_ext.cli import main
+from sae_binary_ext.evaluation import compare, in_model, progress
+from sae_binary_ext.evaluation.run import CompareConfig, run_compare
+from sae_binary_ext.saelens import (
+    BinarySAE,
+    BinarySAEConfig,
+    BinaryTranscoder,
+    BinaryTranscoderConfig,
+)
+from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
+
+WIDTH, LATENTS, CONTEXT = 16, 40, 16
+HOOK = "blocks.0.hook_resid_post"
+# What SAELens and we both measure: its group and key, and our key.
+SAME = (
+    ("model_behavior_preservation", "kl_div_with_sae", "kl_divergence"),
+    ("model_performance_preservation", "ce_loss_with_sae", "cross_entropy_spliced"),
+    ("model_performance_preservation", "ce_loss_without_sae", "cross_entropy_clean"),
+    ("reconstruction_quality", "explained_variance", "explained_variance"),
+    ("reconstruction_quality", "cossim", "cosine"),
+    ("sparsity", "l0", "l0"),
+)
+
+
+@pytest.fixture
+def coders(tmp_path: Path, tiny_model_folder: Path) -> list[str]:
+    """A binary and a stock coder of each host, of random weights, on the same hook."""
+    torch.manual_seed(0)
+    metadata = SAEMetadata(
+        model_name=str(tiny_model_folder),
+        hook_name=HOOK,
+        context_size=CONTEXT,
+        prepend_bos=True,
+        dataset_path="unused",
+    )
+    sizes: dict[str, Any] = {"d_in": WIDTH, "d_sae": LATENTS, "k": 5, "metadata": metadata}
+    folders = [str(tmp_path / name) for name in ("binary", "stock", "run")]
+    BinarySAE(BinarySAEConfig(**sizes)).save_model(folders[0])
+    TopKSAE(TopKSAEConfig(**sizes)).save_model(folders[1])
+    stock = SparseCoderConfig(num_latents=LATENTS, k=5)
+    SparseCoder(WIDTH, stock).save_to_disk(tmp_path / "run" / "layers.0")
+    binary = BinarySparseCoderConfig(num_latents=LATENTS, k=5)
+    BinarySparseCoder(WIDTH, binary).save_to_disk(tmp_path / "run" / "binary" / "layers.0")
+    return folders
+
+
+def config_of(model: Path, dataset: Path, output: Path, **changes: Any) -> CompareConfig:
+    settings: dict[str, Any] = {"tokens": 2000, "spliced_tokens": 1000, "context_size": CONTEXT}
+    return CompareConfig(
+        model=str(model), dataset=str(dataset), output=output, **settings | changes
+    )
+
+
+def test_coders_of_both_hosts_stand_in_one_table(
+    coders: list[str],
+    tiny_model_folder: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    output = tmp_path / "out"
+    options = [f"--{name}={value}" for name, value in (
+        ("model", tiny_model_folder), ("dataset", tiny_dataset), ("output", output),
+        ("tokens", 2000), ("spliced_tokens", 1000), ("context_size", CONTEXT),
+    )]  # fmt: skip
+    assert main(["compare", *coders, *options]) == 0
+    printed = capsys.readouterr().out
+    document = json.loads((output / "metrics.json").read_text())
+    assert document["schema_version"] == 1
+    assert document["versions"].keys() >= {"torch", "sae-lens", "eai-sparsify"}
+    found = {coder["name"]: coder for coder in document["coders"]}
+    assert set(found) == {"binary", "stock", "run/layers.0", "binary/layers.0"}
+    for name, coder in found.items():
+        assert name in printed
+        assert coder["binary"] == ("binary" in name)
+        assert coder["hook_name"] == HOOK
+        assert 2000 <= coder["tokens"] < 2200
+        low, high = coder["fvu"]["interval"]
+        assert low < coder["fvu"]["value"] < high
+        assert 0 < coder["l0"]["value"] <= 5
+        assert coder["kl_divergence"]["value"] > 0
+    assert document["meanings"].keys() <= found["stock"].keys()
+    with (output / "metrics.csv").open() as file:
+        rows = {row["name"]: row for row in csv.DictReader(file)}
+    for name, coder in found.items():
+        assert float(rows[name]["fvu"]) == coder["fvu"]["value"]
+        assert float(rows[name]["fvu_high"]) == coder["fvu"]["interval"][1]
+
+
+def test_figures_agree_with_saelens_own(
+    coders: list[str], tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
+):
+    # SAELens' rows run on from text to text: texts that fill their rows are the same to both.
+    config = config_of(
+        tiny_model_folder, tiny_dataset, tmp_path / "out", tokens=480, spliced_tokens=480
+    )
+    for name in ("binary", "stock"):
+        path = tmp_path / name / "cfg.json"
+        # A bridge's own name for the hook: its run_with_hooks, which SAELens calls, passes over
+        # others without a word.
+        path.write_text(path.read_text().replace(HOOK, "blocks.0.hook_out"))
+    width = CONTEXT - 1
+    texts = [" ".join(f"w{(7 * row + i) % 58 + 2}" for i in range(width)) for row in range(32)]
+    (tmp_path / "text").mkdir()
+    for number, text in enumerate(texts):
+        (tmp_path / "text" / f"{number:02}.txt").write_text(text)
+    config.dataset = str(tmp_path / "text")
+    run_compare(coders[:2], config)
+    ours = {
+        coder["name"]: coder
+        for coder in json.loads((tmp_path / "out" / "metrics.json").read_text())["coders"]
+    }
+    model = SAETransformerBridge.boot_transformers(str(tiny_model_folder), device="cpu")
+    tokens = torch.tensor([[0, *(int(word[1:]) for word in text.split())] for text in texts])
+    for name in ("binary", "stock"):
+        sae = SAE.load_from_disk(str(tmp_path / name))
+        store = ActivationsStore.from_sae(
+            model, sae, str(tiny_dataset), context_size=CONTEXT, store_batch_size_prompts=8
+        )
+        # The rows of both of its passes, one for what it loses and one for what it keeps.
+        batches = iter([*tokens.split(8), *tokens.split(8)])
+        store.get_batch_tokens = lambda *_, rows=batches: next(rows)
+        evaluation = EvalConfig(
+            batch_size_prompts=8,
+            n_eval_reconstruction_batches=4,
+            n_eval_sparsity_variance_batches=4,
+            compute_kl=True,
+            compute_ce_loss=True,
+            compute_sparsity_metrics=True,
+            compute_variance_metrics=True,
+        )
+        theirs, _ = run_evals(
+            sae, store, model, ActivationScaler(), evaluation, exclude_special_tokens=[0]
+        )
+        for group, key, figure in SAME:
+            expected = theirs[group][key]
+            assert ours[name][figure]["value"] == pytest.approx(expected, rel=1e-4), key
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(
+    coders: list[str],
+    tiny_model_folder: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    unbroken = config_of(tiny_model_folder, tiny_dataset, tmp_path / "unbroken")
+    run_compare(coders, unbroken)
+    broken = config_of(tiny_model_folder, tiny_dataset, tmp_path / "broken")
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_SAVES", 0.0)
+    read: list[int] = []
+
+    def read_hooks(*args: Any) -> Any:
+        read.append(len(read))
+        if len(read) in (4, 9):
+            raise KeyboardInterrupt
+        return in_model.read_hooks(*args)
+
+    monkeypatch.setattr(compare, "read_hooks", read_hooks)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_compare(coders, broken)
+    run_compare(coders, broken)
+    whole, parts = (
+        json.loads((tmp_path / name / "metrics.json").read_text())["coders"]
+        for name in ("unbroken", "broken")
+    )
+    # Texts of 40 tokens are rows of 15, 15 and 10: 2000 are in 19 batches of 8 rows. Two were
+    # begun in vain.
+    assert len(read) == 19 + 2
+    for one, other in zip(whole, parts, strict=True):
+        speeds = one.pop("tokens_per_second"), other.pop("tokens_per_second")
+        assert all(speed["value"] > 0 for speed in speeds)
+        assert one == other
+    # A finished one is not measured again, and one of other settings is.
+    run_compare(coders, broken)
+    assert len(read) == 21
+    broken.tokens = 1000
+    run_compare(coders, broken)
+    assert len(read) == 21 + 10
+
+
+def test_what_cannot_be_compared_is_refused(
+    coders: list[str],
+    tiny_model_folder: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    names = {"hook_name": "blocks.0.ln2.hook_normalized", "hook_name_out": "blocks.0.hook_mlp_out"}
+    metadata = SAEMetadata(model_name=str(tiny_model_folder), **names)
+    transcoder = tmp_path / "transcoder"
+    BinaryTranscoder(
+        BinaryTranscoderConfig(d_in=WIDTH, d_sae=LATENTS, d_out=WIDTH, k=5, metadata=metadata)
+    ).save_model(transcoder)
+    wide = tmp_path / "wide"
+    place = SAEMetadata(model_name=str(tiny_model_folder), hook_name=HOOK)
+    TopKSAE(TopKSAEConfig(d_in=2 * WIDTH, d_sae=LATENTS, k=5, metadata=place)).save_model(wide)
+    elsewhere = tmp_path / "elsewhere"
+    place = SAEMetadata(model_name=str(tiny_model_folder), hook_name="blocks.7.hook_resid_pre")
+    TopKSAE(TopKSAEConfig(d_in=WIDTH, d_sae=LATENTS, k=5, metadata=place)).save_model(elsewhere)
+    empty = tmp_path / "empty.txt"
+    empty.write_text("")
+
+    common = ["--model", str(tiny_model_folder), "--output", str(tmp_path / "out")]
+    text = ["--dataset", str(tiny_dataset)]
+    for arguments, message in (
+        ([coders[0], str(transcoder), *text], "is a transcoder and binary an autoencoder"),
+        ([coders[0], str(wide), *text], "wide: takes 32 to 32 dimensions, and the model has 16"),
+        ([str(elsewhere), *text], "blocks.7.hook_resid_pre': the model has no such hook"),
+        ([coders[0], "--dataset", str(empty)], "holds no text"),
+        ([coders[0], *text, "--tokens", "0"], "tokens=0"),
+        ([coders[0], *text, "--first_position", "255"], "first_position=255"),
+        ([str(tmp_path / "nothing")], "is no folder and no repository's id"),
+    ):
+        with pytest.raises(SystemExit) as status:
+            main(["compare", *arguments, *common])
+        assert status.value.code == 1
+        assert message in capsys.readouterr().err
+
+
+def test_transcoders_stand_in_a_table_of_each_site(
+    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
+):
+    for layer in (0, 1):
+        hooks = {
+            "hook_name": f"blocks.{layer}.ln2.hook_normalized",
+            "hook_name_out": f"blocks.{layer}.hook_mlp_out",
+        }
+        metadata = SAEMetadata(model_name=str(tiny_model_folder), **hooks)
+        config = BinaryTranscoderConfig(
+            d_in=WIDTH, d_sae=LATENTS, d_out=WIDTH, k=5, metadata=metadata
+        )
+        BinaryTranscoder(config).save_model(tmp_path / "coders" / f"layer{layer}")
+    config = config_of(tiny_model_folder, tiny_dataset, tmp_path / "out")
+    table = run_compare([str(tmp_path / "coders")], config)
+    for layer in (0, 1):
+        heading = f"blocks.{layer}.ln2.hook_normalized -> blocks.{layer}.hook_mlp_out"
+        _, _, rest = table.partition(heading)
+        assert rest.split("\n")[4].startswith(f"layer{layer}")
