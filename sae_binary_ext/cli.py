@@ -83,7 +83,7 @@ def compare(arguments: list[str]) -> int:
         options = parser.parse_args(arguments)
         config = options.config
         print(run_compare(options.coders, config))
-        print(f"\nFigures with intervals: {config.output / 'metrics.json'}")
+        print(f"\nReport: {config.output / 'report.html'}")
     return 0
 
 

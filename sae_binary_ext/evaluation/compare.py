@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from sae_binary_ext.evaluation.running import (
     RunningVariance,
     TokenBatch,
 )
+from sae_binary_ext.evaluation.samples import LatentSamples
 from sae_binary_ext.evaluation.splicing import RunningLosses, SplicedBatch, SplicedFigures
 from sae_binary_ext.saelens.splice import HookedModel, Splice, resolve_hook
 
@@ -38,15 +39,17 @@ class Amount:
         context_size: tokens a row at most, the beginning-of-text token included.
         first_position: positions before it are left out, and left as they are in the model. An
             attention sink at position 0 has such a norm that it would decide every figure.
+        latents: of each coder, how many are sampled in their text.
     """
 
     tokens: int = 100_000
     spliced_tokens: int = 10_000
     context_size: int = 256
     first_position: int = 1
+    latents: int = 200
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "spliced_tokens"):
+        for name in ("tokens", "spliced_tokens", "latents"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give a number of at least 1.")
         if not 0 <= self.first_position < self.context_size - 1:
@@ -64,25 +67,29 @@ class ComparedCoder:
         candidate: the coder.
         figures: of its codes and outputs.
         losses: of the model with its outputs.
+        samples: some of its latents in their text.
     """
 
     candidate: Candidate
     figures: CoderFigures
     losses: SplicedFigures
+    samples: LatentSamples
 
 
 class _Sums(nn.Module):
     """All that was counted, for its state_dict."""
 
-    def __init__(self, candidates: list[Candidate], sites: list[Site]) -> None:
+    def __init__(self, candidates: list[Candidate], sites: list[Site], samples: int) -> None:
         super().__init__()
         widths = {
             each.site: getattr(each.coder.cfg, "d_out", None) or each.coder.cfg.d_in
             for each in candidates
         }
-        self.variances = nn.ModuleList(RunningVariance(widths[site]) for site in sites)
-        self.figures = nn.ModuleList(RunningFigures(each.coder) for each in candidates)
-        self.losses = nn.ModuleList(RunningLosses() for _ in candidates)
+        self.variances = [RunningVariance(widths[site]) for site in sites]
+        self.figures = [RunningFigures(each.coder, samples) for each in candidates]
+        self.losses = [RunningLosses() for _ in candidates]
+        for name in ("variances", "figures", "losses"):
+            self.add_module(f"all_{name}", nn.ModuleList(getattr(self, name)))
 
 
 class Comparison:
@@ -120,7 +127,7 @@ class Comparison:
             )
             for site in self._sites
         }
-        self._sums = _Sums(candidates, self._sites)
+        self._sums = _Sums(candidates, self._sites, amount.latents)
         self._saved = SavedProgress(saved, fingerprint(candidates, amount), self._sums)
 
     def run(self) -> list[ComparedCoder]:
@@ -135,10 +142,9 @@ class Comparison:
         return [
             ComparedCoder(
                 candidate,
-                cast(RunningFigures, figures).figures(
-                    cast(RunningVariance, variances[candidate.site])
-                ),
-                cast(RunningLosses, losses).figures(),
+                figures.figures(variances[candidate.site]),
+                losses.figures(),
+                figures.samples,
             )
             for candidate, figures, losses in zip(
                 self._candidates, self._sums.figures, self._sums.losses, strict=True
@@ -177,17 +183,16 @@ class Comparison:
         names = {name for hooks in self._hooks.values() for name in hooks}
         found = read_hooks(self._model, names, text.tokens)
         weights = document_weights(text.documents)
-        row_of_token = where.nonzero()[:, 0]
         batches: dict[Site, TokenBatch] = {}
         for site, variance in zip(self._sites, self._sums.variances, strict=True):
             inputs, targets = (found[name][where] for name in self._hooks[site])
             for candidate in self._candidates:
                 if candidate.site == site:
                     candidate.check_widths(inputs, targets)
-            batches[site] = TokenBatch(inputs, targets, row_of_token, weights)
-            cast(RunningVariance, variance).add(batches[site])
+            batches[site] = TokenBatch(inputs, targets, text, where, weights)
+            variance.add(batches[site])
         for candidate, figures in zip(self._candidates, self._sums.figures, strict=True):
-            cast(RunningFigures, figures).add(batches[candidate.site])
+            figures.add(batches[candidate.site])
 
     def _splice(self, text: TextBatch) -> None:
         weights = document_weights(text.documents)
@@ -201,12 +206,12 @@ class Comparison:
                 text,
                 clean,
                 self._amount.first_position,
-                cast(RunningVariance, variance).mean(),
+                variance.mean(),
             )
             for candidate, losses in zip(self._candidates, self._sums.losses, strict=True):
                 if candidate.site == site:
                     rows = batch.losses(_output_of(candidate))
-                    cast(RunningLosses, losses).add(rows, weights)
+                    losses.add(rows, weights)
 
 
 def _output_of(candidate: Candidate) -> Callable[[Tensor, Tensor], Tensor]:

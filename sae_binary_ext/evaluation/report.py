@@ -8,6 +8,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 import torch
 from jinja2 import Environment, PackageLoader
+from torch import Tensor
 
 from sae_binary_ext.evaluation.contexts import LatentContexts
 from sae_binary_ext.evaluation.metrics import CoderMetrics
@@ -132,23 +133,25 @@ def write_report(results: list[CoderResult], run: dict[str, str], path: Path) ->
         rows=[table_row(result) for result in results],
         results=results,
         run=run,
-        rates_plot=_to_html(_rates_figure(results), library=True),
-        losses_plot=_to_html(_losses_figure(results), library=False),
+        rates_plot=figure_html(
+            rates_figure({result.name: result.metrics.rates for result in results}), library=True
+        ),
+        losses_plot=figure_html(_losses_figure(results), library=False),
     )
     path.write_text(page, encoding="utf-8")
 
 
-def _rates_figure(results: list[CoderResult]) -> go.Figure:
+def rates_figure(rates_of: dict[str, Tensor]) -> go.Figure:
+    """Histograms of firing rates [latents] by coder, on a logarithmic axis."""
     edges = torch.logspace(
         LOWEST_RATE_EXPONENT, 0, -LOWEST_RATE_EXPONENT * BINS_PER_DECADE + 1, dtype=torch.float64
     )
     centres = (edges[:-1] * edges[1:]).sqrt()
     figure = go.Figure()
-    for result in results:
-        rates = result.metrics.rates
+    for name, rates in rates_of.items():
         counts = torch.histogram(rates[rates > 0].clamp_max(1 - 1e-9), edges).hist
         figure.add_scatter(
-            x=centres.tolist(), y=counts.tolist(), name=result.name, line_shape="hvh", mode="lines"
+            x=centres.tolist(), y=counts.tolist(), name=name, line_shape="hvh", mode="lines"
         )
     figure.update_xaxes(
         type="log",
@@ -178,7 +181,8 @@ def _losses_figure(results: list[CoderResult]) -> go.Figure:
     return figure
 
 
-def _to_html(figure: go.Figure, *, library: bool) -> str:
+def figure_html(figure: go.Figure, *, library: bool) -> str:
+    """A plot as a part of a page; with plotly's library in it, once a page."""
     figure.update_layout(
         template="plotly_white",
         height=380,
@@ -186,5 +190,8 @@ def _to_html(figure: go.Figure, *, library: bool) -> str:
         legend={"orientation": "h", "y": 1.12},
     )
     return figure.to_html(
-        full_html=False, include_plotlyjs=library, config={"displaylogo": False, "responsive": True}
+        full_html=False,
+        include_plotlyjs=library,
+        # Its buttons lie over the legend on a phone.
+        config={"displayModeBar": False, "responsive": True},
     )

@@ -10,7 +10,9 @@ from sae_binary_ext.demo.model import MODEL_NAME, export_smollm2
 from sae_binary_ext.evaluation.candidates import Candidate, common_model, load_candidates
 from sae_binary_ext.evaluation.compare import Amount, Comparison
 from sae_binary_ext.evaluation.comparison_files import comparison_table, write_comparison
+from sae_binary_ext.evaluation.comparison_report import write_comparison_report
 from sae_binary_ext.evaluation.documents import read_documents
+from sae_binary_ext.evaluation.latent_views import latent_views
 from sae_binary_ext.saelens.models import load_hooked_model
 
 EMBEDDED_TEXT = "Wikipedia sample of gensim, articles not trained on"
@@ -33,7 +35,8 @@ class CompareConfig:
     hook: str | None = None
     """SAELens' name of the hook of coders whose files name none."""
     output: Path = Path("runs/compare")
-    """Folder for metrics.json, metrics.csv and what an interrupted run goes on from."""
+    """Folder for report.html, metrics.json, metrics.csv, and what an interrupted run goes on
+    from."""
     tokens: int = 100_000
     """Tokens to measure on."""
     spliced_tokens: int = 10_000
@@ -42,6 +45,8 @@ class CompareConfig:
     """Tokens a row at most."""
     first_position: int = 1
     """Positions before it are left out: at position 0 most models have an attention sink."""
+    latents: int = 200
+    """Latents of each coder in the report's browser, drawn at random."""
     device: str = "cpu"
     """Where model and coders are."""
 
@@ -50,7 +55,13 @@ class CompareConfig:
 
     def amount(self) -> Amount:
         """How much text is used."""
-        return Amount(self.tokens, self.spliced_tokens, self.context_size, self.first_position)
+        return Amount(
+            self.tokens,
+            self.spliced_tokens,
+            self.context_size,
+            self.first_position,
+            self.latents,
+        )
 
 
 def run_compare(coders: list[str], config: CompareConfig) -> str:
@@ -73,10 +84,11 @@ def run_compare(coders: list[str], config: CompareConfig) -> str:
     embedded = config.model is None and name == MODEL_NAME
     path = str(export_smollm2(config.output / "model")) if embedded else name
     model: Any = load_hooked_model(_common_class(candidates), path, config.device)
+    tokenizer = cast(PreTrainedTokenizerBase, model.tokenizer)
     comparison = Comparison(
         candidates,
         model,
-        cast(PreTrainedTokenizerBase, model.tokenizer),
+        tokenizer,
         lambda: read_documents(config.dataset),
         config.amount(),
         config.output / "progress.safetensors",
@@ -85,6 +97,11 @@ def run_compare(coders: list[str], config: CompareConfig) -> str:
     run = {key: str(value) for key, value in asdict(config).items()}
     run |= {"model": name, "dataset": config.dataset or EMBEDDED_TEXT}
     write_comparison(compared, run, config.output)
+    views = [
+        latent_views(each.samples, each.figures.rates, each.candidate.coder, model, tokenizer)
+        for each in compared
+    ]
+    write_comparison_report(compared, views, run, config.output / "report.html")
     return comparison_table(compared)
 
 

@@ -10,12 +10,16 @@ from torch import Tensor, nn
 
 from sae_binary_ext.coding.entropy import bernoulli_entropy
 from sae_binary_ext.evaluation.bootstrap import Estimate, WeightedSums, estimate_of
+from sae_binary_ext.evaluation.documents import TextBatch
 from sae_binary_ext.evaluation.neighbours import nearest_rows
+from sae_binary_ext.evaluation.samples import LatentSamples
 
 # Of a coder with values, what is taken to be stored of each active latent.
 BITS_A_VALUE = 8
 # Codes of one piece of a batch: 64 MB in float32.
 CODES_AT_ONCE = 2**24
+# Documents whose own FVU is kept.
+FIRST_DOCUMENTS = 500
 TOKENS, ERROR, COSINE, ACTIVE, ACTIVE_SQUARED = range(5)
 
 
@@ -26,19 +30,43 @@ class TokenBatch:
     Attributes:
         inputs: [tokens, d_in].
         targets: [tokens, d_out].
-        row_of_token: int64 [tokens].
+        text: the rows.
+        where: bool [rows, context], the positions that the activations are of, row by row.
         weights: float64 [rows, 1 + REPLICATES], from document_weights.
     """
 
     inputs: Tensor
     targets: Tensor
-    row_of_token: Tensor
+    text: TextBatch
+    where: Tensor
     weights: Tensor
 
-    def by_row(self, values: Tensor) -> Tensor:
-        """Sums of values [tokens, width] over each row's tokens, float64 [rows, width]."""
-        sums = values.new_zeros(len(self.weights), values.shape[1], dtype=torch.float64)
-        return sums.index_add_(0, self.row_of_token.to(values.device), values.double())
+    @property
+    def row_of_token(self) -> Tensor:
+        """int64 [tokens]."""
+        return self.where.nonzero()[:, 0]
+
+
+def sums_by_row(values: Tensor, row_of_token: Tensor, rows: int) -> Tensor:
+    """Sums of values [tokens, width] over each row's tokens, [rows, width], in their dtype."""
+    sums = values.new_zeros(rows, values.shape[1])
+    return sums.index_add_(0, row_of_token.to(values.device), values)
+
+
+class DocumentSums(nn.Module):
+    """Sums over each of the first documents, for how far they differ."""
+
+    sums: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("sums", torch.zeros(FIRST_DOCUMENTS, width, dtype=torch.float64))
+
+    def add(self, rows: Tensor, documents: list[int]) -> None:
+        """Count rows [rows, width] of these documents."""
+        for row, document in zip(rows.cpu(), documents, strict=True):
+            if document < FIRST_DOCUMENTS:
+                self.sums[document] += row
 
 
 class RunningVariance(nn.Module):
@@ -47,6 +75,7 @@ class RunningVariance(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.sums = WeightedSums(2 + width)
+        self.documents = DocumentSums(2 + width)
         # Subtracted from every target: sums of squares about a far mean would lose their digits.
         self.register_buffer("origin", torch.zeros(width, dtype=torch.float64))
         self.origin: Tensor
@@ -58,13 +87,22 @@ class RunningVariance(nn.Module):
             self.origin.copy_(targets.mean(0))
         shifted = targets - self.origin
         squared = shifted.square().sum(1, keepdim=True)
-        rows = batch.by_row(torch.cat([torch.ones_like(squared), squared, shifted], dim=1))
+        values = torch.cat([torch.ones_like(squared), squared, shifted], dim=1)
+        rows = sums_by_row(values, batch.row_of_token, len(batch.weights))
         self.sums.add(rows, batch.weights)
+        self.documents.add(rows, batch.text.documents)
 
     def totals(self) -> Tensor:
         """float64 [1 + REPLICATES]: squared distances from the mean, summed over tokens."""
         tokens, squared = self.sums.sums[:, 0], self.sums.sums[:, 1]
         return squared - self.sums.sums[:, 2:].square().sum(1) / tokens
+
+    def document_totals(self) -> Tensor:
+        """float64 [FIRST_DOCUMENTS]: the same of each document alone; 0 where there is none."""
+        tokens, squared = self.documents.sums[:, 0], self.documents.sums[:, 1]
+        shift = self.mean() - self.origin
+        shifted = self.documents.sums[:, 2:] @ shift
+        return squared - 2 * shifted + tokens * shift.square().sum()
 
     def mean(self) -> Tensor:
         """float64 [d_out], of all tokens."""
@@ -90,6 +128,7 @@ class CoderFigures:
         neighbour_correlations: float64 [latents], of each latent's firing with that one's; NaN
             where one of them never or always fires.
         tokens_per_second: of encode alone.
+        document_fvu: float64, of each of the first documents with any text.
     """
 
     tokens: int
@@ -105,6 +144,7 @@ class CoderFigures:
     neighbour_cosines: Tensor
     neighbour_correlations: Tensor
     tokens_per_second: float
+    document_fvu: Tensor
 
 
 class RunningFigures(nn.Module):
@@ -112,16 +152,19 @@ class RunningFigures(nn.Module):
 
     Args:
         coder: any SAELens coder, binary or stock.
+        samples: latents to sample contexts of.
     """
 
-    def __init__(self, coder: SAE[Any]) -> None:
+    def __init__(self, coder: SAE[Any], samples: int = 0) -> None:
         super().__init__()
         latents = coder.cfg.d_sae
         # No submodule: the state is what was counted, and not the weights.
         self._coder = [coder]
         cosines, nearest = nearest_rows(coder.W_dec)
         self._cosines, self._nearest = cosines, nearest
+        self.samples = LatentSamples(latents, samples)
         self.sums = WeightedSums(5)
+        self.documents = DocumentSums(1)
         self.counts = WeightedSums(latents)
         self.register_buffer("with_nearest", torch.zeros(latents, dtype=torch.float64))
         self.register_buffer("seconds", torch.zeros((), dtype=torch.float64))
@@ -133,31 +176,28 @@ class RunningFigures(nn.Module):
     @torch.no_grad()
     def add(self, batch: TokenBatch) -> None:
         """Encode and decode a batch, and count what comes of it."""
-        coder = self._coder[0]
+        coder, rows = self._coder[0], len(batch.weights)
         size = max(CODES_AT_ONCE // coder.cfg.d_sae, 1)
+        sampled: list[Tensor] = []
         for part in torch.arange(len(batch.inputs)).split(size):
-            piece = TokenBatch(
-                batch.inputs[part].to(coder.device, torch.float32),
-                batch.targets[part].to(coder.device, torch.float32),
-                batch.row_of_token[part],
-                batch.weights,
+            inputs, targets = (
+                each[part].to(coder.device, torch.float32) for each in (batch.inputs, batch.targets)
             )
-            self._add(coder, piece)
-
-    def _add(self, coder: SAE[Any], batch: TokenBatch) -> None:
-        started = _now(coder.device)
-        codes = coder.encode(batch.inputs)
-        self.seconds += _now(coder.device) - started
-        output = coder.decode(codes).float()
-        active = codes != 0
-        self.stores_values |= (codes[active] != 1).any().cpu()
-        number = active.sum(1, keepdim=True).double()
-        error = (output - batch.targets).double().square().sum(1, keepdim=True)
-        cosine = nn.functional.cosine_similarity(output, batch.targets, dim=1)[:, None].double()
-        figures = torch.cat([torch.ones_like(error), error, cosine, number, number**2], dim=1)
-        self.sums.add(batch.by_row(figures), batch.weights)
-        self.counts.add(batch.by_row(active.float()), batch.weights)
-        self.with_nearest += (active & active[:, self._nearest]).sum(0).cpu()
+            started = _now(coder.device)
+            codes = coder.encode(inputs)
+            self.seconds += _now(coder.device) - started
+            # In float32: sums of bools would go by way of int64, and these are exact.
+            active = (codes != 0).float()
+            self.stores_values |= (codes != active).any().cpu()
+            figures = _figures_of(active, coder.decode(codes).float(), targets)
+            row_of_token = batch.row_of_token[part]
+            by_row = sums_by_row(figures, row_of_token, rows)
+            self.sums.add(by_row, batch.weights)
+            self.documents.add(by_row[:, [ERROR]], batch.text.documents)
+            self.counts.add(sums_by_row(active, row_of_token, rows), batch.weights)
+            self.with_nearest += (active[:, self._nearest] * active).sum(0).cpu()
+            sampled.append((active[:, self.samples.latents] != 0).cpu())
+        self.samples.add(batch.text, batch.where, torch.cat(sampled))
 
     def figures(self, variance: RunningVariance) -> CoderFigures:
         """The figures so far.
@@ -185,13 +225,26 @@ class RunningFigures(nn.Module):
             neighbour_cosines=self._cosines,
             neighbour_correlations=self._correlations(rates[0], tokens[0]),
             tokens_per_second=(tokens[0] / self.seconds).item(),
+            document_fvu=self._document_fvu(variance),
         )
+
+    def _document_fvu(self, variance: RunningVariance) -> Tensor:
+        there = variance.documents.sums[:, 0] > 0
+        return self.documents.sums[there, 0] / variance.document_totals()[there]
 
     def _correlations(self, rates: Tensor, tokens: Tensor) -> Tensor:
         """Of each latent's firing with that of its nearest: phi of two 0/1 variables."""
         others = rates[self._nearest]
         covariance = self.with_nearest / tokens - rates * others
         return covariance / (rates * (1 - rates) * others * (1 - others)).sqrt()
+
+
+def _figures_of(active: Tensor, output: Tensor, targets: Tensor) -> Tensor:
+    """float64 [tokens, 5], in the order of the names above; active is 0.0 or 1.0."""
+    number = active.sum(1).double()
+    error = (output - targets).double().square().sum(1)
+    cosine = nn.functional.cosine_similarity(output, targets, dim=1).double()
+    return torch.stack([torch.ones_like(error), error, cosine, number, number**2], dim=1)
 
 
 def _now(device: torch.device) -> float:

@@ -4,9 +4,11 @@ from sae_lens import TopKSAE, TopKSAEConfig
 from torch import Tensor
 
 from sae_binary_ext.evaluation.bootstrap import document_weights
+from sae_binary_ext.evaluation.documents import TextBatch
 from sae_binary_ext.evaluation.metrics import measure
 from sae_binary_ext.evaluation.neighbours import nearest_rows
 from sae_binary_ext.evaluation.running import RunningFigures, RunningVariance, TokenBatch
+from sae_binary_ext.evaluation.samples import CONTEXTS, RADIUS
 from tests import reference
 from tests.evaluation.test_metrics import coder_with_known_codes
 
@@ -22,12 +24,14 @@ def activations() -> Tensor:
 
 
 def run(coder: TopKSAE, x: Tensor, rows_at_once: int) -> tuple[RunningFigures, RunningVariance]:
-    figures, variance = RunningFigures(coder), RunningVariance(WIDTH)
+    figures, variance = RunningFigures(coder, samples=4), RunningVariance(WIDTH)
     for rows in torch.arange(ROWS).split(rows_at_once):
         tokens = x.view(ROWS, LENGTH, WIDTH)[rows].flatten(0, 1)
-        row_of_token = torch.arange(len(rows)).repeat_interleave(LENGTH)
-        weights = document_weights([row // 2 for row in rows.tolist()])
-        batch = TokenBatch(tokens, tokens, row_of_token, weights)
+        documents = [row // 2 for row in rows.tolist()]
+        ids = torch.arange(LENGTH) + LENGTH * rows[:, None]
+        text = TextBatch(ids, torch.full((len(rows),), LENGTH), documents)
+        where = text.positions(0)
+        batch = TokenBatch(tokens, tokens, text, where, document_weights(documents))
         variance.add(batch)
         figures.add(batch)
     return figures, variance
@@ -71,7 +75,7 @@ def test_figures_do_not_depend_on_the_batches_and_survive_saving():
     torch.testing.assert_close(parts.sums.sums, whole.sums.sums)
     torch.testing.assert_close(part_variance.totals(), variance.totals())
     torch.testing.assert_close(part_variance.mean(), x.double().mean(0))
-    again = RunningFigures(coder)
+    again = RunningFigures(coder, samples=4)
     again.load_state_dict(whole.state_dict())
     assert again.figures(variance).fvu == whole.figures(variance).fvu
 
@@ -88,6 +92,8 @@ def test_the_interval_is_of_resampled_documents():
         mean = (weight[:, None] * documents.sum(1)).sum(0) / (weight.sum() * 2 * LENGTH)
         total = (weight * (documents - mean).square().sum((1, 2))).sum()
         replicates.append(((weight * error).sum() / total).item())
+    total = (documents - documents.mean((0, 1))).square().sum((1, 2))
+    torch.testing.assert_close(running.figures(variance).document_fvu, error.double() / total)
     ends = torch.tensor(replicates).quantile(torch.tensor([0.025, 0.975]))
     assert [found.low, found.high] == pytest.approx(ends.tolist(), rel=1e-4)
     assert found.low < found.value < found.high
@@ -117,3 +123,23 @@ def test_nearest_rows_are_those_of_the_largest_cosine():
         assert nearest[row] == others.argmax()
         assert cosines[row].item() == pytest.approx(others.max().item(), abs=1e-5)
     assert cosines[7] == 0
+
+
+def test_sampled_latents_fire_in_the_middle_of_their_contexts():
+    coder, x = coders()["stock"], activations()
+    running, _ = run(coder, x, 4)
+    active = coder.encode(x) != 0
+    samples = running.samples
+    assert len(samples.latents) == 4
+    for place, latent in enumerate(samples.latents.tolist()):
+        fires = active[:, latent]
+        contexts = samples.contexts(place)
+        assert len(contexts) == min(CONTEXTS, int(fires.sum()))
+        for context in contexts:
+            # Tokens are numbered through: the text is its numbers.
+            assert context.fired == fires[context.tokens].tolist()
+            (middle,) = {token // LENGTH for token in context.tokens}
+            assert middle in range(ROWS)
+            ends = (middle * LENGTH, middle * LENGTH + LENGTH - 1)
+            reach = (context.tokens[0] == ends[0]) + (context.tokens[-1] == ends[1])
+            assert len(context.tokens) == 2 * RADIUS + 1 or reach > 0

@@ -96,6 +96,8 @@ def test_coders_of_both_hosts_stand_in_one_table(
         assert 0 < coder["l0"]["value"] <= 5
         assert coder["kl_divergence"]["value"] > 0
     assert document["meanings"].keys() <= found["stock"].keys()
+    report = (output / "report.html").read_text()
+    assert all(f">{name}<" in report for name in found)
     with (output / "metrics.csv").open() as file:
         rows = {row["name"]: row for row in csv.DictReader(file)}
     for name, coder in found.items():

@@ -1,0 +1,145 @@
+"""The report of a comparison, in a browser."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import Select
+
+from sae_binary_ext.evaluation import Candidate, ComparedCoder, Site
+from sae_binary_ext.evaluation.bootstrap import document_weights
+from sae_binary_ext.evaluation.comparison_report import write_comparison_report
+from sae_binary_ext.evaluation.latent_views import LatentView
+from sae_binary_ext.evaluation.splicing import RunningLosses
+from tests.evaluation.test_running import activations, coders, run
+
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+needs_browser = pytest.mark.skipif(
+    BROWSER is None or DRIVER is None, reason="no chromium and chromedriver on this machine"
+)
+NAMES = ("binary", "stock", "stock again")
+LATENTS = [
+    LatentView(
+        7, 0.02, [[("the ", False), ("cat", True), (" sat", False), ("\n", True)]], ["dog", " cow"]
+    ),
+    LatentView(3, 0.5, [[("</script><b>bold", True), ("&amp;", False)]], ["fox"]),
+    LatentView(12, 0.0, [], ["owl"]),
+]
+
+
+def compared() -> list[ComparedCoder]:
+    losses = RunningLosses()
+    rows = torch.tensor([[10.0, 20, 90, 60, 30, 11, 5], [10, 22, 95, 61, 33, 11, 6]])
+    losses.add(rows, document_weights([0, 1]))
+    found: list[ComparedCoder] = []
+    for name in NAMES:
+        coder = coders()[name.split()[0]]
+        running, variance = run(coder, activations() + 0.1 * len(found), 4)
+        figures = running.figures(variance)
+        candidate = Candidate(name, Path(), coder, Site("blocks.1.hook_in", "blocks.1.hook_in"))
+        found.append(ComparedCoder(candidate, figures, losses.figures(), running.samples))
+    return found
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    settings = {"model": "a/model", "dataset": "some text"}
+    write_comparison_report(compared(), [LATENTS, LATENTS[:2], []], settings, path)
+    return path
+
+
+@pytest.fixture
+def page(report: Path) -> Iterator[Any]:
+    options = ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with Chrome(options=options, service=Service(str(DRIVER))) as browser:
+        browser.set_window_size(1280, 900)
+        browser.get(report.as_uri())
+        yield browser
+        assert browser.get_log("browser") == []
+        entries = [json.loads(entry["message"]) for entry in browser.get_log("performance")]
+        asked = [
+            entry["message"]["params"]["request"]["url"]
+            for entry in entries
+            if entry["message"]["method"] == "Network.requestWillBeSent"
+        ]
+        assert report.as_uri() in asked
+        assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
+
+
+def column(page: Any, place: int) -> list[str]:
+    cells = page.find_elements(By.CSS_SELECTOR, f"table.sortable td:nth-child({place})")
+    return [cell.get_attribute("data-value") for cell in cells]
+
+
+@needs_browser
+def test_the_table_sorts_both_ways(page: Any):
+    assert column(page, 1) == list(NAMES)
+    heads = page.find_elements(By.CSS_SELECTOR, "table.sortable th")
+    places = {head.text: place for place, head in enumerate(heads, 1)}
+    fvu = places["FVU"]
+    given = [float(value) for value in column(page, fvu)]
+    assert len(set(given)) == 3
+    heads[fvu - 1].find_element(By.TAG_NAME, "button").click()
+    assert [float(value) for value in column(page, fvu)] == sorted(given)
+    assert heads[fvu - 1].get_attribute("aria-sort") == "ascending"
+    heads[fvu - 1].find_element(By.TAG_NAME, "button").click()
+    assert [float(value) for value in column(page, fvu)] == sorted(given, reverse=True)
+    heads[0].find_element(By.TAG_NAME, "button").click()
+    assert column(page, 1) == list(NAMES)
+
+
+@needs_browser
+def test_latents_are_searched_sorted_and_opened(page: Any):
+    def listed() -> list[str]:
+        buttons = page.find_elements(By.CSS_SELECTOR, "#list button")
+        return [button.get_attribute("data-latent") for button in buttons]
+
+    shown = page.find_element(By.ID, "latent")
+    assert listed() == ["3", "7", "12"]
+    assert shown.find_element(By.TAG_NAME, "mark").text == "</script><b>bold"
+    Select(page.find_element(By.ID, "order")).select_by_value("rising")
+    assert listed() == ["12", "7", "3"]
+    assert "on none of the tokens" in shown.text
+    page.find_element(By.CSS_SELECTOR, '#list [data-latent="7"]').click()
+    assert "Latent 7, active on 2.0% of tokens" in shown.text
+    assert [mark.text for mark in shown.find_elements(By.TAG_NAME, "mark")] == ["cat", "↵"]
+    search = page.find_element(By.ID, "search")
+    for wanted, found in (("the cat SAT", ["7"]), ("fox", ["3"]), ("12", ["12"]), ("zebra", [])):
+        search.clear()
+        search.send_keys(wanted)
+        assert listed() == found
+        assert page.find_element(By.ID, "count").text == f"{len(found)} of 3 latents"
+    search.clear()
+    Select(page.find_element(By.ID, "coder")).select_by_visible_text("stock")
+    assert listed() == ["7", "3"]
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_sticks_out_at_the_width_of_a_desktop_or_a_phone(page: Any, width: int):
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    page.refresh()
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+    plots = page.find_elements(By.CSS_SELECTOR, ".plotly-graph-div .main-svg")
+    assert len(plots) >= 4
+
+
+def test_the_report_names_no_other_place_to_load_from(report: Path):
+    text = report.read_text()
+    assert "<script src" not in text
+    assert '<link rel="stylesheet"' not in text
