@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sae_binary_ext.evaluation.bootstrap import document_weights
 from sae_binary_ext.evaluation.candidates import Candidate, Site
 from sae_binary_ext.evaluation.documents import TextBatch, cut_rows
 from sae_binary_ext.evaluation.in_model import ROWS_PER_FORWARD, read_hooks
+from sae_binary_ext.evaluation.matching import JointCounts, Matches
 from sae_binary_ext.evaluation.progress import SavedProgress, fingerprint
 from sae_binary_ext.evaluation.running import (
     CoderFigures,
@@ -68,12 +70,14 @@ class ComparedCoder:
         figures: of its codes and outputs.
         losses: of the model with its outputs.
         samples: some of its latents in their text.
+        matches: of each other coder at its site, by name, the latents that fire most like these.
     """
 
     candidate: Candidate
     figures: CoderFigures
     losses: SplicedFigures
     samples: LatentSamples
+    matches: dict[str, Matches]
 
 
 class _Sums(nn.Module):
@@ -88,8 +92,16 @@ class _Sums(nn.Module):
         self.variances = [RunningVariance(widths[site]) for site in sites]
         self.figures = [RunningFigures(each.coder, samples) for each in candidates]
         self.losses = [RunningLosses() for _ in candidates]
+        # By place in the list: the latents sampled of the first coder with all of the second.
+        self.joint = {
+            (one, other): JointCounts(len(self.figures[one].samples.latents), width)
+            for one, other in permutations(range(len(candidates)), 2)
+            if candidates[one].site == candidates[other].site
+            for width in [candidates[other].coder.cfg.d_sae]
+        }
         for name in ("variances", "figures", "losses"):
             self.add_module(f"all_{name}", nn.ModuleList(getattr(self, name)))
+        self.add_module("all_joint", nn.ModuleList(self.joint.values()))
 
 
 class Comparison:
@@ -139,17 +151,30 @@ class Comparison:
         self._go_on("measured", "Measuring", self._amount.tokens, self._measure)
         self._go_on("spliced", "Splicing", self._amount.spliced_tokens, self._splice)
         variances = dict(zip(self._sites, self._sums.variances, strict=True))
+        figures = [
+            sums.figures(variances[candidate.site])
+            for candidate, sums in zip(self._candidates, self._sums.figures, strict=True)
+        ]
         return [
             ComparedCoder(
                 candidate,
-                figures.figures(variances[candidate.site]),
-                losses.figures(),
-                figures.samples,
+                figures[place],
+                self._sums.losses[place].figures(),
+                self._sums.figures[place].samples,
+                self._matches(place, figures),
             )
-            for candidate, figures, losses in zip(
-                self._candidates, self._sums.figures, self._sums.losses, strict=True
-            )
+            for place, candidate in enumerate(self._candidates)
         ]
+
+    def _matches(self, place: int, figures: list[CoderFigures]) -> dict[str, Matches]:
+        sampled = self._sums.figures[place].samples.latents
+        return {
+            self._candidates[other].name: joint.matches(
+                figures[place].rates[sampled], figures[other].rates, figures[place].tokens
+            )
+            for (one, other), joint in self._sums.joint.items()
+            if one == place
+        }
 
     def _go_on(
         self, stage: str, description: str, tokens: int, use: Callable[[TextBatch], None]
@@ -191,8 +216,12 @@ class Comparison:
                     candidate.check_widths(inputs, targets)
             batches[site] = TokenBatch(inputs, targets, text, where, weights)
             variance.add(batches[site])
-        for candidate, figures in zip(self._candidates, self._sums.figures, strict=True):
+        fired = [
             figures.add(batches[candidate.site])
+            for candidate, figures in zip(self._candidates, self._sums.figures, strict=True)
+        ]
+        for (one, other), joint in self._sums.joint.items():
+            joint.add(fired[one][:, self._sums.figures[one].samples.latents], fired[other])
 
     def _splice(self, text: TextBatch) -> None:
         weights = document_weights(text.documents)

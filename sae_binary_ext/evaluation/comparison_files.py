@@ -12,6 +12,8 @@ from sae_binary_ext.evaluation.columns import COLUMNS, shown
 from sae_binary_ext.evaluation.compare import ComparedCoder
 from sae_binary_ext.evaluation.report import aligned
 
+# Latents of a larger correlation count as the same.
+MATCHED = 0.7
 # Of metrics.json; a reader may rely on the keys of its version.
 SCHEMA_VERSION = 1
 PACKAGES = (
@@ -52,7 +54,9 @@ def write_comparison(coders: list[ComparedCoder], run: dict[str, Any], folder: P
         "versions": _versions(),
         "intervals": {"confidence": CONFIDENCE, "replicates": REPLICATES, "of": "documents"},
         "meanings": {column.key: column.meaning for column in COLUMNS},
-        "coders": [_described(coder) | _figures(coder) for coder in coders],
+        "coders": [
+            _described(coder) | _figures(coder) | {"matches": _matches(coder)} for coder in coders
+        ],
     }
     (folder / "metrics.json").write_text(json.dumps(document, indent=1, allow_nan=False))
     with (folder / "metrics.csv").open("w", newline="") as file:
@@ -87,6 +91,21 @@ def _figures(coder: ComparedCoder) -> dict[str, Any]:
         else:
             figures[column.key] = {"value": _finite(value)}
     return figures
+
+
+def _matches(coder: ComparedCoder) -> dict[str, Any]:
+    """Of each other coder at the site, how well the sampled latents are matched by one of its."""
+    found: dict[str, Any] = {}
+    for name, matches in coder.matches.items():
+        correlations = matches.correlations[matches.correlations.isfinite()]
+        found[name] = {
+            "latents": len(correlations),
+            "median_correlation": _finite(correlations.median().item())
+            if len(correlations)
+            else None,
+            "above_0.7": int((correlations > MATCHED).sum()),
+        }
+    return found
 
 
 def _finite(value: float) -> float | None:

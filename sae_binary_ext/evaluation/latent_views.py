@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
-from sae_lens import SAE
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sae_binary_ext.evaluation.samples import LatentSamples
+from sae_binary_ext.evaluation.compare import ComparedCoder
 from sae_binary_ext.saelens.splice import HookedModel
 
 PROMOTED = 8
@@ -25,27 +23,24 @@ class LatentView:
         contexts: (text, whether it is active) of each token, in reading order.
         promoted: tokens whose logits its decoder row raises most, the strongest first; none where
             the row is not of the residual stream's width.
+        matches: (name of another coder, its latent, correlation) of the latents that fire most
+            like it; none where it never or always fires.
     """
 
     latent: int
     rate: float
     contexts: list[list[tuple[str, bool]]]
     promoted: list[str]
+    matches: list[tuple[str, int, float]]
 
 
 def latent_views(
-    samples: LatentSamples,
-    rates: Tensor,
-    coder: SAE[Any],
-    model: HookedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    compared: ComparedCoder, model: HookedModel, tokenizer: PreTrainedTokenizerBase
 ) -> list[LatentView]:
-    """The sampled latents, by falling firing rate.
+    """A coder's sampled latents, by falling firing rate.
 
     Args:
-        samples: of the coder's latents.
-        rates: [latents of the coder].
-        coder: any SAELens coder.
+        compared: the coder.
         model: the hooked model.
         tokenizer: its tokenizer.
     """
@@ -54,6 +49,7 @@ def latent_views(
     def text(token: int) -> str:
         return str(tokenizer.decode([token]))
 
+    coder, samples, rates = compared.candidate.coder, compared.samples, compared.figures.rates
     promoted = promoted_tokens(coder.W_dec[samples.latents.to(coder.device)], model)
     views = [
         LatentView(
@@ -64,6 +60,11 @@ def latent_views(
                 for each in samples.contexts(place)
             ],
             [text(token) for token in promoted[place]],
+            [
+                (name, int(matches.latents[place]), matches.correlations[place].item())
+                for name, matches in compared.matches.items()
+                if matches.correlations[place].isfinite()
+            ],
         )
         for place, latent in enumerate(samples.latents.tolist())
     ]

@@ -97,10 +97,7 @@ def run_compare(coders: list[str], config: CompareConfig) -> str:
     run = {key: str(value) for key, value in asdict(config).items()}
     run |= {"model": name, "dataset": config.dataset or EMBEDDED_TEXT}
     write_comparison(compared, run, config.output)
-    views = [
-        latent_views(each.samples, each.figures.rates, each.candidate.coder, model, tokenizer)
-        for each in compared
-    ]
+    views = [latent_views(each, model, tokenizer) for each in compared]
     write_comparison_report(compared, views, run, config.output / "report.html")
     return comparison_table(compared)
 

@@ -174,11 +174,15 @@ class RunningFigures(nn.Module):
         self.stores_values: Tensor
 
     @torch.no_grad()
-    def add(self, batch: TokenBatch) -> None:
-        """Encode and decode a batch, and count what comes of it."""
+    def add(self, batch: TokenBatch) -> Tensor:
+        """Encode and decode a batch, and count what comes of it.
+
+        Returns:
+            bool [tokens, latents], which latents are active, on the CPU.
+        """
         coder, rows = self._coder[0], len(batch.weights)
         size = max(CODES_AT_ONCE // coder.cfg.d_sae, 1)
-        sampled: list[Tensor] = []
+        fired: list[Tensor] = []
         for part in torch.arange(len(batch.inputs)).split(size):
             inputs, targets = (
                 each[part].to(coder.device, torch.float32) for each in (batch.inputs, batch.targets)
@@ -196,8 +200,10 @@ class RunningFigures(nn.Module):
             self.documents.add(by_row[:, [ERROR]], batch.text.documents)
             self.counts.add(sums_by_row(active, row_of_token, rows), batch.weights)
             self.with_nearest += (active[:, self._nearest] * active).sum(0).cpu()
-            sampled.append((active[:, self.samples.latents] != 0).cpu())
-        self.samples.add(batch.text, batch.where, torch.cat(sampled))
+            fired.append((active != 0).cpu())
+        everything = torch.cat(fired)
+        self.samples.add(batch.text, batch.where, everything[:, self.samples.latents])
+        return everything
 
     def figures(self, variance: RunningVariance) -> CoderFigures:
         """The figures so far.

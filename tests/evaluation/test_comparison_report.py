@@ -25,12 +25,11 @@ needs_browser = pytest.mark.skipif(
     BROWSER is None or DRIVER is None, reason="no chromium and chromedriver on this machine"
 )
 NAMES = ("binary", "stock", "stock again")
+CAT = [("the ", False), ("cat", True), (" sat", False), ("\n", True)]
 LATENTS = [
-    LatentView(
-        7, 0.02, [[("the ", False), ("cat", True), (" sat", False), ("\n", True)]], ["dog", " cow"]
-    ),
-    LatentView(3, 0.5, [[("</script><b>bold", True), ("&amp;", False)]], ["fox"]),
-    LatentView(12, 0.0, [], ["owl"]),
+    LatentView(7, 0.02, [CAT], ["dog", " cow"], [("stock", 5, 0.876), ("other", 1, -0.1)]),
+    LatentView(3, 0.5, [[("</script><b>bold", True), ("&amp;", False)]], ["fox"], []),
+    LatentView(12, 0.0, [], ["owl"], []),
 ]
 
 
@@ -44,7 +43,7 @@ def compared() -> list[ComparedCoder]:
         running, variance = run(coder, activations() + 0.1 * len(found), 4)
         figures = running.figures(variance)
         candidate = Candidate(name, Path(), coder, Site("blocks.1.hook_in", "blocks.1.hook_in"))
-        found.append(ComparedCoder(candidate, figures, losses.figures(), running.samples))
+        found.append(ComparedCoder(candidate, figures, losses.figures(), running.samples, {}))
     return found
 
 
@@ -115,6 +114,7 @@ def test_latents_are_searched_sorted_and_opened(page: Any):
     page.find_element(By.CSS_SELECTOR, '#list [data-latent="7"]').click()
     assert "Latent 7, active on 2.0% of tokens" in shown.text
     assert [mark.text for mark in shown.find_elements(By.TAG_NAME, "mark")] == ["cat", "↵"]
+    assert "Fires most like stock 5 (0.88)other 1 (-0.10)" in shown.text
     search = page.find_element(By.ID, "search")
     for wanted, found in (("the cat SAT", ["7"]), ("fox", ["3"]), ("12", ["12"]), ("zebra", [])):
         search.clear()

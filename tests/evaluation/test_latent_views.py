@@ -1,9 +1,13 @@
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
+from sae_binary_ext.evaluation import Candidate, ComparedCoder, Site
 from sae_binary_ext.evaluation.latent_views import latent_views, promoted_tokens
+from sae_binary_ext.evaluation.matching import Matches
 from tests.evaluation.test_running import activations, coders, run
 
 VOCABULARY = 20
@@ -49,7 +53,19 @@ def test_views_are_the_samples_by_falling_rate():
     rates = running.figures(variance).rates
     model: Any = Model(3, scale=False)
     tokenizer: Any = Numbers()
-    views = latent_views(running.samples, rates, coder, model, tokenizer)
+    correlations = torch.tensor([0.5, 0.9, -torch.inf, 0.1])
+    matches = {"other": Matches(torch.tensor([8, 6, 0, 7]), correlations)}
+    losses: Any = None
+    candidate = Candidate("stock", Path(), coder, Site("a", "a"))
+    figures = running.figures(variance)
+    compared = ComparedCoder(candidate, figures, losses, running.samples, matches)
+    views = latent_views(compared, model, tokenizer)
+    by_number = sorted(views, key=lambda view: view.latent)
+    assert [view.matches for view in by_number[:3]] == [
+        [("other", 8, pytest.approx(0.5))],
+        [("other", 6, pytest.approx(0.9))],
+        [],
+    ]
     assert sorted(view.latent for view in views) == running.samples.latents.tolist()
     assert [view.rate for view in views] == sorted((view.rate for view in views), reverse=True)
     active = coder.encode(x) != 0

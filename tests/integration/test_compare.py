@@ -95,6 +95,8 @@ def test_coders_of_both_hosts_stand_in_one_table(
         assert low < coder["fvu"]["value"] < high
         assert 0 < coder["l0"]["value"] <= 5
         assert coder["kl_divergence"]["value"] > 0
+        assert coder["matches"].keys() == set(found) - {name}
+        assert all(-1 <= each["median_correlation"] <= 1 for each in coder["matches"].values())
     assert document["meanings"].keys() <= found["stock"].keys()
     report = (output / "report.html").read_text()
     assert all(f">{name}<" in report for name in found)

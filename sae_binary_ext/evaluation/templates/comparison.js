@@ -82,6 +82,9 @@ function open(latent) {
   }
   const promoted = element("p", latent.promoted.length ? "Promotes " : "");
   promoted.append(...latent.promoted.map((token) => element("code", token)));
+  const like = element("p", latent.matches.length ? "Fires most like " : "");
+  like.append(...latent.matches.map(([name, other, correlation]) =>
+    element("code", `${name} ${other} (${correlation.toFixed(2)})`)));
   const contexts = latent.contexts.map((tokens) => {
     const quote = document.createElement("blockquote");
     quote.append(...tokens.map(([text, fired]) => fired ? marked(text) : element("span", text)));
@@ -89,5 +92,5 @@ function open(latent) {
   });
   const title = element("h3", `Latent ${latent.latent}, active on ${percent(latent.rate)}`);
   const silent = contexts.length ? [] : [element("p", "It was active on none of the tokens.")];
-  shown.replaceChildren(title, promoted, ...contexts, ...silent);
+  shown.replaceChildren(title, promoted, like, ...contexts, ...silent);
 }
