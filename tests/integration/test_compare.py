@@ -1,14 +1,24 @@
 """`sae-binary compare` on a tiny model, with coders of both hosts."""
 
 import csv
+import gc
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sae_lens import SAE, SAETransformerBridge, TopKSAE, TopKSAEConfig
+from sae_lens import (
+    SAE,
+    SAETransformerBridge,
+    TopKSAE,
+    TopKSAEConfig,
+    TopKTrainingSAEConfig,
+    TrainingSAE,
+)
 from sae_lens.evals import EvalConfig, run_evals
+from sae_lens.multi_sae_training_runner import MultiSAEEvaluator
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
@@ -18,8 +28,10 @@ from sae_binary_ext.cli import main
 from sae_binary_ext.evaluation import compare, in_model, progress
 from sae_binary_ext.evaluation.run import CompareConfig, run_compare
 from sae_binary_ext.saelens import (
+    BinaryEntropyTrainingSAEConfig,
     BinarySAE,
     BinarySAEConfig,
+    BinaryTrainingSAEConfig,
     BinaryTranscoder,
     BinaryTranscoderConfig,
 )
@@ -155,6 +167,57 @@ def test_figures_agree_with_saelens_own(
         for group, key, figure in SAME:
             expected = theirs[group][key]
             assert ours[name][figure]["value"] == pytest.approx(expected, rel=1e-4), key
+
+
+def test_saelens_evaluator_takes_binary_coders_in_training(
+    tiny_model_folder: Path, tiny_dataset: Path
+):
+    model = SAETransformerBridge.boot_transformers(str(tiny_model_folder), device="cpu")
+    sizes: dict[str, Any] = {
+        "d_in": WIDTH,
+        "d_sae": LATENTS,
+        "metadata": SAEMetadata(hook_name="blocks.0.hook_out", prepend_bos=True),
+    }
+    configs = {
+        "binary": BinaryTrainingSAEConfig(**sizes, k=5),
+        "binary_entropy": BinaryEntropyTrainingSAEConfig(**sizes),
+        "topk": TopKTrainingSAEConfig(**sizes, k=5),
+    }
+    saes: dict[str, Any] = {
+        name: TrainingSAE.from_dict(config.to_dict()) for name, config in configs.items()
+    }
+    store = ActivationsStore.from_sae(
+        model, saes["topk"], str(tiny_dataset), context_size=CONTEXT, store_batch_size_prompts=8
+    )
+    evaluate = MultiSAEEvaluator(model, store, 8, 2, {})
+    scalers = {name: ActivationScaler() for name in saes}
+    unused: Any = None
+    found = evaluate(saes, unused, scalers, dict.fromkeys(saes, "blocks.0.hook_out"))
+    for name in saes:
+        kept = found[f"{name}/model_performance_preservation"]
+        assert kept["ce_loss_with_sae"] > 0
+        assert kept["ce_loss_with_sae"] != kept["ce_loss_without_sae"]
+        assert 0 < found[f"{name}/sparsity"]["l0"] <= LATENTS
+
+
+def test_memory_does_not_grow_with_the_tokens(
+    coders: list[str], tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
+):
+    def held() -> int:
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * resource.getpagesize()
+
+    sizes: list[int] = []
+    for tokens in (2000, 2000, 24_000):
+        settings = {"tokens": tokens, "spliced_tokens": 1000}
+        output = tmp_path / f"out{len(sizes)}"
+        run_compare(coders, config_of(tiny_model_folder, tiny_dataset, output, **settings))
+        sizes.append(held())
+        saved = (output / "progress.safetensors").stat().st_size
+        assert saved == (tmp_path / "out0" / "progress.safetensors").stat().st_size
+    # 22,000 tokens' activations alone, if kept, were seen to take 3.2 MB.
+    assert sizes[2] - sizes[1] < 2e6
 
 
 def test_an_interrupted_comparison_goes_on_where_it_was(
