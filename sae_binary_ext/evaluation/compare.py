@@ -148,7 +148,7 @@ class Comparison:
         Raises:
             ValueError: the model's activations are not as wide as a coder's, or there is no text.
         """
-        self._go_on("measured", "Measuring", self._amount.tokens, self._measure)
+        self.measure()
         self._go_on("spliced", "Splicing", self._amount.spliced_tokens, self._splice)
         variances = dict(zip(self._sites, self._sums.variances, strict=True))
         figures = [
@@ -165,6 +165,10 @@ class Comparison:
             )
             for place, candidate in enumerate(self._candidates)
         ]
+
+    def measure(self) -> None:
+        """The first part of run: everything but what the model loses with the coders in place."""
+        self._go_on("measured", "Measuring", self._amount.tokens, self._measure)
 
     def _matches(self, place: int, figures: list[CoderFigures]) -> dict[str, Matches]:
         sampled = self._sums.figures[place].samples.latents
