@@ -30,6 +30,9 @@ commands:
 sae-binary COMMAND --help explains a command's options.
 """
 
+# What a shell gives a command that Ctrl-C ended.
+INTERRUPTED = 130
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
@@ -82,7 +85,11 @@ def compare(arguments: list[str]) -> int:
     with _errors_of("compare"):
         options = parser.parse_args(arguments)
         config = options.config
-        print(run_compare(options.coders, config))
+        try:
+            print(run_compare(options.coders, config))
+        except KeyboardInterrupt:
+            print("sae-binary compare: stopped; the same command goes on.", file=sys.stderr)
+            return INTERRUPTED
         print(f"\nReport: {config.output / 'report.html'}")
     return 0
 

@@ -114,6 +114,7 @@ class Comparison:
         documents: gives the texts, from the first on each time it is called.
         amount: how much of them to use.
         saved: file for what was counted, from which a broken-off comparison goes on.
+        sources: names of the model and the text: what was counted with others is not taken up.
 
     Raises:
         ValueError: no coders, autoencoders beside transcoders, or a hook that the model lacks.
@@ -127,6 +128,7 @@ class Comparison:
         documents: Callable[[], Iterable[str]],
         amount: Amount,
         saved: Path,
+        sources: tuple[str, ...] = (),
     ) -> None:
         _check_alike(candidates)
         self._candidates, self._model, self._amount = candidates, model, amount
@@ -140,7 +142,7 @@ class Comparison:
             for site in self._sites
         }
         self._sums = _Sums(candidates, self._sites, amount.latents)
-        self._saved = SavedProgress(saved, fingerprint(candidates, amount), self._sums)
+        self._saved = SavedProgress(saved, fingerprint(candidates, amount, sources), self._sums)
 
     def run(self) -> list[ComparedCoder]:
         """Measure all; after an interruption, what was not measured yet.

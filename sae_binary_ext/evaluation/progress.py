@@ -15,15 +15,29 @@ from torch import nn
 
 from sae_binary_ext.evaluation.candidates import Candidate
 
+# Of what is saved: another one's cannot be taken up.
+LAYOUT = 1
 logger = logging.getLogger(__name__)
 
 # A save writes tens of megabytes.
 SECONDS_BETWEEN_SAVES = 30.0
 
 
-def fingerprint(candidates: Iterable[Candidate], settings: Any) -> str:
-    """Of the coders' files and a dataclass of settings: the same for the same comparison."""
-    digest = hashlib.sha256(json.dumps(asdict(settings)).encode())
+def fingerprint(candidates: Iterable[Candidate], settings: Any, sources: Iterable[str]) -> str:
+    """The same for the same comparison.
+
+    Args:
+        candidates: whose files count with what is in them.
+        settings: a dataclass.
+        sources: names of the model and the text; of those that are files or folders, the sizes and
+            times of the files count too.
+    """
+    digest = hashlib.sha256(json.dumps([LAYOUT, asdict(settings)]).encode())
+    for source in sources:
+        digest.update(source.encode())
+        path = Path(source)
+        for file in sorted([path, *path.rglob("*")] if path.exists() else []):
+            digest.update(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
     for candidate in candidates:
         digest.update(f"{candidate.name} {candidate.site}".encode())
         for file in sorted(path for path in candidate.folder.iterdir() if path.is_file()):

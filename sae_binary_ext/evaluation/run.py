@@ -92,6 +92,7 @@ def run_compare(coders: list[str], config: CompareConfig) -> str:
         lambda: read_documents(config.dataset),
         config.amount(),
         config.output / "progress.safetensors",
+        (name, config.dataset or EMBEDDED_TEXT),
     )
     compared = comparison.run()
     run = {key: str(value) for key, value in asdict(config).items()}

@@ -261,6 +261,34 @@ def test_an_interrupted_comparison_goes_on_where_it_was(
     broken.tokens = 1000
     run_compare(coders, broken)
     assert len(read) == 21 + 10
+    # One of another text neither.
+    text = tmp_path / "text.txt"
+    text.write_text("w2 w3 w4 w5 w6")
+    broken.dataset = str(text)
+    run_compare(coders, broken)
+    assert len(read) == 21 + 10 + 1
+    text.write_text("w7 w8 w9 w10 w11 w12")
+    run_compare(coders, broken)
+    assert len(read) == 21 + 10 + 2
+    run_compare(coders, broken)
+    assert len(read) == 21 + 10 + 2
+
+
+def test_ctrl_c_says_how_to_go_on(
+    coders: list[str],
+    tiny_model_folder: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "read_hooks", interrupt)
+    options = ["--model", str(tiny_model_folder), "--dataset", str(tiny_dataset)]
+    assert main(["compare", *coders, *options, "--output", str(tmp_path / "out")]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_what_cannot_be_compared_is_refused(
