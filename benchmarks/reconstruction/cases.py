@@ -69,8 +69,10 @@ class Case:
         return self.family == "topk"
 
     def bits(self, entropy_bits: float, l0: float) -> float:
-        """Description length in bits a token: which latents are active, and their values."""
-        return entropy_bits + BITS_A_VALUE * l0 * self.stores_values
+        """Description length in bits a token: which latents are active, and what values there are:
+        one an active latent, and a mean and a deviation of inputs normalised token by token."""
+        by_token = self.fields.get("normalize_activations") == "layer_norm"
+        return entropy_bits + BITS_A_VALUE * (l0 * self.stores_values + 2 * by_token)
 
 
 def _entropy(coefficient: str, name: str = "", **fields: Any) -> Case:
@@ -80,10 +82,10 @@ def _entropy(coefficient: str, name: str = "", **fields: Any) -> Case:
     return Case(f"entropy, {coefficient} a bit{name}", "binary_entropy", settings)
 
 
-def _sparing(coefficient: str) -> Case:
+def _sparing(coefficient: str, name: str = "", **fields: Any) -> Case:
     """A refitted coder with the entropy loss and one on dense latents."""
-    fields = {"dense_coefficient": 4e-3, "dense_rate": 0.085}
-    return replace(_entropy(coefficient, ", none dense, refitted", **fields), refits=True)
+    fields = {"dense_coefficient": 4e-3, "dense_rate": 0.085} | fields
+    return replace(_entropy(coefficient, f", none dense{name}, refitted", **fields), refits=True)
 
 
 def _topk(learn: str, name: str = "", **fields: Any) -> Case:
@@ -112,6 +114,7 @@ EVERYWHERE = [
     _stock(32),
     _sparing("4.3e-4"),
     _sparing("1.85e-4"),
+    _sparing("4.3e-4", ", layer_norm", normalize_activations="layer_norm"),
     replace(_near(32, ", refitted"), refits=True),
 ]
 # More of the curves of FVU by bits, and what each setting brings: one of them changed at a time.
