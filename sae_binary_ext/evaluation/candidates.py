@@ -51,10 +51,14 @@ class Candidate:
         """The model that its files name."""
         return self.coder.cfg.metadata.model_name
 
+    @property
+    def d_out(self) -> int:
+        """Width of what it reconstructs or predicts."""
+        return getattr(self.coder.cfg, "d_out", None) or self.coder.cfg.d_in
+
     def check_widths(self, inputs: Tensor, targets: Tensor) -> None:
         """Raise ValueError where the model's activations at its site have other widths."""
-        d_out = getattr(self.coder.cfg, "d_out", None) or self.coder.cfg.d_in
-        found, own = (inputs.shape[-1], targets.shape[-1]), (self.coder.cfg.d_in, d_out)
+        found, own = (inputs.shape[-1], targets.shape[-1]), (self.coder.cfg.d_in, self.d_out)
         if found != own:
             raise ValueError(
                 f"{self.name}: takes {own[0]} to {own[1]} dimensions, and the model has {found[0]} "

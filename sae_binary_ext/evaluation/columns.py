@@ -200,6 +200,8 @@ COLUMNS = (
         "Of encode alone, on the machine of the run.",
     ),
 )
+# Those that tables show.
+TABLE = tuple(column for column in COLUMNS if column.label)
 
 
 def shown(column: Column, coder: ComparedCoder) -> str:

@@ -85,10 +85,7 @@ class _Sums(nn.Module):
 
     def __init__(self, candidates: list[Candidate], sites: list[Site], samples: int) -> None:
         super().__init__()
-        widths = {
-            each.site: getattr(each.coder.cfg, "d_out", None) or each.coder.cfg.d_in
-            for each in candidates
-        }
+        widths = {each.site: each.d_out for each in candidates}
         self.variances = [RunningVariance(widths[site]) for site in sites]
         self.figures = [RunningFigures(each.coder, samples) for each in candidates]
         self.losses = [RunningLosses() for _ in candidates]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_binary_ext.evaluation.bootstrap import CONFIDENCE, REPLICATES, Estimate
-from sae_binary_ext.evaluation.columns import COLUMNS, shown
+from sae_binary_ext.evaluation.columns import COLUMNS, TABLE, shown
 from sae_binary_ext.evaluation.compare import ComparedCoder
 from sae_binary_ext.evaluation.report import aligned
 
@@ -24,7 +24,6 @@ PACKAGES = (
     "transformer-lens",
     "transformers",
 )
-TABLE = tuple(column for column in COLUMNS if column.label)
 
 
 def comparison_table(coders: list[ComparedCoder]) -> str:

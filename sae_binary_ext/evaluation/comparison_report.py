@@ -9,12 +9,10 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from sae_binary_ext.evaluation.bootstrap import Estimate
-from sae_binary_ext.evaluation.columns import COLUMNS, shown
+from sae_binary_ext.evaluation.columns import TABLE, shown
 from sae_binary_ext.evaluation.compare import ComparedCoder
 from sae_binary_ext.evaluation.latent_views import LatentView
 from sae_binary_ext.evaluation.report import figure_html, rates_figure
-
-TABLE = tuple(column for column in COLUMNS if column.label)
 
 
 def write_comparison_report(
