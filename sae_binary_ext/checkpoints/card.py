@@ -21,10 +21,10 @@ FIGURES = {
     "l0": ("L0, mean active latents a token", "{:.1f}"),
     "latents": ("latents", "{}"),
     "dead": ("dead latents", "{}"),
-    "dense_10_percent": ("latents active on more than 10% of tokens", "{}"),
-    "dense_50_percent": ("latents active on more than 50% of tokens", "{}"),
+    "dense": ("latents active on more than 10% of tokens", "{}"),
+    "ultra_high_frequency": ("latents active on more than 50% of tokens", "{}"),
     "entropy_bits": ("entropy of the firing rates, bits a token", "{:.0f}"),
-    "cross_entropy_recovered": ("share of cross-entropy recovered", "{:.1%}"),
+    "recovered_of_zero_ablation": ("share of cross-entropy recovered", "{:.1%}"),
 }
 
 

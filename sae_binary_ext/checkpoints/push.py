@@ -60,7 +60,7 @@ def push(
     """Publish a coder, or a folder of coders, each in a folder of its own with a model card.
 
     Uploads a coder's weights, config and firing statistics, and nothing else that lies beside
-    them. Figures come from metrics.json in the coder's folder, the way the demo writes it. Run
+    them. Figures come from metrics.json in the coder's folder, as the demo puts it there. Run
     again after an interruption, it goes on: what the Hub has already is not sent twice.
 
     Args:
@@ -206,11 +206,14 @@ def _figures(folder: Path) -> tuple[dict[str, Any] | None, str]:
     document = read_json(path)
     try:
         (coder,) = document["coders"]
-        figures = {key: coder[key] for key in FIGURES if key in coder}
+        found = {key: coder[key]["value"] for key in FIGURES if key in coder}
+        figures = {key: value for key, value in found.items() if value is not None}
         for key, value in figures.items():
             FIGURES[key][1].format(value)
-        run = document["run"]
-        tokens = f"{run['held-out tokens']} held-out tokens of {run['text']}"
+        text = document["run"]["dataset"]
+        # A folder of this machine is nobody else's business.
+        text = "a local text" if Path(text).exists() or Path(text).is_absolute() else text
+        measured_on = f"{coder['tokens']:,} tokens of {text}"
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: holds no figures of one coder: {error}.") from error
-    return figures, tokens
+    return figures, measured_on

@@ -1,10 +1,8 @@
 """SmolLM2's activations on the Wikipedia sample, computed once and kept in a file."""
 
-import dataclasses
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
@@ -21,26 +19,15 @@ from sae_binary_ext.demo.text import is_held_out, read_wikipedia_sample
 logger = logging.getLogger(__name__)
 
 ROWS_PER_FORWARD = 8
+# Of the file.
+TENSOR = "train"
 
 
-@dataclass(frozen=True)
-class Activations:
-    """What the demo's coders are trained and measured on.
+def load_or_compute(config: DemoConfig, model_folder: Path) -> Tensor:
+    """What the demo's coders are trained on; a second call reads the file.
 
-    Attributes:
-        train: float16 [training tokens, d_in].
-        held_out: float16 [held-out tokens, d_in]; row by row the positions after FIRST_POSITION
-            of held_out_rows.
-        held_out_rows: int64 [rows, context_size], token ids.
-    """
-
-    train: Tensor
-    held_out: Tensor
-    held_out_rows: Tensor
-
-
-def load_or_compute(config: DemoConfig, model_folder: Path) -> Activations:
-    """Activations of the residual stream entering config.layer; a second call reads the file.
+    Returns:
+        float16 [training tokens, d_in], the residual stream entering config.layer.
 
     Raises:
         ValueError: the sample has fewer tokens, or the model fewer layers, than asked for.
@@ -51,39 +38,33 @@ def load_or_compute(config: DemoConfig, model_folder: Path) -> Activations:
         with safe_open(path, framework="pt") as file:
             if file.metadata() == settings:
                 logger.info("Using the activations in %s", path)
-                return Activations(**{name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                return file.get_tensor(TENSOR)
     activations = _compute(config, model_folder)
     # Moved into place when whole, so that an interrupted run leaves no half.
     unfinished = path.with_suffix(".unfinished")
-    tensors = {
-        field.name: getattr(activations, field.name) for field in dataclasses.fields(activations)
-    }
-    save_file(tensors, unfinished, metadata=settings)
+    save_file({TENSOR: activations}, unfinished, metadata=settings)
     unfinished.replace(path)
     return activations
 
 
 def _settings(config: DemoConfig) -> dict[str, str]:
-    names = ("layer", "training_tokens", "held_out_tokens", "context_size", "seed")
+    names = ("layer", "training_tokens", "context_size", "seed")
     return {name: str(getattr(config, name)) for name in names}
 
 
-def _compute(config: DemoConfig, model_folder: Path) -> Activations:
+def _compute(config: DemoConfig, model_folder: Path) -> Tensor:
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = LlamaForCausalLM.from_pretrained(model_folder).eval()
     if not 0 <= config.layer < model.config.num_hidden_layers:
         raise ValueError(
             f"layer={config.layer}: the model has layers 0 to {model.config.num_hidden_layers - 1}."
         )
-    training, held_out = tokenised_rows(config, tokenizer)
+    # That there is enough text to measure on shows here, before any training.
+    training, _ = tokenised_rows(config, tokenizer)
     # Cut off above the layer: what comes out is the residual stream entering it.
     model.model.layers = model.model.layers[: config.layer]
     model.model.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
-    return Activations(
-        train=_forward(model, training, "Activations to train on")[: config.training_tokens],
-        held_out=_forward(model, held_out, "Held-out activations"),
-        held_out_rows=held_out,
-    )
+    return _forward(model, training)[: config.training_tokens]
 
 
 def tokenised_rows(config: DemoConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
@@ -123,9 +104,9 @@ def _rows_of(
 
 
 @torch.no_grad()
-def _forward(model: LlamaForCausalLM, rows: Tensor, description: str) -> Tensor:
+def _forward(model: LlamaForCausalLM, rows: Tensor) -> Tensor:
     outputs: list[Tensor] = []
-    with tqdm(total=rows.numel(), desc=description, unit="tokens", unit_scale=True) as progress:
+    with tqdm(total=rows.numel(), desc="Activations", unit="tokens", unit_scale=True) as progress:
         for batch in rows.split(ROWS_PER_FORWARD):
             hidden = model.model(batch, use_cache=False).last_hidden_state
             outputs.append(hidden[:, FIRST_POSITION:].flatten(0, 1).half())

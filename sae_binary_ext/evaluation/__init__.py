@@ -4,21 +4,10 @@ from sae_binary_ext.evaluation.bootstrap import Estimate
 from sae_binary_ext.evaluation.candidates import Candidate, Site, common_model, load_candidates
 from sae_binary_ext.evaluation.compare import Amount, ComparedCoder, Comparison
 from sae_binary_ext.evaluation.comparison_files import comparison_table, write_comparison
-from sae_binary_ext.evaluation.contexts import (
-    Context,
-    LatentContexts,
-    choose_latents,
-    latent_contexts,
-)
 from sae_binary_ext.evaluation.documents import read_documents
 from sae_binary_ext.evaluation.in_model import SplicedModel, read_pairs
 from sae_binary_ext.evaluation.metrics import CoderMetrics, measure
-from sae_binary_ext.evaluation.report import (
-    CoderResult,
-    terminal_table,
-    write_metrics,
-    write_report,
-)
+from sae_binary_ext.evaluation.run import CompareConfig, run_compare
 from sae_binary_ext.evaluation.running import CoderFigures
 from sae_binary_ext.evaluation.splicing import SplicedFigures
 from sae_binary_ext.saelens.splice import SplicedLosses
@@ -28,26 +17,20 @@ __all__ = [
     "Candidate",
     "CoderFigures",
     "CoderMetrics",
-    "CoderResult",
+    "CompareConfig",
     "ComparedCoder",
     "Comparison",
-    "Context",
     "Estimate",
-    "LatentContexts",
     "Site",
     "SplicedFigures",
     "SplicedLosses",
     "SplicedModel",
-    "choose_latents",
     "common_model",
     "comparison_table",
-    "latent_contexts",
     "load_candidates",
     "measure",
     "read_documents",
     "read_pairs",
-    "terminal_table",
+    "run_compare",
     "write_comparison",
-    "write_metrics",
-    "write_report",
 ]

@@ -10,7 +10,6 @@ from typing import Any
 from sae_binary_ext.evaluation.bootstrap import CONFIDENCE, REPLICATES, Estimate
 from sae_binary_ext.evaluation.columns import COLUMNS, TABLE, shown
 from sae_binary_ext.evaluation.compare import ComparedCoder
-from sae_binary_ext.evaluation.report import aligned
 
 # Latents of a larger correlation count as the same.
 MATCHED = 0.7
@@ -39,6 +38,19 @@ def comparison_table(coders: list[ComparedCoder]) -> str:
     return "\n\n".join(tables)
 
 
+def aligned(rows: list[tuple[str, ...]]) -> str:
+    """Rows of cells, the first of them the header, in columns of even width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines: list[str] = []
+    for row in rows:
+        first, *rest = (
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join([first, *rest]))
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
 def write_comparison(coders: list[ComparedCoder], run: dict[str, Any], folder: Path) -> None:
     """metrics.json and metrics.csv, every figure unrounded (docs/compare.md has the keys).
 
@@ -54,7 +66,11 @@ def write_comparison(coders: list[ComparedCoder], run: dict[str, Any], folder: P
         "intervals": {"confidence": CONFIDENCE, "replicates": REPLICATES, "of": "documents"},
         "meanings": {column.key: column.meaning for column in COLUMNS},
         "coders": [
-            _described(coder) | _figures(coder) | {"matches": _matches(coder)} for coder in coders
+            _described(coder)
+            | {"settings": _settings(coder)}
+            | _figures(coder)
+            | {"matches": _matches(coder)}
+            for coder in coders
         ],
     }
     (folder / "metrics.json").write_text(json.dumps(document, indent=1, allow_nan=False))
@@ -77,6 +93,11 @@ def _described(coder: ComparedCoder) -> dict[str, Any]:
         "tokens": coder.figures.tokens,
         "predictions": coder.losses.predictions,
     }
+
+
+def _settings(coder: ComparedCoder) -> dict[str, Any]:
+    config = coder.candidate.coder.cfg.to_dict()
+    return {name: value for name, value in config.items() if name not in ("metadata", "device")}
 
 
 def _figures(coder: ComparedCoder) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A comparison as report.html: one file that needs no network."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from sae_binary_ext.evaluation.bootstrap import Estimate
 from sae_binary_ext.evaluation.columns import TABLE, shown
 from sae_binary_ext.evaluation.compare import ComparedCoder
 from sae_binary_ext.evaluation.latent_views import LatentView
-from sae_binary_ext.evaluation.report import figure_html, rates_figure
+from sae_binary_ext.evaluation.plots import coder_plots, plot_html
 
 
 def write_comparison_report(
@@ -20,6 +21,7 @@ def write_comparison_report(
     latents: list[list[LatentView]],
     run: dict[str, Any],
     path: Path,
+    more_plots: Mapping[str, go.Figure] | None = None,
 ) -> None:
     """Sortable tables, plots and a browser of latents.
 
@@ -28,18 +30,20 @@ def write_comparison_report(
         latents: of each coder, those to browse.
         run: the comparison's settings.
         path: the file.
+        more_plots: others to show, by title.
     """
     environment = Environment(loader=PackageLoader("sae_binary_ext.evaluation"), autoescape=True)
-    sites = dict.fromkeys(str(coder.candidate.site) for coder in coders)
+    by_site: dict[str, list[ComparedCoder]] = {}
+    for coder in coders:
+        by_site.setdefault(str(coder.candidate.site), []).append(coder)
+    plots = {site: coder_plots(of_site) for site, of_site in by_site.items()}
+    more = {"": dict(more_plots)} if more_plots else {}
     page = environment.get_template("comparison.html.j2").render(
         columns=TABLE,
-        tables={
-            site: [_row(coder) for coder in coders if str(coder.candidate.site) == site]
-            for site in sites
-        },
+        tables={site: [_row(coder) for coder in of_site] for site, of_site in by_site.items()},
         run=run,
         tokens=coders[0].figures.tokens,
-        plots=_plots(coders),
+        plots=_plots_html(plots | more),
         data=_embedded(
             {
                 coder.candidate.name: [vars(view) for view in views]
@@ -65,48 +69,13 @@ def _embedded(data: Any) -> Markup:
     return Markup(json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"))
 
 
-def _plots(coders: list[ComparedCoder]) -> dict[str, Markup]:
-    rates = rates_figure({coder.candidate.name: coder.figures.rates for coder in coders})
-    figures = {
-        "Firing rates": rates,
-        "FVU by active latents": _scatter(coders, "l0", "active latents a token (L0)"),
-        "FVU by bits": _scatter(coders, "bits", "bits a token"),
-        "FVU of each document": _spread(coders),
-    }
+def _plots_html(plots: Mapping[str, Mapping[str, go.Figure]]) -> dict[str, dict[str, Markup]]:
+    """Of each site's plots their html; the page's first has the library in it."""
+    first = next(iter(next(iter(plots.values())).values()))
     return {
-        title: Markup(figure_html(figure, library=number == 0))
-        for number, (title, figure) in enumerate(figures.items())
+        site: {
+            title: Markup(plot_html(figure, library=figure is first))
+            for title, figure in of_site.items()
+        }
+        for site, of_site in plots.items()
     }
-
-
-def _scatter(coders: list[ComparedCoder], across: str, title: str) -> go.Figure:
-    figure = go.Figure()
-    for coder in coders:
-        x: Estimate = getattr(coder.figures, across)
-        y = coder.figures.fvu
-        figure.add_scatter(
-            x=[x.value],
-            y=[y.value],
-            error_x=_error_bars(x),
-            error_y=_error_bars(y),
-            name=coder.candidate.name,
-            mode="markers",
-            marker_size=10,
-        )
-    figure.update_xaxes(type="log", title=title)
-    figure.update_yaxes(title="FVU", rangemode="tozero")
-    return figure
-
-
-def _error_bars(estimate: Estimate) -> dict[str, Any]:
-    above, below = estimate.high - estimate.value, estimate.value - estimate.low
-    return {"array": [above], "arrayminus": [below], "visible": above == above}
-
-
-def _spread(coders: list[ComparedCoder]) -> go.Figure:
-    figure = go.Figure()
-    for coder in coders:
-        figure.add_box(y=coder.figures.document_fvu.tolist(), name=coder.candidate.name)
-    figure.update_layout(showlegend=False)
-    figure.update_yaxes(title="FVU of a document")
-    return figure

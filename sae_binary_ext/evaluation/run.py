@@ -1,9 +1,11 @@
 """`sae-binary compare` from start to end: coders, model, text, figures, files."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import plotly.graph_objects as go
 from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.demo.model import MODEL_NAME, export_smollm2
@@ -64,12 +66,17 @@ class CompareConfig:
         )
 
 
-def run_compare(coders: list[str], config: CompareConfig) -> str:
+def run_compare(
+    coders: list[str],
+    config: CompareConfig,
+    more_plots: Mapping[str, go.Figure] | None = None,
+) -> str:
     """Compare coders; files go to config.output.
 
     Args:
         coders: folders of coders, folders of such folders, or Hub ids of either.
         config: the rest.
+        more_plots: others for the report, by title.
 
     Returns:
         The comparison as tables for the terminal.
@@ -99,7 +106,7 @@ def run_compare(coders: list[str], config: CompareConfig) -> str:
     run |= {"model": name, "dataset": config.dataset or EMBEDDED_TEXT}
     write_comparison(compared, run, config.output)
     views = [latent_views(each, model, tokenizer) for each in compared]
-    write_comparison_report(compared, views, run, config.output / "report.html")
+    write_comparison_report(compared, views, run, config.output / "report.html", more_plots)
     return comparison_table(compared)
 
 

@@ -11,12 +11,11 @@ from huggingface_hub import ModelCard
 from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
 
 from sae_binary_ext.checkpoints import CheckpointError, convert, describe, push
-from sae_binary_ext.evaluation import CoderMetrics, CoderResult, SplicedLosses, write_metrics
 from tests.checkpoints.coders import CASES, CHO, HOOKPOINT, LATENTS, MODEL, QUIRKE, D
 from tests.hub_server import Hub
 
 REPO = "me/coders"
-RUN = {"held-out tokens": "30600", "text": "Wikipedia sample of gensim"}
+TEXT = "Wikipedia sample of gensim"
 
 
 def card_of(folder: Path, **facts: Any) -> str:
@@ -24,12 +23,22 @@ def card_of(folder: Path, **facts: Any) -> str:
     return next(text for name, text in upload.cards.items() if name != "README.md")
 
 
-def write_figures(folder: Path) -> None:
+def write_figures(folder: Path, **changes: Any) -> None:
     """As the demo does."""
-    metrics = CoderMetrics(0.28, 26.6, LATENTS, 3, 2, 1, 146.4, torch.zeros(LATENTS))
-    losses = SplicedLosses(clean=3.0, ablated=13.0, spliced=4.0)
-    result = CoderResult("binary", {}, metrics, losses, 45.0, [1.0, 0.5], [])
-    write_metrics([result], RUN, folder / "metrics.json")
+    values = {
+        "latents": LATENTS,
+        "fvu": 0.28,
+        "recovered_of_zero_ablation": 0.9,
+        "l0": 26.6,
+        "dead": 3,
+        "dense": 2,
+        "ultra_high_frequency": 1,
+        "entropy_bits": 146.4,
+    } | changes
+    figures = {key: {"value": value} for key, value in values.items()}
+    coder = {"name": "binary", "tokens": 30600} | figures
+    document = {"run": {"dataset": TEXT}, "coders": [coder]}
+    (folder / "metrics.json").write_text(json.dumps(document))
 
 
 def test_the_card_says_what_was_measured_and_how_to_load_it(tmp_path: Path):
@@ -42,7 +51,7 @@ def test_the_card_says_what_was_measured_and_how_to_load_it(tmp_path: Path):
         f"| sizes | {D} -> {LATENTS} latents -> {D} |",
         "| training tokens | 299,880 |",
         "| trained on | user/text |",
-        "On 30600 held-out tokens of Wikipedia sample of gensim:",
+        "On 30,600 tokens of Wikipedia sample of gensim:",
         "| FVU | 0.2800 |",
         "| L0, mean active latents a token | 26.6 |",
         "| dead latents | 3 |",
@@ -54,6 +63,18 @@ def test_the_card_says_what_was_measured_and_how_to_load_it(tmp_path: Path):
     ):
         assert row in card
     assert 'SAE.from_pretrained("me/coders", "saelens")' in card
+
+
+def test_a_local_text_s_path_and_figures_that_could_not_be_computed_are_left_out(tmp_path: Path):
+    folder = CASES["saelens topk"].save(tmp_path)
+    write_figures(folder, recovered_of_zero_ablation=None)
+    path = folder / "metrics.json"
+    document = json.loads(path.read_text()) | {"run": {"dataset": str(tmp_path)}}
+    path.write_text(json.dumps(document))
+    card = card_of(folder)
+    assert "On 30,600 tokens of a local text:" in card
+    assert "| FVU | 0.2800 |" in card
+    assert "cross-entropy" not in card
 
 
 def test_nothing_is_said_that_is_not_known(tmp_path: Path, caplog: pytest.LogCaptureFixture):

@@ -1,11 +1,14 @@
 """The report of a comparison, in a browser."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
 import torch
 from selenium.webdriver import Chrome, ChromeOptions
@@ -137,6 +140,21 @@ def test_nothing_sticks_out_at_the_width_of_a_desktop_or_a_phone(page: Any, widt
     assert page.execute_script("return document.documentElement.scrollWidth") <= width
     plots = page.find_elements(By.CSS_SELECTOR, ".plotly-graph-div .main-svg")
     assert len(plots) >= 4
+
+
+def test_each_site_has_its_own_plots_and_others_follow(tmp_path: Path):
+    path, more = tmp_path / "report.html", {"Training": go.Figure(go.Scatter(y=[3.0, 1.0]))}
+    coders = [
+        replace(coder, candidate=replace(coder.candidate, site=Site(hook, hook)))
+        for coder, hook in zip(compared(), ("first", "second", "second"), strict=True)
+    ]
+    write_comparison_report(coders, [[], [], []], {}, path, more)
+    text = path.read_text()
+    titles = re.findall("<h2>(.*)</h2>", text)
+    assert titles[2:7:4] == ["Firing rates, first", "Firing rates, second"]
+    assert titles[10:] == ["Training", "Settings"]
+    assert text.count("plotly-graph-div") == 9
+    assert text.count("plotly.js v") == 1
 
 
 def test_the_report_names_no_other_place_to_load_from(report: Path):

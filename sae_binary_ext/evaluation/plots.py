@@ -1,0 +1,95 @@
+"""The plots of a comparison's report, and what makes a plot a part of a page."""
+
+from typing import Any
+
+import plotly.graph_objects as go
+import torch
+
+from sae_binary_ext.evaluation.bootstrap import Estimate
+from sae_binary_ext.evaluation.compare import ComparedCoder
+
+# Rates on the logarithmic axis.
+LOWEST_RATE_EXPONENT = -5
+BINS_PER_DECADE = 4
+
+
+def coder_plots(coders: list[ComparedCoder]) -> dict[str, go.Figure]:
+    """Those of the coders of one site, by title."""
+    return {
+        "Firing rates": _rates(coders),
+        "FVU by active latents": _scatter(coders, "l0", "active latents a token (L0)"),
+        "FVU by bits": _scatter(coders, "bits", "bits a token"),
+        "FVU of each document": _spread(coders),
+    }
+
+
+def _rates(coders: list[ComparedCoder]) -> go.Figure:
+    """Histograms of firing rates, on a logarithmic axis."""
+    edges = torch.logspace(
+        LOWEST_RATE_EXPONENT, 0, -LOWEST_RATE_EXPONENT * BINS_PER_DECADE + 1, dtype=torch.float64
+    )
+    centres = (edges[:-1] * edges[1:]).sqrt()
+    figure = go.Figure()
+    for coder in coders:
+        rates = coder.figures.rates
+        counts = torch.histogram(rates[rates > 0].clamp_max(1 - 1e-9), edges).hist
+        figure.add_scatter(
+            x=centres.tolist(),
+            y=counts.tolist(),
+            name=coder.candidate.name,
+            line_shape="hvh",
+            mode="lines",
+        )
+    title = "firing rate (dead latents left out)"
+    figure.update_xaxes(type="log", dtick=1, exponentformat="power", title=title)
+    figure.update_yaxes(title="latents")
+    return figure
+
+
+def _scatter(coders: list[ComparedCoder], across: str, title: str) -> go.Figure:
+    figure = go.Figure()
+    for coder in coders:
+        x: Estimate = getattr(coder.figures, across)
+        y = coder.figures.fvu
+        figure.add_scatter(
+            x=[x.value],
+            y=[y.value],
+            error_x=_error_bars(x),
+            error_y=_error_bars(y),
+            name=coder.candidate.name,
+            mode="markers",
+            marker_size=10,
+        )
+    figure.update_xaxes(type="log", title=title)
+    figure.update_yaxes(title="FVU", rangemode="tozero")
+    return figure
+
+
+def _error_bars(estimate: Estimate) -> dict[str, Any]:
+    above, below = estimate.high - estimate.value, estimate.value - estimate.low
+    return {"array": [above], "arrayminus": [below], "visible": above == above}
+
+
+def _spread(coders: list[ComparedCoder]) -> go.Figure:
+    figure = go.Figure()
+    for coder in coders:
+        figure.add_box(y=coder.figures.document_fvu.tolist(), name=coder.candidate.name)
+    figure.update_layout(showlegend=False)
+    figure.update_yaxes(title="FVU of a document")
+    return figure
+
+
+def plot_html(figure: go.Figure, *, library: bool) -> str:
+    """A plot as a part of a page; with plotly's library in it, once a page."""
+    figure.update_layout(
+        template="plotly_white",
+        height=380,
+        margin={"l": 60, "r": 20, "t": 20, "b": 50},
+        legend={"orientation": "h", "y": 1.12},
+    )
+    return figure.to_html(
+        full_html=False,
+        include_plotlyjs=library,
+        # Its buttons lie over the legend on a phone.
+        config={"displayModeBar": False, "responsive": True},
+    )
