@@ -7,6 +7,7 @@ import torch
 
 from sae_binary_ext.evaluation.bootstrap import Estimate
 from sae_binary_ext.evaluation.compare import ComparedCoder
+from sae_binary_ext.evaluation.predictability import STRATA
 from sae_binary_ext.evaluation.running import CoderFigures
 
 DENSE_RATE, ULTRA_HIGH_RATE = 0.1, 0.5
@@ -57,6 +58,19 @@ def _rate_quantile(share: float) -> Column:
         value,
         ".2e",
         f"Firing rate that {share:.0%} of the latents which fired at all are below.",
+    )
+
+
+def _predictable(stratum: str) -> Column:
+    firings = "its firings" if stratum == "all" else f"the third of its firings of {stratum} value"
+    return Column(
+        f"predictable_{stratum}",
+        "predictable" if stratum == "all" else "",
+        lambda c: c.predictability.estimate(stratum),
+        ".2f",
+        f"How well {firings} are told from silence by the token and those beside it, counted in "
+        "other documents: area under the ROC curve (chance 0.5), median over the sampled latents, "
+        "interval over latents.",
     )
 
 
@@ -192,6 +206,7 @@ COLUMNS = (
         "Of these, latents whose firing has a correlation above "
         f"{DUPLICATE_CORRELATION} with that other one's.",
     ),
+    *(_predictable(stratum) for stratum in STRATA),
     Column(
         "tokens_per_second",
         "encode, tokens/s",

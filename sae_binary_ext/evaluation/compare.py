@@ -17,6 +17,7 @@ from sae_binary_ext.evaluation.candidates import Candidate, Site
 from sae_binary_ext.evaluation.documents import TextBatch, cut_rows
 from sae_binary_ext.evaluation.in_model import ROWS_PER_FORWARD, read_hooks
 from sae_binary_ext.evaluation.matching import JointCounts, Matches
+from sae_binary_ext.evaluation.predictability import Predictability, predictability
 from sae_binary_ext.evaluation.progress import SavedProgress, fingerprint
 from sae_binary_ext.evaluation.running import (
     CoderFigures,
@@ -70,6 +71,7 @@ class ComparedCoder:
         figures: of its codes and outputs.
         losses: of the model with its outputs.
         samples: some of its latents in their text.
+        predictability: how well these latents' firing can be told from its tokens.
         matches: of each other coder at its site, by name, the latents that fire most like these.
     """
 
@@ -77,6 +79,7 @@ class ComparedCoder:
     figures: CoderFigures
     losses: SplicedFigures
     samples: LatentSamples
+    predictability: Predictability
     matches: dict[str, Matches]
 
 
@@ -160,6 +163,7 @@ class Comparison:
                 figures[place],
                 self._sums.losses[place].figures(),
                 self._sums.figures[place].samples,
+                predictability(self._sums.figures[place].samples),
                 self._matches(place, figures),
             )
             for place, candidate in enumerate(self._candidates)

@@ -7,6 +7,7 @@ import torch
 
 from sae_binary_ext.evaluation.bootstrap import Estimate
 from sae_binary_ext.evaluation.compare import ComparedCoder
+from sae_binary_ext.evaluation.predictability import STRATA
 
 # Rates on the logarithmic axis.
 LOWEST_RATE_EXPONENT = -5
@@ -20,6 +21,7 @@ def coder_plots(coders: list[ComparedCoder]) -> dict[str, go.Figure]:
         "FVU by active latents": _scatter(coders, "l0", "active latents a token (L0)"),
         "FVU by bits": _scatter(coders, "bits", "bits a token"),
         "FVU of each document": _spread(coders),
+        "Firing told from its tokens, by activation": _predictable(coders),
     }
 
 
@@ -76,6 +78,24 @@ def _spread(coders: list[ComparedCoder]) -> go.Figure:
         figure.add_box(y=coder.figures.document_fvu.tolist(), name=coder.candidate.name)
     figure.update_layout(showlegend=False)
     figure.update_yaxes(title="FVU of a document")
+    return figure
+
+
+def _predictable(coders: list[ComparedCoder]) -> go.Figure:
+    """Of each sampled latent, by thirds of its activations; all firings where these are alike."""
+    figure = go.Figure()
+    for coder in coders:
+        areas = coder.predictability.areas
+        chosen = ("all",) if areas[:, 1:].isnan().all() else STRATA
+        labels = [[stratum] * len(areas) for stratum in chosen]
+        figure.add_box(
+            x=[label for of_stratum in labels for label in of_stratum],
+            y=areas[:, : len(chosen)].T.flatten().tolist(),
+            name=coder.candidate.name,
+        )
+    figure.update_layout(boxmode="group")
+    figure.update_xaxes(title="activation, thirds of a latent's firings")
+    figure.update_yaxes(title="area under the ROC curve")
     return figure
 
 

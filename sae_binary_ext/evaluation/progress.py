@@ -16,7 +16,7 @@ from torch import nn
 from sae_binary_ext.evaluation.candidates import Candidate
 
 # Of what is saved: another one's cannot be taken up.
-LAYOUT = 1
+LAYOUT = 2
 logger = logging.getLogger(__name__)
 
 # A save writes tens of megabytes.

@@ -183,6 +183,7 @@ class RunningFigures(nn.Module):
         coder, rows = self._coder[0], len(batch.weights)
         size = max(CODES_AT_ONCE // coder.cfg.d_sae, 1)
         fired: list[Tensor] = []
+        values: list[Tensor] = []
         for part in torch.arange(len(batch.inputs)).split(size):
             inputs, targets = (
                 each[part].to(coder.device, torch.float32) for each in (batch.inputs, batch.targets)
@@ -201,9 +202,9 @@ class RunningFigures(nn.Module):
             self.counts.add(sums_by_row(active, row_of_token, rows), batch.weights)
             self.with_nearest += (active[:, self._nearest] * active).sum(0).cpu()
             fired.append((active != 0).cpu())
-        everything = torch.cat(fired)
-        self.samples.add(batch.text, batch.where, everything[:, self.samples.latents])
-        return everything
+            values.append(codes[:, self.samples.latents.to(codes.device)].float().cpu())
+        self.samples.add(batch.text, batch.where, torch.cat(values))
+        return torch.cat(fired)
 
     def figures(self, variance: RunningVariance) -> CoderFigures:
         """The figures so far.

@@ -20,6 +20,7 @@ from sae_binary_ext.evaluation import Candidate, ComparedCoder, Site
 from sae_binary_ext.evaluation.bootstrap import document_weights
 from sae_binary_ext.evaluation.comparison_report import write_comparison_report
 from sae_binary_ext.evaluation.latent_views import LatentView
+from sae_binary_ext.evaluation.predictability import predictability
 from sae_binary_ext.evaluation.splicing import RunningLosses
 from tests.evaluation.test_running import activations, coders, run
 
@@ -46,7 +47,9 @@ def compared() -> list[ComparedCoder]:
         running, variance = run(coder, activations() + 0.1 * len(found), 4)
         figures = running.figures(variance)
         candidate = Candidate(name, Path(), coder, Site("blocks.1.hook_in", "blocks.1.hook_in"))
-        found.append(ComparedCoder(candidate, figures, losses.figures(), running.samples, {}))
+        samples = running.samples
+        predictable = predictability(samples)
+        found.append(ComparedCoder(candidate, figures, losses.figures(), samples, predictable, {}))
     return found
 
 
@@ -151,9 +154,9 @@ def test_each_site_has_its_own_plots_and_others_follow(tmp_path: Path):
     write_comparison_report(coders, [[], [], []], {}, path, more)
     text = path.read_text()
     titles = re.findall("<h2>(.*)</h2>", text)
-    assert titles[2:7:4] == ["Firing rates, first", "Firing rates, second"]
-    assert titles[10:] == ["Training", "Settings"]
-    assert text.count("plotly-graph-div") == 9
+    assert titles[2:8:5] == ["Firing rates, first", "Firing rates, second"]
+    assert titles[12:] == ["Training", "Settings"]
+    assert text.count("plotly-graph-div") == 11
     assert text.count("plotly.js v") == 1
 
 

@@ -55,10 +55,10 @@ def test_views_are_the_samples_by_falling_rate():
     tokenizer: Any = Numbers()
     correlations = torch.tensor([0.5, 0.9, -torch.inf, 0.1])
     matches = {"other": Matches(torch.tensor([8, 6, 0, 7]), correlations)}
-    losses: Any = None
+    unused: Any = None
     candidate = Candidate("stock", Path(), coder, Site("a", "a"))
     figures = running.figures(variance)
-    compared = ComparedCoder(candidate, figures, losses, running.samples, matches)
+    compared = ComparedCoder(candidate, figures, unused, running.samples, unused, matches)
     views = latent_views(compared, model, tokenizer)
     by_number = sorted(views, key=lambda view: view.latent)
     assert [view.matches for view in by_number[:3]] == [

@@ -8,7 +8,7 @@ from sae_binary_ext.evaluation.documents import TextBatch
 from sae_binary_ext.evaluation.metrics import measure
 from sae_binary_ext.evaluation.neighbours import nearest_rows
 from sae_binary_ext.evaluation.running import RunningFigures, RunningVariance, TokenBatch
-from sae_binary_ext.evaluation.samples import CONTEXTS, RADIUS
+from sae_binary_ext.evaluation.samples import CONTEXT_RADIUS, CONTEXTS
 from tests import reference
 from tests.evaluation.test_metrics import coder_with_known_codes
 
@@ -142,4 +142,4 @@ def test_sampled_latents_fire_in_the_middle_of_their_contexts():
             assert middle in range(ROWS)
             ends = (middle * LENGTH, middle * LENGTH + LENGTH - 1)
             reach = (context.tokens[0] == ends[0]) + (context.tokens[-1] == ends[1])
-            assert len(context.tokens) == 2 * RADIUS + 1 or reach > 0
+            assert len(context.tokens) == 2 * CONTEXT_RADIUS + 1 or reach > 0

@@ -79,7 +79,7 @@ def test_the_demo_runs_saves_and_reuses_its_activations(
         beside = json.loads((tmp_path / "coders" / coder["name"] / "metrics.json").read_text())
         assert beside == document | {"coders": [coder]}
     report = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert report.count("plotly-graph-div") == 5
+    assert report.count("plotly-graph-div") == 6
     assert "FVU of the training batch" in report
     loaded = SAE.load_from_disk(tmp_path / "coders" / "binary_entropy")
     assert loaded.cfg.metadata.hook_name == "blocks.9.hook_resid_pre"

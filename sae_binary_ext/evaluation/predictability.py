@@ -1,0 +1,138 @@
+"""How well a latent's firing can be told from its tokens alone, by how strongly it fires.
+
+The first paper asks how interpretable continuous latents are at low, middle and high activation,
+beside binary ones. This is a first answer that needs no judge: what a model of a few tokens knows.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sae_binary_ext.evaluation.bootstrap import Estimate, estimate_of
+from sae_binary_ext.evaluation.samples import LatentSamples, PlaceSamples
+
+# The token, and one to either side.
+RADIUS = 1
+# Weight, in firings, of the text's own tokens in what a latent's tokens are taken to be.
+PRIOR_FIRINGS = 10.0
+# With fewer firings nothing is said of a latent.
+FEWEST_FIRINGS = 12
+STRATA = ("all", "low", "middle", "high")
+LATENTS_AT_ONCE = 64
+DECIMALS = 9
+REPLICATES = 200
+
+
+@dataclass(frozen=True)
+class Predictability:
+    """Of some latents how well their firing is told from silence.
+
+    Attributes:
+        areas: float64 [latents, STRATA], area under the ROC curve: the share of pairs of a firing
+            and a silent token that the tokens around put in the right order, 0.5 being chance. Of
+            all firings, and of the thirds of lowest, middle and highest activation. NaN where a
+            latent fired too seldom, and for thirds where all its activations are the same.
+    """
+
+    areas: Tensor
+
+    def estimate(self, stratum: str) -> Estimate:
+        """Median over latents, with its interval over latents drawn again; NaN where none is."""
+        areas = self.areas[:, STRATA.index(stratum)]
+        areas = areas[areas.isfinite()]
+        if not len(areas):
+            return Estimate(float("nan"), float("nan"), float("nan"))
+        generator = torch.Generator().manual_seed(0)
+        drawn = torch.randint(len(areas), (REPLICATES, len(areas)), generator=generator)
+        return estimate_of(torch.cat([areas.median()[None], areas[drawn].median(dim=1).values]))
+
+
+def predictability(samples: LatentSamples) -> Predictability:
+    """Naive Bayes of the tokens around, trained on half of the documents and asked on the other.
+
+    A place's score is the sum over the tokens around of log p(token | firing) - log p(token), with
+    p(token | firing) from the latent's other firings and p(token) from the silent places of all
+    latents, both of the documents of the other half.
+    """
+    parts = torch.arange(len(samples.latents)).split(LATENTS_AT_ONCE)
+    common = _shares(samples.silent)
+    areas = [
+        _areas(_Places(samples.firings, part), _Places(samples.silent, part), common)
+        for part in parts
+    ]
+    return Predictability(torch.cat(areas) if areas else torch.zeros(0, len(STRATA)))
+
+
+class _Places:
+    """Samples of some latents: there, half, values [latents, places]; tokens [..., window]."""
+
+    def __init__(self, samples: PlaceSamples, latents: Tensor) -> None:
+        self.there = samples.there[latents]
+        self.half = samples.documents[latents] % 2
+        self.tokens = _tokens_around(samples)[latents]
+        self.values = samples.values[latents, :, samples.values.shape[2] // 2]
+
+
+def _tokens_around(samples: PlaceSamples) -> Tensor:
+    """int64 [latents, places, 2 * RADIUS + 1]; from 0, which stands for beyond a row's ends."""
+    centre = samples.tokens.shape[2] // 2
+    return samples.tokens[..., centre - RADIUS : centre + RADIUS + 1] + 1
+
+
+def _shares(samples: PlaceSamples) -> Tensor:
+    """float64 [2, vocabulary]: of each half of the documents, each token's share of it."""
+    tokens = _tokens_around(samples)
+    vocabulary = int(tokens.max()) + 1 if tokens.numel() else 1
+    shares: list[Tensor] = []
+    for half in (0, 1):
+        chosen = tokens[samples.there & (samples.documents % 2 == half)]
+        counts = torch.bincount(chosen.flatten(), minlength=vocabulary).double() + 1
+        shares.append(counts / counts.sum())
+    return torch.stack(shares)
+
+
+def _areas(firings: _Places, silent: _Places, common: Tensor) -> Tensor:
+    """float64 [latents, STRATA]."""
+    firing_scores = _scores(firings, firings, common)
+    silent_scores = _scores(silent, firings, common)
+    comparable = firings.there[:, :, None] & silent.there[:, None, :]
+    # Scores of one half come from the same counts.
+    comparable &= firings.half[:, :, None] == silent.half[:, None, :]
+    above = firing_scores[:, :, None] - silent_scores[:, None, :]
+    # Pairs won of each firing, and pairs it is in.
+    won = (((above.sign() + 1) / 2) * comparable).sum(2)
+    pairs = comparable.sum(2)
+    areas: list[Tensor] = []
+    for stratum in _strata(firings):
+        of_stratum = (won * stratum).sum(1) / (pairs * stratum).sum(1)
+        enough = (stratum & (pairs > 0)).sum(1) >= FEWEST_FIRINGS
+        areas.append(torch.where(enough, of_stratum, torch.nan))
+    return torch.stack(areas, dim=1)
+
+
+def _scores(places: _Places, firings: _Places, common: Tensor) -> Tensor:
+    """float64 [latents, places]."""
+    others = firings.there[:, None, :] & (places.half[:, :, None] != firings.half[:, None, :])
+    number = others.sum(2)
+    scores = torch.zeros(places.half.shape, dtype=torch.float64)
+    for place in range(places.tokens.shape[2]):
+        own = places.tokens[..., place].clamp_max(common.shape[1] - 1)
+        alike = own[:, :, None] == firings.tokens[:, None, :, place]
+        times = (alike & others).sum(2)
+        # p(token | firing) / p(token), the former with a prior of p(token).
+        ratio = (times / common[1 - places.half, own] + PRIOR_FIRINGS) / (number + PRIOR_FIRINGS)
+        scores += ratio.log()
+    # Equal but for rounding is equal: tokens that no firing had are many.
+    return scores.round(decimals=DECIMALS)
+
+
+def _strata(firings: _Places) -> list[Tensor]:
+    """Of STRATA which firings belong to each, bool [latents, places]."""
+    values = torch.where(firings.there, firings.values.double(), torch.inf)
+    rank = values.argsort(dim=1, stable=True).argsort(dim=1)
+    number = firings.there.sum(1, keepdim=True)
+    lowest = values.amin(1, keepdim=True)
+    differ = (firings.there & (values > lowest)).any(1, keepdim=True)
+    third = (3 * rank // number.clamp_min(1)).clamp_max(3)
+    return [firings.there, *(firings.there & differ & (third == each) for each in range(3))]
