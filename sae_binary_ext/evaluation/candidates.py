@@ -1,7 +1,8 @@
 """The coders of a comparison, of any format, and where they belong."""
 
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from sae_binary_ext.checkpoints import load_coder
 from sae_binary_ext.checkpoints.sources import find_coders
+from sae_binary_ext.saelens.splice import HookedModel, resolve_hook
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,40 @@ def load_candidates(
         _candidate(name, folder, hook_name, device)
         for name, folder in zip(names, folders, strict=True)
     ]
+
+
+def at_common_sites(
+    candidates: Iterable[Candidate], model: HookedModel
+) -> tuple[list[Candidate], dict[Site, tuple[str, str]]]:
+    """The candidates, those that belong at one activation under several names at one site.
+
+    A hook has aliases, and what enters a block is what left the one before: sparsify's layers.8,
+    blocks.8.hook_resid_post and blocks.9.hook_resid_pre are one activation.
+
+    Returns:
+        The candidates with the first one's site, and of each site the model's own hooks.
+
+    Raises:
+        ValueError: the model lacks a hook.
+    """
+    sites: dict[tuple[str, str], Site] = {}
+    joined: list[Candidate] = []
+    for candidate in candidates:
+        own = candidate.site
+        source = resolve_hook(model, "hook_name", own.hook_name)
+        target = resolve_hook(model, "hook_name_out", own.hook_name_out)
+        hooks = _as_output(source), _as_output(target)
+        joined.append(replace(candidate, site=sites.setdefault(hooks, own)))
+    return joined, {site: hooks for hooks, site in sites.items()}
+
+
+def _as_output(hook: str) -> str:
+    """What enters a block as what left the one before, in a model's own names for its hooks."""
+    found = re.fullmatch(r"blocks\.([1-9]\d*)\.hook_(resid_pre|in)", hook)
+    if found is None:
+        return hook
+    kind = {"resid_pre": "resid_post", "in": "out"}[found[2]]
+    return f"blocks.{int(found[1]) - 1}.hook_{kind}"
 
 
 def _candidate(name: str, folder: Path, hook_name: str | None, device: str) -> Candidate:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.evaluation.bootstrap import document_weights
-from sae_binary_ext.evaluation.candidates import Candidate, Site
+from sae_binary_ext.evaluation.candidates import Candidate, Site, at_common_sites
 from sae_binary_ext.evaluation.documents import TextBatch, cut_rows
 from sae_binary_ext.evaluation.in_model import ROWS_PER_FORWARD, read_hooks
 from sae_binary_ext.evaluation.matching import JointCounts, Matches
@@ -27,7 +27,7 @@ from sae_binary_ext.evaluation.running import (
 )
 from sae_binary_ext.evaluation.samples import LatentSamples
 from sae_binary_ext.evaluation.splicing import RunningLosses, SplicedBatch, SplicedFigures
-from sae_binary_ext.saelens.splice import HookedModel, Splice, resolve_hook
+from sae_binary_ext.saelens.splice import HookedModel, Splice
 
 logger = logging.getLogger(__name__)
 
@@ -131,16 +131,10 @@ class Comparison:
         sources: tuple[str, ...] = (),
     ) -> None:
         _check_alike(candidates)
-        self._candidates, self._model, self._amount = candidates, model, amount
+        self._model, self._amount = model, amount
         self._tokenizer, self._documents = tokenizer, documents
-        self._sites = list(dict.fromkeys(each.site for each in candidates))
-        self._hooks = {
-            site: (
-                resolve_hook(model, "hook_name", site.hook_name),
-                resolve_hook(model, "hook_name_out", site.hook_name_out),
-            )
-            for site in self._sites
-        }
+        candidates, self._hooks = at_common_sites(candidates, model)
+        self._candidates, self._sites = candidates, list(self._hooks)
         self._sums = _Sums(candidates, self._sites, amount.latents)
         self._saved = SavedProgress(saved, fingerprint(candidates, amount, sources), self._sums)
 

@@ -334,6 +334,27 @@ def test_what_cannot_be_compared_is_refused(
         assert message in capsys.readouterr().err
 
 
+def test_one_activation_under_two_names_is_one_site(
+    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
+):
+    torch.manual_seed(0)
+    coder = BinarySAE(BinarySAEConfig(d_in=WIDTH, d_sae=LATENTS, k=5))
+    for name, hook in (("leaving", HOOK), ("entering", "blocks.1.hook_resid_pre")):
+        coder.cfg.metadata.model_name, coder.cfg.metadata.hook_name = str(tiny_model_folder), hook
+        coder.save_model(tmp_path / name)
+    output = tmp_path / "out"
+    table = run_compare(
+        [str(tmp_path / "leaving"), str(tmp_path / "entering")],
+        config_of(tiny_model_folder, tiny_dataset, output),
+    )
+    assert table.count("blocks.") == 1
+    one, other = json.loads((output / "metrics.json").read_text())["coders"]
+    assert {one["hook_name"], other["hook_name"]} == {HOOK}
+    for key in ("fvu", "cross_entropy_spliced", "kl_divergence", "dead"):
+        assert one[key] == other[key]
+    assert one["matches"]["entering"]["median_correlation"] == pytest.approx(1)
+
+
 def test_transcoders_stand_in_a_table_of_each_site(
     tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
 ):
