@@ -16,8 +16,8 @@ from sae_binary_ext.evaluation.samples import LatentSamples, PlaceSamples
 RADIUS = 1
 # Weight, in firings, of the text's own tokens in what a latent's tokens are taken to be.
 PRIOR_FIRINGS = 10.0
-# With fewer firings nothing is said of a latent.
-FEWEST_FIRINGS = 12
+# With fewer firings to ask about, or to learn from, nothing is said of a latent.
+FEWEST_FIRINGS, FEWEST_TAUGHT = 12, 6
 STRATA = ("all", "low", "middle", "high")
 LATENTS_AT_ONCE = 64
 DECIMALS = 9
@@ -99,6 +99,8 @@ def _areas(firings: _Places, silent: _Places, common: Tensor) -> Tensor:
     comparable = firings.there[:, :, None] & silent.there[:, None, :]
     # Scores of one half come from the same counts.
     comparable &= firings.half[:, :, None] == silent.half[:, None, :]
+    taught = (_of_other_half(firings, firings).sum(2) >= FEWEST_TAUGHT)[:, :, None]
+    comparable &= taught
     above = firing_scores[:, :, None] - silent_scores[:, None, :]
     # Pairs won of each firing, and pairs it is in.
     won = (((above.sign() + 1) / 2) * comparable).sum(2)
@@ -113,7 +115,7 @@ def _areas(firings: _Places, silent: _Places, common: Tensor) -> Tensor:
 
 def _scores(places: _Places, firings: _Places, common: Tensor) -> Tensor:
     """float64 [latents, places]."""
-    others = firings.there[:, None, :] & (places.half[:, :, None] != firings.half[:, None, :])
+    others = _of_other_half(places, firings)
     number = others.sum(2)
     scores = torch.zeros(places.half.shape, dtype=torch.float64)
     for place in range(places.tokens.shape[2]):
@@ -125,6 +127,11 @@ def _scores(places: _Places, firings: _Places, common: Tensor) -> Tensor:
         scores += ratio.log()
     # Equal but for rounding is equal: tokens that no firing had are many.
     return scores.round(decimals=DECIMALS)
+
+
+def _of_other_half(places: _Places, firings: _Places) -> Tensor:
+    """bool [latents, places, firings]: the firings that a place's score is learnt from."""
+    return firings.there[:, None, :] & (places.half[:, :, None] != firings.half[:, None, :])
 
 
 def _strata(firings: _Places) -> list[Tensor]:
