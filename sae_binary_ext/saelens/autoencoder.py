@@ -153,9 +153,10 @@ class BinaryCoder(SavedAtOnce):
         """Refused: a code is 0 or 1, so nothing can take up the norm of its decoder row.
 
         Raises:
-            ValueError: always.
+            NotImplementedError: always. SAELens' own coders that cannot fold raise it, and tools
+                such as sae-bench go on without folding where they meet it.
         """
-        raise ValueError(
+        raise NotImplementedError(
             "fold_W_dec_norm: the magnitude of a binary latent lives in its decoder row, and its "
             "code cannot be rescaled to make up for a normalised row. Load with "
             "fold_W_dec_norm=False; the row norms are sae.W_dec.norm(dim=-1)."

@@ -118,5 +118,5 @@ def test_single_activations_are_refused():
 
 
 def test_folding_decoder_norms_is_refused():
-    with pytest.raises(ValueError, match="decoder row"):
+    with pytest.raises(NotImplementedError, match="decoder row"):
         BinaryTranscoder(BinaryTranscoderConfig(**WIDTHS)).fold_W_dec_norm()
