@@ -19,6 +19,7 @@ PRIOR_FIRINGS = 10.0
 # With fewer firings to ask about, or to learn from, nothing is said of a latent.
 FEWEST_FIRINGS, FEWEST_TAUGHT = 12, 6
 STRATA = ("all", "low", "middle", "high")
+FOLDS = 5
 LATENTS_AT_ONCE = 64
 DECIMALS = 9
 REPLICATES = 200
@@ -49,11 +50,11 @@ class Predictability:
 
 
 def predictability(samples: LatentSamples) -> Predictability:
-    """Naive Bayes of the tokens around, trained on half of the documents and asked on the other.
+    """Naive Bayes of the tokens around, asked about a fifth of the documents, taught by the rest.
 
     A place's score is the sum over the tokens around of log p(token | firing) - log p(token), with
     p(token | firing) from the latent's other firings and p(token) from the silent places of all
-    latents, both of the documents of the other half.
+    latents, both of the documents of the other folds.
     """
     parts = torch.arange(len(samples.latents)).split(LATENTS_AT_ONCE)
     common = _shares(samples.silent)
@@ -65,11 +66,11 @@ def predictability(samples: LatentSamples) -> Predictability:
 
 
 class _Places:
-    """Samples of some latents: there, half, values [latents, places]; tokens [..., window]."""
+    """Samples of some latents: there, fold, values [latents, places]; tokens [..., window]."""
 
     def __init__(self, samples: PlaceSamples, latents: Tensor) -> None:
         self.there = samples.there[latents]
-        self.half = samples.documents[latents] % 2
+        self.fold = samples.documents[latents] % FOLDS
         self.tokens = _tokens_around(samples)[latents]
         self.values = samples.values[latents, :, samples.values.shape[2] // 2]
 
@@ -81,12 +82,12 @@ def _tokens_around(samples: PlaceSamples) -> Tensor:
 
 
 def _shares(samples: PlaceSamples) -> Tensor:
-    """float64 [2, vocabulary]: of each half of the documents, each token's share of it."""
+    """float64 [FOLDS, vocabulary]: each token's share of the text that is not of a fold."""
     tokens = _tokens_around(samples)
     vocabulary = int(tokens.max()) + 1 if tokens.numel() else 1
     shares: list[Tensor] = []
-    for half in (0, 1):
-        chosen = tokens[samples.there & (samples.documents % 2 == half)]
+    for fold in range(FOLDS):
+        chosen = tokens[samples.there & (samples.documents % FOLDS != fold)]
         counts = torch.bincount(chosen.flatten(), minlength=vocabulary).double() + 1
         shares.append(counts / counts.sum())
     return torch.stack(shares)
@@ -97,9 +98,9 @@ def _areas(firings: _Places, silent: _Places, common: Tensor) -> Tensor:
     firing_scores = _scores(firings, firings, common)
     silent_scores = _scores(silent, firings, common)
     comparable = firings.there[:, :, None] & silent.there[:, None, :]
-    # Scores of one half come from the same counts.
-    comparable &= firings.half[:, :, None] == silent.half[:, None, :]
-    taught = (_of_other_half(firings, firings).sum(2) >= FEWEST_TAUGHT)[:, :, None]
+    # Scores of one fold come from the same counts.
+    comparable &= firings.fold[:, :, None] == silent.fold[:, None, :]
+    taught = (_of_other_folds(firings, firings).sum(2) >= FEWEST_TAUGHT)[:, :, None]
     comparable &= taught
     above = firing_scores[:, :, None] - silent_scores[:, None, :]
     # Pairs won of each firing, and pairs it is in.
@@ -115,23 +116,23 @@ def _areas(firings: _Places, silent: _Places, common: Tensor) -> Tensor:
 
 def _scores(places: _Places, firings: _Places, common: Tensor) -> Tensor:
     """float64 [latents, places]."""
-    others = _of_other_half(places, firings)
+    others = _of_other_folds(places, firings)
     number = others.sum(2)
-    scores = torch.zeros(places.half.shape, dtype=torch.float64)
+    scores = torch.zeros(places.fold.shape, dtype=torch.float64)
     for place in range(places.tokens.shape[2]):
         own = places.tokens[..., place].clamp_max(common.shape[1] - 1)
         alike = own[:, :, None] == firings.tokens[:, None, :, place]
         times = (alike & others).sum(2)
         # p(token | firing) / p(token), the former with a prior of p(token).
-        ratio = (times / common[1 - places.half, own] + PRIOR_FIRINGS) / (number + PRIOR_FIRINGS)
+        ratio = (times / common[places.fold, own] + PRIOR_FIRINGS) / (number + PRIOR_FIRINGS)
         scores += ratio.log()
     # Equal but for rounding is equal: tokens that no firing had are many.
     return scores.round(decimals=DECIMALS)
 
 
-def _of_other_half(places: _Places, firings: _Places) -> Tensor:
+def _of_other_folds(places: _Places, firings: _Places) -> Tensor:
     """bool [latents, places, firings]: the firings that a place's score is learnt from."""
-    return firings.there[:, None, :] & (places.half[:, :, None] != firings.half[:, None, :])
+    return firings.there[:, None, :] & (places.fold[:, :, None] != firings.fold[:, None, :])
 
 
 def _strata(firings: _Places) -> list[Tensor]:

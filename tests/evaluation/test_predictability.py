@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae_binary_ext.evaluation.documents import TextBatch
 from sae_binary_ext.evaluation.predictability import (
+    FOLDS,
     PRIOR_FIRINGS,
     STRATA,
     Predictability,
@@ -33,10 +34,10 @@ def noise(tokens: Tensor) -> Tensor:
 
 
 def places(samples: PlaceSamples) -> list[tuple[int, list[int], float]]:
-    """Of one latent: half of the documents, the token with those beside it, and the code."""
+    """Of one latent: fold of the document, the token with those beside it, and the code."""
     there, middle = samples.there[0], samples.tokens.shape[2] // 2
     return [
-        (document % 2, tokens[middle - 1 : middle + 2], values[middle])
+        (document % FOLDS, tokens[middle - 1 : middle + 2], values[middle])
         for document, tokens, values in zip(
             samples.documents[0][there].tolist(),
             samples.tokens[0][there].tolist(),
@@ -86,10 +87,10 @@ def test_areas_are_those_of_the_definition():
     firings, silent = (places(each) for each in (samples.firings, samples.silent))
     vocabulary = range(-1, VOCABULARY)
 
-    def score(half: int, tokens: list[int]) -> float:
-        other_firings = [window for other, window, _ in firings if other != half]
+    def score(fold: int, tokens: list[int]) -> float:
+        other_firings = [window for other, window, _ in firings if other != fold]
         other_silent = [
-            token for other, window, _ in silent if other != half for token in window
+            token for other, window, _ in silent if other != fold for token in window
         ]  # fmt: skip
         total = 0.0
         for place, token in enumerate(tokens):
@@ -105,23 +106,23 @@ def test_areas_are_those_of_the_definition():
     for stratum, third in (("all", None), ("low", 0), ("middle", 1), ("high", 2)):
         won = [
             (one > other) + (one == other) / 2
-            for (half, window, value), (other_half, other_window, _) in product(firings, silent)
-            if half == other_half and third in (None, 3 * rank[value] // len(values))
-            for one, other in [(score(half, window), score(half, other_window))]
+            for (fold, window, value), (other_fold, other_window, _) in product(firings, silent)
+            if fold == other_fold and third in (None, 3 * rank[value] // len(values))
+            for one, other in [(score(fold, window), score(fold, other_window))]
         ]
         assert areas[STRATA.index(stratum)].item() == pytest.approx(sum(won) / len(won), abs=1e-6)
 
 
-@pytest.mark.parametrize(("even", "odd"), [(6, 6), (5, 7), (7, 5), (6, 5), (30, 0), (30, 6)])
-def test_of_a_latent_that_fires_too_seldom_nothing_is_said(even: int, odd: int):
+@pytest.mark.parametrize(("one", "other"), [(6, 6), (5, 7), (7, 5), (6, 5), (30, 0), (30, 6)])
+def test_of_a_latent_that_fires_too_seldom_nothing_is_said(one: int, other: int):
     def codes(tokens: Tensor) -> Tensor:
-        fires = torch.zeros(len(tokens), LENGTH)
-        fires[::2].view(-1, LENGTH)[0, :even] = 1
-        fires[1::2].view(-1, LENGTH)[0, :odd] = 1
+        fires = torch.zeros(tokens.shape)
+        fires[0, :one] = 1
+        fires[1, :other] = 1
         return fires[..., None]
 
-    # Each half is asked about where six firings of the other taught it.
-    asked = even * (odd >= 6) + odd * (even >= 6)
+    # Each document is asked about where six firings of the other taught it.
+    asked = one * (other >= 6) + other * (one >= 6)
     assert predictability(sample(codes, 1)).areas[0, 0].isfinite() == (asked >= 12)
 
 
