@@ -5,6 +5,7 @@ from sae_binary_ext.evaluation.candidates import Candidate, Site, common_model, 
 from sae_binary_ext.evaluation.compare import Amount, ComparedCoder, Comparison
 from sae_binary_ext.evaluation.comparison_files import comparison_table, write_comparison
 from sae_binary_ext.evaluation.documents import read_documents
+from sae_binary_ext.evaluation.encoders import HookpointEncoders, hookpoint_encoders
 from sae_binary_ext.evaluation.in_model import SplicedModel, read_pairs
 from sae_binary_ext.evaluation.metrics import CoderMetrics, measure
 from sae_binary_ext.evaluation.run import CompareConfig, run_compare
@@ -21,12 +22,14 @@ __all__ = [
     "ComparedCoder",
     "Comparison",
     "Estimate",
+    "HookpointEncoders",
     "Site",
     "SplicedFigures",
     "SplicedLosses",
     "SplicedModel",
     "common_model",
     "comparison_table",
+    "hookpoint_encoders",
     "load_candidates",
     "measure",
     "read_documents",

@@ -54,6 +54,11 @@ class Candidate:
         return self.coder.cfg.metadata.model_name
 
     @property
+    def is_transcoder(self) -> bool:
+        """Whether it predicts another activation than it reads."""
+        return self.site.hook_name != self.site.hook_name_out
+
+    @property
     def d_out(self) -> int:
         """Width of what it reconstructs or predicts."""
         return getattr(self.coder.cfg, "d_out", None) or self.coder.cfg.d_in
@@ -88,6 +93,19 @@ def load_candidates(
         _candidate(name, folder, hook_name, device)
         for name, folder in zip(names, folders, strict=True)
     ]
+
+
+def check_alike(candidates: list[Candidate]) -> None:
+    """Raise ValueError where there are no coders, or autoencoders beside transcoders."""
+    if not candidates:
+        raise ValueError("coders: there are none to compare.")
+    transcoders = [each for each in candidates if each.is_transcoder]
+    if 0 < len(transcoders) < len(candidates):
+        others = [each.name for each in candidates if not each.is_transcoder]
+        raise ValueError(
+            f"{transcoders[0].name} is a transcoder and {others[0]} an autoencoder: compare one "
+            "kind at a time."
+        )
 
 
 def at_common_sites(

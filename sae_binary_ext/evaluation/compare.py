@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.evaluation.bootstrap import document_weights
-from sae_binary_ext.evaluation.candidates import Candidate, Site, at_common_sites
+from sae_binary_ext.evaluation.candidates import Candidate, Site, at_common_sites, check_alike
 from sae_binary_ext.evaluation.documents import TextBatch, cut_rows
 from sae_binary_ext.evaluation.in_model import ROWS_PER_FORWARD, read_hooks
 from sae_binary_ext.evaluation.matching import JointCounts, Matches
@@ -130,7 +130,7 @@ class Comparison:
         saved: Path,
         sources: tuple[str, ...] = (),
     ) -> None:
-        _check_alike(candidates)
+        check_alike(candidates)
         self._model, self._amount = model, amount
         self._tokenizer, self._documents = tokenizer, documents
         candidates, self._hooks = at_common_sites(candidates, model)
@@ -247,15 +247,3 @@ class Comparison:
 def _output_of(candidate: Candidate) -> Callable[[Tensor, Tensor], Tensor]:
     coder: Any = candidate.coder
     return lambda source, _: coder(source.to(coder.device, torch.float32))
-
-
-def _check_alike(candidates: list[Candidate]) -> None:
-    if not candidates:
-        raise ValueError("coders: there are none to compare.")
-    transcoders = [each for each in candidates if each.site.hook_name != each.site.hook_name_out]
-    if 0 < len(transcoders) < len(candidates):
-        others = [each.name for each in candidates if each not in transcoders]
-        raise ValueError(
-            f"{transcoders[0].name} is a transcoder and {others[0]} an autoencoder: compare one "
-            "kind at a time."
-        )

@@ -1,0 +1,157 @@
+"""Coders of both hosts as delphi takes them, on a tiny model."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import TopKSAE, TopKSAEConfig
+from sae_lens.saes.sae import SAEMetadata
+from safetensors.torch import load_file
+from sparsify import SparseCoder, SparseCoderConfig
+from torch import Tensor
+from transformers import AutoModel, AutoModelForCausalLM
+
+from sae_binary_ext.checkpoints import CheckpointError
+from sae_binary_ext.evaluation import Candidate, hookpoint_encoders, load_candidates
+from sae_binary_ext.saelens import (
+    BinarySAE,
+    BinarySAEConfig,
+    BinaryTranscoder,
+    BinaryTranscoderConfig,
+)
+from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
+
+pytestmark = pytest.mark.integration
+
+WIDTH, LATENTS, CONTEXT, ROWS = 16, 40, 16, 8
+# One coder of each kind, its layer's output by whatever name its host has for it.
+KINDS = ("saelens binary", "saelens topk", "sparsify binary", "sparsify topk")
+
+
+def save(kind: str, folder: Path, model: Path) -> str:
+    host, architecture = kind.split()
+    if host == "sparsify":
+        folder = folder / "layers.0"
+        if architecture == "binary":
+            cfg = BinarySparseCoderConfig(num_latents=LATENTS, k=5)
+            BinarySparseCoder(WIDTH, cfg).save_to_disk(folder)
+        else:
+            SparseCoder(WIDTH, SparseCoderConfig(num_latents=LATENTS, k=5)).save_to_disk(folder)
+        return str(folder)
+    metadata = SAEMetadata(model_name=str(model), hook_name="blocks.1.hook_resid_pre")
+    sizes: dict[str, Any] = {"d_in": WIDTH, "d_sae": LATENTS, "k": 5, "metadata": metadata}
+    binary = architecture == "binary"
+    coder = BinarySAE(BinarySAEConfig(**sizes)) if binary else TopKSAE(TopKSAEConfig(**sizes))
+    coder.save_model(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def tokens() -> Tensor:
+    return torch.randint(2, 60, (ROWS, CONTEXT))
+
+
+def codes_by_hand(candidate: Candidate, model: Any, tokens: Tensor) -> Tensor:
+    with torch.no_grad():
+        # Of a coder for what leaves the first layer.
+        hidden = model(tokens, output_hidden_states=True).hidden_states[1]
+        return candidate.coder.encode(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
+
+
+@pytest.mark.parametrize("loader", [AutoModel, AutoModelForCausalLM])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_encoder_takes_its_module_s_output(
+    kind: str, loader: Any, tokens: Tensor, tiny_model_folder: Path, tmp_path: Path
+):
+    model = loader.from_pretrained(tiny_model_folder)
+    candidates = load_candidates([save(kind, tmp_path, tiny_model_folder)])
+    found = hookpoint_encoders(candidates, model)
+    assert not found.transcode
+    ((name, encode),) = found.encoders.items()
+    seen: list[Tensor] = []
+    model.get_submodule(name).register_forward_hook(
+        lambda _, __, output: seen.append(encode(output if torch.is_tensor(output) else output[0]))
+    )
+    model(tokens)
+    assert seen[0].shape == (ROWS, CONTEXT, LATENTS)
+    assert seen[0].dtype == torch.float32
+    assert torch.equal(seen[0], codes_by_hand(candidates[0], model, tokens).float())
+    assert (seen[0] != 0).any()
+
+
+def transcoder(folder: Path, model: Path, layer: int) -> str:
+    metadata = SAEMetadata(
+        model_name=str(model),
+        hook_name=f"blocks.{layer}.mlp.hook_in",
+        hook_name_out=f"blocks.{layer}.hook_mlp_out",
+    )
+    config = BinaryTranscoderConfig(d_in=WIDTH, d_sae=LATENTS, d_out=WIDTH, k=5, metadata=metadata)
+    BinaryTranscoder(config).save_model(folder)
+    return str(folder)
+
+
+def test_a_transcoder_takes_its_module_s_input(
+    tokens: Tensor, tiny_model_folder: Path, tmp_path: Path
+):
+    model = AutoModel.from_pretrained(tiny_model_folder)
+    sources = [transcoder(tmp_path / str(n), tiny_model_folder, n) for n in (0, 1)]
+    candidates = load_candidates(sources)
+    found = hookpoint_encoders(candidates, model)
+    assert found.transcode
+    assert list(found.encoders) == ["layers.0.mlp", "layers.1.mlp"]
+    seen: list[Tensor] = []
+    model.get_submodule("layers.1.mlp").register_forward_hook(
+        lambda _, inputs, __: seen.append(inputs[0])
+    )
+    model(tokens)
+    expected = candidates[1].coder.encode(seen[0].flatten(0, 1))
+    assert torch.equal(found.encoders["layers.1.mlp"](seen[0]).flatten(0, 1), expected)
+
+
+def test_what_delphi_cannot_have_is_refused(tiny_model_folder: Path, tmp_path: Path):
+    model = AutoModel.from_pretrained(tiny_model_folder)
+    one, other = (save(kind, tmp_path / kind, tiny_model_folder) for kind in KINDS[:2])
+    with pytest.raises(ValueError, match=r"another coder belongs at layers\.0"):
+        hookpoint_encoders(load_candidates([one, other]), model)
+    source = transcoder(tmp_path / "transcoder", tiny_model_folder, 0)
+    with pytest.raises(ValueError, match="is a transcoder and"):
+        hookpoint_encoders(load_candidates([one, source]), model)
+    with pytest.raises(ValueError, match="there are none"):
+        hookpoint_encoders([], model)
+    (candidate,) = load_candidates([one])
+
+    def at(hook_name: str) -> list[Candidate]:
+        return [
+            replace(candidate, site=replace(candidate.site, hook_name=hook_name,
+                                            hook_name_out=hook_name))
+        ]  # fmt: skip
+
+    with pytest.raises(ValueError, match="no such module"):
+        hookpoint_encoders(at("blocks.7.hook_resid_post"), model)
+    with pytest.raises(CheckpointError, match="no hookpoint"):
+        hookpoint_encoders(at("blocks.0.attn.hook_q"), model)
+    encode = hookpoint_encoders([candidate], model).encoders["layers.0"]
+    with pytest.raises(ValueError, match="takes 16 dimensions, and the module gives 12"):
+        encode(torch.randn(2, 3, 12))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_delphi_s_cache_holds_every_firing(
+    kind: str, tokens: Tensor, tiny_model_folder: Path, tmp_path: Path
+):
+    latents = pytest.importorskip("delphi.latents", reason="needs the package eai-delphi")
+    model = AutoModel.from_pretrained(tiny_model_folder)
+    candidates = load_candidates([save(kind, tmp_path, tiny_model_folder)])
+    found = hookpoint_encoders(candidates, model)
+    cache = latents.LatentCache(model, found.encoders, batch_size=4, transcode=found.transcode)
+    cache.run(tokens.numel(), tokens)
+    cache.save_splits(n_splits=1, save_dir=tmp_path / "cache")
+    saved = load_file(tmp_path / "cache" / "layers.0" / f"0_{LATENTS - 1}.safetensors")
+    codes = torch.zeros(ROWS, CONTEXT, LATENTS)
+    row, position, latent = saved["locations"].long().unbind(1)
+    codes[row, position, latent] = saved["activations"].float()
+    expected = codes_by_hand(candidates[0], model, tokens)
+    # delphi writes float16, and leaves out what is at most 1e-5.
+    torch.testing.assert_close(codes, expected, atol=1e-5, rtol=1e-3)
