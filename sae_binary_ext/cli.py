@@ -25,6 +25,7 @@ commands:
   run      run a host's module or a script with the binary coders registered:
              sae-binary run -m sae_lens.llm_sae_training_runner --architecture binary ...
              sae-binary run -m sparsify MODEL DATASET --activation topk_binary ...
+             sae-binary run -m delphi MODEL CODERS --hookpoints layers.9 ...
              sae-binary run script.py ...
 
 sae-binary COMMAND --help explains a command's options.
@@ -229,8 +230,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _without_gpu(module: str) -> AbstractContextManager[None]:
-    """sparsify's command line asks for CUDA; where there is none it runs on the CPU."""
-    if module != "sparsify":
+    """Where there is no GPU, the hosts whose command lines ask for CUDA run on the CPU."""
+    if module not in ("sparsify", "delphi"):
         return nullcontext()
     import torch
 

@@ -202,7 +202,7 @@ def _resume_schedule_free(trainer: Trainer) -> None:
 
 @contextmanager
 def cpu_instead_of_cuda() -> Generator[None]:
-    """Within it, sparsify's command line runs on the CPU where it asks for CUDA by name."""
+    """Within it, command lines of sparsify and delphi that ask for CUDA by name run on the CPU."""
     stock_init, stock_load = dist.init_process_group, PreTrainedModel.from_pretrained.__func__
 
     def init_process_group(backend: str, **kwargs: Any) -> None:

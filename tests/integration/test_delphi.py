@@ -1,5 +1,7 @@
 """Coders of both hosts as delphi takes them, on a tiny model."""
 
+import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
 from sae_binary_ext.checkpoints import CheckpointError
+from sae_binary_ext.cli import main
 from sae_binary_ext.evaluation import Candidate, hookpoint_encoders, load_candidates
 from sae_binary_ext.saelens import (
     BinarySAE,
@@ -22,9 +25,11 @@ from sae_binary_ext.saelens import (
     BinaryTranscoderConfig,
 )
 from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
+from tests.judge_server import Judge, Messages
 
 pytestmark = pytest.mark.integration
 
+NEEDS_DELPHI = "needs the package eai-delphi"
 WIDTH, LATENTS, CONTEXT, ROWS = 16, 40, 16, 8
 # One coder of each kind, its layer's output by whatever name its host has for it.
 KINDS = ("saelens binary", "saelens topk", "sparsify binary", "sparsify topk")
@@ -141,7 +146,7 @@ def test_what_delphi_cannot_have_is_refused(tiny_model_folder: Path, tmp_path: P
 def test_delphi_s_cache_holds_every_firing(
     kind: str, tokens: Tensor, tiny_model_folder: Path, tmp_path: Path
 ):
-    latents = pytest.importorskip("delphi.latents", reason="needs the package eai-delphi")
+    latents = pytest.importorskip("delphi.latents", reason=NEEDS_DELPHI)
     model = AutoModel.from_pretrained(tiny_model_folder)
     candidates = load_candidates([save(kind, tmp_path, tiny_model_folder)])
     found = hookpoint_encoders(candidates, model)
@@ -155,3 +160,52 @@ def test_delphi_s_cache_holds_every_firing(
     expected = codes_by_hand(candidates[0], model, tokens)
     # delphi writes float16, and leaves out what is at most 1e-5.
     torch.testing.assert_close(codes, expected, atol=1e-5, rtol=1e-3)
+
+
+def judge_s_rule(messages: Messages) -> str:
+    """Explains every latent alike, and takes every example for an active one."""
+    examples = re.findall(r"^Example \d+:", messages[-1]["content"], re.MULTILINE)
+    asked_to_score = "Latent explanation" in messages[-1]["content"]
+    return str([1] * len(examples)) if asked_to_score else "[EXPLANATION]: some words"
+
+
+def test_delphi_s_command_line_takes_binary_coders_without_a_gpu(
+    tiny_model_folder: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    openrouter = pytest.importorskip("delphi.clients.openrouter", reason=NEEDS_DELPHI)
+    # Few fire: delphi gives up where a latent is active in every stretch of text.
+    cfg = BinarySparseCoderConfig(num_latents=LATENTS, k=1)
+    BinarySparseCoder(WIDTH, cfg).save_to_disk(tmp_path / "coders" / "layers.0")
+    judge = Judge(judge_s_rule)
+    judge.start()
+    # Its command line has no option for the address.
+    defaults = (None, judge.url, *openrouter.OpenRouter.__init__.__defaults__[2:])
+    monkeypatch.setattr(openrouter.OpenRouter.__init__, "__defaults__", defaults)
+    monkeypatch.setenv("OPENROUTER_API_KEY", "of nobody")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [])
+    options = {
+        "hookpoints": "layers.0", "explainer_provider": "openrouter", "explainer_model": "judge",
+        "dataset_repo": str(tiny_dataset), "dataset_split": "train", "cache_ctx_len": "32",
+        "n_tokens": "6400", "batch_size": "4", "example_ctx_len": "8", "min_examples": "20",
+        "n_non_activating": "10", "n_examples_train": "10", "n_examples_test": "10",
+        "max_latents": str(LATENTS), "verbose": "false",
+    }  # fmt: skip
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    command = ["run", "-m", "delphi", str(tiny_model_folder), str(tmp_path / "coders"), *arguments]
+    assert main(command) == 0
+    judge.shutdown()
+
+    scores = sorted((tmp_path / "results" / "scores" / "detection").iterdir())
+    assert len(scores) > 5
+    for path in scores:
+        examples = json.loads(path.read_text())
+        assert {example["activating"] for example in examples} == {True, False}
+        for example in examples:
+            assert example["correct"] == example["activating"]
+            assert set(example["activations"]) <= {0.0, 1.0}
+    explained = sum("Latent explanation" not in each[-1]["content"] for each in judge.asked)
+    assert explained == len(scores)
