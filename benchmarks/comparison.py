@@ -1,13 +1,14 @@
 """What `sae-binary compare` costs beside the model's own forward passes.
 
-python -m benchmarks.comparison FOLDER MODEL: up to four coders of a folder, and their model's.
+python -m benchmarks.comparison FOLDER MODEL [--tokens 8000] [--rounds 3]: up to four coders of a
+folder, and their model's.
 
 Ours is one pass over the text for all coders, without what the model loses with them in place,
 which takes a forward pass a coder. Theirs is the model's forward pass over the same rows alone.
 """
 
+import argparse
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,30 +19,38 @@ import torch
 from sae_lens import SAETransformerBridge
 
 from benchmarks.measure import ROUNDS
-from sae_binary_ext.evaluation import Amount, Comparison, load_candidates, read_documents
+from sae_binary_ext.demo.text import read_wikipedia_sample
+from sae_binary_ext.evaluation import Amount, Comparison, load_candidates
 from sae_binary_ext.evaluation.documents import cut_rows
 from sae_binary_ext.evaluation.in_model import ROWS_PER_FORWARD
 
-TOKENS, CODERS = 8000, 4
+CODERS = 4
+WARM_UP_TOKENS = 2000
 
 
-def main(folder: str, model_folder: str) -> None:
+def main() -> None:
     """Print the seconds of both and their ratio."""
-    candidates = load_candidates([folder])[:CODERS]
-    model: Any = SAETransformerBridge.boot_transformers(model_folder, device="cpu")
-    texts = list(read_documents(None))
-    amount = Amount(tokens=TOKENS)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder")
+    parser.add_argument("model")
+    parser.add_argument("--tokens", type=int, default=8000)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    arguments = parser.parse_args()
+    candidates = load_candidates([arguments.folder])[:CODERS]
+    model: Any = SAETransformerBridge.boot_transformers(arguments.model, device="cpu")
+    texts = [text for _, text in read_wikipedia_sample()]
 
-    def comparing() -> float:
+    def round_of(tokens: int) -> tuple[float, float]:
+        amount = Amount(tokens=tokens)
         with tempfile.TemporaryDirectory() as saved:
             path = Path(saved) / "progress"
             comparison = Comparison(candidates, model, model.tokenizer, lambda: texts, amount, path)
-            return seconds_of(comparison.measure)
+            ours = seconds_of(comparison.measure)
+        batches = rows_of(model, texts, amount)
+        return ours, seconds_of(lambda: forward(model, batches))
 
-    batches = rows_of(model, texts, amount)
-    rounds = [
-        (comparing(), seconds_of(lambda: forward(model, batches))) for _ in range(ROUNDS + 1)
-    ][1:]  # the first warms up
+    round_of(WARM_UP_TOKENS)
+    rounds = [round_of(arguments.tokens) for _ in range(arguments.rounds)]
     ours, theirs = (statistics.median(each) for each in zip(*rounds, strict=True))
     ratio = statistics.median(mine / other for mine, other in rounds)
     names = ", ".join(each.name for each in candidates)
@@ -75,4 +84,4 @@ def forward(model: Any, batches: list[torch.Tensor]) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

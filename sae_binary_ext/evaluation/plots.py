@@ -103,9 +103,10 @@ def plot_html(figure: go.Figure, *, library: bool) -> str:
     """A plot as a part of a page; with plotly's library in it, once a page."""
     figure.update_layout(
         template="plotly_white",
-        height=380,
+        height=420,
         margin={"l": 60, "r": 20, "t": 20, "b": 50},
-        legend={"orientation": "h", "y": 1.12},
+        # Anchored below, it takes what room it needs from the plot and covers none of it.
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
     )
     return figure.to_html(
         full_html=False,
