@@ -1,5 +1,6 @@
 """What is compared: one line a case, shared by all sites and seeds."""
 
+import itertools
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -110,18 +111,30 @@ def _stock(k: int, name: str = "", **settings: Any) -> Case:
 
 # Half the default width of the surrogate.
 NARROW = {"surrogate_temperature": 0.5}
-EVERYWHERE = [
-    _stock(32),
-    _sparing("4.3e-4"),
-    _sparing("1.85e-4"),
-    _sparing("4.3e-4", ", layer_norm", normalize_activations="layer_norm"),
-    replace(_near(32, ", refitted"), refits=True),
-]
+EVERYWHERE = [_stock(32), _sparing("1.85e-4")]
+MANY_BITS = _sparing("8e-5")
+LAYER_NORM = _sparing("4.3e-4", ", layer_norm", normalize_activations="layer_norm")
+OF_KIND = {
+    "autoencoder": [_sparing("4.3e-4"), replace(_near(32, ", refitted"), refits=True)],
+    # At the other learning rate a quarter of a transcoder's latents die.
+    "transcoder": [MANY_BITS, replace(_near(32, ", lr 2e-3, refitted"), lr=2e-3, refits=True)],
+}
+# What comes near to the bits of stock topk there.
+OF_SITE = {
+    Site("autoencoder", 4): [_sparing("1.2e-4")],
+    Site("transcoder", 9): [_sparing("6.5e-5")],
+    Site("transcoder", 20): [_sparing("2e-4")],
+    Site("autoencoder", 20): [
+        LAYER_NORM,
+        _sparing("3e-4", ", layer_norm", normalize_activations="layer_norm"),
+    ],
+}
 # More of the curves of FVU by bits, and what each setting brings: one of them changed at a time.
 MAIN_SITE_ONLY = [
     _stock(16),
     _stock(64),
-    _sparing("8e-5"),
+    MANY_BITS,
+    LAYER_NORM,
     *(
         replace(_entropy(coefficient, ", refitted"), refits=True)
         for coefficient in ("5e-4", "4.3e-4", "4e-4", "2e-4", "9e-5", "8e-5")
@@ -147,6 +160,15 @@ MAIN_SITE_ONLY = [
 ]
 
 
+OF_SITE[MAIN_SITE] = MAIN_SITE_ONLY
+
+
 def cases_of(site: Site) -> list[Case]:
     """What is run at a site."""
-    return EVERYWHERE + MAIN_SITE_ONLY * (site == MAIN_SITE)
+    return EVERYWHERE + OF_KIND[site.kind] + OF_SITE.get(site, [])
+
+
+def all_cases() -> list[Case]:
+    """What is run at any site, each once."""
+    of_some = itertools.chain(*OF_KIND.values(), *OF_SITE.values())
+    return list(dict.fromkeys(itertools.chain(EVERYWHERE, of_some)))

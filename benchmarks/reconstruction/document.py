@@ -9,11 +9,11 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 
 from benchmarks.reconstruction.activations import SITES, Site
-from benchmarks.reconstruction.cases import EVERYWHERE, MAIN_SITE_ONLY, Case
+from benchmarks.reconstruction.cases import Case, all_cases
 from benchmarks.reconstruction.results import Result, find_results
 
 # A case that is run at one site may have been at another, too.
-CASES = EVERYWHERE + MAIN_SITE_ONLY
+CASES = all_cases()
 # More latents denser than a tenth of the tokens than this are too many beside a stock coder.
 MOST_DENSE = 10
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reconstruction.md"
