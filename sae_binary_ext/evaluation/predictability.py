@@ -57,7 +57,7 @@ def predictability(samples: LatentSamples) -> Predictability:
     latents, both of the documents of the other folds.
     """
     parts = torch.arange(len(samples.latents)).split(LATENTS_AT_ONCE)
-    common = _shares(samples.silent)
+    common = _shares(samples)
     areas = [
         _areas(_Places(samples.firings, part), _Places(samples.silent, part), common)
         for part in parts
@@ -81,13 +81,15 @@ def _tokens_around(samples: PlaceSamples) -> Tensor:
     return samples.tokens[..., centre - RADIUS : centre + RADIUS + 1] + 1
 
 
-def _shares(samples: PlaceSamples) -> Tensor:
-    """float64 [FOLDS, vocabulary]: each token's share of the text that is not of a fold."""
-    tokens = _tokens_around(samples)
-    vocabulary = int(tokens.max()) + 1 if tokens.numel() else 1
+def _shares(samples: LatentSamples) -> Tensor:
+    """float64 [FOLDS, vocabulary]: each token's share of the silent text that is not of a fold."""
+    silent = samples.silent
+    tokens = _tokens_around(silent)
+    seen = torch.cat([tokens.flatten(), _tokens_around(samples.firings).flatten(), torch.zeros(1)])
+    vocabulary = int(seen.max()) + 1
     shares: list[Tensor] = []
     for fold in range(FOLDS):
-        chosen = tokens[samples.there & (samples.documents % FOLDS != fold)]
+        chosen = tokens[silent.there & (silent.documents % FOLDS != fold)]
         counts = torch.bincount(chosen.flatten(), minlength=vocabulary).double() + 1
         shares.append(counts / counts.sum())
     return torch.stack(shares)
@@ -120,7 +122,7 @@ def _scores(places: _Places, firings: _Places, common: Tensor) -> Tensor:
     number = others.sum(2)
     scores = torch.zeros(places.fold.shape, dtype=torch.float64)
     for place in range(places.tokens.shape[2]):
-        own = places.tokens[..., place].clamp_max(common.shape[1] - 1)
+        own = places.tokens[..., place]
         alike = own[:, :, None] == firings.tokens[:, None, :, place]
         times = (alike & others).sum(2)
         # p(token | firing) / p(token), the former with a prior of p(token).

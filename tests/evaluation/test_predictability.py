@@ -64,6 +64,19 @@ def test_what_the_tokens_decide_is_predictable_and_what_they_do_not_is_not():
     assert areas[3].isnan().all()
 
 
+def test_a_token_of_which_no_silent_place_is_sampled_is_one_like_others():
+    last = VOCABULARY - 1
+
+    def codes(tokens: Tensor) -> Tensor:
+        # Wherever the last token is, or is near: no silent place has it.
+        near = (tokens == last) | (tokens == last).roll(1, 1) | (tokens == last).roll(-1, 1)
+        return near.float()[..., None]
+
+    samples = sample(codes, 1)
+    assert (samples.silent.tokens[samples.silent.there] == last).sum() == 0
+    assert predictability(samples).areas[0, 0] > 0.95
+
+
 def test_thirds_are_by_activation():
     def codes(tokens: Tensor) -> Tensor:
         # Strongly on tokens 5 and 6, weakly anywhere; as many of the one as of the other.
