@@ -129,7 +129,7 @@ def place_in_sparsify(place: Place, transcoder: bool) -> Place:
     """
     if place.hookpoint is not None or place.hook_name is None:
         return place
-    output = place.hook_name_out if transcoder else _as_output(place.hook_name)
+    output = place.hook_name_out if transcoder else as_output(place.hook_name)
     for line in HOOK_NAMES:
         if line.to_saelens_only or not _holds(line, place.model_name):
             continue
@@ -146,15 +146,18 @@ def place_in_sparsify(place: Place, transcoder: bool) -> Place:
     )
 
 
+def as_output(hook_name: str) -> str:
+    """What enters a block as what left the one before, which is the same and a module's output."""
+    for entering, leaving in (("hook_resid_pre", "hook_resid_post"), ("hook_in", "hook_out")):
+        layer = _layer(f"blocks.{{layer}}.{entering}", hook_name)
+        if layer and int(layer):
+            return f"blocks.{int(layer) - 1}.{leaving}"
+    return hook_name
+
+
 def is_hookpoint(name: str) -> bool:
     """Whether a folder's name is a hookpoint that some line of HOOK_NAMES knows."""
     return any(_layer(line.hookpoint, name) is not None for line in HOOK_NAMES)
-
-
-def _as_output(hook_name: str) -> str:
-    """What enters a block as what left the one before, which is the same and a module's output."""
-    layer = _layer("blocks.{layer}.hook_resid_pre", hook_name)
-    return f"blocks.{int(layer) - 1}.hook_resid_post" if layer and int(layer) else hook_name
 
 
 def _layer(template: str, name: str) -> str | None:

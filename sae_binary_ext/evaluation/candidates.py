@@ -1,6 +1,5 @@
 """The coders of a comparison, of any format, and where they belong."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from sae_binary_ext.checkpoints import load_coder
+from sae_binary_ext.checkpoints.hook_names import as_output
 from sae_binary_ext.checkpoints.sources import find_coders
 from sae_binary_ext.saelens.splice import HookedModel, resolve_hook
 
@@ -128,18 +128,9 @@ def at_common_sites(
         own = candidate.site
         source = resolve_hook(model, "hook_name", own.hook_name)
         target = resolve_hook(model, "hook_name_out", own.hook_name_out)
-        hooks = _as_output(source), _as_output(target)
+        hooks = as_output(source), as_output(target)
         joined.append(replace(candidate, site=sites.setdefault(hooks, own)))
     return joined, {site: hooks for hooks, site in sites.items()}
-
-
-def _as_output(hook: str) -> str:
-    """What enters a block as what left the one before, in a model's own names for its hooks."""
-    found = re.fullmatch(r"blocks\.([1-9]\d*)\.hook_(resid_pre|in)", hook)
-    if found is None:
-        return hook
-    kind = {"resid_pre": "resid_post", "in": "out"}[found[2]]
-    return f"blocks.{int(found[1]) - 1}.hook_{kind}"
 
 
 def _candidate(name: str, folder: Path, hook_name: str | None, device: str) -> Candidate:

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from sae_binary_ext.checkpoints.sources import METRICS_FILE
 from sae_binary_ext.evaluation.candidates import Candidate
 
 # Of what is saved: another one's cannot be taken up.
@@ -41,6 +42,9 @@ def fingerprint(candidates: Iterable[Candidate], settings: Any, sources: Iterabl
     for candidate in candidates:
         digest.update(f"{candidate.name} {candidate.site}".encode())
         for file in sorted(path for path in candidate.folder.iterdir() if path.is_file()):
+            # Written beside a coder once it was compared; the coder is the same.
+            if file.name == METRICS_FILE:
+                continue
             with file.open("rb") as contents:
                 digest.update(hashlib.file_digest(contents, "sha256").digest())
     return digest.hexdigest()

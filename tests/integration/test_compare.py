@@ -259,7 +259,9 @@ def test_an_interrupted_comparison_goes_on_where_it_was(
         speeds = one.pop("tokens_per_second"), other.pop("tokens_per_second")
         assert all(speed["value"] > 0 for speed in speeds)
         assert one == other
-    # A finished one is not measured again, and one of other settings is.
+    # A finished one is not measured again, figures put beside a coder or not, and one of other
+    # settings is.
+    (Path(coders[0]) / "metrics.json").write_text("{}")
     run_compare(coders, broken)
     assert len(read) == 21
     broken.tokens = 1000
