@@ -18,7 +18,7 @@ from sae_binary_ext.evaluation.documents import TextBatch, cut_rows
 from sae_binary_ext.evaluation.in_model import ROWS_PER_FORWARD, read_hooks
 from sae_binary_ext.evaluation.matching import JointCounts, Matches
 from sae_binary_ext.evaluation.predictability import Predictability, predictability
-from sae_binary_ext.evaluation.progress import SavedProgress, fingerprint
+from sae_binary_ext.evaluation.progress import SavedProgress, fingerprint, interrupts_noted
 from sae_binary_ext.evaluation.running import (
     CoderFigures,
     RunningFigures,
@@ -142,6 +142,7 @@ class Comparison:
         """Measure all; after an interruption, what was not measured yet.
 
         Raises:
+            KeyboardInterrupt: Ctrl-C, once the batch is counted and all is saved.
             ValueError: the model's activations are not as wide as a coder's, or there is no text.
         """
         self.measure()
@@ -182,12 +183,18 @@ class Comparison:
     ) -> None:
         """Use the batches of a stage that were not used before."""
         done = self._saved.done(stage)
-        with tqdm(total=tokens, desc=description, unit="tokens", unit_scale=True) as progress:
+        with (
+            tqdm(total=tokens, desc=description, unit="tokens", unit_scale=True) as progress,
+            interrupts_noted() as interrupted,
+        ):
             for number, (batch, size) in enumerate(self._batches(tokens)):
                 if number >= done:
                     use(batch)
                     self._saved.advance(stage)
                 progress.update(size)
+                if interrupted():
+                    self._saved.save()
+                    raise KeyboardInterrupt
         if not self._saved.done(stage):
             raise ValueError("dataset: holds no text to measure on.")
         self._saved.save()

@@ -3,10 +3,14 @@
 import hashlib
 import json
 import logging
+import signal
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from safetensors import safe_open
@@ -48,6 +52,35 @@ def fingerprint(candidates: Iterable[Candidate], settings: Any, sources: Iterabl
             with file.open("rb") as contents:
                 digest.update(hashlib.file_digest(contents, "sha256").digest())
     return digest.hexdigest()
+
+
+@contextmanager
+def interrupts_noted() -> Generator[Callable[[], bool]]:
+    """Within it Ctrl-C does not break into a batch, of which half would be counted.
+
+    A second Ctrl-C does. Outside the main thread, or where something else handles interrupts,
+    nothing is changed.
+
+    Yields:
+        A function that says whether there was one.
+    """
+    handled = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or handled is not signal.default_int_handler:
+        yield lambda: False
+        return
+    came = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if came.is_set():
+            signal.default_int_handler(number, frame)
+        came.set()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGINT, handled)
 
 
 class SavedProgress:

@@ -21,12 +21,11 @@ from sae_lens.multi_sae_training_runner import MultiSAEEvaluator
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
-from sparsify import SparseCoder, SparseCoderConfig
 from torch import Tensor, nn
 
 from sae_binary_ext.cli import main
-from sae_binary_ext.evaluation import compare, in_model, progress
-from sae_binary_ext.evaluation.run import CompareConfig, run_compare
+from sae_binary_ext.evaluation import compare, in_model
+from sae_binary_ext.evaluation.run import run_compare
 from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAEConfig,
     BinarySAE,
@@ -35,10 +34,8 @@ from sae_binary_ext.saelens import (
     BinaryTranscoder,
     BinaryTranscoderConfig,
 )
-from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
+from tests.integration.compare_helpers import CONTEXT, HOOK, LATENTS, WIDTH, config_of, save_coders
 
-WIDTH, LATENTS, CONTEXT = 16, 40, 16
-HOOK = "blocks.0.hook_resid_post"
 # What SAELens and we both measure: its group and key, and our key.
 SAME = (
     ("model_behavior_preservation", "kl_div_with_sae", "kl_divergence"),
@@ -52,31 +49,7 @@ SAME = (
 
 @pytest.fixture
 def coders(tmp_path: Path, tiny_model_folder: Path) -> list[str]:
-    """A binary and a stock coder of each host, of random weights, on the same hook."""
-    torch.manual_seed(0)
-    metadata = SAEMetadata(
-        model_name=str(tiny_model_folder),
-        hook_name=HOOK,
-        context_size=CONTEXT,
-        prepend_bos=True,
-        dataset_path="unused",
-    )
-    sizes: dict[str, Any] = {"d_in": WIDTH, "d_sae": LATENTS, "k": 5, "metadata": metadata}
-    folders = [str(tmp_path / name) for name in ("binary", "stock", "run")]
-    BinarySAE(BinarySAEConfig(**sizes)).save_model(folders[0])
-    TopKSAE(TopKSAEConfig(**sizes)).save_model(folders[1])
-    stock = SparseCoderConfig(num_latents=LATENTS, k=5)
-    SparseCoder(WIDTH, stock).save_to_disk(tmp_path / "run" / "layers.0")
-    binary = BinarySparseCoderConfig(num_latents=LATENTS, k=5)
-    BinarySparseCoder(WIDTH, binary).save_to_disk(tmp_path / "run" / "binary" / "layers.0")
-    return folders
-
-
-def config_of(model: Path, dataset: Path, output: Path, **changes: Any) -> CompareConfig:
-    settings: dict[str, Any] = {"tokens": 2000, "spliced_tokens": 1000, "context_size": CONTEXT}
-    return CompareConfig(
-        model=str(model), dataset=str(dataset), output=output, **settings | changes
-    )
+    return save_coders(tmp_path, tiny_model_folder)
 
 
 def test_coders_of_both_hosts_stand_in_one_table(
@@ -222,79 +195,6 @@ def test_memory_does_not_grow_with_the_tokens(
     # From one full batch to the next nothing but what is counted stays; a batch's activations are
     # 7 kB, and its codes more.
     assert max(held[3:]) - min(held[3:]) < 7000
-
-
-def test_an_interrupted_comparison_goes_on_where_it_was(
-    coders: list[str],
-    tiny_model_folder: Path,
-    tiny_dataset: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-):
-    unbroken = config_of(tiny_model_folder, tiny_dataset, tmp_path / "unbroken")
-    run_compare(coders, unbroken)
-    broken = config_of(tiny_model_folder, tiny_dataset, tmp_path / "broken")
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_SAVES", 0.0)
-    read: list[int] = []
-
-    def read_hooks(*args: Any) -> Any:
-        read.append(len(read))
-        if len(read) in (4, 9):
-            raise KeyboardInterrupt
-        return in_model.read_hooks(*args)
-
-    monkeypatch.setattr(compare, "read_hooks", read_hooks)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            run_compare(coders, broken)
-    run_compare(coders, broken)
-    whole, parts = (
-        json.loads((tmp_path / name / "metrics.json").read_text())["coders"]
-        for name in ("unbroken", "broken")
-    )
-    # Texts of 40 tokens are rows of 15, 15 and 10: 2000 are in 19 batches of 8 rows. Two were
-    # begun in vain.
-    assert len(read) == 19 + 2
-    for one, other in zip(whole, parts, strict=True):
-        speeds = one.pop("tokens_per_second"), other.pop("tokens_per_second")
-        assert all(speed["value"] > 0 for speed in speeds)
-        assert one == other
-    # A finished one is not measured again, figures put beside a coder or not, and one of other
-    # settings is.
-    (Path(coders[0]) / "metrics.json").write_text("{}")
-    run_compare(coders, broken)
-    assert len(read) == 21
-    broken.tokens = 1000
-    run_compare(coders, broken)
-    assert len(read) == 21 + 10
-    # One of another text neither.
-    text = tmp_path / "text.txt"
-    text.write_text("w2 w3 w4 w5 w6")
-    broken.dataset = str(text)
-    run_compare(coders, broken)
-    assert len(read) == 21 + 10 + 1
-    text.write_text("w7 w8 w9 w10 w11 w12")
-    run_compare(coders, broken)
-    assert len(read) == 21 + 10 + 2
-    run_compare(coders, broken)
-    assert len(read) == 21 + 10 + 2
-
-
-def test_ctrl_c_says_how_to_go_on(
-    coders: list[str],
-    tiny_model_folder: Path,
-    tiny_dataset: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-):
-    def interrupt(*_: Any) -> Any:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(compare, "read_hooks", interrupt)
-    options = ["--model", str(tiny_model_folder), "--dataset", str(tiny_dataset)]
-    assert main(["compare", *coders, *options, "--output", str(tmp_path / "out")]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
 
 
 def test_what_cannot_be_compared_is_refused(

@@ -1,0 +1,121 @@
+"""`sae-binary compare`, broken off and gone on with."""
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_binary_ext.cli import main
+from sae_binary_ext.evaluation import compare, in_model, progress, run_compare
+from tests.integration.compare_helpers import config_of, save_coders
+
+
+@pytest.fixture
+def coders(tmp_path: Path, tiny_model_folder: Path) -> list[str]:
+    return save_coders(tmp_path, tiny_model_folder)
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(
+    coders: list[str],
+    tiny_model_folder: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    unbroken = config_of(tiny_model_folder, tiny_dataset, tmp_path / "unbroken")
+    run_compare(coders, unbroken)
+    broken = config_of(tiny_model_folder, tiny_dataset, tmp_path / "broken")
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_SAVES", 0.0)
+    read: list[int] = []
+
+    def read_hooks(*args: Any) -> Any:
+        read.append(len(read))
+        if len(read) in (4, 9):
+            raise KeyboardInterrupt
+        return in_model.read_hooks(*args)
+
+    monkeypatch.setattr(compare, "read_hooks", read_hooks)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run_compare(coders, broken)
+    run_compare(coders, broken)
+    whole, parts = (
+        json.loads((tmp_path / name / "metrics.json").read_text())["coders"]
+        for name in ("unbroken", "broken")
+    )
+    # Texts of 40 tokens are rows of 15, 15 and 10: 2000 are in 19 batches of 8 rows. Two were
+    # begun in vain.
+    assert len(read) == 19 + 2
+    for one, other in zip(whole, parts, strict=True):
+        speeds = one.pop("tokens_per_second"), other.pop("tokens_per_second")
+        assert all(speed["value"] > 0 for speed in speeds)
+        assert one == other
+    # A finished one is not measured again, figures put beside a coder or not, and one of other
+    # settings is.
+    (Path(coders[0]) / "metrics.json").write_text("{}")
+    run_compare(coders, broken)
+    assert len(read) == 21
+    broken.tokens = 1000
+    run_compare(coders, broken)
+    assert len(read) == 21 + 10
+    # One of another text neither.
+    text = tmp_path / "text.txt"
+    text.write_text("w2 w3 w4 w5 w6")
+    broken.dataset = str(text)
+    run_compare(coders, broken)
+    assert len(read) == 21 + 10 + 1
+    text.write_text("w7 w8 w9 w10 w11 w12")
+    run_compare(coders, broken)
+    assert len(read) == 21 + 10 + 2
+    run_compare(coders, broken)
+    assert len(read) == 21 + 10 + 2
+
+
+def test_ctrl_c_loses_no_batch(
+    coders: list[str],
+    tiny_model_folder: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    config = config_of(tiny_model_folder, tiny_dataset, tmp_path / "out")
+    read: list[int] = []
+
+    def read_hooks(*args: Any) -> Any:
+        read.append(len(read))
+        if len(read) == 4:
+            signal.raise_signal(signal.SIGINT)
+        if len(read) == 8:
+            # The second one breaks into the batch; what the first run saved is what is left.
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return in_model.read_hooks(*args)
+
+    monkeypatch.setattr(compare, "read_hooks", read_hooks)
+    for counted in (4, 8):
+        with pytest.raises(KeyboardInterrupt):
+            run_compare(coders, config)
+        assert len(read) == counted
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    read[:] = range(20)
+    run_compare(coders, config)
+    assert len(read) == 20 + 19 - 4
+
+
+def test_ctrl_c_says_how_to_go_on(
+    coders: list[str],
+    tiny_model_folder: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "read_hooks", interrupt)
+    options = ["--model", str(tiny_model_folder), "--dataset", str(tiny_dataset)]
+    assert main(["compare", *coders, *options, "--output", str(tmp_path / "out")]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
