@@ -58,15 +58,16 @@ def fingerprint(candidates: Iterable[Candidate], settings: Any, sources: Iterabl
 def interrupts_noted() -> Generator[Callable[[], bool]]:
     """Within it Ctrl-C does not break into a batch, of which half would be counted.
 
-    A second Ctrl-C does. Outside the main thread, or where something else handles interrupts,
-    nothing is changed.
+    A second Ctrl-C raises KeyboardInterrupt there and then, whatever handled interrupts before:
+    SAELens' training runner leaves a handler of its own behind when it is done. Outside the main
+    thread, or where interrupts are ignored, nothing is changed.
 
     Yields:
         A function that says whether there was one.
     """
     handled = signal.getsignal(signal.SIGINT)
     main = threading.current_thread() is threading.main_thread()
-    if not main or handled is not signal.default_int_handler:
+    if not main or not callable(handled):
         yield lambda: False
         return
     came = threading.Event()

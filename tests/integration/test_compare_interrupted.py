@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,20 @@ def test_an_interrupted_comparison_goes_on_where_it_was(
     assert len(read) == 21 + 10 + 2
 
 
+def left_behind(*_: Any) -> None:
+    """Handles interrupts as what SAELens' training runner leaves behind does."""
+    raise RuntimeError("an interrupt")
+
+
+@pytest.fixture(params=[signal.default_int_handler, left_behind], ids=["python's", "a host's"])
+def handler(request: pytest.FixtureRequest) -> Iterator[Any]:
+    before = signal.signal(signal.SIGINT, request.param)
+    yield request.param
+    signal.signal(signal.SIGINT, before)
+
+
 def test_ctrl_c_loses_no_batch(
+    handler: Any,
     coders: list[str],
     tiny_model_folder: Path,
     tiny_dataset: Path,
@@ -98,7 +112,7 @@ def test_ctrl_c_loses_no_batch(
         with pytest.raises(KeyboardInterrupt):
             run_compare(coders, config)
         assert len(read) == counted
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is handler
     read[:] = range(20)
     run_compare(coders, config)
     assert len(read) == 20 + 19 - 4
