@@ -1,7 +1,6 @@
 """Coders of either host and any format, measured on the same tokens of the same model."""
 
-import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
@@ -9,16 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.evaluation.bootstrap import document_weights
 from sae_binary_ext.evaluation.candidates import Candidate, Site, at_common_sites, check_alike
-from sae_binary_ext.evaluation.documents import TextBatch, cut_rows
-from sae_binary_ext.evaluation.in_model import ROWS_PER_FORWARD, read_hooks
+from sae_binary_ext.evaluation.documents import TextBatch
+from sae_binary_ext.evaluation.in_model import read_hooks
 from sae_binary_ext.evaluation.matching import JointCounts, Matches
 from sae_binary_ext.evaluation.predictability import Predictability, predictability
-from sae_binary_ext.evaluation.progress import SavedProgress, fingerprint, interrupts_noted
+from sae_binary_ext.evaluation.progress import SavedProgress, fingerprint
 from sae_binary_ext.evaluation.running import (
     CoderFigures,
     RunningFigures,
@@ -27,9 +25,8 @@ from sae_binary_ext.evaluation.running import (
 )
 from sae_binary_ext.evaluation.samples import LatentSamples
 from sae_binary_ext.evaluation.splicing import RunningLosses, SplicedBatch, SplicedFigures
+from sae_binary_ext.evaluation.stream import TextStream
 from sae_binary_ext.saelens.splice import HookedModel, Splice
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,11 +129,11 @@ class Comparison:
     ) -> None:
         check_alike(candidates)
         self._model, self._amount = model, amount
-        self._tokenizer, self._documents = tokenizer, documents
         candidates, self._hooks = at_common_sites(candidates, model)
         self._candidates, self._sites = candidates, list(self._hooks)
         self._sums = _Sums(candidates, self._sites, amount.latents)
-        self._saved = SavedProgress(saved, fingerprint(candidates, amount, sources), self._sums)
+        progress = SavedProgress(saved, fingerprint(candidates, amount, sources), self._sums)
+        self._stream = TextStream(documents, tokenizer, amount, progress)
 
     def run(self) -> list[ComparedCoder]:
         """Measure all; after an interruption, what was not measured yet.
@@ -146,7 +143,7 @@ class Comparison:
             ValueError: the model's activations are not as wide as a coder's, or there is no text.
         """
         self.measure()
-        self._go_on("spliced", "Splicing", self._amount.spliced_tokens, self._splice)
+        self._stream.go_on("spliced", "Splicing", self._amount.spliced_tokens, self._splice)
         variances = dict(zip(self._sites, self._sums.variances, strict=True))
         figures = [
             sums.figures(variances[candidate.site])
@@ -166,7 +163,7 @@ class Comparison:
 
     def measure(self) -> None:
         """The first part of run: everything but what the model loses with the coders in place."""
-        self._go_on("measured", "Measuring", self._amount.tokens, self._measure)
+        self._stream.go_on("measured", "Measuring", self._amount.tokens, self._measure)
 
     def _matches(self, place: int, figures: list[CoderFigures]) -> dict[str, Matches]:
         sampled = self._sums.figures[place].samples.latents
@@ -177,39 +174,6 @@ class Comparison:
             for (one, other), joint in self._sums.joint.items()
             if one == place
         }
-
-    def _go_on(
-        self, stage: str, description: str, tokens: int, use: Callable[[TextBatch], None]
-    ) -> None:
-        """Use the batches of a stage that were not used before."""
-        done = self._saved.done(stage)
-        with (
-            tqdm(total=tokens, desc=description, unit="tokens", unit_scale=True) as progress,
-            interrupts_noted() as interrupted,
-        ):
-            for number, (batch, size) in enumerate(self._batches(tokens)):
-                if number >= done:
-                    use(batch)
-                    self._saved.advance(stage)
-                progress.update(size)
-                if interrupted():
-                    self._saved.save()
-                    raise KeyboardInterrupt
-        if not self._saved.done(stage):
-            raise ValueError("dataset: holds no text to measure on.")
-        self._saved.save()
-
-    def _batches(self, tokens: int) -> Iterator[tuple[TextBatch, int]]:
-        """Batches until there are so many tokens in all, each with its number of them."""
-        size, first = self._amount.context_size, self._amount.first_position
-        taken = 0
-        for batch in cut_rows(self._documents(), self._tokenizer, size, ROWS_PER_FORWARD):
-            number = int(batch.positions(first).sum())
-            yield batch, number
-            taken += number
-            if taken >= tokens:
-                return
-        logger.warning("The text ends after %d of %d tokens.", taken, tokens)
 
     def _measure(self, text: TextBatch) -> None:
         where = text.positions(self._amount.first_position)

@@ -3,19 +3,16 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
 
 import plotly.graph_objects as go
-from transformers import PreTrainedTokenizerBase
 
-from sae_binary_ext.demo.model import MODEL_NAME, export_smollm2
-from sae_binary_ext.evaluation.candidates import Candidate, common_model, load_candidates
+from sae_binary_ext.evaluation.candidates import load_candidates
 from sae_binary_ext.evaluation.compare import Amount, Comparison
 from sae_binary_ext.evaluation.comparison_files import comparison_table, write_comparison
 from sae_binary_ext.evaluation.comparison_report import write_comparison_report
 from sae_binary_ext.evaluation.documents import read_documents
 from sae_binary_ext.evaluation.latent_views import latent_views
-from sae_binary_ext.saelens.models import load_hooked_model
+from sae_binary_ext.evaluation.models import open_model
 
 EMBEDDED_TEXT = "Wikipedia sample of gensim, articles not trained on"
 
@@ -87,11 +84,7 @@ def run_compare(
     """
     candidates = load_candidates(coders, config.hook, config.device)
     config.output.mkdir(parents=True, exist_ok=True)
-    name = common_model(candidates, config.model)
-    embedded = config.model is None and name == MODEL_NAME
-    path = str(export_smollm2(config.output / "model")) if embedded else name
-    model: Any = load_hooked_model(_common_class(candidates), path, config.device)
-    tokenizer = cast(PreTrainedTokenizerBase, model.tokenizer)
+    name, model, tokenizer = open_model(candidates, config.model, config.output, config.device)
     comparison = Comparison(
         candidates,
         model,
@@ -108,16 +101,3 @@ def run_compare(
     views = [latent_views(each, model, tokenizer) for each in compared]
     write_comparison_report(compared, views, run, config.output / "report.html", more_plots)
     return comparison_table(compared)
-
-
-def _common_class(candidates: list[Candidate]) -> str | None:
-    """The class of hooked model that all coders were trained with.
-
-    Raises:
-        ValueError: there are several: a HookedTransformer's activations are not a bridge's.
-    """
-    classes = {each.coder.cfg.metadata.model_class_name: each.name for each in candidates}
-    named = {name: coder for name, coder in classes.items() if name is not None}
-    if len(named) > 1:
-        raise ValueError(f"coders: were trained with models of different classes: {named}.")
-    return next(iter(named), None)

@@ -28,13 +28,71 @@ class SampledContext:
     fired: list[bool]
 
 
-class PlaceSamples(nn.Module):
+class Reservoir(nn.Module):
+    """Of several lists up to `most` entries of a stream each, one as likely as another.
+
+    Buffers: priorities float64 [lists, most], random numbers of which the largest are kept, -inf
+    where there is none; batches, how many were seen. Subclasses add buffers [lists, most, ...].
+
+    Args:
+        lists: how many.
+        most: entries of each.
+    """
+
+    priorities: Tensor
+    batches: Tensor
+
+    def __init__(self, lists: int, most: int) -> None:
+        super().__init__()
+        self._most = most
+        priorities = torch.full((lists, most), -torch.inf, dtype=torch.float64)
+        self.register_buffer("priorities", priorities)
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+
+    def draw(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Random numbers for one batch more, and which entries may have to be kept.
+
+        Args:
+            chosen: bool [entries, lists].
+
+        Returns:
+            int64 [lists, at most `most`], entries, and float64 likewise, their priorities; -inf
+            for those not chosen.
+        """
+        # The same numbers in an interrupted and in an unbroken run.
+        generator = torch.Generator().manual_seed(int(self.batches))
+        self.batches += 1
+        draws = torch.rand(chosen.shape, dtype=torch.float64, generator=generator)
+        draws = torch.where(chosen, draws, -torch.inf)
+        best = draws.topk(min(self._most, len(draws)), dim=0)
+        return best.indices.T, best.values.T
+
+    def keep(self, priorities: Tensor, **found: Tensor) -> None:
+        """Keep the largest priorities, with what was found of their entries.
+
+        Args:
+            priorities: float64 [lists, entries], of draw.
+            found: by buffer, [lists, entries, ...].
+        """
+        joined = torch.cat([self.priorities, priorities], dim=1)
+        self.priorities, kept = joined.topk(self._most, dim=1)
+        for name, values in found.items():
+            values = torch.cat([getattr(self, name), values], dim=1)
+            index = kept.reshape(*kept.shape, *[1] * (values.ndim - 2))
+            setattr(self, name, values.gather(1, index.expand(-1, -1, *values.shape[2:])))
+
+    @property
+    def there(self) -> Tensor:
+        """bool [lists, most]: where there is an entry."""
+        return self.priorities > -torch.inf
+
+
+class PlaceSamples(Reservoir):
     """Of some latents up to `most` places in the text, each chosen one as likely as the others.
 
-    Buffers: priorities float64 [latents, most], random numbers of which the largest are kept, -inf
-    where there is none; documents int64 [latents, most], of each place; tokens int64 and values
-    float32 [latents, most, 2 * radius + 1], the text around and the latent's code on it, with
-    token -1 beyond a row's ends; batches, how many were seen.
+    Buffers: documents int64 [latents, most], of each place; tokens int64 and values float32
+    [latents, most, 2 * radius + 1], the text around and the latent's code on it, with token -1
+    beyond a row's ends.
 
     Args:
         latents: how many.
@@ -42,22 +100,18 @@ class PlaceSamples(nn.Module):
         radius: tokens to keep to either side of a place.
     """
 
-    priorities: Tensor
     documents: Tensor
     tokens: Tensor
     values: Tensor
-    batches: Tensor
 
     def __init__(self, latents: int, most: int, radius: int) -> None:
-        super().__init__()
-        self._most, self._radius = most, radius
+        super().__init__(latents, most)
+        self._radius = radius
         shape = (latents, most)
         window = 2 * radius + 1
-        self.register_buffer("priorities", torch.full(shape, -torch.inf, dtype=torch.float64))
         self.register_buffer("documents", torch.full(shape, -1))
         self.register_buffer("tokens", torch.full((*shape, window), -1))
         self.register_buffer("values", torch.zeros(*shape, window))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
     def add(self, text: TextBatch, where: Tensor, chosen: Tensor, values: Tensor) -> None:
         """Sample from one batch more.
@@ -68,38 +122,23 @@ class PlaceSamples(nn.Module):
             chosen: bool [positions measured on, latents], row by row, those to sample from.
             values: float32, the latents' codes there.
         """
-        # The same numbers in an interrupted and in an unbroken run.
-        generator = torch.Generator().manual_seed(int(self.batches))
-        self.batches += 1
-        draws = torch.rand(chosen.shape, dtype=torch.float64, generator=generator)
-        draws = torch.where(chosen, draws, -torch.inf)
-        best = draws.topk(min(self._most, len(draws)), dim=0)
+        entries, priorities = self.draw(chosen)
         everywhere = torch.zeros(*where.shape, chosen.shape[1])
         everywhere[where] = values
-        places = where.nonzero()[best.indices]
+        places = where.nonzero()[entries]
         tokens, values = self._windows(text, everywhere, places)
-        priorities = torch.cat([self.priorities, best.values.T], dim=1)
-        self.priorities, kept = priorities.topk(self._most, dim=1)
-        documents = torch.tensor(text.documents)[places[..., 0].T]
-        self.documents = torch.cat([self.documents, documents], dim=1).gather(1, kept)
-        place = kept[..., None].expand(-1, -1, tokens.shape[-1])
-        self.tokens = torch.cat([self.tokens, tokens], dim=1).gather(1, place)
-        self.values = torch.cat([self.values, values], dim=1).gather(1, place)
+        documents = torch.tensor(text.documents)[places[..., 0]]
+        self.keep(priorities, documents=documents, tokens=tokens, values=values)
 
     def _windows(self, text: TextBatch, values: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and codes around places [most, latents, 2], each [latents, most, window]."""
-        row, position = places.transpose(0, 1).unbind(-1)
+        """Tokens and codes around places [latents, most, 2], each [latents, most, window]."""
+        row, position = places.unbind(-1)
         around = position[..., None] + torch.arange(-self._radius, self._radius + 1)
         inside = (around >= 0) & (around < text.lengths[row][..., None])
         around = around.clamp(0, values.shape[1] - 1)
         latent = torch.arange(values.shape[2])[:, None, None]
         tokens = torch.where(inside, text.tokens[row[..., None], around], -1)
         return tokens, values[row[..., None], around, latent] * inside
-
-    @property
-    def there(self) -> Tensor:
-        """bool [latents, most]: where there is a place."""
-        return self.priorities > -torch.inf
 
 
 class LatentSamples(nn.Module):
