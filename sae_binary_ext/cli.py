@@ -9,20 +9,21 @@ from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from simple_parsing import ArgumentParser
+from simple_parsing import ArgumentParser, DashVariant
 
 import sae_binary_ext
 
 USAGE = """usage: sae-binary COMMAND ...
 
 commands:
-  compare  measure coders of any format, binary or stock, on the same tokens
-  convert  write coders down in another format (saelens, sparsify, cho2025, quirke2025)
-  demo     train binary and stock coders on SmolLM2 and compare them
-  inspect  what a folder or a Hub repository of coders holds
-  push     publish coders on the Hub, with a model card
-  refit    give a binary coder the decoder of least error for its codes
-  run      run a host's module or a script with the binary coders registered:
+  compare    measure coders of any format, binary or stock, on the same tokens
+  convert    write coders down in another format (saelens, sparsify, cho2025, quirke2025)
+  demo       train binary and stock coders on SmolLM2 and compare them
+  inspect    what a folder or a Hub repository of coders holds
+  interpret how well latents can be told from the text they are active in
+  push       publish coders on the Hub, with a model card
+  refit      give a binary coder the decoder of least error for its codes
+  run        run a host's module or a script with the binary coders registered:
              sae-binary run -m sae_lens.llm_sae_training_runner --architecture binary ...
              sae-binary run -m sparsify MODEL DATASET --activation topk_binary ...
              sae-binary run -m delphi MODEL CODERS --hookpoints layers.9 ...
@@ -33,6 +34,10 @@ sae-binary COMMAND --help explains a command's options.
 
 # What a shell gives a command that Ctrl-C ended.
 INTERRUPTED = 130
+CODERS_HELP = (
+    "folders of coders, folders of such folders, or Hub ids of either: autoencoders, or "
+    "transcoders, of one model, at one or several hooks"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,13 +80,7 @@ def compare(arguments: list[str]) -> int:
     from sae_binary_ext.evaluation.run import CompareConfig, run_compare
 
     parser = ArgumentParser(prog="sae-binary compare")
-    parser.add_argument(
-        "coders",
-        metavar="CODER",
-        nargs="+",
-        help="folders of coders, folders of such folders, or Hub ids of either: autoencoders, or "
-        "transcoders, of one model, at one or several hooks",
-    )
+    parser.add_argument("coders", metavar="CODER", nargs="+", help=CODERS_HELP)
     parser.add_arguments(CompareConfig, dest="config")
     with _errors_of("compare"):
         options = parser.parse_args(arguments)
@@ -89,9 +88,26 @@ def compare(arguments: list[str]) -> int:
         try:
             print(run_compare(options.coders, config))
         except KeyboardInterrupt:
-            print("sae-binary compare: stopped; the same command goes on.", file=sys.stderr)
-            return INTERRUPTED
+            return _interrupted("compare")
         print(f"\nReport: {config.output / 'report.html'}")
+    return 0
+
+
+def interpret(arguments: list[str]) -> int:
+    """Score how well latents can be told from text."""
+    from sae_binary_ext.evaluation.interpretation import InterpretConfig, run_interpret
+
+    dashes = DashVariant.UNDERSCORE_AND_DASH
+    parser = ArgumentParser(prog="sae-binary interpret", add_option_string_dash_variants=dashes)
+    parser.add_argument("coders", metavar="CODER", nargs="+", help=CODERS_HELP)
+    parser.add_arguments(InterpretConfig, dest="config")
+    with _errors_of("interpret"):
+        options = parser.parse_args(arguments)
+        try:
+            print(run_interpret(options.coders, options.config))
+        except KeyboardInterrupt:
+            return _interrupted("interpret")
+        print(f"\nScores: {options.config.output / 'interpretation.json'}")
     return 0
 
 
@@ -192,6 +208,11 @@ def _source_parser(command: str, description: str) -> StandardParser:
     return parser
 
 
+def _interrupted(command: str) -> int:
+    print(f"sae-binary {command}: stopped; the same command goes on.", file=sys.stderr)
+    return INTERRUPTED
+
+
 @contextmanager
 def _errors_of(command: str) -> Generator[None]:
     """A user's mistake is one line, not a traceback."""
@@ -249,6 +270,7 @@ COMMANDS = {
     "convert": convert,
     "demo": demo,
     "inspect": inspect,
+    "interpret": interpret,
     "push": push,
     "refit": refit,
     "run": run,

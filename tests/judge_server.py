@@ -1,16 +1,28 @@
-"""A judge on loopback: the chat-completions protocol, and answers from a rule."""
+"""A judge on loopback: the chat-completions protocol, answers from a rule, and faults."""
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Messages = list[dict[str, Any]]
+# Tokens that an answer says it took, and seconds that a slow one takes.
+TOKENS, SLOW = 10, 1.0
 
 
-class Judge(ThreadingHTTPServer):
-    """Answers every request with what its rule makes of the messages; listens from start() on."""
+class JudgeServer(ThreadingHTTPServer):
+    """Answers every request with what its rule makes of the messages; listens from start() on.
+
+    Attributes:
+        asked: messages of all requests, those that a fault met among them.
+        answered: of those that were answered.
+        faults: what befalls the next requests, in order: busy, malformed, empty, dropped or slow;
+            None for nothing.
+        dies_after: requests after which all others are dropped.
+    """
 
     daemon_threads = True
 
@@ -18,28 +30,71 @@ class Judge(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.rule = rule
         self.asked: list[Messages] = []
+        self.answered: list[Messages] = []
+        self.faults: list[str | None] = []
+        self.dies_after: int | None = None
+        self.keys: set[str | None] = set()
+        self.lock = threading.Lock()
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1/chat/completions"
+        return f"{self.base_url}/chat/completions"
 
     def start(self) -> None:
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
+    def next_fault(self, messages: Messages) -> str | None:
+        with self.lock:
+            self.asked.append(messages)
+            if self.dies_after is not None and len(self.asked) > self.dies_after:
+                return "dropped"
+            return self.faults.pop(0) if self.faults else None
+
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Judge
+    server: JudgeServer
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(request["messages"])
-        message = {"role": "assistant", "content": self.server.rule(request["messages"])}
-        answer = json.dumps({"choices": [{"index": 0, "message": message}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
+        self.server.keys.add(self.headers["Authorization"])
+        messages = request["messages"]
+        match self.server.next_fault(messages):
+            case "busy":
+                self._send(429, json.dumps({"error": {"message": "later"}}))
+            case "malformed":
+                self._send(200, '{"choices": [')
+            case "empty":
+                self._send(200, json.dumps({"choices": []}))
+            case "dropped":
+                self.connection.shutdown(socket.SHUT_RDWR)
+            case "slow":
+                time.sleep(SLOW)
+                self._answer(messages)
+            case _:
+                self._answer(messages)
+
+    def _answer(self, messages: Messages) -> None:
+        message = {"role": "assistant", "content": self.server.rule(messages)}
+        usage = {"prompt_tokens": TOKENS - 1, "completion_tokens": 1, "total_tokens": TOKENS}
+        choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+        with self.server.lock:
+            self.server.answered.append(messages)
+        self._send(200, json.dumps({"choices": choices, "usage": usage}))
+
+    def _send(self, status: int, body: str) -> None:
+        try:
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+        except ConnectionError:
+            pass  # the client has given up waiting
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

@@ -22,6 +22,7 @@ PACKAGES = (
     "eai-sparsify",
     "transformer-lens",
     "transformers",
+    "eai-delphi",
 )
 
 
@@ -62,7 +63,7 @@ def write_comparison(coders: list[ComparedCoder], run: dict[str, Any], folder: P
     document = {
         "schema_version": SCHEMA_VERSION,
         "run": run,
-        "versions": _versions(),
+        "versions": versions(),
         "intervals": {"confidence": CONFIDENCE, "replicates": REPLICATES, "of": "documents"},
         "meanings": {column.key: column.meaning for column in COLUMNS},
         "coders": [
@@ -105,11 +106,11 @@ def _figures(coder: ComparedCoder) -> dict[str, Any]:
     for column in COLUMNS:
         value = column.value(coder)
         if isinstance(value, Estimate):
-            ends = [_finite(value.low), _finite(value.high)]
+            ends = [finite(value.low), finite(value.high)]
             interval = None if None in ends else ends
-            figures[column.key] = {"value": _finite(value.value), "interval": interval}
+            figures[column.key] = {"value": finite(value.value), "interval": interval}
         else:
-            figures[column.key] = {"value": _finite(value)}
+            figures[column.key] = {"value": finite(value)}
     return figures
 
 
@@ -120,7 +121,7 @@ def _matches(coder: ComparedCoder) -> dict[str, Any]:
         correlations = matches.correlations[matches.correlations.isfinite()]
         found[name] = {
             "latents": len(correlations),
-            "median_correlation": _finite(correlations.median().item())
+            "median_correlation": finite(correlations.median().item())
             if len(correlations)
             else None,
             "above_0.7": int((correlations > MATCHED).sum()),
@@ -128,7 +129,7 @@ def _matches(coder: ComparedCoder) -> dict[str, Any]:
     return found
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
     # JSON has no NaN.
     return value if math.isfinite(value) else None
 
@@ -143,7 +144,8 @@ def _flat(figures: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of those of PACKAGES that are installed."""
     found: dict[str, str] = {}
     for name in PACKAGES:
         try:

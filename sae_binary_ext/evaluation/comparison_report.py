@@ -12,6 +12,7 @@ from markupsafe import Markup
 from sae_binary_ext.evaluation.bootstrap import Estimate
 from sae_binary_ext.evaluation.columns import TABLE, shown
 from sae_binary_ext.evaluation.compare import ComparedCoder
+from sae_binary_ext.evaluation.interpretation.section import Interpretability
 from sae_binary_ext.evaluation.latent_views import LatentView
 from sae_binary_ext.evaluation.plots import coder_plots, plot_html
 
@@ -22,6 +23,7 @@ def write_comparison_report(
     run: dict[str, Any],
     path: Path,
     more_plots: Mapping[str, go.Figure] | None = None,
+    interpretability: Interpretability | None = None,
 ) -> None:
     """Sortable tables, plots and a browser of latents.
 
@@ -31,16 +33,20 @@ def write_comparison_report(
         run: the comparison's settings.
         path: the file.
         more_plots: others to show, by title.
+        interpretability: scores of the same coders.
     """
     environment = Environment(loader=PackageLoader("sae_binary_ext.evaluation"), autoescape=True)
     by_site: dict[str, list[ComparedCoder]] = {}
     for coder in coders:
         by_site.setdefault(str(coder.candidate.site), []).append(coder)
     plots = {site: coder_plots(of_site) for site, of_site in by_site.items()}
-    more = {"": dict(more_plots)} if more_plots else {}
+    more = {"": dict(more_plots or {})}
+    if interpretability is not None:
+        more[""] |= {"Interpretability, by firing rate": interpretability.plot}
     page = environment.get_template("comparison.html.j2").render(
-        columns=TABLE,
+        columns=[(column.label, column.meaning) for column in TABLE],
         tables={site: [_row(coder) for coder in of_site] for site, of_site in by_site.items()},
+        interpretability=interpretability,
         run=run,
         tokens=coders[0].figures.tokens,
         plots=_plots_html(plots | more),

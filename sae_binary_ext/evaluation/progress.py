@@ -37,7 +37,7 @@ def fingerprint(candidates: Iterable[Candidate], settings: Any, sources: Iterabl
         sources: names of the model and the text; of those that are files or folders, the sizes and
             times of the files count too.
     """
-    digest = hashlib.sha256(json.dumps([LAYOUT, asdict(settings)]).encode())
+    digest = hashlib.sha256(json.dumps([LAYOUT, asdict(settings)], default=str).encode())
     for source in sources:
         digest.update(source.encode())
         path = Path(source)

@@ -11,6 +11,7 @@ from sae_binary_ext.evaluation.compare import Amount, Comparison
 from sae_binary_ext.evaluation.comparison_files import comparison_table, write_comparison
 from sae_binary_ext.evaluation.comparison_report import write_comparison_report
 from sae_binary_ext.evaluation.documents import read_documents
+from sae_binary_ext.evaluation.interpretation.section import read_interpretability
 from sae_binary_ext.evaluation.latent_views import latent_views
 from sae_binary_ext.evaluation.models import open_model
 
@@ -46,6 +47,8 @@ class CompareConfig:
     """Positions before it are left out: at position 0 most models have an attention sink."""
     latents: int = 200
     """Latents of each coder in the report's browser, drawn at random."""
+    interpretation: Path | None = None
+    """Folder of a run of sae-binary interpret on these coders: the report shows its scores, too."""
     device: str = "cpu"
     """Where model and coders are."""
 
@@ -83,6 +86,11 @@ def run_compare(
         ValueError: coders that cannot be compared, or text that cannot be read.
     """
     candidates = load_candidates(coders, config.hook, config.device)
+    # First: what is wrong with it is known at once, and measuring takes minutes.
+    interpretability = None
+    if config.interpretation is not None:
+        names = [candidate.name for candidate in candidates]
+        interpretability = read_interpretability(config.interpretation, names)
     config.output.mkdir(parents=True, exist_ok=True)
     name, model, tokenizer = open_model(candidates, config.model, config.output, config.device)
     comparison = Comparison(
@@ -99,5 +107,6 @@ def run_compare(
     run |= {"model": name, "dataset": config.dataset or EMBEDDED_TEXT}
     write_comparison(compared, run, config.output)
     views = [latent_views(each, model, tokenizer) for each in compared]
-    write_comparison_report(compared, views, run, config.output / "report.html", more_plots)
+    page = config.output / "report.html"
+    write_comparison_report(compared, views, run, page, more_plots, interpretability)
     return comparison_table(compared)

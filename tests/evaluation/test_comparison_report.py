@@ -19,6 +19,10 @@ from selenium.webdriver.support.ui import Select
 from sae_binary_ext.evaluation import Candidate, ComparedCoder, Site
 from sae_binary_ext.evaluation.bootstrap import document_weights
 from sae_binary_ext.evaluation.comparison_report import write_comparison_report
+from sae_binary_ext.evaluation.interpretation import LatentScore
+from sae_binary_ext.evaluation.interpretation.files import write_interpretation
+from sae_binary_ext.evaluation.interpretation.scores import by_coder_and_judge
+from sae_binary_ext.evaluation.interpretation.section import read_interpretability
 from sae_binary_ext.evaluation.latent_views import LatentView
 from sae_binary_ext.evaluation.predictability import predictability
 from sae_binary_ext.evaluation.splicing import RunningLosses
@@ -164,3 +168,16 @@ def test_the_report_names_no_other_place_to_load_from(report: Path):
     text = report.read_text()
     assert "<script src" not in text
     assert '<link rel="stylesheet"' not in text
+
+
+def test_scores_of_interpret_are_a_section(tmp_path: Path):
+    scores = [LatentScore("binary", 3, 9, 0.5, "rule", accuracy=0.75, f1=0.625)]
+    write_interpretation(by_coder_and_judge(scores), {}, tmp_path)
+    found = read_interpretability(tmp_path, ["binary"])
+    path = tmp_path / "report.html"
+    write_comparison_report(compared(), [[], [], []], {}, path, None, found)
+    text = path.read_text()
+    titles = re.findall("<h2>(.*)</h2>", text)
+    assert titles[1] == "Interpretability"
+    assert titles[-2:] == ["Interpretability, by firing rate", "Settings"]
+    assert re.search(r'<td data-value="0.625">\s*0.62', text)

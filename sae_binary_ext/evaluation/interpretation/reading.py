@@ -1,0 +1,173 @@
+"""One pass over the text: what some latents of each coder do in it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from sae_binary_ext.evaluation.candidates import Candidate, at_common_sites, check_alike
+from sae_binary_ext.evaluation.documents import TextBatch
+from sae_binary_ext.evaluation.in_model import read_hooks
+from sae_binary_ext.evaluation.interpretation.windows import (
+    ActiveWindows,
+    WindowPool,
+    Windows,
+    cut_windows,
+)
+from sae_binary_ext.evaluation.progress import SavedProgress, fingerprint
+from sae_binary_ext.evaluation.samples import LatentSamples
+from sae_binary_ext.evaluation.stream import TextStream
+from sae_binary_ext.saelens.splice import HookedModel
+
+
+@dataclass(frozen=True)
+class TextAmount:
+    """How much text is read, and how it is cut.
+
+    Attributes:
+        tokens: read, at least; the last batch is finished.
+        context_size: tokens a row at most, the beginning-of-text token included.
+        first_position: positions before it are left out: most models have an attention sink at 0.
+        window: tokens of a stretch of text that is shown to a judge.
+        latents: of each coder, how many are drawn at random.
+    """
+
+    tokens: int
+    context_size: int
+    first_position: int
+    window: int
+    latents: int
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "window", "latents"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: give a number of at least 1.")
+        if not 0 <= self.first_position <= self.context_size - self.window:
+            raise ValueError(
+                f"first_position={self.first_position}: no window of {self.window} tokens is left "
+                f"of context_size={self.context_size}."
+            )
+
+
+class ReadLatents(nn.Module):
+    """What was read of one coder's drawn latents.
+
+    Buffers: firings int64 [latents], tokens each is active on; tokens int64, how many were read.
+
+    Attributes:
+        places: which latents, and single places for the token baseline.
+        windows: stretches of text in which each is active.
+    """
+
+    firings: Tensor
+    tokens: Tensor
+
+    def __init__(self, width: int, amount: TextAmount) -> None:
+        super().__init__()
+        self.places = LatentSamples(width, amount.latents)
+        self.windows = ActiveWindows(len(self.places.latents), amount.window)
+        self.register_buffer("firings", torch.zeros(len(self.places.latents), dtype=torch.long))
+        self.register_buffer("tokens", torch.zeros((), dtype=torch.long))
+
+    def add(self, text: TextBatch, where: Tensor, windows: Windows, codes: Tensor) -> Tensor:
+        """Count one batch more.
+
+        Args:
+            text: the rows.
+            where: bool [rows, context], the positions that count.
+            windows: of the rows.
+            codes: float32 [positions that count, latents], row by row.
+
+        Returns:
+            bool [windows, latents], which are active in which.
+        """
+        self.places.add(text, where, codes)
+        self.firings += (codes != 0).sum(0)
+        self.tokens += len(codes)
+        everywhere = torch.zeros(*where.shape, codes.shape[1])
+        everywhere[where] = codes
+        values = everywhere[windows.rows, windows.positions]
+        self.windows.add(windows, values)
+        return (values != 0).any(1)
+
+    def facts(self, place: int) -> tuple[int, int, float]:
+        """Of a latent, by its place among those drawn: its number, its firings and firing rate."""
+        firings = int(self.firings[place])
+        return int(self.places.latents[place]), firings, firings / int(self.tokens)
+
+
+class Reading(nn.Module):
+    """What was read of all coders, on the same tokens.
+
+    Attributes:
+        coders: one for each candidate.
+        pool: windows of all text, to draw from where a latent is silent.
+    """
+
+    def __init__(self, widths: Iterable[int], amount: TextAmount) -> None:
+        super().__init__()
+        self.coders = [ReadLatents(width, amount) for width in widths]
+        self.all_coders = nn.ModuleList(self.coders)
+        self.pool = WindowPool(sum(len(each.firings) for each in self.coders), amount.window)
+
+    def silent(self, coder: int) -> Tensor:
+        """bool [windows of the pool, latents of one coder], which are silent in which."""
+        numbers = [len(each.firings) for each in self.coders]
+        active = self.pool.active[0].split(numbers, dim=1)[coder]
+        return ~active & self.pool.there[0][:, None]
+
+
+def read_latents(
+    candidates: list[Candidate],
+    model: HookedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Callable[[], Iterable[str]],
+    amount: TextAmount,
+    saved: Path,
+    sources: tuple[str, ...],
+) -> Reading:
+    """Read text with a forward pass for all coders; what an interruption left is gone on from.
+
+    Args:
+        candidates: autoencoders, or transcoders, at one or several sites.
+        model: the hooked model.
+        tokenizer: its tokenizer.
+        documents: gives the texts, from the first on each time it is called.
+        amount: how much of them.
+        saved: file for what was read.
+        sources: names of the model and the text: what was read of others is not taken up.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, once the batch is counted and all is saved.
+        ValueError: coders that cannot be compared, or that the model's activations do not fit, or
+            no text.
+    """
+    check_alike(candidates)
+    candidates, hooks = at_common_sites(candidates, model)
+    reading = Reading([each.coder.cfg.d_sae for each in candidates], amount)
+    progress = SavedProgress(saved, fingerprint(candidates, amount, sources), reading)
+
+    def read(text: TextBatch) -> None:
+        where = text.positions(amount.first_position)
+        windows = cut_windows(text, amount.first_position, amount.window)
+        found = read_hooks(model, {name for pair in hooks.values() for name in pair}, text.tokens)
+        active: list[Tensor] = []
+        for candidate, counts in zip(candidates, reading.coders, strict=True):
+            inputs, targets = (found[name][where] for name in hooks[candidate.site])
+            candidate.check_widths(inputs, targets)
+            codes = _codes(candidate.coder, inputs, counts.places.latents)
+            active.append(counts.add(text, where, windows, codes))
+        reading.pool.add(windows, torch.cat(active, dim=1))
+
+    TextStream(documents, tokenizer, amount, progress).go_on("read", "Reading", amount.tokens, read)
+    return reading
+
+
+@torch.no_grad()
+def _codes(coder: Any, inputs: Tensor, latents: Tensor) -> Tensor:
+    codes = coder.encode(inputs.to(coder.device, torch.float32))
+    return codes[:, latents.to(codes.device)].to("cpu", torch.float32)

@@ -1,0 +1,236 @@
+"""`sae-binary interpret` from start to end: coders, text, examples, judges, files."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, replace
+from functools import cache
+
+from tqdm import tqdm
+
+from sae_binary_ext.demo.text import read_wikipedia_sample
+from sae_binary_ext.evaluation.candidates import load_candidates
+from sae_binary_ext.evaluation.documents import read_documents
+from sae_binary_ext.evaluation.interpretation.config import InterpretConfig
+from sae_binary_ext.evaluation.interpretation.examples import (
+    DEAD,
+    SAMPLINGS,
+    LatentExamples,
+    Nearest,
+    choose_examples,
+)
+from sae_binary_ext.evaluation.interpretation.files import (
+    SavedScores,
+    interpretation_table,
+    write_interpretation,
+)
+from sae_binary_ext.evaluation.interpretation.judge import Judge, JudgeStoppedError, Rehearsal
+from sae_binary_ext.evaluation.interpretation.language_model import LanguageModelScorer
+from sae_binary_ext.evaluation.interpretation.reading import Reading, ReadLatents, read_latents
+from sae_binary_ext.evaluation.interpretation.scores import LatentScore, by_coder_and_judge
+from sae_binary_ext.evaluation.interpretation.with_delphi import (
+    Embeddings,
+    EmbeddingScorer,
+    HardNegatives,
+)
+from sae_binary_ext.evaluation.models import open_model
+from sae_binary_ext.evaluation.predictability import predictability
+from sae_binary_ext.evaluation.progress import fingerprint
+
+EMBEDDED_TEXT = "Wikipedia sample of gensim, all articles"
+TOKEN_BASELINE = "tokens, naive Bayes"
+logger = logging.getLogger(__name__)
+
+
+def run_interpret(coders: list[str], config: InterpretConfig) -> str:
+    """Score latents of coders; files go to config.output.
+
+    Args:
+        coders: folders of coders, folders of such folders, or Hub ids of either.
+        config: the rest.
+
+    Returns:
+        The scores as a table for the terminal.
+
+    Raises:
+        CheckpointError: a coder cannot be read.
+        KeyboardInterrupt: Ctrl-C; what was scored is saved.
+        ValueError: coders that cannot be compared, text that cannot be read, a package is missing,
+            or the language model cannot be asked any more.
+    """
+    config.output.mkdir(parents=True, exist_ok=True)
+    # First: what is missing is known at once, and reading takes minutes.
+    embeddings = Embeddings(config.device) if config.judge == "embedding" else None
+    judge = _language_model(config)
+    candidates = load_candidates(coders, config.hook, config.device)
+    name, model, tokenizer = open_model(candidates, config.model, config.output, config.device)
+    sources = name, config.dataset or EMBEDDED_TEXT
+    reading = read_latents(
+        candidates,
+        model,
+        tokenizer,
+        lambda: _documents(config.dataset),
+        config.amount(),
+        config.output / "read.safetensors",
+        sources,
+    )
+
+    @cache
+    def text(token: int) -> str:
+        return str(tokenizer.decode([token]))
+
+    of = fingerprint(candidates, config.settings(), sources)
+    saved = SavedScores(config.output / "scores.jsonl", of)
+    names = [candidate.name for candidate in candidates]
+    for coder, read in zip(names, reading.coders, strict=True):
+        saved.add(token_scores(coder, read))
+    nearest = None
+    if embeddings is not None and config.negatives == "hard":
+        nearest = HardNegatives(embeddings, reading.pool.tokens[0], text).nearest
+    judging = _Judging(names, reading, config, nearest, saved)
+    if embeddings is not None:
+        judging.embed(EmbeddingScorer(embeddings, text))
+    if judge is not None:
+        judging.ask(judge, text)
+    found = by_coder_and_judge(saved.scores)
+    run = {key: str(value) for key, value in asdict(config).items()}
+    run |= {"model": name, "dataset": config.dataset or EMBEDDED_TEXT}
+    write_interpretation(found, run, config.output)
+    return interpretation_table(found)
+
+
+def _documents(dataset: str | None) -> Iterable[str]:
+    if dataset is None:
+        return (text for _, text in read_wikipedia_sample())
+    return read_documents(dataset)
+
+
+def _language_model(config: InterpretConfig) -> Judge | None:
+    if config.judge_url is None or config.judge_model is None:
+        return None
+    return Judge(
+        config.judge_url,
+        config.judge_model,
+        config.output / "answers.jsonl",
+        config.judge_tokens,
+        config.judge_parallel,
+        config.judge_timeout,
+        config.judge_retries,
+    )
+
+
+def token_scores(coder: str, read: ReadLatents) -> Iterator[LatentScore]:
+    """How well the token and its neighbours tell firing from silence, in other documents.
+
+    Args:
+        coder: its name.
+        read: its latents.
+    """
+    areas = predictability(read.places).areas[:, 0].tolist()
+    for place, area in enumerate(areas):
+        score = LatentScore(coder, *read.facts(place), TOKEN_BASELINE)
+        too_few = "active at too few places" if score.firings else DEAD
+        told = area == area
+        yield replace(score, area=area if told else None, reason=None if told else too_few)
+
+
+class _Judging:
+    """Has judges score the latents that they have not scored before."""
+
+    def __init__(
+        self,
+        names: list[str],
+        reading: Reading,
+        config: InterpretConfig,
+        nearest: Nearest | None,
+        saved: SavedScores,
+    ) -> None:
+        self._names, self._reading, self._config = names, reading, config
+        self._nearest, self._saved = nearest, saved
+
+    def embed(self, scorer: EmbeddingScorer) -> None:
+        """Have the embedding score them."""
+        for coder, chosen in self._left((scorer.judge,)):
+            self._saved.add([scorer.score(coder, chosen)])
+
+    def ask(self, judge: Judge, text: Callable[[int], str]) -> None:
+        """Have a language model score them; first say what that takes.
+
+        Raises:
+            ValueError: it cannot be asked any more.
+        """
+        at_once = self._config.judge_windows
+        scorer = LanguageModelScorer(judge, text, at_once)
+        left = list(self._left(scorer.judges))
+        rehearsal = Rehearsal(f"{[0] * at_once} [EXPLANATION]: {'word ' * 20}")
+        rehearsed = LanguageModelScorer(rehearsal, text, at_once)
+        asyncio.run(_all(rehearsed, left, lambda _: None, self._config.judge_parallel))
+        logger.info(
+            "Asking %s about %d latents: %d requests of some %d tokens in all; what was answered "
+            "before is not asked again. At most %d tokens are spent, %d of them before.",
+            judge.model,
+            len(left),
+            rehearsal.requests,
+            rehearsal.tokens,
+            self._config.judge_tokens,
+            judge.spent,
+        )
+        with tqdm(total=len(left), desc=judge.model, unit="latents") as progress:
+
+            def keep(scores: list[LatentScore]) -> None:
+                self._saved.add(scores)
+                progress.update()
+
+            asyncio.run(_all(scorer, left, keep, self._config.judge_parallel))
+        try:
+            judge.check()
+        except JudgeStoppedError as error:
+            raise ValueError(str(error)) from error
+
+    def _left(self, judges: tuple[str, ...]) -> Iterator[tuple[str, LatentExamples]]:
+        """What these judges have not scored; of what cannot be, the reason is put down."""
+        pool, sampling = self._reading.pool.tokens[0], SAMPLINGS[self._config.sampling]
+        for number, coder in enumerate(self._names):
+            read, silent = self._reading.coders[number], self._reading.silent(number)
+            for place in tqdm(range(len(read.firings)), desc=coder, unit="latents"):
+                latent, firings, rate = read.facts(place)
+                if all(self._saved.has(coder, latent, judge) for judge in judges):
+                    continue
+                chosen = choose_examples(
+                    read,
+                    place,
+                    silent[:, place],
+                    pool,
+                    self._config.counts(),
+                    sampling,
+                    self._nearest,
+                )
+                if isinstance(chosen, str):
+                    self._saved.add(
+                        LatentScore(coder, latent, firings, rate, judge, reason=chosen)
+                        for judge in judges
+                    )
+                else:
+                    yield coder, chosen
+
+
+async def _all(
+    scorer: LanguageModelScorer,
+    latents: Iterable[tuple[str, LatentExamples]],
+    keep: Callable[[list[LatentScore]], None],
+    at_once: int,
+) -> None:
+    """Score latents, some at once, and keep each one's scores when it is done.
+
+    Once the judge has stopped, what was sent is waited for: its answers need not be asked again.
+    """
+    limit = asyncio.Semaphore(at_once)
+
+    async def one(coder: str, examples: LatentExamples) -> None:
+        async with limit:
+            try:
+                keep(await scorer.score(coder, examples))
+            except JudgeStoppedError:
+                return
+
+    await asyncio.gather(*(one(coder, examples) for coder, examples in latents))
