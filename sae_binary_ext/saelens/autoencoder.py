@@ -112,7 +112,7 @@ class BinaryCoder(SavedAtOnce):
         Raises:
             ValueError: x is not d_in wide.
         """
-        return self._codes_and_pre_activations(x, noise=False)[0]
+        return self.codes_and_pre_activations(x, noise=False)[0]
 
     def encode_packed(self, x: Tensor) -> Tensor:
         """Codes of hidden states, a bit each, without hooks, gradient or an array of codes.
@@ -162,7 +162,8 @@ class BinaryCoder(SavedAtOnce):
             "fold_W_dec_norm=False; the row norms are sae.W_dec.norm(dim=-1)."
         )
 
-    def _codes_and_pre_activations(self, x: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
+    def codes_and_pre_activations(self, x: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
+        """Codes, each [..., d_sae], and what they were made of; noise samples those of gumbel."""
         centred = self._checked_input(x)
         pre = self.hook_sae_acts_pre(pre_activations(centred, self.W_enc, self.b_enc))
         codes = binarise(pre, self._rounded_log_threshold(), self.rule, noise)
@@ -275,7 +276,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and pre-activations, each [..., d_sae]; gumbel samples while in training mode."""
         if x.ndim != 2 or x.requires_grad or not self._may_shorten():
-            return self._codes_and_pre_activations(x, noise=self.training)
+            return self.codes_and_pre_activations(x, noise=self.training)
         # The same values by a shorter way back: b_dec learns through origin (see coding.encode).
         with torch.no_grad():
             centred = self._checked_input(x)

@@ -106,7 +106,7 @@ def test_an_interrupted_run_goes_on(
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"sampling": "top"}, "sampling='top': choose from random, quantiles"),
+        ({"sampling": "top"}, "sampling='top': choose from random, quantiles, margin"),
         ({"judge": "gpt"}, "judge='gpt': choose from embedding, tokens"),
         ({"negatives": "near"}, "negatives='near'"),
         ({"negatives": "hard"}, "needs an embedding"),
@@ -138,7 +138,7 @@ def test_without_delphi_the_command_says_what_to_install(
 
 
 @pytest.mark.usefixtures("needs_delphi")
-@pytest.mark.parametrize("sampling", ["random", "quantiles"])
+@pytest.mark.parametrize("sampling", ["random", "quantiles", "margin"])
 @pytest.mark.parametrize("negatives", ["random", "hard"])
 def test_an_embedding_scores_all(
     sampling: str,

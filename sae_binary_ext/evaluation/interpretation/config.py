@@ -44,8 +44,8 @@ class InterpretConfig:
     asked: int = 40
     """Of each latent, windows in which it is active that a judge is asked about; as many silent."""
     sampling: str = "random"
-    """Of active windows: random (documents in turn), or quantiles (tenths by highest activation in
-    turn, delphi's default)."""
+    """Of active windows: random (documents in turn), quantiles (tenths by highest activation in
+    turn, delphi's default), or margin (tenths by highest pre-activation)."""
     negatives: str = "random"
     """Of silent windows: random, or hard (those that read most like the active ones)."""
     judge: str = "embedding"

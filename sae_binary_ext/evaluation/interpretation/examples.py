@@ -73,8 +73,8 @@ class LatentExamples:
     silent_asked: Tensor
 
 
-# Of a latent's windows, their documents [windows] and its codes [windows, length], their order (the
-# first are used) and of each the number of its quantile.
+# Of a latent's windows, their documents and by how much it is active, each [windows], their order
+# (the first are used) and of each the number of its quantile.
 Sampling = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # Of shown windows' tokens [windows, length] and of the silent windows of the pool, bool [windows],
 # the order of the latter, hardest first.
@@ -82,35 +82,40 @@ Nearest = Callable[[Tensor, Tensor], Tensor]
 DEAD = "dead"
 
 
-def at_random(documents: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def at_random(documents: Tensor, strengths: Tensor) -> tuple[Tensor, Tensor]:
     """A window of each document, then a second one of each, and so on; one quantile.
 
     Windows of one article resemble each other, whatever a latent stands for.
     """
-    del values
+    del strengths
     earlier: dict[int, count[int]] = {}
     rounds = [next(earlier.setdefault(document, count())) for document in documents.tolist()]
     return torch.tensor(rounds).argsort(stable=True), torch.zeros_like(documents)
 
 
-def by_activation(documents: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """A window of each tenth, by highest activation, in turn, as delphi draws them by default.
+def by_strength(documents: Tensor, strengths: Tensor) -> tuple[Tensor, Tensor]:
+    """A window of each tenth, strongest first, in turn, as delphi draws them by default.
 
-    Ties, of which binary latents have nothing else, are in random order. (delphi leaves them in
-    the text's, and may show a window that it also asks about.)
+    Ties, of which binary latents' codes have nothing else, are in random order. (delphi leaves
+    them in the text's, and may show a window that it also asks about.)
     """
     del documents
-    ranked = values.amax(1).argsort(descending=True, stable=True)
+    ranked = strengths.argsort(descending=True, stable=True)
     size = len(ranked) // QUANTILES
     tenths = ranked[: size * QUANTILES].view(QUANTILES, size)
     generator = torch.Generator().manual_seed(SEED)
     shuffled = tenths.gather(1, torch.rand(QUANTILES, size, generator=generator).argsort(1))
-    quantiles = torch.zeros(len(values), dtype=torch.long)
+    quantiles = torch.zeros_like(ranked)
     quantiles[tenths.T] = torch.arange(QUANTILES)
     return shuffled.T.flatten(), quantiles
 
 
-SAMPLINGS: dict[str, Sampling] = {"random": at_random, "quantiles": by_activation}
+# "quantiles" ranks by code, delphi's default; "margin" by what the code was made of.
+SAMPLINGS: dict[str, Sampling] = {
+    "random": at_random,
+    "quantiles": by_strength,
+    "margin": by_strength,
+}
 
 
 def choose_examples(
@@ -119,7 +124,7 @@ def choose_examples(
     silent: Tensor,
     pool: Tensor,
     counts: Counts,
-    sampling: Sampling,
+    sampling: str,
     nearest: Nearest | None,
 ) -> LatentExamples | str:
     """What one latent is judged by, or why it cannot be, in a few words.
@@ -130,7 +135,7 @@ def choose_examples(
         silent: bool [windows of the pool], where it is silent.
         pool: int64 [windows of the pool, length], tokens.
         counts: how many.
-        sampling: of the active windows.
+        sampling: of the active windows, a key of SAMPLINGS.
         nearest: orders silent windows; None draws random ones.
     """
     latent, firings, rate = read.facts(place)
@@ -141,7 +146,8 @@ def choose_examples(
     if silent.sum() < FEWEST_SHOWN + FEWEST_ASKED:
         return "silent in too few windows"
     tokens, values = read.windows.tokens[place][there], read.windows.values[place][there]
-    order, quantiles = sampling(read.windows.documents[place][there], values)
+    strengths = read.windows.margins[place][there] if sampling == "margin" else values.amax(1)
+    order, quantiles = SAMPLINGS[sampling](read.windows.documents[place][there], strengths)
     shown, asked = _dealt(order, counts)
 
     candidates = pool[silent]

@@ -21,6 +21,7 @@ from sae_binary_ext.evaluation.interpretation.windows import (
 from sae_binary_ext.evaluation.progress import SavedProgress, fingerprint
 from sae_binary_ext.evaluation.samples import LatentSamples
 from sae_binary_ext.evaluation.stream import TextStream
+from sae_binary_ext.saelens.autoencoder import BinaryCoder
 from sae_binary_ext.saelens.splice import HookedModel
 
 
@@ -73,7 +74,9 @@ class ReadLatents(nn.Module):
         self.register_buffer("firings", torch.zeros(len(self.places.latents), dtype=torch.long))
         self.register_buffer("tokens", torch.zeros((), dtype=torch.long))
 
-    def add(self, text: TextBatch, where: Tensor, windows: Windows, codes: Tensor) -> Tensor:
+    def add(
+        self, text: TextBatch, where: Tensor, windows: Windows, codes: Tensor, margins: Tensor
+    ) -> Tensor:
         """Count one batch more.
 
         Args:
@@ -81,6 +84,7 @@ class ReadLatents(nn.Module):
             where: bool [rows, context], the positions that count.
             windows: of the rows.
             codes: float32 [positions that count, latents], row by row.
+            margins: likewise, by how much each is active.
 
         Returns:
             bool [windows, latents], which are active in which.
@@ -88,10 +92,10 @@ class ReadLatents(nn.Module):
         self.places.add(text, where, codes)
         self.firings += (codes != 0).sum(0)
         self.tokens += len(codes)
-        everywhere = torch.zeros(*where.shape, codes.shape[1])
-        everywhere[where] = codes
-        values = everywhere[windows.rows, windows.positions]
-        self.windows.add(windows, values)
+        everywhere = torch.zeros(2, *where.shape, codes.shape[1])
+        everywhere[:, where] = torch.stack([codes, margins])
+        values, margins = everywhere[:, windows.rows, windows.positions]
+        self.windows.add(windows, values, margins)
         return (values != 0).any(1)
 
     def facts(self, place: int) -> tuple[int, int, float]:
@@ -159,8 +163,8 @@ def read_latents(
         for candidate, counts in zip(candidates, reading.coders, strict=True):
             inputs, targets = (found[name][where] for name in hooks[candidate.site])
             candidate.check_widths(inputs, targets)
-            codes = _codes(candidate.coder, inputs, counts.places.latents)
-            active.append(counts.add(text, where, windows, codes))
+            codes, margins = codes_and_margins(candidate.coder, inputs, counts.places.latents)
+            active.append(counts.add(text, where, windows, codes, margins))
         reading.pool.add(windows, torch.cat(active, dim=1))
 
     TextStream(documents, tokenizer, amount, progress).go_on("read", "Reading", amount.tokens, read)
@@ -168,6 +172,19 @@ def read_latents(
 
 
 @torch.no_grad()
-def _codes(coder: Any, inputs: Tensor, latents: Tensor) -> Tensor:
-    codes = coder.encode(inputs.to(coder.device, torch.float32))
-    return codes[:, latents.to(codes.device)].to("cpu", torch.float32)
+def codes_and_margins(coder: Any, inputs: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 [tokens, latents], codes and by how much each latent is active.
+
+    Of binary coders that is how far its pre-activation is above the highest of those that are
+    silent, of topk and groupmax, or above nothing: a threshold of its own does not change the
+    order. Of others it is the code.
+    """
+    inputs = inputs.to(coder.device, torch.float32)
+    if isinstance(coder, BinaryCoder):
+        codes, margins = coder.codes_and_pre_activations(inputs, noise=False)
+        if coder.cfg.selection in ("topk", "groupmax"):
+            margins = margins - torch.where(codes == 0, margins, -torch.inf).amax(1, keepdim=True)
+    else:
+        codes = margins = coder.encode(inputs)
+    drawn = latents.to(codes.device)
+    return codes[:, drawn].to("cpu", torch.float32), margins[:, drawn].to("cpu", torch.float32)

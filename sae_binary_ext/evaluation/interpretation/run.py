@@ -14,7 +14,6 @@ from sae_binary_ext.evaluation.documents import read_documents
 from sae_binary_ext.evaluation.interpretation.config import InterpretConfig
 from sae_binary_ext.evaluation.interpretation.examples import (
     DEAD,
-    SAMPLINGS,
     LatentExamples,
     Nearest,
     choose_examples,
@@ -189,7 +188,7 @@ class _Judging:
 
     def _left(self, judges: tuple[str, ...]) -> Iterator[tuple[str, LatentExamples]]:
         """What these judges have not scored; of what cannot be, the reason is put down."""
-        pool, sampling = self._reading.pool.tokens[0], SAMPLINGS[self._config.sampling]
+        pool = self._reading.pool.tokens[0]
         for number, coder in enumerate(self._names):
             read, silent = self._reading.coders[number], self._reading.silent(number)
             for place in tqdm(range(len(read.firings)), desc=coder, unit="latents"):
@@ -202,7 +201,7 @@ class _Judging:
                     silent[:, place],
                     pool,
                     self._config.counts(),
-                    sampling,
+                    self._config.sampling,
                     self._nearest,
                 )
                 if isinstance(chosen, str):

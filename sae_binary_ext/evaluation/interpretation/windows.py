@@ -43,7 +43,8 @@ class ActiveWindows(Reservoir):
     """Of some latents windows in which each is active, one as likely as another.
 
     Buffers: documents int64 [latents, most]; tokens int64 and values float32 [latents, most,
-    length], the latent's code on each token; seen int64 [latents], windows it was active in.
+    length], the latent's code on each token; margins float32 [latents, most], the largest margin
+    by which it is active there; seen int64 [latents], windows it was active in.
 
     Args:
         latents: how many.
@@ -53,6 +54,7 @@ class ActiveWindows(Reservoir):
     documents: Tensor
     tokens: Tensor
     values: Tensor
+    margins: Tensor
     seen: Tensor
 
     def __init__(self, latents: int, length: int) -> None:
@@ -61,14 +63,16 @@ class ActiveWindows(Reservoir):
         self.register_buffer("documents", torch.full(shape, -1))
         self.register_buffer("tokens", torch.zeros(*shape, length, dtype=torch.long))
         self.register_buffer("values", torch.zeros(*shape, length))
+        self.register_buffer("margins", torch.zeros(shape))
         self.register_buffer("seen", torch.zeros(latents, dtype=torch.long))
 
-    def add(self, windows: Windows, values: Tensor) -> None:
+    def add(self, windows: Windows, values: Tensor, margins: Tensor) -> None:
         """Draw from one batch more.
 
         Args:
             windows: of the batch.
             values: float32 [windows, length, latents], codes on their tokens.
+            margins: likewise; where a latent is silent they do not count.
         """
         active = (values != 0).any(1)
         self.seen += active.sum(0)
@@ -79,6 +83,7 @@ class ActiveWindows(Reservoir):
             documents=windows.documents[entries],
             tokens=windows.tokens[entries],
             values=values.permute(2, 0, 1)[latent, entries],
+            margins=torch.where(values != 0, margins, -torch.inf).amax(1).T[latent, entries],
         )
 
 

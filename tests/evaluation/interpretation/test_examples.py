@@ -10,7 +10,7 @@ from sae_binary_ext.evaluation.interpretation.examples import (
     Counts,
     LatentExamples,
     at_random,
-    by_activation,
+    by_strength,
     choose_examples,
 )
 from sae_binary_ext.evaluation.interpretation.reading import ReadLatents, TextAmount
@@ -26,6 +26,7 @@ def read(windows: int, strength: Tensor | None = None) -> ReadLatents:
     found.tokens[0, :windows] = torch.arange(windows)[:, None]
     found.values[0, :windows, 1] = 1.0 if strength is None else strength
     found.documents[0, :windows] = torch.arange(windows) % 3
+    found.margins[0, :windows] = torch.arange(windows).float()
     counts.firings += windows
     counts.tokens += 1000
     return counts
@@ -36,12 +37,12 @@ def chosen(
 ) -> LatentExamples | str:
     pool = 1000 + torch.arange(300)[:, None].expand(-1, LENGTH)
     where = torch.arange(300) < silent
-    return choose_examples(counts, 0, where, pool, Counts(), SAMPLINGS[sampling], None)
+    return choose_examples(counts, 0, where, pool, Counts(), sampling, None)
 
 
 def test_documents_take_turns():
     documents = torch.tensor([4, 4, 4, 9, 4, 9, 5])
-    order, quantiles = at_random(documents, torch.zeros(7, LENGTH))
+    order, quantiles = at_random(documents, torch.zeros(7))
     assert documents[order].tolist() == [4, 9, 5, 4, 9, 4, 4]
     assert order.tolist() == [0, 3, 6, 1, 5, 2, 4]
     assert quantiles.unique().tolist() == [0]
@@ -49,9 +50,7 @@ def test_documents_take_turns():
 
 def test_tenths_take_turns():
     strength = torch.randperm(43).float() + 1
-    values = torch.zeros(43, LENGTH)
-    values[:, 2] = strength
-    order, quantiles = by_activation(torch.zeros(43, dtype=torch.long), values)
+    order, quantiles = by_strength(torch.zeros(43, dtype=torch.long), strength)
     # The weakest three are in no tenth.
     assert sorted(strength[order].tolist()) == sorted(strength.tolist())[3:]
     tenth = (43 - strength[order]) // 4
@@ -73,8 +72,10 @@ def test_none_is_shown_and_asked_about(sampling: str, windows: int):
     silent = [*found.silent_shown[:, 0].tolist(), *found.silent_asked[:, 0].tolist()]
     assert len(set(silent)) == len(shown) + len(asked)
     assert all(1000 <= token < 1200 for token in silent)
-    if sampling == "quantiles" and windows == 250:
+    if sampling != "random" and windows == 250:
         assert sorted(found.asked.quantiles) == sorted(list(range(QUANTILES)) * 4)
+    if sampling == "margin" and windows == 250:
+        assert found.asked.quantiles == (9 - found.asked.tokens[:, 0] // 25).tolist()
 
 
 def test_a_latent_that_cannot_be_judged_says_why():
@@ -94,7 +95,7 @@ def test_hard_negatives_are_the_nearest():
         seen.extend((shown, where))
         return torch.arange(int(where.sum())).flip(0)
 
-    found = choose_examples(counts, 0, silent, pool, Counts(), at_random, nearest)
+    found = choose_examples(counts, 0, silent, pool, Counts(), "random", nearest)
     assert isinstance(found, LatentExamples)
     assert torch.equal(seen[0], found.shown.tokens)
     tokens = [*found.silent_shown[:, 0].tolist(), *found.silent_asked[:, 0].tolist()]

@@ -26,7 +26,9 @@ def test_active_windows_are_kept_with_their_codes():
     values = torch.zeros(len(windows.tokens), LENGTH, 3)
     values[1, 2, 0], values[3, 0, 0], values[4, 3, 2] = 0.5, 2.0, 1.0
     samples = ActiveWindows(3, LENGTH)
-    samples.add(windows, values)
+    margins = torch.full_like(values, 9.0)
+    margins[values != 0] = torch.tensor([0.25, 0.75, -0.5])
+    samples.add(windows, values, margins)
     assert samples.seen.tolist() == [2, 0, 1]
     assert samples.there.sum(1).tolist() == [2, 0, 1]
     found = {
@@ -37,6 +39,8 @@ def test_active_windows_are_kept_with_their_codes():
     assert samples.tokens[2, 0].tolist() == [105, 106, 107, 108]
     assert samples.values[2, 0].tolist() == [0, 0, 0, 1]
     assert samples.documents[0, :2].tolist() == [7, 7]
+    assert sorted(samples.margins[0, :2].tolist()) == [0.25, 0.75]
+    assert samples.margins[2, 0] == -0.5
 
 
 def test_the_pool_knows_what_is_active():
