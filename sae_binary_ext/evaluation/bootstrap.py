@@ -82,7 +82,8 @@ def estimate_of(figures: Tensor) -> Estimate:
     outside = (1 - CONFIDENCE) / 2
     # A replicate without any document has no figure.
     drawn = replicates[replicates.isfinite()]
-    if not len(drawn) or not (drawn != drawn[0]).any():
+    # One document's replicates differ by rounding alone.
+    if not len(drawn) or drawn.isclose(drawn[0], rtol=1e-6, atol=0).all():
         return Estimate(value, float("nan"), float("nan"))
     ends = drawn.quantile(torch.tensor([outside, 1 - outside], dtype=drawn.dtype))
     return Estimate(value, *ends.tolist())

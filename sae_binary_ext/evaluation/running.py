@@ -215,6 +215,8 @@ class RunningFigures(nn.Module):
         tokens = self.sums.sums[:, TOKENS]
         rates = self.counts.sums / tokens[:, None]
         entropy = bernoulli_entropy(rates.clamp(0, 1)).sum(1)
+        # A replicate without any document has none, and not none of it.
+        entropy = torch.where(tokens > 0, entropy, torch.nan)
         l0 = self.sums.sums[:, ACTIVE] / tokens
         l0_variance = self.sums.sums[:, ACTIVE_SQUARED] / tokens - l0**2
         stores_values = bool(self.stores_values)

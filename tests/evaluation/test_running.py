@@ -23,11 +23,13 @@ def activations() -> Tensor:
     return (of_row + drawn).flatten(0, 1) / 1.5 + torch.tensor([0.0, 0.0, 50.0])
 
 
-def run(coder: TopKSAE, x: Tensor, rows_at_once: int) -> tuple[RunningFigures, RunningVariance]:
+def run(
+    coder: TopKSAE, x: Tensor, rows_at_once: int, rows_a_document: int = 2
+) -> tuple[RunningFigures, RunningVariance]:
     figures, variance = RunningFigures(coder, samples=4), RunningVariance(WIDTH)
     for rows in torch.arange(ROWS).split(rows_at_once):
         tokens = x.view(ROWS, LENGTH, WIDTH)[rows].flatten(0, 1)
-        documents = [row // 2 for row in rows.tolist()]
+        documents = [row // rows_a_document for row in rows.tolist()]
         ids = torch.arange(LENGTH) + LENGTH * rows[:, None]
         text = TextBatch(ids, torch.full((len(rows),), LENGTH), documents)
         where = text.positions(0)
@@ -97,6 +99,16 @@ def test_the_interval_is_of_resampled_documents():
     ends = torch.tensor(replicates).quantile(torch.tensor([0.025, 0.975]))
     assert [found.low, found.high] == pytest.approx(ends.tolist(), rel=1e-4)
     assert found.low < found.value < found.high
+
+
+@pytest.mark.parametrize("name", ["binary", "stock"])
+def test_one_document_has_no_intervals(name: str):
+    running, variance = run(coders()[name], activations(), 4, ROWS)
+    found = running.figures(variance)
+    for figure in (found.fvu, found.cosine, found.l0, found.entropy_bits, found.bits):
+        assert figure.value == figure.value
+        assert figure.low != figure.low
+        assert figure.high != figure.high
 
 
 def test_duplicates_are_found_by_direction_and_firing():
