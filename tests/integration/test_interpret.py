@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -130,11 +131,16 @@ def test_without_delphi_the_command_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
+    for name in ("sentence_transformers", "delphi.scorers"):
+        monkeypatch.setitem(sys.modules, name, None)
     options = ["--model", str(tiny_model_folder), "--output", str(tmp_path / "out")]
-    with pytest.raises(SystemExit):
-        main(["interpret", *coders, *options])
-    assert "sae_binary_ext[delphi]" in capsys.readouterr().err
+    judge = ["--judge", "tokens", "--judge-url", "http://127.0.0.1:9/v1", "--judge-model", "none"]
+    for asked in ([], judge):
+        with pytest.raises(SystemExit):
+            main(["interpret", *coders, *options, *asked])
+        assert "sae_binary_ext[delphi]" in capsys.readouterr().err
+        # At once, and not when the text has been read.
+        assert not (tmp_path / "out" / "read.safetensors").exists()
 
 
 @pytest.mark.usefixtures("needs_delphi")

@@ -33,12 +33,14 @@ class SavedScores:
     def __init__(self, path: Path, of: str) -> None:
         self._path = path
         self.scores: list[LatentScore] = []
+        self._keys: set[tuple[str, int, str]] = set()
         header = json.dumps({"of": of}) + "\n"
         if path.is_file() and (lines := path.read_text().splitlines(keepends=True)):
             if lines[0] == header:
                 # A process that was killed may have left half a line.
                 whole = [line for line in lines[1:] if line.endswith("\n")]
                 self.scores = [LatentScore(**json.loads(line)) for line in whole]
+                self._keys = {_key(score) for score in self.scores}
                 path.write_text("".join([header, *whole]))
                 return
             logger.info("%s is of another run, and starts anew.", path)
@@ -46,17 +48,17 @@ class SavedScores:
 
     def has(self, coder: str, latent: int, judge: str) -> bool:
         """Whether there is a score, or a reason why there is none."""
-        return (coder, latent, judge) in {_key(score) for score in self.scores}
+        return (coder, latent, judge) in self._keys
 
     def add(self, scores: Iterable[LatentScore]) -> None:
         """Write scores down as they come; of those that are there already, nothing."""
-        known = {_key(score) for score in self.scores}
         with self._path.open("a") as file:
             for score in scores:
-                if _key(score) not in known:
+                if _key(score) not in self._keys:
                     file.write(json.dumps(asdict(score)) + "\n")
                     file.flush()
                     self.scores.append(score)
+                    self._keys.add(_key(score))
 
 
 def _key(score: LatentScore) -> tuple[str, int, str]:

@@ -25,6 +25,7 @@ from sae_binary_ext.evaluation.interpretation.files import (
 )
 from sae_binary_ext.evaluation.interpretation.judge import Judge, JudgeStoppedError, Rehearsal
 from sae_binary_ext.evaluation.interpretation.language_model import LanguageModelScorer
+from sae_binary_ext.evaluation.interpretation.packages import imported
 from sae_binary_ext.evaluation.interpretation.reading import Reading, ReadLatents, read_latents
 from sae_binary_ext.evaluation.interpretation.scores import LatentScore, by_coder_and_judge
 from sae_binary_ext.evaluation.interpretation.with_delphi import (
@@ -107,6 +108,7 @@ def _documents(dataset: str | None) -> Iterable[str]:
 def _language_model(config: InterpretConfig) -> Judge | None:
     if config.judge_url is None or config.judge_model is None:
         return None
+    imported("delphi.scorers")
     return Judge(
         config.judge_url,
         config.judge_model,
