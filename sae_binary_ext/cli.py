@@ -1,5 +1,6 @@
 """The command line: parse, call, print."""
 
+import importlib
 import logging
 import os
 import runpy
@@ -8,6 +9,7 @@ from argparse import ArgumentParser as StandardParser
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from simple_parsing import ArgumentParser, DashVariant
 
@@ -47,13 +49,18 @@ def main(arguments: list[str] | None = None) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
     if command in COMMANDS:
         return COMMANDS[command](rest)
+    if command in ANALYSES:
+        return analyse(command, rest)
     if command == "--version":
         print(sae_binary_ext.__version__)
         return 0
     if command in ("-h", "--help"):
         print(USAGE, end="")
         return 0
-    print(f"sae-binary: no command {command!r}; choose from {sorted(COMMANDS)}.", file=sys.stderr)
+    print(
+        f"sae-binary: no command {command!r}; choose from {sorted(COMMANDS | ANALYSES)}.",
+        file=sys.stderr,
+    )
     return 2
 
 
@@ -108,6 +115,25 @@ def interpret(arguments: list[str]) -> int:
         except KeyboardInterrupt:
             return _interrupted("interpret")
         print(f"\nScores: {options.config.output / 'interpretation.json'}")
+    return 0
+
+
+def analyse(command: str, arguments: list[str]) -> int:
+    """Run one of ANALYSES on coders."""
+    module, config, function = ANALYSES[command]
+    found: Any = importlib.import_module(f"sae_binary_ext.analysis.{module}")
+    dashes = DashVariant.UNDERSCORE_AND_DASH
+    parser = ArgumentParser(prog=f"sae-binary {command}", add_option_string_dash_variants=dashes)
+    parser.add_argument("coders", metavar="CODER", nargs="+", help=CODERS_HELP)
+    parser.add_arguments(getattr(found, config), dest="config")
+    with _errors_of(command):
+        options = parser.parse_args(arguments)
+        try:
+            print(getattr(found, function)(options.coders, options.config))
+        except KeyboardInterrupt:
+            print(f"sae-binary {command}: stopped.", file=sys.stderr)
+            return INTERRUPTED
+        print(f"\nReport: {options.config.output / f'{command}.html'}")
     return 0
 
 
@@ -275,3 +301,6 @@ COMMANDS = {
     "refit": refit,
     "run": run,
 }
+# Commands that take coders and a text: module of sae_binary_ext.analysis, settings, and what gives
+# the Analysis.
+ANALYSES: dict[str, tuple[str, str, str]] = {}

