@@ -139,7 +139,7 @@ MAIN_SITE_ONLY = [
         replace(_entropy(coefficient, ", refitted"), refits=True)
         for coefficient in ("5e-4", "4.3e-4", "4e-4", "2e-4", "9e-5", "8e-5")
     ),
-    _stock(32, ", lr 2e-3", lr=2e-3, adam_beta2=0.99),
+    *(_stock(k, ", lr 2e-3", lr=2e-3, adam_beta2=0.99) for k in (16, 32, 64)),
     *(_stock(k, ", dead after 1000 steps", dead_feature_window=1000) for k in (16, 32, 64)),
     _entropy("4e-4"),
     _entropy("4e-4", ", encoder trains b_dec", encoder_trains_b_dec=True),
