@@ -6,7 +6,7 @@ import os
 import runpy
 import sys
 from argparse import ArgumentParser as StandardParser
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ commands:
   compare    measure coders of any format, binary or stock, on the same tokens
   convert    write coders down in another format (saelens, sparsify, cho2025, quirke2025)
   demo       train binary and stock coders on SmolLM2 and compare them
+  entropy    the information in hidden states, read off the codes of coders
+  entropy-check    the same of states whose entropy is known
+  entropy-profile  the same along a model's layers, or along positions
   inspect    what a folder or a Hub repository of coders holds
   interpret how well latents can be told from the text they are active in
   push       publish coders on the Hub, with a model card
@@ -51,6 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
         return COMMANDS[command](rest)
     if command in ANALYSES:
         return analyse(command, rest)
+    if command in STUDIES:
+        return study(command, rest)
     if command == "--version":
         print(sae_binary_ext.__version__)
         return 0
@@ -58,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(USAGE, end="")
         return 0
     print(
-        f"sae-binary: no command {command!r}; choose from {sorted(COMMANDS | ANALYSES)}.",
+        f"sae-binary: no command {command!r}; choose from {sorted(COMMANDS | ANALYSES | STUDIES)}.",
         file=sys.stderr,
     )
     return 2
@@ -120,16 +125,34 @@ def interpret(arguments: list[str]) -> int:
 
 def analyse(command: str, arguments: list[str]) -> int:
     """Run one of ANALYSES on coders."""
-    module, config, function = ANALYSES[command]
+    parser, run = _analysis(command)
+    parser.add_argument("coders", metavar="CODER", nargs="+", help=CODERS_HELP)
+    return _print_analysis(command, parser, arguments, lambda o: run(o.coders, o.config))
+
+
+def study(command: str, arguments: list[str]) -> int:
+    """Run one of STUDIES, which train coders of their own."""
+    parser, run = _analysis(command)
+    return _print_analysis(command, parser, arguments, lambda options: run(options.config))
+
+
+def _analysis(command: str) -> tuple[ArgumentParser, Callable[..., Any]]:
+    """Its parser and what is run with the settings that the parser gives."""
+    module, config, function = (ANALYSES | STUDIES)[command]
     found: Any = importlib.import_module(f"sae_binary_ext.analysis.{module}")
     dashes = DashVariant.UNDERSCORE_AND_DASH
     parser = ArgumentParser(prog=f"sae-binary {command}", add_option_string_dash_variants=dashes)
-    parser.add_argument("coders", metavar="CODER", nargs="+", help=CODERS_HELP)
     parser.add_arguments(getattr(found, config), dest="config")
+    return parser, getattr(found, function)
+
+
+def _print_analysis(
+    command: str, parser: ArgumentParser, arguments: list[str], run: Callable[[Any], Any]
+) -> int:
     with _errors_of(command):
         options = parser.parse_args(arguments)
         try:
-            print(getattr(found, function)(options.coders, options.config))
+            print(run(options))
         except KeyboardInterrupt:
             print(f"sae-binary {command}: stopped.", file=sys.stderr)
             return INTERRUPTED
@@ -301,6 +324,13 @@ COMMANDS = {
     "refit": refit,
     "run": run,
 }
-# Commands that take coders and a text: module of sae_binary_ext.analysis, settings, and what gives
-# the Analysis.
-ANALYSES: dict[str, tuple[str, str, str]] = {}
+# Commands that measure: module of sae_binary_ext.analysis, settings, and what gives the Analysis.
+# Of coders:
+ANALYSES = {
+    "entropy": ("entropy", "EntropyConfig", "run_entropy"),
+}
+# And without any:
+STUDIES = {
+    "entropy-check": ("entropy_check", "EntropyCheckConfig", "run_entropy_check"),
+    "entropy-profile": ("entropy_profile", "EntropyProfileConfig", "run_entropy_profile"),
+}

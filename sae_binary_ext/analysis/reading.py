@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from sae_binary_ext.demo.model import MODEL_NAME, export_smollm2
 from sae_binary_ext.evaluation.candidates import (
     Candidate,
     Site,
@@ -21,6 +23,7 @@ from sae_binary_ext.evaluation.models import open_model
 from sae_binary_ext.evaluation.run import EMBEDDED_TEXT
 from sae_binary_ext.evaluation.stream import batches_of
 from sae_binary_ext.evaluation.text_config import TextConfig
+from sae_binary_ext.saelens.models import load_hooked_model
 from sae_binary_ext.saelens.splice import HookedModel
 
 
@@ -83,6 +86,20 @@ def open_coders(sources: Iterable[str], config: TextConfig, folder: Path) -> Ope
     return OpenedModel(candidates, hooks, model, name, tokenizer)
 
 
+def open_model_alone(config: TextConfig, folder: Path) -> OpenedModel:
+    """Load a model without coders: config.model, or SmolLM2 from the installed package.
+
+    Args:
+        config: which.
+        folder: as open_coders takes it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = config.model or str(export_smollm2(folder / "model"))
+    model: Any = load_hooked_model(None, path, config.device)
+    name = config.model or MODEL_NAME
+    return OpenedModel([], {}, model, name, cast(PreTrainedTokenizerBase, model.tokenizer))
+
+
 def text_name(config: TextConfig) -> str:
     """What the text is, for a command's files."""
     return config.dataset or EMBEDDED_TEXT
@@ -112,6 +129,7 @@ def read_text(
     documents = read_documents(config.dataset)
     batches = batches_of(documents, opened.tokenizer, config, config.tokens)
     with tqdm(total=config.tokens, desc=description, unit="tokens", unit_scale=True) as progress:
+        read = 0
         for text, tokens in batches:
             where = text.positions(config.first_position)
             batch = ReadBatch(text, where, read_hooks(opened.model, names, text.tokens))
@@ -119,6 +137,7 @@ def read_text(
                 source, target = opened.hooks[candidate.site]
                 candidate.check_widths(batch.found[source], batch.found[target])
             yield batch
+            read += tokens
             progress.update(tokens)
-        if not progress.n:
+        if not read:
             raise ValueError("dataset: holds no text to read.")

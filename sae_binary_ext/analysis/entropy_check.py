@@ -1,0 +1,338 @@
+"""`sae-binary entropy-check`: does the entropy of trained codes come to a known truth?
+
+Hidden states are sums of random directions with 0/1 coefficients, whose entropy is known, as in
+Cho et al. (arXiv 2509.20997). A coder is trained on them, and the entropy of its codes compared.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import torch
+from sae_lens import TrainingSAE
+from sae_lens.synthetic import (
+    ActivationGenerator,
+    FeatureDictionary,
+    SyntheticDataEvalResult,
+    eval_sae_on_synthetic_data,
+    train_toy_sae,
+)
+from torch import Tensor
+from tqdm import tqdm
+from typing_extensions import override
+
+from sae_binary_ext.analysis.code_entropy import CodeEntropy, GatheredCodes
+from sae_binary_ext.analysis.report import Analysis, Column, Table, Value, write_analysis
+from sae_binary_ext.coding import FiringRates, bernoulli_entropy, seeded
+from sae_binary_ext.evaluation.metrics import measure
+from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig
+
+LATENTS_A_DIRECTION = 4
+# Of r directions each has about 1/r of the variance: a bit costs a part of what it explains. Of two
+# latents that are alike the entropy wins neither over, where they fire half of the time: there it
+# has no slope. The covariance does, of which there are some r^2.
+COST_OF_A_BIT, COST_OF_COVARIANCE = 0.03, 0.04
+LEARNING_RATE, BATCH = 1e-2, 512
+STATES_AT_ONCE, MANY_DIRECTIONS = 4096, 32
+# Standard deviation of the noise on each dimension, of the signal's.
+NOISE = 0.1
+CORRELATION = 0.8
+UNEQUAL = (0.05, 0.5)
+REMARKS = (
+    "Hidden states of known entropy: each is a sum of r random directions with 0/1 "
+    "coefficients, and a coder with the entropy loss is trained on them. Fair: coefficients are "
+    "1 half of the time, the truth is r bits. Unequal: from 5% to 50% of the time. Pairs: every "
+    "coefficient is correlated (0.8 before the threshold) with one other; the independent "
+    "estimate is then too high by what they share, and the bounds tree and blocks should find "
+    "it. Noise: a tenth of the signal's deviation on every dimension; with it a state's own "
+    "entropy is no longer finite, and the truth shown is that of the coefficients.",
+    "Recovery is SAELens' mean correlation coefficient of decoder rows and directions, 1 where "
+    "every direction has a row. That an estimate is right here shows that training and counting "
+    "work, and not that a real model's states are such sums: on them the estimate depends on "
+    "the width and on what a bit costs, and says what this coder keeps.",
+)
+COLUMNS = (
+    Column("states"),
+    Column("d", "Dimensions of a hidden state.", "d"),
+    Column("r", "Directions.", "d"),
+    Column("truth", "Entropy of the coefficients, in bits.", ".2f"),
+    Column("independent", "Sum of the entropies of the firing rates, in bits.", ".2f"),
+    Column("off", "The independent estimate over the truth, less 1.", "+.1%"),
+    Column("tree", "Upper bound, each latent given one other.", ".2f"),
+    Column("blocks", "Upper bound, groups of up to eight latents.", ".2f"),
+    Column("FVU", "Squared error over total variance.", ".4f"),
+    Column("recovery", "SAELens' mean correlation coefficient.", ".3f"),
+    Column("L0", "Mean active latents.", ".1f"),
+)
+
+
+@dataclass
+class EntropyCheckConfig:
+    """
+    Train coders on synthetic hidden states of known entropy, and compare the entropy of their
+    codes with it.
+    """
+
+    output: Path = Path("runs/entropy-check")
+    """Folder for entropy-check.json and entropy-check.html."""
+    directions: list[int] = field(default_factory=lambda: [4, 8, 16, 32, 64])
+    """How many random directions a state is a sum of."""
+    dimensions: list[int] = field(default_factory=lambda: [128, 576])
+    """Of a state."""
+    variant_directions: list[int] = field(default_factory=lambda: [8, 32])
+    """The same for unequal rates, correlated pairs and noise, in the first of the dimensions."""
+    training_states: int = 1_000_000
+    """States to train each coder on; twice as many where there are more than 32 directions."""
+    starts: int = 3
+    """Coders trained of each kind of states; the one of the lowest loss in training is measured."""
+    measured_states: int = 50_000
+    """States to measure on."""
+    seed: int = 0
+    """Of directions, states and weights."""
+
+    def __post_init__(self) -> None:
+        for name in ("directions", "dimensions"):
+            values = getattr(self, name)
+            if not values or min(values) < 2:
+                raise ValueError(f"{name}={values}: give numbers of at least 2.")
+        for name in ("directions", "variant_directions"):
+            values = getattr(self, name)
+            if values and max(values) > min(self.dimensions):
+                raise ValueError(
+                    f"{name}={values}: more than dimensions={self.dimensions}, and so not told "
+                    "apart by any linear encoder. Give at most as many."
+                )
+        for name, fewest in (("training_states", BATCH), ("measured_states", 2), ("starts", 1)):
+            if getattr(self, name) < fewest:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: give a number of at least {fewest}."
+                )
+
+
+@dataclass(frozen=True)
+class States:
+    """A source of hidden states.
+
+    Attributes:
+        name: what is special about them.
+        dictionary: SAELens', of the directions.
+        generator: SAELens', of the coefficients.
+        truth: entropy of the coefficients, in bits.
+    """
+
+    name: str
+    dictionary: FeatureDictionary
+    generator: ActivationGenerator
+    truth: float
+
+
+class NoisyDictionary(FeatureDictionary):
+    """Directions whose sums have noise on every dimension."""
+
+    @override
+    def forward(self, feature_activations: Tensor) -> Tensor:
+        """States [states, dimensions] of coefficients [states, directions]."""
+        states = super().forward(feature_activations)
+        # r unit directions, each present half of the time, have a variance of r/4 in all.
+        deviation = math.sqrt(self.num_features / (4 * self.hidden_dim))
+        return states + NOISE * deviation * torch.randn_like(states)
+
+
+def fair(directions: int, dimensions: int) -> States:
+    """Coefficients that are 1 half of the time: r bits."""
+    generator = ActivationGenerator(directions, 0.5)
+    return States("fair", _dictionary(directions, dimensions), generator, float(directions))
+
+
+def unequal(directions: int, dimensions: int) -> States:
+    """Coefficients from rare to fair ones: the sum of their entropies."""
+    rates = torch.linspace(*UNEQUAL, directions)
+    generator = ActivationGenerator(directions, rates)
+    truth = bernoulli_entropy(rates.double()).sum().item()
+    return States("unequal", _dictionary(directions, dimensions), generator, truth)
+
+
+def correlated(directions: int, dimensions: int) -> States:
+    """Fair coefficients in pairs, each the sign of one of two correlated normal numbers."""
+    correlations = torch.eye(directions)
+    for first in range(0, directions - 1, 2):
+        correlations[first, first + 1] = correlations[first + 1, first] = CORRELATION
+    generator = ActivationGenerator(directions, 0.5, correlation_matrix=correlations)
+    # Both are positive with this probability (Sheppard, 1899), and both negative.
+    alike = 0.25 + math.asin(CORRELATION) / (2 * math.pi)
+    of_pair = 1 + bernoulli_entropy(torch.tensor(2 * alike, dtype=torch.float64)).item()
+    truth = directions // 2 * of_pair + directions % 2
+    return States("pairs", _dictionary(directions, dimensions), generator, truth)
+
+
+def noisy(directions: int, dimensions: int) -> States:
+    """As fair, with noise."""
+    dictionary = NoisyDictionary(directions, dimensions, initializer=None)
+    return States("noise", dictionary, ActivationGenerator(directions, 0.5), float(directions))
+
+
+def _dictionary(directions: int, dimensions: int) -> FeatureDictionary:
+    return FeatureDictionary(directions, dimensions, initializer=None)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A source and what its coder makes of it.
+
+    Attributes:
+        states: the source.
+        bounds: entropy of the codes.
+        independent: sum of the entropies of the firing rates, in bits, over all states measured.
+        found: SAELens' figures: recovery, explained variance and more.
+    """
+
+    states: States
+    bounds: CodeEntropy
+    independent: float
+    found: SyntheticDataEvalResult
+
+
+def run_entropy_check(config: EntropyCheckConfig) -> Analysis:
+    """Train and measure; files go to config.output.
+
+    Raises:
+        ValueError: training diverged.
+    """
+    sources = [(fair, r, d) for d in config.dimensions for r in config.directions]
+    sources += [
+        (source, directions, config.dimensions[0])
+        for source in (unequal, correlated, noisy)
+        for directions in config.variant_directions
+    ]
+    checked: list[Checked] = []
+    for source, directions, dimensions in tqdm(sources, "Sources", unit="sources"):
+        with seeded(config.seed, torch.device("cpu")):
+            checked.append(check(source(directions, dimensions), config))
+    analysis = Analysis(
+        "entropy-check",
+        "Entropy of known states",
+        REMARKS,
+        [Table("Bits a state", COLUMNS, [_row(each) for each in checked])],
+        {"Estimate by truth": _by_truth(checked)},
+        {"sources": [_described(each) for each in checked]},
+    )
+    run = {key: str(value) for key, value in asdict(config).items()}
+    write_analysis(analysis, run, config.output)
+    return analysis
+
+
+def check(states: States, config: EntropyCheckConfig) -> Checked:
+    """Train coders on states and measure the entropy of the best one's codes."""
+    found = [_train(states, config) for _ in range(config.starts)]
+    # Of other states than are measured below: which one is best is not chosen on those.
+    losses = [_loss(coder, states, config.measured_states) for coder in found]
+    coder = found[losses.index(min(losses))]
+    gathered, rates = GatheredCodes(coder.cfg.d_sae), FiringRates(coder.cfg.d_sae)
+    with torch.no_grad():
+        for part in torch.arange(config.measured_states).split(STATES_AT_ONCE):
+            codes = coder.encode(states.dictionary(states.generator.sample(len(part))))
+            rates.update(codes)
+            # Each state is a document of its own: they are drawn independently of each other.
+            gathered.add(codes != 0, part)
+    recovery = eval_sae_on_synthetic_data(
+        coder, states.dictionary, states.generator, config.measured_states, STATES_AT_ONCE
+    )
+    return Checked(states, gathered.entropy(), rates.entropy_bits, recovery)
+
+
+def _train(states: States, config: EntropyCheckConfig) -> TrainingSAE[Any]:
+    directions = states.dictionary.num_features
+    settings = BinaryEntropyTrainingSAEConfig(
+        d_in=states.dictionary.hidden_dim,
+        d_sae=LATENTS_A_DIRECTION * directions,
+        entropy_coefficient=COST_OF_A_BIT / directions,
+        covariance_coefficient=COST_OF_COVARIANCE / directions**2,
+        entropy_start_step=0,
+        entropy_warm_up_steps=0,
+        normalize_activations="expected_average_only_in",
+    )
+    coder = TrainingSAE.from_dict(settings.to_dict())
+    number = config.training_states * (1 + (directions > MANY_DIRECTIONS))
+    train_toy_sae(
+        coder,
+        states.dictionary,
+        states.generator,
+        training_samples=number,
+        batch_size=BATCH,
+        lr=LEARNING_RATE,
+        lr_decay_steps=number // BATCH // 3,
+    )
+    return coder
+
+
+@torch.no_grad()
+def _loss(coder: TrainingSAE[Any], states: States, number: int) -> float:
+    """FVU, and what the bits cost."""
+    metrics = measure(coder, states.dictionary(states.generator.sample(number)))
+    directions = states.dictionary.num_features
+    return metrics.fvu + COST_OF_A_BIT / directions * metrics.entropy_bits
+
+
+def _row(checked: Checked) -> list[Value]:
+    states, bounds, found = checked.states, checked.bounds, checked.found
+    return [
+        states.name,
+        states.dictionary.hidden_dim,
+        states.dictionary.num_features,
+        states.truth,
+        checked.independent,
+        checked.independent / states.truth - 1,
+        bounds.tree.value,
+        bounds.blocks.value,
+        1 - found.explained_variance,
+        found.mcc,
+        found.sae_l0,
+    ]
+
+
+def _described(checked: Checked) -> dict[str, Any]:
+    states, bounds = checked.states, checked.bounds
+    return {
+        "states": states.name,
+        "dimensions": states.dictionary.hidden_dim,
+        "directions": states.dictionary.num_features,
+        "truth_bits": states.truth,
+        "independent_bits": checked.independent,
+        "tree_bits": bounds.tree,
+        "blocks_bits": bounds.blocks,
+        "seen_bits": bounds.seen,
+        "most_seen_bits": bounds.most_seen,
+        "recovery": checked.found.to_dict(),
+    }
+
+
+def _by_truth(checked: list[Checked]) -> go.Figure:
+    figure = go.Figure()
+    truths = [each.states.truth for each in checked]
+    ends = [min(truths), max(truths)]
+    figure.add_scatter(x=ends, y=ends, mode="lines", name="truth", line_dash="dot")
+    groups: dict[str, list[Checked]] = {}
+    for each in checked:
+        name = f"{each.states.name}, d = {each.states.dictionary.hidden_dim}"
+        groups.setdefault(name, []).append(each)
+    for name, group in groups.items():
+        figure.add_scatter(
+            x=[each.states.truth for each in group],
+            y=[each.independent for each in group],
+            mode="markers",
+            marker_size=10,
+            name=name,
+        )
+    lowest = [min(each.bounds.tree.value, each.bounds.blocks.value) for each in checked]
+    figure.add_scatter(
+        x=truths,
+        y=lowest,
+        mode="markers",
+        marker_symbol="line-ew-open",
+        name="lower of tree, blocks",
+    )
+    figure.update_xaxes(title="truth, bits", type="log")
+    figure.update_yaxes(title="entropy of the codes, bits", type="log")
+    return figure

@@ -1,0 +1,300 @@
+"""`sae-binary entropy-profile`: the entropy of hidden states layer by layer, or by position.
+
+A coder is trained for each layer, or for each position of each layer, and the entropy of its codes
+taken for that of the hidden states there (Cho et al., arXiv 2509.20997).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import torch
+from sae_lens import SAETrainer, TrainingSAE
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_binary_ext.analysis.code_entropy import CodeEntropy, GatheredCodes
+from sae_binary_ext.analysis.hidden_states import (
+    states_of_layers,
+    states_of_positions,
+    states_of_prompts,
+)
+from sae_binary_ext.analysis.reading import open_model_alone, text_name
+from sae_binary_ext.analysis.report import (
+    Analysis,
+    Column,
+    Table,
+    Value,
+    settings_of,
+    write_analysis,
+)
+from sae_binary_ext.demo.coders import shuffled_batches
+from sae_binary_ext.evaluation.metrics import CoderMetrics, measure
+from sae_binary_ext.evaluation.text_config import TextConfig
+from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig
+from sae_binary_ext.saelens.splice import resolve_hook
+
+BATCH, LEARNING_RATE, NORM_BATCHES = 256, 2e-3, 20
+# Of the states of a point every fifth is measured, and the others trained on.
+MEASURED_EVERY = 5
+SATURATED = 0.95
+DEFAULT_LAYERS = {"layers": list(range(0, 30, 3)), "positions": [3, 9, 18]}
+ALONG = ("layers", "positions")
+PROMPTS = ("text", "in_context")
+REMARKS = (
+    "A coder with the entropy loss was trained for each point, all with the same width, the same "
+    "number of states seen and the same cost of a bit, on four fifths of the point's hidden "
+    "states; entropy and FVU are of the other fifth. Independent: sum of the entropies of the "
+    "firing rates. Tree, blocks: upper bounds that admit dependence, each of half of that fifth "
+    "by the other half.",
+    "Hidden states are not discrete: the entropy is of what a coder of this width keeps of them at "
+    "this price, and rises with both. Points can be compared with each other where their FVU is "
+    "alike; where a point's FVU is higher, its entropy is too low by comparison. Few states make "
+    "both worse.",
+)
+COLUMNS = (
+    Column("layer", "Whose incoming residual stream is coded.", "d"),
+    Column("at", "Position of the token, or examples before the answer; all: every position."),
+    Column("states", "Hidden states measured.", "d"),
+    Column("FVU", "Squared error over total variance, of states not trained on.", ".3f"),
+    Column("L0", "Mean active latents.", ".1f"),
+    Column("independent", "Bits a state: sum of the entropies of the firing rates.", ".1f"),
+    Column("tree", "Upper bound, each latent given one other.", ".1f"),
+    Column("blocks", "Upper bound, groups of up to eight latents.", ".1f"),
+)
+
+
+@dataclass
+class EntropyProfileConfig(TextConfig):
+    """
+    The entropy of a model's hidden states along its layers, or along the positions of a text or
+    the examples of a prompt, each point by a coder trained for it.
+    """
+
+    output: Path = Path("runs/entropy-profile")
+    """Folder for entropy-profile.json and entropy-profile.html."""
+    along: str = "layers"
+    """layers (of all positions together), or positions (of each of the layers)."""
+    prompts: str = "text"
+    """text, or in_context (lines "word -> answer" of a simple task; positions are then the number
+    of examples before the answer). Only with along=positions."""
+    layers: list[int] = field(default_factory=list)
+    """Whose incoming residual stream is coded; every third if left out, or 3, 9 and 18 along
+    positions."""
+    tokens: int = 200_000
+    """Tokens to read; of prompts, one for each 64 of them."""
+    context_size: int = 64
+    """Tokens a row."""
+    states: int = 20_000
+    """Hidden states a point, at most."""
+    latents: int = 1152
+    """Width of each coder."""
+    entropy_coefficient: float = 4e-4
+    """FVU that a bit is worth."""
+    training_states: int = 200_000
+    """States that each coder sees, the same ones again and again."""
+    seed: int = 0
+    """Of weights, of the order of states, and of prompts."""
+
+    def __post_init__(self) -> None:
+        for name, known in (("along", ALONG), ("prompts", PROMPTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(known)}.")
+        if self.prompts == "in_context" and self.along != "positions":
+            raise ValueError("prompts='in_context': needs along='positions'.")
+        for name, fewest in (("states", 100), ("latents", 8), ("training_states", BATCH)):
+            if getattr(self, name) < fewest:
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: give a number of at least {fewest}."
+                )
+        if self.context_size < 2:
+            raise ValueError(f"context_size={self.context_size}: give at least 2.")
+        self.layers = self.layers or DEFAULT_LAYERS[self.along]
+
+
+@dataclass(frozen=True)
+class ProfilePoint:
+    """One point of a profile.
+
+    Attributes:
+        layer: whose incoming residual stream it is of.
+        at: position, number of examples, or "all".
+        states: measured.
+        metrics: of the coder's codes and outputs.
+        bounds: on the entropy of its codes.
+    """
+
+    layer: int
+    at: int | str
+    states: int
+    metrics: CoderMetrics
+    bounds: CodeEntropy
+
+
+def run_entropy_profile(config: EntropyProfileConfig) -> Analysis:
+    """Train a coder a point and measure; files go to config.output.
+
+    Raises:
+        ValueError: the model has no such layers, or the text is too short.
+    """
+    opened = open_model_alone(config, config.output)
+    hooks = {
+        layer: resolve_hook(opened.model, "layers", f"blocks.{layer}.hook_resid_pre")
+        for layer in config.layers
+    }
+    if config.along == "layers":
+        states = states_of_layers(opened, config, hooks, config.states)
+    elif config.prompts == "text":
+        states = states_of_positions(opened, config, hooks, config.states)
+    else:
+        states = states_of_prompts(opened, config, hooks, config.states, config.seed)
+    points = [
+        measure_point(*key, found, config)
+        for key, found in tqdm(states.items(), "Coders", unit="coders")
+    ]
+    analysis = Analysis(
+        "entropy-profile",
+        "Entropy of hidden states",
+        REMARKS,
+        [Table("Bits a hidden state", COLUMNS, [_row(point) for point in points])],
+        {"Entropy": _curve(points, config), "FVU": _fvu_curve(points, config)},
+        {"points": [_described(point) for point in points], "saturation": saturation(points)},
+    )
+    run = settings_of(config, model=opened.model_name, dataset=text_name(config))
+    write_analysis(analysis, run, config.output)
+    return analysis
+
+
+def measure_point(
+    layer: int, at: int | str, states: Tensor, config: EntropyProfileConfig
+) -> ProfilePoint:
+    """Train a coder on four fifths of a point's states, and measure it on the rest.
+
+    Args:
+        layer, at: which point.
+        states: [states, width].
+        config: width, price of a bit and amount of training.
+
+    Raises:
+        ValueError: all states measured are the same.
+    """
+    apart = torch.arange(len(states)) % MEASURED_EVERY == 0
+    measured = states[apart].float()
+    if (measured == measured[0]).all():
+        raise ValueError(
+            f"layer {layer}, at {at}: all hidden states are the same, and have no entropy. Leave "
+            "the point out, or give another text."
+        )
+    coder = _train(states[~apart], config)
+    gathered = GatheredCodes(config.latents)
+    with torch.no_grad():
+        # Each state is a document of its own: they were drawn one by one.
+        gathered.add(coder.encode(measured) != 0, torch.arange(len(measured)))
+    return ProfilePoint(layer, at, len(measured), measure(coder, measured), gathered.entropy())
+
+
+def _train(states: Tensor, config: EntropyProfileConfig) -> Any:
+    torch.manual_seed(config.seed)
+    settings = BinaryEntropyTrainingSAEConfig(
+        d_in=states.shape[1],
+        d_sae=config.latents,
+        entropy_coefficient=config.entropy_coefficient,
+        normalize_activations="expected_average_only_in",
+    )
+    batch = min(BATCH, len(states))
+    trainer = SAETrainer(
+        SAETrainerConfig(
+            total_training_samples=config.training_states,
+            train_batch_size_samples=batch,
+            lr=LEARNING_RATE,
+            lr_end=LEARNING_RATE / 10,
+            lr_decay_steps=config.training_states // batch // 3,
+            n_batches_for_norm_estimate=NORM_BATCHES,
+            logger=LoggingConfig(log_to_wandb=False),
+        ),
+        TrainingSAE.from_dict(settings.to_dict()),
+        shuffled_batches(states, batch, config.seed),
+    )
+    return trainer.fit()
+
+
+def saturation(points: list[ProfilePoint]) -> dict[int, int | str]:
+    """Of each layer of several points, the first with 95% of the layer's highest entropy."""
+    found: dict[int, int | str] = {}
+    for layer in dict.fromkeys(point.layer for point in points):
+        own = [point for point in points if point.layer == layer]
+        highest = max(point.metrics.entropy_bits for point in own)
+        reached = (p.at for p in own if p.metrics.entropy_bits >= SATURATED * highest)
+        if len(own) > 1:
+            found[layer] = next(reached)
+    return found
+
+
+def _row(point: ProfilePoint) -> list[Value]:
+    bounds, metrics = point.bounds, point.metrics
+    return [
+        point.layer,
+        str(point.at),
+        point.states,
+        metrics.fvu,
+        metrics.l0,
+        metrics.entropy_bits,
+        bounds.tree.value,
+        bounds.blocks.value,
+    ]
+
+
+def _described(point: ProfilePoint) -> dict[str, Any]:
+    return {
+        "layer": point.layer,
+        "at": point.at,
+        "states": point.states,
+        "fvu": point.metrics.fvu,
+        "l0": point.metrics.l0,
+        "dead": point.metrics.dead,
+        "independent_bits": point.metrics.entropy_bits,
+        "tree_bits": point.bounds.tree,
+        "blocks_bits": point.bounds.blocks,
+        "most_seen_bits": point.bounds.most_seen,
+    }
+
+
+def _curve(points: list[ProfilePoint], config: EntropyProfileConfig) -> go.Figure:
+    return _figure(points, config, "bits a state", lambda point: point.metrics.entropy_bits)
+
+
+def _fvu_curve(points: list[ProfilePoint], config: EntropyProfileConfig) -> go.Figure:
+    return _figure(points, config, "FVU", lambda point: point.metrics.fvu)
+
+
+def _figure(
+    points: list[ProfilePoint],
+    config: EntropyProfileConfig,
+    title: str,
+    value: Callable[[ProfilePoint], float],
+) -> go.Figure:
+    figure = go.Figure()
+    if config.along == "layers":
+        figure.add_scatter(
+            x=[point.layer for point in points],
+            y=[value(point) for point in points],
+            mode="lines+markers",
+        )
+        figure.update_xaxes(title="layer")
+    else:
+        for layer in config.layers:
+            own = [point for point in points if point.layer == layer]
+            figure.add_scatter(
+                # As text: 0 examples has no place on a logarithmic axis.
+                x=[str(point.at) for point in own],
+                y=[value(point) for point in own],
+                mode="lines+markers",
+                name=f"layer {layer}",
+            )
+        of = "position" if config.prompts == "text" else "examples before the answer"
+        figure.update_xaxes(title=of, type="category")
+    figure.update_yaxes(title=title, rangemode="tozero")
+    return figure

@@ -1,0 +1,125 @@
+"""Hidden states of a model: of its layers, of positions of a text, and in prompts."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_binary_ext.analysis.in_context import frequent_words, in_context_prompts
+from sae_binary_ext.analysis.reading import OpenedModel, read_text
+from sae_binary_ext.evaluation.documents import read_documents
+from sae_binary_ext.evaluation.in_model import read_hooks
+from sae_binary_ext.evaluation.text_config import TextConfig
+
+POSITIONS = (1, 2, 4, 8, 16, 32, 63)
+# Lines before the last question, and those of them after which states are taken.
+EXAMPLES = 15
+LAST_EXAMPLES = (0, 1, 2, 4, 8, 15)
+FEWEST_ROWS = 10
+# By layer, and position, number of examples, or "all".
+States = dict[tuple[int, int | str], Tensor]
+
+
+def states_of_layers(
+    opened: OpenedModel, config: TextConfig, hooks: dict[int, str], most: int
+) -> States:
+    """Of each layer states of all positions, evenly drawn from the text.
+
+    Args:
+        opened: the model.
+        config: which text.
+        hooks: of each layer, the model's name of what is read.
+        most: states a layer.
+
+    Returns:
+        float16 [states, width] of each layer, "all".
+    """
+    found: dict[int, list[Tensor]] = {layer: [] for layer in hooks}
+    step = max(config.tokens // most, 1)
+    for batch in read_text(opened, config, more_hooks=hooks.values()):
+        for layer, hook in hooks.items():
+            found[layer].append(batch.found[hook][batch.where][::step].half())
+    return {(layer, "all"): torch.cat(parts)[:most] for layer, parts in found.items()}
+
+
+def states_of_positions(
+    opened: OpenedModel, config: TextConfig, hooks: dict[int, str], most: int
+) -> States:
+    """Of each layer and position states of the same rows, those that reach the last position.
+
+    Args, Returns: as states_of_layers, each state with its position.
+
+    Raises:
+        ValueError: there are too few rows.
+    """
+    positions = [at for at in POSITIONS if config.first_position <= at < config.context_size]
+    positions_of = torch.tensor(positions)
+
+    def rows() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        for batch in read_text(opened, config, more_hooks=hooks.values()):
+            long = batch.text.lengths > positions[-1]
+            found = {hook: batch.found[hook][long] for hook in hooks.values()}
+            yield found, positions_of.expand(int(long.sum()), -1)
+
+    return _states_at(rows(), positions, hooks, most)
+
+
+def states_of_prompts(
+    opened: OpenedModel, config: TextConfig, hooks: dict[int, str], most: int, seed: int
+) -> States:
+    """Of each layer and number of examples states before the answer.
+
+    Args, Returns: as states_of_layers, each state with the number of examples before it; words
+    are drawn from the text by the seed, and there is a prompt for each row of so many tokens.
+
+    Raises:
+        ValueError: the text has too few words.
+    """
+    words = frequent_words(read_documents(config.dataset))
+    if len(words) <= EXAMPLES:
+        raise ValueError(
+            f"dataset={config.dataset!r}: has {len(words)} words of lower-case letters, and a "
+            f"prompt takes {EXAMPLES + 1}. Give a longer text."
+        )
+    prompts = max(config.tokens // config.context_size, 1)
+
+    def rows() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        made = in_context_prompts(words, opened.tokenizer, prompts, EXAMPLES, seed)
+        with tqdm(total=prompts, desc="Reading", unit="prompts") as progress:
+            for text, due in made:
+                yield read_hooks(opened.model, hooks.values(), text.tokens), due[:, LAST_EXAMPLES]
+                progress.update(len(due))
+
+    return _states_at(rows(), list(LAST_EXAMPLES), hooks, most)
+
+
+def _states_at(
+    rows: Iterator[tuple[dict[str, Tensor], Tensor]],
+    points: list[int],
+    hooks: dict[int, str],
+    most: int,
+) -> States:
+    """States at some positions of each row.
+
+    Args:
+        rows: activations of each hook, [rows, context, width], and positions, int64 [rows, points].
+        points: what each column of positions is called.
+        hooks: of each layer.
+        most: states a point.
+    """
+    found: dict[int, list[Tensor]] = {layer: [] for layer in hooks}
+    for activations, positions in rows:
+        row = torch.arange(len(positions))[:, None]
+        for layer, hook in hooks.items():
+            found[layer].append(activations[hook][row, positions].half())
+    states: States = {}
+    for layer, parts in found.items():
+        of_layer = torch.cat(parts)[:most]
+        if len(of_layer) < FEWEST_ROWS:
+            raise ValueError(
+                f"tokens: the text has {len(of_layer)} rows that reach {points[-1]}, and a coder "
+                f"needs {FEWEST_ROWS} to learn from. Give a longer text."
+            )
+        states |= {(layer, at): of_layer[:, place] for place, at in enumerate(points)}
+    return states

@@ -1,0 +1,176 @@
+"""sae-binary entropy, entropy-check and entropy-profile, from the command line to their files."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from sae_binary_ext.analysis.entropy_check import EntropyCheckConfig, check, correlated, fair
+from sae_binary_ext.analysis.reading import open_coders, read_text
+from sae_binary_ext.cli import main
+from sae_binary_ext.evaluation.metrics import measure
+from sae_binary_ext.evaluation.text_config import TextConfig
+from tests.integration.compare_helpers import CONTEXT, HOOK, save_coders
+
+pytestmark = pytest.mark.integration
+TOKENS = 2000
+
+
+def results_of(command: str, output: Path) -> dict[str, Any]:
+    assert (output / f"{command}.html").is_file()
+    return json.loads((output / f"{command}.json").read_text())["results"]
+
+
+@pytest.fixture(scope="module")
+def text(tiny_model_folder: Path, tiny_dataset: Path) -> list[str]:
+    return [
+        *("--model", str(tiny_model_folder), "--dataset", str(tiny_dataset)),
+        *("--context_size", str(CONTEXT), "--tokens", str(TOKENS)),
+    ]
+
+
+def test_entropies_are_those_of_the_codes_of_the_text(
+    text: list[str],
+    tiny_model_folder: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    folders = save_coders(tmp_path, tiny_model_folder)
+    output = tmp_path / "out"
+    assert main(["entropy", *folders, *text, "--hook", HOOK, "--output", str(output)]) == 0
+    printed = capsys.readouterr().out
+    found = results_of("entropy", output)["coders"]
+    assert len(found) == 4
+
+    config = TextConfig(
+        str(tiny_model_folder), str(tiny_dataset), HOOK, tokens=TOKENS, context_size=CONTEXT
+    )
+    opened = open_coders(folders, config, tmp_path / "again")
+    (hooks,) = opened.hooks.values()
+    inputs = torch.cat([batch.activations(hooks)[0] for batch in read_text(opened, config)])
+    for coder, candidate in zip(found, opened.candidates, strict=True):
+        metrics = measure(candidate.coder, inputs)
+        assert coder["name"] == candidate.name
+        assert coder["tokens"] == len(inputs)
+        assert coder["independent_bits"]["value"] == pytest.approx(metrics.entropy_bits, rel=1e-9)
+        assert coder["fvu"]["value"] == pytest.approx(metrics.fvu, rel=1e-4)
+        assert coder["codes"] == ("0/1" if "binary" in candidate.name else "which are active")
+        assert coder["held_out"]["tree_bits"]["value"] < coder["independent_bits"]["value"]
+        assert f"{metrics.entropy_bits:.1f}" in printed
+
+
+def test_sources_of_all_kinds_are_in_the_files(tmp_path: Path):
+    arguments = ["--directions", "4", "--variant_directions", "4", "--dimensions", "16"]
+    arguments += ["--training_states", "2048", "--measured_states", "500", "--starts", "1"]
+    assert main(["entropy-check", *arguments, "--output", str(tmp_path)]) == 0
+    found = {each["states"]: each for each in results_of("entropy-check", tmp_path)["sources"]}
+    assert list(found) == ["fair", "unequal", "pairs", "noise"]
+    assert found["fair"]["truth_bits"] == found["noise"]["truth_bits"] == 4
+    rates = [0.05, 0.2, 0.35, 0.5]
+    bits = [-p * math.log2(p) - (1 - p) * math.log2(1 - p) for p in rates]
+    assert found["unequal"]["truth_bits"] == pytest.approx(sum(bits))
+    # Two pairs, alike with probability 1/2 + asin(0.8) / pi.
+    assert found["pairs"]["truth_bits"] == pytest.approx(3.463, abs=1e-3)
+
+
+def test_known_entropies_are_found(tmp_path: Path):
+    config = EntropyCheckConfig(
+        tmp_path, [4], [16], [4], training_states=400_000, measured_states=5000, starts=2
+    )
+    found = check(fair(4, 16), config)
+    assert found.independent == pytest.approx(4, rel=0.05)
+    assert found.found.mcc > 0.99
+    found = check(correlated(4, 16), config)
+    # What the two of a pair share is in the independent estimate twice.
+    assert 0.98 * found.states.truth < found.bounds.tree.value < found.independent - 0.2
+
+
+@pytest.mark.parametrize("directions", ["1", "9"])
+def test_directions_that_cannot_be_told_apart_are_refused(
+    directions: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["--directions", directions, "--dimensions", "8", "--output", str(tmp_path)]
+    with pytest.raises(SystemExit):
+        main(["entropy-check", *arguments])
+    assert f"directions=[{directions}]" in capsys.readouterr().err
+
+
+PROFILE = ["--latents", "32", "--training_states", "4000", "--states", "200"]
+
+
+def test_a_profile_has_a_point_a_layer(text: list[str], tmp_path: Path):
+    arguments = [*text, *PROFILE, "--layers", "0", "1", "--output", str(tmp_path)]
+    assert main(["entropy-profile", *arguments]) == 0
+    points = results_of("entropy-profile", tmp_path)["points"]
+    assert [(point["layer"], point["at"], point["states"]) for point in points] == [
+        (0, "all", 40),
+        (1, "all", 40),
+    ]
+    assert all(0 < point["independent_bits"] <= 32 for point in points)
+
+
+def test_a_profile_has_a_point_a_position_of_each_layer(
+    text: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = [
+        *text,
+        *PROFILE,
+        "--layers",
+        "1",
+        "--along",
+        "positions",
+        "--output",
+        str(tmp_path),
+    ]
+    assert main(["entropy-profile", *arguments]) == 0
+    results = results_of("entropy-profile", tmp_path)
+    assert [point["at"] for point in results["points"]] == [1, 2, 4, 8]
+    assert results["saturation"]["1"] in (1, 2, 4, 8)
+
+
+def test_prompts_have_a_point_for_each_number_of_examples(smollm2_folder: Path, tmp_path: Path):
+    arguments = ["--model", str(smollm2_folder), "--along", "positions", "--prompts", "in_context"]
+    arguments += [*PROFILE, "--layers", "1", "--tokens", "3200", "--output", str(tmp_path)]
+    assert main(["entropy-profile", *arguments]) == 0
+    points = results_of("entropy-profile", tmp_path)["points"]
+    assert [point["at"] for point in points] == [0, 1, 2, 4, 8, 15]
+    assert {point["states"] for point in points} == {10}
+
+
+def test_states_that_are_all_the_same_are_refused(
+    tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    # Words that its tokeniser does not know: one token for them all.
+    words = [f"{a}{b}{c}word" for a in "abc" for b in "def" for c in "ghi"]
+    Dataset.from_dict({"text": [" ".join(words)]}).to_parquet(tmp_path / "words.parquet")
+    arguments = ["--model", str(tiny_model_folder), "--dataset", str(tmp_path / "words.parquet")]
+    arguments += [*PROFILE, "--layers", "1", "--along", "positions", "--prompts", "in_context"]
+    with pytest.raises(SystemExit):
+        main(["entropy-profile", *arguments, "--tokens", "3200", "--output", str(tmp_path / "out")])
+    assert "layer 1, at 0: all hidden states are the same" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--along", "heads"], "along='heads'"),
+        (["--prompts", "in_context"], "along='positions'"),
+        (["--states", "3"], "states=3"),
+        (["--layers", "7"], "layers='blocks.7.hook_resid_pre'"),
+    ],
+)
+def test_what_a_profile_cannot_do_is_refused(
+    arguments: list[str],
+    message: str,
+    text: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    with pytest.raises(SystemExit):
+        main(["entropy-profile", *text, *arguments, "--output", str(tmp_path)])
+    assert message in capsys.readouterr().err
