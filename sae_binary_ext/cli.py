@@ -33,6 +33,7 @@ commands:
              sae-binary run -m sparsify MODEL DATASET --activation topk_binary ...
              sae-binary run -m delphi MODEL CODERS --hookpoints layers.9 ...
              sae-binary run script.py ...
+  transfer   what coders of one layer make of the others
 
 sae-binary COMMAND --help explains a command's options.
 """
@@ -328,6 +329,7 @@ COMMANDS = {
 # Of coders:
 ANALYSES = {
     "entropy": ("entropy", "EntropyConfig", "run_entropy"),
+    "transfer": ("transfer", "TransferConfig", "run_transfer"),
 }
 # And without any:
 STUDIES = {

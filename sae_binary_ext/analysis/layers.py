@@ -1,0 +1,76 @@
+"""The same hook of other layers of a model."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+from sae_binary_ext.saelens.splice import HookedModel
+
+# blocks.9.hook_resid_pre, model.layers.9, transformer.h.9.mlp
+BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers|h)\.(\d+)(?=\.|$)")
+EVERY_LAYER = 3
+
+
+def layer_of(hook: str) -> int:
+    """The layer that a hook is of.
+
+    Raises:
+        ValueError: its name has no number of a layer.
+    """
+    if (found := BLOCK.search(hook)) is None:
+        raise ValueError(
+            f"hook={hook!r}: is of no layer, and there are no others like it. Give a coder of a "
+            "layer."
+        )
+    return int(found[1])
+
+
+def layer_hooks(
+    model: HookedModel, hooks: tuple[str, str], layers: Iterable[int]
+) -> dict[int, tuple[str, str]]:
+    """A coder's hooks at other layers.
+
+    Args:
+        model: the hooked model.
+        hooks: what the coder reads and what it gives, at its own layer, as the model names them.
+        layers: where to look; every third where there are none.
+
+    Returns:
+        Of each layer, the coder's own included, in order, the model's names of both hooks.
+
+    Raises:
+        ValueError: the coder is of no layer, or of two, or the model lacks one of the layers.
+    """
+    home, target = map(layer_of, hooks)
+    if home != target:
+        raise ValueError(
+            f"hooks={hooks}: reads one layer and predicts another. Give a coder of one layer."
+        )
+    known = {
+        number: at_number
+        for number in range(_layers(model))
+        if set(at_number := _at(hooks, number)) <= set(_names(model))
+    }
+    wanted = set(layers) or {number for number in known if number % EVERY_LAYER == 0}
+    if missing := sorted(wanted - known.keys()):
+        raise ValueError(
+            f"layers={missing}: the model has no such hook there. It has {sorted(known)}."
+        )
+    return {number: known[number] for number in sorted(wanted | {home})}
+
+
+def _at(hooks: tuple[str, str], layer: int) -> tuple[str, str]:
+    one, other = (
+        hook[: found.start(1)] + str(layer) + hook[found.end(1) :]
+        for hook in hooks
+        if (found := BLOCK.search(hook)) is not None
+    )
+    return one, other
+
+
+def _names(model: HookedModel) -> Mapping[str, Any]:
+    return cast(Mapping[str, Any], model.hook_dict)
+
+
+def _layers(model: HookedModel) -> int:
+    return 1 + max(int(found[1]) for name in _names(model) if (found := BLOCK.search(name)))
