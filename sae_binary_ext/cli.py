@@ -18,6 +18,7 @@ import sae_binary_ext
 USAGE = """usage: sae-binary COMMAND ...
 
 commands:
+  ablate     what reconstruction and model lose when latents are silenced or flipped
   compare    measure coders of any format, binary or stock, on the same tokens
   convert    write coders down in another format (saelens, sparsify, cho2025, quirke2025)
   demo       train binary and stock coders on SmolLM2 and compare them
@@ -328,6 +329,7 @@ COMMANDS = {
 # Commands that measure: module of sae_binary_ext.analysis, settings, and what gives the Analysis.
 # Of coders:
 ANALYSES = {
+    "ablate": ("ablate", "AblateConfig", "run_ablate"),
     "entropy": ("entropy", "EntropyConfig", "run_entropy"),
     "transfer": ("transfer", "TransferConfig", "run_transfer"),
 }
