@@ -20,6 +20,7 @@ USAGE = """usage: sae-binary COMMAND ...
 commands:
   ablate     what reconstruction and model lose when latents are silenced or flipped
   compare    measure coders of any format, binary or stock, on the same tokens
+  compress   hidden states as codes in files, and what that keeps and takes
   convert    write coders down in another format (saelens, sparsify, cho2025, quirke2025)
   demo       train binary and stock coders on SmolLM2 and compare them
   entropy    the information in hidden states, read off the codes of coders
@@ -330,6 +331,7 @@ COMMANDS = {
 # Of coders:
 ANALYSES = {
     "ablate": ("ablate", "AblateConfig", "run_ablate"),
+    "compress": ("compress", "CompressConfig", "run_compress"),
     "entropy": ("entropy", "EntropyConfig", "run_entropy"),
     "transfer": ("transfer", "TransferConfig", "run_transfer"),
 }

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from sae_binary_ext.saelens.splice import HookedModel
+from sae_binary_ext.saelens.splice import HookedModel, resolve_hook
 
 # blocks.9.hook_resid_pre, model.layers.9, transformer.h.9.mlp
 BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers|h)\.(\d+)(?=\.|$)")
@@ -32,7 +32,7 @@ def layer_hooks(
 
     Args:
         model: the hooked model.
-        hooks: what the coder reads and what it gives, at its own layer, as the model names them.
+        hooks: what the coder reads and what it gives, at its own layer, as its files name them.
         layers: where to look; every third where there are none.
 
     Returns:
@@ -47,9 +47,9 @@ def layer_hooks(
             f"hooks={hooks}: reads one layer and predicts another. Give a coder of one layer."
         )
     known = {
-        number: at_number
+        number: pair
         for number in range(_layers(model))
-        if set(at_number := _at(hooks, number)) <= set(_names(model))
+        if (pair := _resolved(model, hooks, number)) is not None
     }
     wanted = set(layers) or {number for number in known if number % EVERY_LAYER == 0}
     if missing := sorted(wanted - known.keys()):
@@ -59,18 +59,18 @@ def layer_hooks(
     return {number: known[number] for number in sorted(wanted | {home})}
 
 
-def _at(hooks: tuple[str, str], layer: int) -> tuple[str, str]:
-    one, other = (
-        hook[: found.start(1)] + str(layer) + hook[found.end(1) :]
-        for hook in hooks
-        if (found := BLOCK.search(hook)) is not None
-    )
-    return one, other
+def _resolved(model: HookedModel, hooks: tuple[str, str], layer: int) -> tuple[str, str] | None:
+    try:
+        source, target = (resolve_hook(model, "layers", _at(hook, layer)) for hook in hooks)
+    except ValueError:
+        return None
+    return source, target
 
 
-def _names(model: HookedModel) -> Mapping[str, Any]:
-    return cast(Mapping[str, Any], model.hook_dict)
+def _at(hook: str, layer: int) -> str:
+    return BLOCK.sub(lambda found: found[0].replace(found[1], str(layer)), hook, count=1)
 
 
 def _layers(model: HookedModel) -> int:
-    return 1 + max(int(found[1]) for name in _names(model) if (found := BLOCK.search(name)))
+    names = cast(Mapping[str, Any], model.hook_dict)
+    return 1 + max(int(found[1]) for name in names if (found := BLOCK.search(name)))

@@ -70,7 +70,7 @@ class TransferConfig(TextConfig):
 
     output: Path = Path("runs/transfer")
     """Folder for transfer.json and transfer.html."""
-    tokens: int = 20_000
+    tokens: int = 60_000
     """Tokens to read; their activations at all layers are kept in memory."""
     layers: list[int] = field(default_factory=list)
     """Layers to apply coders at, beside their own; every third if left out."""
@@ -131,8 +131,10 @@ def run_transfer(coders: list[str], config: TransferConfig) -> Analysis:
     """
     opened = open_coders(coders, config, config.output)
     places = {
-        candidate.name: layer_hooks(opened.model, opened.hooks[candidate.site], config.layers)
-        for candidate in opened.candidates
+        each.name: layer_hooks(
+            opened.model, (each.site.hook_name, each.site.hook_name_out), config.layers
+        )
+        for each in opened.candidates
     }
     pairs = dict.fromkeys(pair for own in places.values() for pair in own.values())
     states = _read(opened, config, pairs)
