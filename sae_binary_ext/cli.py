@@ -26,6 +26,7 @@ commands:
   entropy    the information in hidden states, read off the codes of coders
   entropy-check    the same of states whose entropy is known
   entropy-profile  the same along a model's layers, or along positions
+  gradients  what surrogates let through in training, beside the true loss
   inspect    what a folder or a Hub repository of coders holds
   interpret how well latents can be told from the text they are active in
   push       publish coders on the Hub, with a model card
@@ -339,4 +340,5 @@ ANALYSES = {
 STUDIES = {
     "entropy-check": ("entropy_check", "EntropyCheckConfig", "run_entropy_check"),
     "entropy-profile": ("entropy_profile", "EntropyProfileConfig", "run_entropy_profile"),
+    "gradients": ("gradients", "GradientsConfig", "run_gradients"),
 }
