@@ -21,6 +21,7 @@ commands:
   ablate     what reconstruction and model lose when latents are silenced or flipped
   compare    measure coders of any format, binary or stock, on the same tokens
   compress   hidden states as codes in files, and what that keeps and takes
+  comsem     what the tokens have in common that latents stand out on
   convert    write coders down in another format (saelens, sparsify, cho2025, quirke2025)
   demo       train binary and stock coders on SmolLM2 and compare them
   entropy    the information in hidden states, read off the codes of coders
@@ -333,6 +334,7 @@ COMMANDS = {
 ANALYSES = {
     "ablate": ("ablate", "AblateConfig", "run_ablate"),
     "compress": ("compress", "CompressConfig", "run_compress"),
+    "comsem": ("comsem", "ComsemConfig", "run_comsem"),
     "entropy": ("entropy", "EntropyConfig", "run_entropy"),
     "transfer": ("transfer", "TransferConfig", "run_transfer"),
 }

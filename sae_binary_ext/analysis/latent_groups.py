@@ -40,10 +40,14 @@ class RunningLatents:
         return self.fired / self.tokens
 
     @property
+    def means(self) -> Tensor:
+        """float64 [latents], mean code; the firing rate of a binary one."""
+        return self._sum / self.tokens
+
+    @property
     def deviations(self) -> Tensor:
         """float64 [latents], standard deviation of each code; sqrt(p (1 - p)) of a binary one."""
-        mean = self._sum / self.tokens
-        return (self._squared / self.tokens - mean.square()).clamp_min(0).sqrt()
+        return (self._squared / self.tokens - self.means.square()).clamp_min(0).sqrt()
 
 
 def by_burstiness(running: RunningLatents, rows: Tensor) -> Tensor:

@@ -1,0 +1,248 @@
+"""`sae-binary comsem` from start to end: coders, text, tokens given, judge, files."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+from typing import Any
+
+import plotly.graph_objects as go
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_binary_ext.analysis.comsem.config import ComsemConfig
+from sae_binary_ext.analysis.comsem.giving import GivenTokens, LatentTokens, give, prominence
+from sae_binary_ext.analysis.comsem.judging import (
+    LanguageModelJudge,
+    Questions,
+    embedding_score,
+    questions_of,
+    unscored,
+)
+from sae_binary_ext.analysis.comsem.scores import ComsemFigures, ComsemScore, figures_of
+from sae_binary_ext.analysis.latent_groups import RunningLatents
+from sae_binary_ext.analysis.reading import OpenedModel, open_coders, read_text, text_name
+from sae_binary_ext.analysis.report import Analysis, Column, Table, settings_of, write_analysis
+from sae_binary_ext.evaluation.interpretation.judge import (
+    Asked,
+    Judge,
+    JudgeStoppedError,
+    Rehearsal,
+)
+from sae_binary_ext.evaluation.interpretation.with_delphi import EMBEDDING_MODEL, Embeddings
+
+REHEARSED_ANSWER = "yes, words that have something in common"
+REMARKS = (
+    "Each token is given to the latents that stand out most on it: of binary coders by burstiness, "
+    "log2 |h - mean of h|, of coders with values by the value in standard deviations from its "
+    "mean. Some of a latent's tokens, drawn at random, tell the judge what they have in common; "
+    "others ask whether it fits, and so do as many tokens that were not given to it.",
+    "Fitting is the paper's score. By itself it counts phrases that fit any token: told apart "
+    "counts a latent only where its own tokens fit and others do not. Both are shares of all "
+    "latents drawn, those included that were given too few tokens to be asked about.",
+    "An embedding of the excerpt stands for what a language model would say where none was named: "
+    "it tells topics apart better than the roles of words, and knows no phrase; half of all tokens "
+    "fit by chance. Scores of different judges are not to be compared. Brackets: 95% of bootstrap "
+    "replicates over latents.",
+)
+COLUMNS = (
+    Column("coder"),
+    Column("drawn", "Latents drawn at random, dead ones too.", "d"),
+    Column("scored", "Latents that were given enough tokens, and have answers.", "d"),
+    Column("interpretable", "Share of the drawn whose own tokens fit.", ".0%"),
+    Column("told apart", "Share of the drawn whose own tokens fit, and others do not.", ".0%"),
+    Column("fitting", "Share of own tokens that fit, mean over the scored.", ".2f"),
+    Column("others fitting", "Share of other tokens that fit, mean over the scored.", ".2f"),
+    Column("failed", "Answers that did not come or could not be read.", "d"),
+)
+logger = logging.getLogger(__name__)
+Asking = list[tuple[str, LatentTokens, Questions]]
+
+
+def run_comsem(coders: list[str], config: ComsemConfig) -> Analysis:
+    """Score what latents' tokens have in common; files go to config.output.
+
+    Args:
+        coders: folders of coders, folders of such folders, or Hub ids of either.
+        config: the rest.
+
+    Raises:
+        CheckpointError: a coder cannot be read.
+        ValueError: coders that cannot be compared, text that cannot be read, a package is missing,
+            or the language model cannot be asked any more.
+    """
+    config.output.mkdir(parents=True, exist_ok=True)
+    # First: what is missing is known at once, and reading takes minutes.
+    judge = _language_model(config)
+    embeddings = Embeddings(config.device) if judge is None else None
+    opened = open_coders(coders, config, config.output)
+    given = _given_tokens(opened, config)
+
+    @cache
+    def text(token: int) -> str:
+        return str(opened.tokenizer.decode([token]))
+
+    scores: list[ComsemScore] = []
+    asking: Asking = []
+    for coder, found in given.items():
+        for place in range(len(found.latents)):
+            tokens = found.tokens_of(place)
+            questions = questions_of(tokens, text, config.shown, config.asked)
+            if questions is None:
+                scores.append(unscored(coder, tokens))
+            else:
+                asking.append((coder, tokens, questions))
+    scores += _embedded(embeddings, asking) if embeddings else _asked(judge, asking, config)
+    scores.sort(key=lambda score: (list(given).index(score.coder), score.latent))
+    analysis = _analysis(scores, config)
+    run = settings_of(config, model=opened.model_name, dataset=text_name(config))
+    write_analysis(analysis, run, config.output)
+    return analysis
+
+
+def _language_model(config: ComsemConfig) -> Judge | None:
+    if config.judge_url is None or config.judge_model is None:
+        return None
+    return Judge(
+        config.judge_url,
+        config.judge_model,
+        config.output / "answers.jsonl",
+        config.judge_tokens,
+        config.judge_parallel,
+        config.judge_timeout,
+        config.judge_retries,
+    )
+
+
+def _given_tokens(opened: OpenedModel, config: ComsemConfig) -> dict[str, GivenTokens]:
+    """Read the text once for the latents' means, and once more to give its tokens away."""
+    running = {each.name: RunningLatents(each.coder.cfg.d_sae) for each in opened.candidates}
+    for batch in read_text(opened, config, "Means"):
+        for candidate in opened.candidates:
+            inputs, _ = batch.activations(opened.hooks[candidate.site])
+            running[candidate.name].add(_codes(candidate.coder, inputs))
+    most = config.shown + config.asked
+    given = {
+        each.name: GivenTokens(each.coder.cfg.d_sae, config.latents, most)
+        for each in opened.candidates
+    }
+    for batch in read_text(opened, config, "Giving tokens"):
+        for candidate in opened.candidates:
+            inputs, _ = batch.activations(opened.hooks[candidate.site])
+            codes = _codes(candidate.coder, inputs)
+            scores = prominence(candidate.coder, codes, running[candidate.name])
+            found = give(scores, config.burstiest)
+            given[candidate.name].add(batch.text, batch.where, codes, found)
+    return given
+
+
+@torch.no_grad()
+def _codes(coder: Any, inputs: Tensor) -> Tensor:
+    return coder.encode(inputs.to(coder.device, torch.float32)).to("cpu", torch.float32)
+
+
+def _embedded(embeddings: Embeddings, asking: Asking) -> list[ComsemScore]:
+    scores: list[ComsemScore] = []
+    for coder, tokens, questions in tqdm(asking, EMBEDDING_MODEL, unit="latents"):
+        scores.append(embedding_score(embeddings, coder, tokens, questions))
+        embeddings.forget()
+    return scores
+
+
+def _asked(judge: Judge | None, asking: Asking, config: ComsemConfig) -> list[ComsemScore]:
+    """Have a language model score them; first say what that takes."""
+    if judge is None:
+        return []
+    rehearsal = Rehearsal(REHEARSED_ANSWER)
+    asyncio.run(_all(rehearsal, asking, config.judge_parallel, lambda: None))
+    logger.info(
+        "Asking %s about %d latents: %d requests of some %d tokens in all; what was answered "
+        "before is not asked again. At most %d tokens are spent, %d of them before.",
+        judge.model,
+        len(asking),
+        rehearsal.requests,
+        rehearsal.tokens,
+        config.judge_tokens,
+        judge.spent,
+    )
+    with tqdm(total=len(asking), desc=judge.model, unit="latents") as progress:
+        scores = asyncio.run(_all(judge, asking, config.judge_parallel, progress.update))
+    try:
+        judge.check()
+    except JudgeStoppedError as error:
+        raise ValueError(str(error)) from error
+    return scores
+
+
+async def _all(
+    judge: Asked, asking: Asking, at_once: int, done: Callable[[], Any]
+) -> list[ComsemScore]:
+    """Score latents, some at once; those that a stopped judge leaves out are left out."""
+    limit, asked = asyncio.Semaphore(at_once), LanguageModelJudge(judge)
+
+    async def one(coder: str, tokens: LatentTokens, questions: Questions) -> ComsemScore | None:
+        async with limit:
+            try:
+                score = await asked.score(coder, tokens, questions)
+            except JudgeStoppedError:
+                return None
+            done()
+            return score
+
+    found = await asyncio.gather(*(one(*each) for each in asking))
+    return [score for score in found if score is not None]
+
+
+def _analysis(scores: list[ComsemScore], config: ComsemConfig) -> Analysis:
+    figures = figures_of(scores, config.interpretable_at)
+    rows = [list(vars(each).values()) for each in figures]
+    judge = config.judge_model or f"embedding, {EMBEDDING_MODEL}"
+    return Analysis(
+        "comsem",
+        "What latents' tokens have in common",
+        REMARKS,
+        [Table(f"Judge: {judge}", COLUMNS, rows)],
+        {"Own tokens and others": _scatter(scores), "Share of latents": _shares(figures)},
+        {
+            "judge": judge,
+            "coders": [vars(each) for each in figures],
+            "latents": [asdict(each) for each in scores],
+        },
+    )
+
+
+def _scatter(scores: list[ComsemScore]) -> go.Figure:
+    """A point a latent."""
+    figure = go.Figure()
+    for coder in dict.fromkeys(score.coder for score in scores):
+        own = [each for each in scores if each.coder == coder and each.fitting is not None]
+        figure.add_scatter(
+            x=[each.others_fitting for each in own],
+            y=[each.fitting for each in own],
+            text=[f"latent {each.latent}: {each.phrase or ''}" for each in own],
+            mode="markers",
+            opacity=0.6,
+            name=coder,
+        )
+    figure.update_xaxes(title="share of other tokens that fit", range=[-0.05, 1.05])
+    figure.update_yaxes(title="share of own tokens that fit", range=[-0.05, 1.05])
+    return figure
+
+
+def _shares(figures: list[ComsemFigures]) -> go.Figure:
+    figure = go.Figure()
+    for each in figures:
+        shown = {"interpretable": each.interpretable, "told apart": each.told_apart}
+        figure.add_bar(
+            x=list(shown),
+            y=[value.value for value in shown.values()],
+            error_y={
+                "array": [value.high - value.value for value in shown.values()],
+                "arrayminus": [value.value - value.low for value in shown.values()],
+            },
+            name=each.coder,
+        )
+    figure.update_yaxes(title="share of the latents drawn", range=[0, 1])
+    return figure
