@@ -321,6 +321,6 @@ def _by_bits(vectors: dict[Site, VectorFigures], compressed: list[Compressed]) -
             marker_size=10,
             name=each.candidate.name,
         )
-    figure.update_xaxes(title="bits a vector", type="log")
-    figure.update_yaxes(title="FVU", type="log")
+    figure.update_xaxes(title="bits a vector", type="log", dtick="D2")
+    figure.update_yaxes(title="FVU", type="log", dtick=1, exponentformat="power")
     return figure

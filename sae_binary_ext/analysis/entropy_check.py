@@ -333,6 +333,6 @@ def _by_truth(checked: list[Checked]) -> go.Figure:
         marker_symbol="line-ew-open",
         name="lower of tree, blocks",
     )
-    figure.update_xaxes(title="truth, bits", type="log")
-    figure.update_yaxes(title="entropy of the codes, bits", type="log")
+    figure.update_xaxes(title="truth, bits", type="log", dtick="D2")
+    figure.update_yaxes(title="entropy of the codes, bits", type="log", dtick="D2")
     return figure

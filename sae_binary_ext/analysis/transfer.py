@@ -304,7 +304,7 @@ def _by_layer(found: list[Transferred]) -> go.Figure:
                 layers, values = zip(*there, strict=True)
                 figure.add_scatter(x=layers, y=values, mode="lines+markers", name=f"{name}, {kind}")
     figure.update_xaxes(title="layer")
-    figure.update_yaxes(title="FVU", type="log")
+    figure.update_yaxes(title="FVU", type="log", dtick="D2")
     return figure
 
 
