@@ -1,12 +1,15 @@
+import re
 import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 
 from sae_binary_ext.demo.text import read_wikipedia_sample
+from sae_binary_ext.saelens import BinarySAE, BinarySAEConfig
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -51,3 +54,16 @@ def test_train_transcoders(run_example: Callable[..., str]):
     assert header.split()[:2] == ["transcoder", "FVU"]
     assert [row.split()[0] for row in rows] == ["binary", "continuous"]
     assert all(0 < float(row.split()[1]) < 1 for row in rows)
+
+
+def test_measure_codes(run_example: Callable[..., str], smollm2_folder: Path, tmp_path: Path):
+    torch.manual_seed(0)
+    config = BinarySAEConfig(d_in=576, d_sae=200, k=8)
+    # Layer 2, to leave out most of the model's forward pass.
+    config.metadata.hook_name = "blocks.2.hook_resid_pre"
+    config.metadata.model_name = str(smollm2_folder)
+    BinarySAE(config).save_model(tmp_path / "coder")
+    printed = run_example("measure_codes.py", str(tmp_path / "coder"))
+    for heading in ("Bits a token", "What changes raise", "Bits a vector"):
+        assert heading in printed
+    assert re.search(r"coder\.codes: \d{4} hidden states as .*, read back", printed)
