@@ -33,6 +33,8 @@ from sae_binary_ext.evaluation.bootstrap import (
 )
 from sae_binary_ext.evaluation.candidates import Candidate, Site
 from sae_binary_ext.evaluation.documents import TextBatch
+from sae_binary_ext.evaluation.in_model import ROWS_PER_FORWARD
+from sae_binary_ext.evaluation.plots import error_bars
 from sae_binary_ext.evaluation.running import RunningVariance, TokenBatch
 from sae_binary_ext.evaluation.text_config import TextConfig
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
@@ -92,15 +94,15 @@ class AblateConfig(TextConfig):
     """Folder for ablate.json and ablate.html."""
     tokens: int = 30_000
     """Tokens to read for firing rates and ranking."""
-    spliced_tokens: int = 4_000
-    """Of these, tokens on which the changes are measured, in the model."""
+    spliced_tokens: int = 3_000
+    """Of these, tokens on which the changes are measured, in the model: every so many rows."""
     ranking: str = "effect"
     """effect (norm of the decoder row times the code's deviation), rate, or burstiness."""
     change: str = "zero"
     """zero, or flip (binary coders alone)."""
     groups: int = 8
     """Groups of latents, which fire equally often."""
-    latents: int = 8
+    latents: int = 5
     """Of the ranking's first latents, how many one by one."""
     seed: int = 0
     """Of the random latents."""
@@ -150,7 +152,7 @@ class Ablated:
 
 
 @dataclass(frozen=True)
-class _Row:
+class _Rows:
     """Rows of text that changes are measured on."""
 
     text: TextBatch
@@ -210,29 +212,51 @@ def run_ablate(coders: list[str], config: AblateConfig) -> Analysis:
 
 def _read(
     opened: OpenedModel, config: AblateConfig
-) -> tuple[list[_Row], dict[Site, RunningVariance], dict[str, RunningLatents]]:
-    """Firing of all latents, and the rows that changes are measured on with their variance."""
-    rows: list[_Row] = []
+) -> tuple[list[_Rows], dict[Site, RunningVariance], dict[str, RunningLatents]]:
+    """Firing of all latents, and the rows that changes are measured on with their variance.
+
+    These are spread over all of the text: an interval takes several documents.
+    """
+    chosen: list[TextBatch] = []
     variances = {each.site: RunningVariance(each.d_out) for each in opened.candidates}
     running = {each.name: RunningLatents(each.coder.cfg.d_sae) for each in opened.candidates}
-    spliced = 0
+    every, number = max(config.tokens // config.spliced_tokens, 1), 0
     for batch in read_text(opened, config):
-        weights = document_weights(batch.text.documents)
-        measured = spliced < config.spliced_tokens
-        if measured:
-            rows.append(_Row(batch.text, batch.where, weights))
-            spliced += int(batch.where.sum())
+        text = batch.text
+        rows = (torch.arange(number, number + len(text.lengths)) % every == 0).nonzero()[:, 0]
+        number += len(text.lengths)
+        chosen.append(_rows_of(text, rows))
+        measured = torch.zeros_like(batch.where).index_copy(0, rows, batch.where[rows])
+        weights = document_weights(text.documents)
         for site, variance in variances.items():
-            inputs, targets = batch.activations(opened.hooks[site])
-            if measured:
-                variance.add(TokenBatch(inputs, targets, batch.text, batch.where, weights))
+            source, target = (batch.found[name] for name in opened.hooks[site])
+            if measured.any():
+                tokens = TokenBatch(source[measured], target[measured], text, measured, weights)
+                variance.add(tokens)
             for candidate in opened.candidates:
                 if candidate.site == site:
                     coder: Any = candidate.coder
+                    inputs = source[batch.where].to(coder.device, torch.float32)
                     with torch.no_grad():
-                        codes = coder.encode(inputs.to(coder.device, torch.float32))
-                    running[candidate.name].add(codes)
-    return rows, variances, running
+                        running[candidate.name].add(coder.encode(inputs))
+    return _in_batches(chosen, config.first_position), variances, running
+
+
+def _rows_of(text: TextBatch, rows: Tensor) -> TextBatch:
+    documents = [text.documents[row] for row in rows.tolist()]
+    return TextBatch(text.tokens[rows], text.lengths[rows], documents)
+
+
+def _in_batches(chosen: list[TextBatch], first_position: int) -> list[_Rows]:
+    tokens = torch.cat([text.tokens for text in chosen])
+    lengths = torch.cat([text.lengths for text in chosen])
+    documents = [document for text in chosen for document in text.documents]
+    whole = TextBatch(tokens, lengths, documents)
+    batches = [_rows_of(whole, rows) for rows in torch.arange(len(lengths)).split(ROWS_PER_FORWARD)]
+    return [
+        _Rows(text, text.positions(first_position), document_weights(text.documents))
+        for text in batches
+    ]
 
 
 class _Measuring:
@@ -250,7 +274,7 @@ class _Measuring:
         self,
         candidate: Candidate,
         splice: Splice,
-        rows: list[_Row],
+        rows: list[_Rows],
         variance: RunningVariance,
         running: RunningLatents,
     ) -> None:
@@ -281,7 +305,7 @@ class _Measuring:
             error = torch.zeros(len(row.where), dtype=torch.float64)
 
             def replacement(
-                source: Tensor, target: Tensor, error: Tensor = error, row: _Row = row
+                source: Tensor, target: Tensor, error: Tensor = error, row: _Rows = row
             ) -> Tensor:
                 codes = self._coder.encode(source.to(self._coder.device, torch.float32))
                 output = self._coder.decode(change(codes))
@@ -336,10 +360,7 @@ def _bars(found: list[Ablated], measure: str) -> go.Figure:
             figure.add_bar(
                 x=[changed for changed, _ in rises],
                 y=[value.value for value in values],
-                error_y={
-                    "array": [value.high - value.value for value in values],
-                    "arrayminus": [value.value - value.low for value in values],
-                },
+                error_y=error_bars(values),
                 name=name,
             )
     figure.update_yaxes(title="nats a prediction" if measure == "loss" else "FVU")

@@ -20,6 +20,7 @@ from sae_binary_ext.analysis.report import (
 )
 from sae_binary_ext.evaluation.bootstrap import Estimate, document_weights
 from sae_binary_ext.evaluation.candidates import Candidate, Site
+from sae_binary_ext.evaluation.plots import error_bars
 from sae_binary_ext.evaluation.running import (
     CoderFigures,
     RunningFigures,
@@ -202,10 +203,7 @@ def _bars(measured: list[EntropyOfCoder]) -> go.Figure:
         figure.add_bar(
             x=list(shown),
             y=[value.value for value in shown.values()],
-            error_y={
-                "array": [value.high - value.value for value in shown.values()],
-                "arrayminus": [value.value - value.low for value in shown.values()],
-            },
+            error_y=error_bars(list(shown.values())),
             name=name if len(sites) == 1 else f"{name} at {each.candidate.site}",
         )
     figure.update_yaxes(title="bits a token")

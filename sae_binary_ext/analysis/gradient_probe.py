@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.coding import binarise
-from sae_binary_ext.evaluation.bootstrap import Estimate, estimate_of
+from sae_binary_ext.evaluation.bootstrap import Estimate, estimate_of, resampled
 
 # Steps of a latent's bias, in standard deviations of its pre-activation.
 BUMPS = (0.03, 0.1, 0.3, 1.0)
 # Steps of the whole encoder against the gradient, by the share of the loss that they should take.
 PROMISES = (0.01, 0.1)
-REPLICATES = 200
 
 
 @dataclass(frozen=True)
@@ -129,9 +128,7 @@ def loss_slopes(coder: Any, x: Tensor, latents: Tensor, bumps: Tensor) -> Tensor
 
 def _agreement(bump: float, gradient: Tensor, slopes: Tensor) -> Agreement:
     gradient = gradient.double().cpu()
-    generator = torch.Generator().manual_seed(0)
-    again = torch.randint(len(slopes), (REPLICATES, len(slopes)), generator=generator)
-    drawn = torch.cat([torch.arange(len(slopes))[None], again])
+    drawn = resampled(len(slopes))
     one, other = gradient[drawn], slopes[drawn]
     both = (one * other).sum(1)
     known = (one != 0) & (other != 0)

@@ -29,6 +29,7 @@ from sae_binary_ext.analysis.report import (
 from sae_binary_ext.coding import SELECTIONS, SURROGATES
 from sae_binary_ext.demo.coders import shuffled_batches
 from sae_binary_ext.evaluation.bootstrap import Estimate
+from sae_binary_ext.evaluation.plots import error_bars
 from sae_binary_ext.evaluation.text_config import TextConfig
 from sae_binary_ext.saelens import BinaryTrainingSAEConfig
 from sae_binary_ext.saelens.splice import resolve_hook
@@ -278,10 +279,7 @@ def _by_bump(probes: list[Probe]) -> go.Figure:
         figure.add_scatter(
             x=[each.bump for each in figures.agreements],
             y=[cosine.value for cosine in cosines],
-            error_y={
-                "array": [cosine.high - cosine.value for cosine in cosines],
-                "arrayminus": [cosine.value - cosine.low for cosine in cosines],
-            },
+            error_y=error_bars(cosines),
             mode="lines+markers",
             name=surrogate,
         )

@@ -76,6 +76,17 @@ class WeightedSums(nn.Module):
         return estimate_of(figure(self.sums))
 
 
+def resampled(number: int) -> Tensor:
+    """Places of so many things, as they are and drawn with replacement in every replicate.
+
+    Returns:
+        int64 [1 + REPLICATES, number]; the same for the same number.
+    """
+    generator = torch.Generator().manual_seed(0)
+    again = torch.randint(number, (REPLICATES, number), generator=generator)
+    return torch.cat([torch.arange(number)[None], again])
+
+
 def estimate_of(figures: Tensor) -> Estimate:
     """The estimate that figures [1 + REPLICATES], all documents' first, amount to."""
     value, replicates = figures[0].item(), figures[1:]

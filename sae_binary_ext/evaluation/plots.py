@@ -1,5 +1,6 @@
 """The plots of a comparison's report, and what makes a plot a part of a page."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -56,8 +57,8 @@ def _scatter(coders: list[ComparedCoder], across: str, title: str) -> go.Figure:
         figure.add_scatter(
             x=[x.value],
             y=[y.value],
-            error_x=_error_bars(x),
-            error_y=_error_bars(y),
+            error_x=error_bars([x]),
+            error_y=error_bars([y]),
             name=coder.candidate.name,
             mode="markers",
             marker_size=10,
@@ -67,9 +68,12 @@ def _scatter(coders: list[ComparedCoder], across: str, title: str) -> go.Figure:
     return figure
 
 
-def _error_bars(estimate: Estimate) -> dict[str, Any]:
-    above, below = estimate.high - estimate.value, estimate.value - estimate.low
-    return {"array": [above], "arrayminus": [below], "visible": above == above}
+def error_bars(estimates: Sequence[Estimate]) -> dict[str, Any]:
+    """Bars from the points of a plot to the ends of their intervals, where they have one."""
+    return {
+        "array": [each.high - each.value for each in estimates],
+        "arrayminus": [each.value - each.low for each in estimates],
+    }
 
 
 def _spread(coders: list[ComparedCoder]) -> go.Figure:

@@ -1,6 +1,7 @@
 """sae-binary ablate on saved coders of both hosts, against what changing a code must do."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,17 @@ def ablate(coders: list[str], model: Path, dataset: Path, output: Path, *more: s
 def spliced_rows(
     coders: list[str], model: Path, dataset: Path, folder: Path
 ) -> tuple[Splice, list[ReadBatch]]:
-    """What the changes are measured on, read again."""
-    config = TextConfig(str(model), str(dataset), HOOK, tokens=SPLICED, context_size=CONTEXT)
+    """What the changes are measured on, read again: every third row of the text."""
+    config = TextConfig(str(model), str(dataset), HOOK, tokens=TOKENS, context_size=CONTEXT)
     opened = open_coders(coders, config, folder)
     (hooks,) = opened.hooks.values()
-    return Splice(opened.model, *hooks), list(read_text(opened, config))
+    batches: list[ReadBatch] = []
+    number = 0
+    for batch in read_text(opened, config):
+        rows = torch.arange(number, number + len(batch.where)) % (TOKENS // SPLICED) == 0
+        number += len(batch.where)
+        batches.append(replace(batch, where=batch.where & rows[:, None]))
+    return Splice(opened.model, *hooks), batches
 
 
 @pytest.mark.parametrize("change", ["zero", "flip"])
@@ -78,6 +85,9 @@ def test_rises_are_those_of_codes_that_were_changed_by_hand(
             assert group[rise]["fvu"]["value"] == pytest.approx(more_error - error, abs=1e-5)
             assert group[rise]["loss"]["value"] == pytest.approx(more_loss - loss, abs=1e-5)
     assert any(abs(group["rise"]["loss"]["value"]) > 1e-3 for group in found)
+    # Of several documents.
+    low, high = found[-1]["rise"]["loss"]["interval"]
+    assert low < found[-1]["rise"]["loss"]["value"] < high
 
 
 def test_a_latent_whose_row_is_zero_raises_nothing(

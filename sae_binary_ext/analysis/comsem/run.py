@@ -32,6 +32,7 @@ from sae_binary_ext.evaluation.interpretation.judge import (
     Rehearsal,
 )
 from sae_binary_ext.evaluation.interpretation.with_delphi import EMBEDDING_MODEL, Embeddings
+from sae_binary_ext.evaluation.plots import error_bars
 
 REHEARSED_ANSWER = "yes, words that have something in common"
 REMARKS = (
@@ -238,10 +239,7 @@ def _shares(figures: list[ComsemFigures]) -> go.Figure:
         figure.add_bar(
             x=list(shown),
             y=[value.value for value in shown.values()],
-            error_y={
-                "array": [value.high - value.value for value in shown.values()],
-                "arrayminus": [value.value - value.low for value in shown.values()],
-            },
+            error_y=error_bars(list(shown.values())),
             name=each.coder,
         )
     figure.update_yaxes(title="share of the latents drawn", range=[0, 1])

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
-from sae_binary_ext.evaluation.bootstrap import Estimate, estimate_of
+from sae_binary_ext.evaluation.bootstrap import Estimate, estimate_of, resampled
 
-REPLICATES = 200
 TOO_FEW = "given too few tokens"
 
 
@@ -105,7 +104,4 @@ def _mean(scores: list[ComsemScore], of: Callable[[ComsemScore], float | None]) 
     )
     if not len(values):
         return Estimate(float("nan"), float("nan"), float("nan"))
-    generator = torch.Generator().manual_seed(0)
-    again = torch.randint(len(values), (REPLICATES, len(values)), generator=generator)
-    drawn = torch.cat([torch.arange(len(values))[None], again])
-    return estimate_of(values[drawn].mean(1))
+    return estimate_of(values[resampled(len(values))].mean(1))

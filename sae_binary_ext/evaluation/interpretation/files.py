@@ -7,12 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sae_binary_ext.evaluation.bootstrap import CONFIDENCE, Estimate
+from sae_binary_ext.evaluation.bootstrap import CONFIDENCE, REPLICATES, Estimate
 from sae_binary_ext.evaluation.comparison_files import aligned, finite, versions
 from sae_binary_ext.evaluation.interpretation.scores import (
     BANDS,
     MEASURES,
-    REPLICATES,
     ULTRA_HIGH,
     CoderScores,
     LatentScore,

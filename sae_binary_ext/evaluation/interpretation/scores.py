@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae_binary_ext.evaluation.bootstrap import Estimate, estimate_of
+from sae_binary_ext.evaluation.bootstrap import Estimate, estimate_of, resampled
 
 # Firing rates that latents are grouped by; those of the last group are apart in the first paper,
 # ultra-high-frequency latents.
 BANDS = (("below 0.1%", 1e-3), ("0.1% to 1%", 1e-2), ("1% to 10%", 0.1), ("10% to 50%", 0.5))
 ULTRA_HIGH = "above 50%"
 MEASURES = ("area", "accuracy", "f1")
-REPLICATES = 200
 
 
 @dataclass(frozen=True)
@@ -124,9 +123,7 @@ class CoderScores:
         if not found:
             return Estimate(float("nan"), float("nan"), float("nan"))
         values, weights = torch.tensor(found, dtype=torch.float64).unbind(1)
-        generator = torch.Generator().manual_seed(0)
-        again = torch.randint(len(values), (REPLICATES, len(values)), generator=generator)
-        drawn = torch.cat([torch.arange(len(values))[None], again])
+        drawn = resampled(len(values))
         return estimate_of((values * weights)[drawn].sum(1) / weights[drawn].sum(1))
 
 
