@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_binary_ext.analysis.layers import layer_hooks
+from sae_binary_ext.analysis.layers import layer_hooks, layer_of
 from sae_binary_ext.analysis.reading import OpenedModel, open_coders, read_text, text_name
 from sae_binary_ext.analysis.refit import refit_decoder
 from sae_binary_ext.analysis.report import (
@@ -138,7 +138,10 @@ def run_transfer(coders: list[str], config: TransferConfig) -> Analysis:
     }
     pairs = dict.fromkeys(pair for own in places.values() for pair in own.values())
     states = _read(opened, config, pairs)
-    homes = {each.name: states[opened.hooks[each.site]] for each in opened.candidates}
+    homes = {
+        each.name: states[places[each.name][layer_of(each.site.hook_name)]]
+        for each in opened.candidates
+    }
     rates = {
         each.name: _figures(each.coder, homes[each.name].measured).rates
         for each in opened.candidates

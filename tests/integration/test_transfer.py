@@ -9,6 +9,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from sae_binary_ext.analysis.reading import open_coders, read_text
+from sae_binary_ext.checkpoints import load_coder
 from sae_binary_ext.cli import main
 from sae_binary_ext.evaluation.metrics import measure
 from sae_binary_ext.evaluation.text_config import TextConfig
@@ -81,6 +82,20 @@ def test_a_layer_that_is_the_same_gives_the_same(
     home, away = found["binary", 0], found["binary", 1]
     different = {key for key in home if home[key] != away[key]}
     assert different == {"layer", "at_home"}
+
+
+def test_a_hook_that_has_other_names_is_at_home_where_its_file_says(
+    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
+):
+    # What enters a block is what left the one before, and compare reads it there.
+    coder: Any = load_coder(save_coders(tmp_path, tiny_model_folder)[0])
+    coder.cfg.metadata.hook_name = "blocks.1.hook_resid_pre"
+    coder.save_model(tmp_path / "pre")
+    arguments = ["--model", str(tiny_model_folder), "--dataset", str(tiny_dataset)]
+    arguments += ["--tokens", str(TOKENS), "--context_size", str(CONTEXT)]
+    assert main(["transfer", str(tmp_path / "pre"), *arguments, "--output", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "transfer.json").read_text())["results"]["coders"]
+    assert [(each["layer"], each["at_home"]) for each in found] == [(0, False), (1, True)]
 
 
 def test_a_text_of_one_document_is_refused(
