@@ -108,11 +108,12 @@ class AblateConfig(TextConfig):
     """Of the random latents."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         known = {"ranking": RANKINGS, "change": CHANGES}
         for name, table in known.items():
             if getattr(self, name) not in table:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(table)}.")
-        for name, fewest in (("tokens", 1), ("spliced_tokens", 1), ("groups", 1), ("latents", 0)):
+        for name, fewest in (("spliced_tokens", 1), ("groups", 1), ("latents", 0)):
             if getattr(self, name) < fewest:
                 raise ValueError(
                     f"{name}={getattr(self, name)}: give a number of at least {fewest}."

@@ -100,6 +100,7 @@ class EntropyProfileConfig(TextConfig):
     """Of weights, of the order of states, and of prompts."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, known in (("along", ALONG), ("prompts", PROMPTS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(known)}.")
@@ -110,8 +111,6 @@ class EntropyProfileConfig(TextConfig):
                 raise ValueError(
                     f"{name}={getattr(self, name)}: give a number of at least {fewest}."
                 )
-        if self.context_size < 2:
-            raise ValueError(f"context_size={self.context_size}: give at least 2.")
         self.layers = self.layers or DEFAULT_LAYERS[self.along]
 
 

@@ -101,6 +101,7 @@ class GradientsConfig(TextConfig):
     """Of weights, of the order of the activations, and of the latents drawn."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if unknown := [each for each in self.surrogates if each not in SURROGATES]:
             raise ValueError(f"surrogates={unknown}: choose from {', '.join(SURROGATES)}.")
         if self.selection not in SELECTIONS or self.selection == "gumbel":
@@ -108,7 +109,7 @@ class GradientsConfig(TextConfig):
                 f"selection={self.selection!r}: choose topk, groupmax or threshold; gumbel draws "
                 "its codes, and has no loss without noise to compare with."
             )
-        for name in ("tokens", "probes", "probe_tokens", "probed_latents"):
+        for name in ("probes", "probe_tokens", "probed_latents"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: give a number of at least 1.")
         if self.training_states < BATCH:

@@ -26,3 +26,12 @@ class TextConfig:
     """Positions before it are left out: at position 0 most models have an attention sink."""
     device: str = "cpu"
     """Where model and coders are."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"tokens={self.tokens}: give a number of at least 1.")
+        if not 0 <= self.first_position < self.context_size - 1:
+            raise ValueError(
+                f"first_position={self.first_position}: give a number from 0 to two less than "
+                f"context_size={self.context_size}."
+            )

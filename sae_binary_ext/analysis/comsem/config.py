@@ -46,8 +46,8 @@ class ComsemConfig(TextConfig):
     """Of a request that failed on its way, or that the server put off."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, fewest in (
-            ("tokens", 1),
             ("latents", 1),
             ("burstiest", 1),
             ("shown", 2),

@@ -1,0 +1,41 @@
+"""Settings that all commands share which read a text."""
+
+import pytest
+
+from sae_binary_ext.analysis import (
+    AblateConfig,
+    CompressConfig,
+    ComsemConfig,
+    EntropyConfig,
+    EntropyProfileConfig,
+    GradientsConfig,
+    TransferConfig,
+)
+from sae_binary_ext.evaluation.text_config import TextConfig
+
+CONFIGS = [
+    AblateConfig,
+    CompressConfig,
+    ComsemConfig,
+    EntropyConfig,
+    EntropyProfileConfig,
+    GradientsConfig,
+    TransferConfig,
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tokens": 0}, "tokens=0: give a number of at least 1"),
+        ({"context_size": 1}, "first_position=1.*two less than context_size=1"),
+        ({"first_position": 63, "context_size": 64}, "first_position=63"),
+        ({"first_position": -1}, "first_position=-1"),
+    ],
+)
+def test_texts_that_cannot_be_read_are_refused(
+    config: type[TextConfig], fields: dict[str, int], message: str
+):
+    with pytest.raises(ValueError, match=message):
+        config(**fields)  # pyright: ignore[reportArgumentType]
