@@ -70,7 +70,7 @@ class TransferConfig(TextConfig):
 
     output: Path = Path("runs/transfer")
     """Folder for transfer.json and transfer.html."""
-    tokens: int = 60_000
+    tokens: int = 30_000
     """Tokens to read; their activations at all layers are kept in memory."""
     layers: list[int] = field(default_factory=list)
     """Layers to apply coders at, beside their own; every third if left out."""
