@@ -84,7 +84,7 @@ class EntropyProfileConfig(TextConfig):
     layers: list[int] = field(default_factory=list)
     """Whose incoming residual stream is coded; every third if left out, or 3, 9 and 18 along
     positions."""
-    tokens: int = 60_000
+    tokens: int = 200_000
     """Tokens to read; of prompts, one for each 64 of them."""
     context_size: int = 64
     """Tokens a row."""

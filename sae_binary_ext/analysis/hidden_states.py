@@ -35,12 +35,41 @@ def states_of_layers(
     Returns:
         float16 [states, width] of each layer, "all".
     """
-    found: dict[int, list[Tensor]] = {layer: [] for layer in hooks}
-    step = max(config.tokens // most, 1)
+    drawn = {layer: EvenlyDrawn(most) for layer in hooks}
     for batch in read_text(opened, config, more_hooks=hooks.values()):
         for layer, hook in hooks.items():
-            found[layer].append(batch.found[hook][batch.where][::step].half())
-    return {(layer, "all"): torch.cat(parts)[:most] for layer, parts in found.items()}
+            drawn[layer].add(batch.found[hook][batch.where])
+    return {(layer, "all"): states.drawn() for layer, states in drawn.items()}
+
+
+class EvenlyDrawn:
+    """States drawn evenly from a stream that ends nobody knows where.
+
+    Every `step`-th is kept; when that are twice as many as wanted, every second of them goes.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._kept: list[Tensor] = []
+        self._number_kept, self._seen, self._step = 0, 0, 1
+
+    def add(self, states: Tensor) -> None:
+        """The next states [states, width] of the stream."""
+        # A copy: a view of float16 states would keep the whole batch.
+        kept = states[-self._seen % self._step :: self._step].to(torch.float16, copy=True)
+        self._seen += len(states)
+        self._kept.append(kept)
+        self._number_kept += len(kept)
+        while self._number_kept >= 2 * self.most:
+            self._kept = [torch.cat(self._kept)[::2]]
+            self._number_kept, self._step = len(self._kept[0]), 2 * self._step
+
+    def drawn(self) -> Tensor:
+        """float16 [states, width], all of them where the stream had no more than `most`."""
+        kept = torch.cat(self._kept)
+        if len(kept) <= self.most:
+            return kept
+        return kept[torch.linspace(0, len(kept) - 1, self.most).long()]
 
 
 def states_of_positions(
