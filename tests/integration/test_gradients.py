@@ -30,8 +30,9 @@ def test_every_surrogate_is_measured_over_training(
         (surrogate, step) for surrogate in SURROGATES for step in (1, 10, 100)
     ]
     fvu = {(probe["surrogate"], probe["step"]): probe["fvu"] for probe in probes}
-    # All start from the same weights.
-    assert len({round(fvu[surrogate, 1], 2) for surrogate in SURROGATES}) == 1
+    # All start from the same weights; one step is made before the first measurement.
+    starts = [fvu[surrogate, 1] for surrogate in SURROGATES]
+    assert max(starts) - min(starts) < 0.01
     assert fvu["sigmoid", 100] < fvu["sigmoid", 1]
     assert all(0 < probe["latents"] <= 1 for probe in probes)
     assert (tmp_path / "gradients.html").is_file()
