@@ -16,13 +16,18 @@ from sae_binary_ext.analysis.latent_groups import (
     RunningLatents,
     ranked_groups,
 )
-from sae_binary_ext.analysis.reading import OpenedModel, open_coders, read_text, text_name
+from sae_binary_ext.analysis.reading import (
+    OpenedModel,
+    ReadingConfig,
+    open_coders,
+    read_text,
+    settings_of,
+)
 from sae_binary_ext.analysis.report import (
     Analysis,
     Column,
     Table,
     Value,
-    settings_of,
     write_analysis,
 )
 from sae_binary_ext.evaluation.bootstrap import (
@@ -36,7 +41,6 @@ from sae_binary_ext.evaluation.documents import TextBatch
 from sae_binary_ext.evaluation.in_model import ROWS_PER_FORWARD
 from sae_binary_ext.evaluation.plots import error_bars
 from sae_binary_ext.evaluation.running import RunningVariance, TokenBatch
-from sae_binary_ext.evaluation.text_config import TextConfig
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 from sae_binary_ext.saelens.splice import Splice
 
@@ -84,7 +88,7 @@ COLUMNS = (
 
 
 @dataclass
-class AblateConfig(TextConfig):
+class AblateConfig(ReadingConfig):
     """
     Silence or flip latents of coders, one by one and in groups of equal firings, and measure what
     reconstruction and model lose, beside random latents of the same rate.
@@ -206,7 +210,7 @@ def run_ablate(coders: list[str], config: AblateConfig) -> Analysis:
         {"Rise of the loss": _bars(found, "loss"), "Rise of the FVU": _bars(found, "fvu")},
         {"groups": [_described(each) for each in found]},
     )
-    run = settings_of(config, model=opened.model_name, dataset=text_name(config))
+    run = settings_of(opened, config)
     write_analysis(analysis, run, config.output)
     return analysis
 
@@ -218,7 +222,7 @@ def _read(
 
     These are spread over all of the text: an interval takes several documents.
     """
-    chosen: list[TextBatch] = []
+    chosen: list[tuple[TextBatch, Tensor]] = []
     variances = {each.site: RunningVariance(each.d_out) for each in opened.candidates}
     running = {each.name: RunningLatents(each.coder.cfg.d_sae) for each in opened.candidates}
     every, number = max(config.tokens // config.spliced_tokens, 1), 0
@@ -226,7 +230,7 @@ def _read(
         text = batch.text
         rows = (torch.arange(number, number + len(text.lengths)) % every == 0).nonzero()[:, 0]
         number += len(text.lengths)
-        chosen.append(_rows_of(text, rows))
+        chosen.append((_rows_of(text, rows), batch.where[rows]))
         measured = torch.zeros_like(batch.where).index_copy(0, rows, batch.where[rows])
         weights = document_weights(text.documents)
         for site, variance in variances.items():
@@ -240,7 +244,7 @@ def _read(
                     inputs = source[batch.where].to(coder.device, torch.float32)
                     with torch.no_grad():
                         running[candidate.name].add(coder.encode(inputs))
-    return _in_batches(chosen, config.first_position), variances, running
+    return _in_batches(chosen), variances, running
 
 
 def _rows_of(text: TextBatch, rows: Tensor) -> TextBatch:
@@ -248,15 +252,15 @@ def _rows_of(text: TextBatch, rows: Tensor) -> TextBatch:
     return TextBatch(text.tokens[rows], text.lengths[rows], documents)
 
 
-def _in_batches(chosen: list[TextBatch], first_position: int) -> list[_Rows]:
-    tokens = torch.cat([text.tokens for text in chosen])
-    lengths = torch.cat([text.lengths for text in chosen])
-    documents = [document for text in chosen for document in text.documents]
-    whole = TextBatch(tokens, lengths, documents)
-    batches = [_rows_of(whole, rows) for rows in torch.arange(len(lengths)).split(ROWS_PER_FORWARD)]
+def _in_batches(chosen: list[tuple[TextBatch, Tensor]]) -> list[_Rows]:
+    tokens = torch.cat([text.tokens for text, _ in chosen])
+    lengths = torch.cat([text.lengths for text, _ in chosen])
+    where = torch.cat([where for _, where in chosen])
+    whole = TextBatch(tokens, lengths, [d for text, _ in chosen for d in text.documents])
     return [
-        _Rows(text, text.positions(first_position), document_weights(text.documents))
-        for text in batches
+        _Rows(text, where[rows], document_weights(text.documents))
+        for rows in torch.arange(len(lengths)).split(ROWS_PER_FORWARD)
+        for text in [_rows_of(whole, rows)]
     ]
 
 

@@ -21,13 +21,18 @@ from sae_binary_ext.analysis.code_file import (
     read_codes,
     read_header,
 )
-from sae_binary_ext.analysis.reading import OpenedModel, open_coders, read_text, text_name
+from sae_binary_ext.analysis.reading import (
+    OpenedModel,
+    ReadingConfig,
+    open_coders,
+    read_text,
+    settings_of,
+)
 from sae_binary_ext.analysis.report import (
     Analysis,
     Column,
     Table,
     Value,
-    settings_of,
     write_analysis,
 )
 from sae_binary_ext.analysis.vector_sizes import RunningVectors, VectorFigures
@@ -40,7 +45,6 @@ from sae_binary_ext.evaluation.running import (
     RunningVariance,
     TokenBatch,
 )
-from sae_binary_ext.evaluation.text_config import TextConfig
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 FIRST_ENCODING = "packed"
@@ -68,7 +72,7 @@ COLUMNS = (
 
 
 @dataclass
-class CompressConfig(TextConfig):
+class CompressConfig(ReadingConfig):
     """
     Turn hidden states into codes in files and back, by all schemes, and compare what they take
     and keep with the vectors themselves. The smallest file of each coder stays.
@@ -129,7 +133,7 @@ def run_compress(coders: list[str], config: CompressConfig) -> Analysis:
             "coders": [_described(each) for each in compressed],
         },
     )
-    run = settings_of(config, model=opened.model_name, dataset=text_name(config))
+    run = settings_of(opened, config)
     write_analysis(analysis, run, config.output)
     return analysis
 

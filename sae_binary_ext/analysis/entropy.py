@@ -9,13 +9,12 @@ import plotly.graph_objects as go
 import torch
 
 from sae_binary_ext.analysis.code_entropy import CodeEntropy, GatheredCodes
-from sae_binary_ext.analysis.reading import open_coders, read_text, text_name
+from sae_binary_ext.analysis.reading import ReadingConfig, open_coders, read_text, settings_of
 from sae_binary_ext.analysis.report import (
     Analysis,
     Column,
     Table,
     Value,
-    settings_of,
     write_analysis,
 )
 from sae_binary_ext.evaluation.bootstrap import Estimate, document_weights
@@ -27,7 +26,6 @@ from sae_binary_ext.evaluation.running import (
     RunningVariance,
     TokenBatch,
 )
-from sae_binary_ext.evaluation.text_config import TextConfig
 
 REMARKS = (
     "Bits a token that codes have, over all tokens read. Independent: the sum over latents of "
@@ -62,7 +60,7 @@ COLUMNS = (
 
 
 @dataclass
-class EntropyConfig(TextConfig):
+class EntropyConfig(ReadingConfig):
     """
     The entropy of hidden states in bits, as the codes of coders have it: from firing rates over
     all the text, as if latents were independent, beside bounds that admit dependence.
@@ -135,7 +133,7 @@ def run_entropy(coders: list[str], config: EntropyConfig) -> Analysis:
         {"Bounds on the entropy": _bars(measured)},
         {"coders": [_described(each) for each in measured]},
     )
-    run = settings_of(config, model=opened.model_name, dataset=text_name(config))
+    run = settings_of(opened, config)
     write_analysis(analysis, run, config.output)
     return analysis
 

@@ -22,18 +22,16 @@ from sae_binary_ext.analysis.hidden_states import (
     states_of_positions,
     states_of_prompts,
 )
-from sae_binary_ext.analysis.reading import open_model_alone, text_name
+from sae_binary_ext.analysis.reading import ReadingConfig, open_model_alone, settings_of
 from sae_binary_ext.analysis.report import (
     Analysis,
     Column,
     Table,
     Value,
-    settings_of,
     write_analysis,
 )
 from sae_binary_ext.demo.coders import shuffled_batches
 from sae_binary_ext.evaluation.metrics import CoderMetrics, measure
-from sae_binary_ext.evaluation.text_config import TextConfig
 from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig
 from sae_binary_ext.saelens.splice import resolve_hook
 
@@ -68,7 +66,7 @@ COLUMNS = (
 
 
 @dataclass
-class EntropyProfileConfig(TextConfig):
+class EntropyProfileConfig(ReadingConfig):
     """
     The entropy of a model's hidden states along its layers, or along the positions of a text or
     the examples of a prompt, each point by a coder trained for it.
@@ -162,7 +160,7 @@ def run_entropy_profile(config: EntropyProfileConfig) -> Analysis:
         {"Entropy": _curve(points, config), "FVU": _fvu_curve(points, config)},
         {"points": [_described(point) for point in points], "saturation": saturation(points)},
     )
-    run = settings_of(config, model=opened.model_name, dataset=text_name(config))
+    run = settings_of(opened, config)
     write_analysis(analysis, run, config.output)
     return analysis
 

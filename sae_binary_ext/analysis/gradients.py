@@ -17,20 +17,18 @@ from typing_extensions import override
 
 from sae_binary_ext.analysis.gradient_probe import GradientFigures, probe_gradients
 from sae_binary_ext.analysis.hidden_states import states_of_layers
-from sae_binary_ext.analysis.reading import open_model_alone, text_name
+from sae_binary_ext.analysis.reading import ReadingConfig, open_model_alone, settings_of
 from sae_binary_ext.analysis.report import (
     Analysis,
     Column,
     Table,
     Value,
-    settings_of,
     write_analysis,
 )
 from sae_binary_ext.coding import SELECTIONS, SURROGATES
 from sae_binary_ext.demo.coders import shuffled_batches
 from sae_binary_ext.evaluation.bootstrap import Estimate
 from sae_binary_ext.evaluation.plots import error_bars
-from sae_binary_ext.evaluation.text_config import TextConfig
 from sae_binary_ext.saelens import BinaryTrainingSAEConfig
 from sae_binary_ext.saelens.splice import resolve_hook
 
@@ -67,7 +65,7 @@ COLUMNS = (
 
 
 @dataclass
-class GradientsConfig(TextConfig):
+class GradientsConfig(ReadingConfig):
     """
     Train a binary coder with each surrogate, and compare the surrogate's gradient with what steps
     do to the true loss, over training.
@@ -170,7 +168,7 @@ def run_gradients(config: GradientsConfig) -> Analysis:
         },
         {"probes": [_described(probe) for probe in probes]},
     )
-    run = settings_of(config, model=opened.model_name, dataset=text_name(config))
+    run = settings_of(opened, config)
     write_analysis(analysis, run, config.output)
     return analysis
 

@@ -7,10 +7,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_binary_ext.analysis.in_context import frequent_words, in_context_prompts
-from sae_binary_ext.analysis.reading import OpenedModel, read_text
+from sae_binary_ext.analysis.reading import OpenedModel, ReadingConfig, read_text
 from sae_binary_ext.evaluation.documents import read_documents
 from sae_binary_ext.evaluation.in_model import read_hooks
-from sae_binary_ext.evaluation.text_config import TextConfig
 
 POSITIONS = (1, 2, 4, 8, 16, 32, 63)
 # Lines before the last question, and those of them after which states are taken.
@@ -22,7 +21,7 @@ States = dict[tuple[int, int | str], Tensor]
 
 
 def states_of_layers(
-    opened: OpenedModel, config: TextConfig, hooks: dict[int, str], most: int
+    opened: OpenedModel, config: ReadingConfig, hooks: dict[int, str], most: int
 ) -> States:
     """Of each layer states of all positions, evenly drawn from the text.
 
@@ -73,7 +72,7 @@ class EvenlyDrawn:
 
 
 def states_of_positions(
-    opened: OpenedModel, config: TextConfig, hooks: dict[int, str], most: int
+    opened: OpenedModel, config: ReadingConfig, hooks: dict[int, str], most: int
 ) -> States:
     """Of each layer and position states of the same rows, those that reach the last position.
 
@@ -87,7 +86,7 @@ def states_of_positions(
 
     def rows() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         for batch in read_text(opened, config, more_hooks=hooks.values()):
-            long = batch.text.lengths > positions[-1]
+            long = batch.where[:, positions].all(1)
             found = {hook: batch.found[hook][long] for hook in hooks.values()}
             yield found, positions_of.expand(int(long.sum()), -1)
 
@@ -95,7 +94,7 @@ def states_of_positions(
 
 
 def states_of_prompts(
-    opened: OpenedModel, config: TextConfig, hooks: dict[int, str], most: int, seed: int
+    opened: OpenedModel, config: ReadingConfig, hooks: dict[int, str], most: int, seed: int
 ) -> States:
     """Of each layer and number of examples states before the answer.
 
@@ -115,9 +114,14 @@ def states_of_prompts(
 
     def rows() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         made = in_context_prompts(words, opened.tokenizer, prompts, EXAMPLES, seed)
+        opened.outliers.start()
         with tqdm(total=prompts, desc="Reading", unit="prompts") as progress:
             for text, due in made:
-                yield read_hooks(opened.model, hooks.values(), text.tokens), due[:, LAST_EXAMPLES]
+                found = read_hooks(opened.model, hooks.values(), text.tokens)
+                where = opened.outliers.within(found, text.positions(config.first_position))
+                places = due[:, LAST_EXAMPLES]
+                kept = where.gather(1, places).all(1)
+                yield {hook: states[kept] for hook, states in found.items()}, places[kept]
                 progress.update(len(due))
 
     return _states_at(rows(), list(LAST_EXAMPLES), hooks, most)

@@ -1,7 +1,7 @@
 """Text read with a model, for coders of any format at one or several of its hooks."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from sae_binary_ext.analysis.outliers import OutlyingTokens
 from sae_binary_ext.demo.model import MODEL_NAME, export_smollm2
 from sae_binary_ext.evaluation.candidates import (
     Candidate,
@@ -27,6 +28,23 @@ from sae_binary_ext.saelens.models import load_hooked_model
 from sae_binary_ext.saelens.splice import HookedModel
 
 
+@dataclass
+class ReadingConfig(TextConfig):
+    """What the instruments read coders with."""
+
+    norm_limit: float = 10.0
+    """Tokens with a norm of more than so many times the median, at any hook that is read, are left
+    out and counted (inf: none). A few such tokens hold most of the variance of some layers."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.norm_limit >= 1:
+            raise ValueError(
+                f"norm_limit={self.norm_limit}: give a number of at least 1, of medians; inf "
+                "leaves no token out."
+            )
+
+
 @dataclass(frozen=True)
 class OpenedModel:
     """A model, and the coders that belong to it.
@@ -37,6 +55,7 @@ class OpenedModel:
         model: the hooked model.
         model_name: its name.
         tokenizer: its tokenizer.
+        outliers: the tokens that the last reading left out.
     """
 
     candidates: list[Candidate]
@@ -44,6 +63,7 @@ class OpenedModel:
     model: HookedModel
     model_name: str
     tokenizer: PreTrainedTokenizerBase
+    outliers: OutlyingTokens
 
 
 @dataclass(frozen=True)
@@ -52,7 +72,7 @@ class ReadBatch:
 
     Attributes:
         text: the rows.
-        where: bool [rows, context], the positions that count.
+        where: bool [rows, context], the positions that count, outliers not among them.
         found: of each hook that was asked for, [rows, context, width].
     """
 
@@ -66,7 +86,7 @@ class ReadBatch:
         return source, target
 
 
-def open_coders(sources: Iterable[str], config: TextConfig, folder: Path) -> OpenedModel:
+def open_coders(sources: Iterable[str], config: ReadingConfig, folder: Path) -> OpenedModel:
     """Load coders and their model.
 
     Args:
@@ -83,10 +103,10 @@ def open_coders(sources: Iterable[str], config: TextConfig, folder: Path) -> Ope
     folder.mkdir(parents=True, exist_ok=True)
     name, model, tokenizer = open_model(candidates, config.model, folder, config.device)
     candidates, hooks = at_common_sites(candidates, model)
-    return OpenedModel(candidates, hooks, model, name, tokenizer)
+    return OpenedModel(candidates, hooks, model, name, tokenizer, OutlyingTokens(config.norm_limit))
 
 
-def open_model_alone(config: TextConfig, folder: Path) -> OpenedModel:
+def open_model_alone(config: ReadingConfig, folder: Path) -> OpenedModel:
     """Load a model without coders: config.model, or SmolLM2 from the installed package.
 
     Args:
@@ -97,17 +117,28 @@ def open_model_alone(config: TextConfig, folder: Path) -> OpenedModel:
     path = config.model or str(export_smollm2(folder / "model"))
     model: Any = load_hooked_model(None, path, config.device)
     name = config.model or MODEL_NAME
-    return OpenedModel([], {}, model, name, cast(PreTrainedTokenizerBase, model.tokenizer))
+    tokenizer = cast(PreTrainedTokenizerBase, model.tokenizer)
+    return OpenedModel([], {}, model, name, tokenizer, OutlyingTokens(config.norm_limit))
 
 
-def text_name(config: TextConfig) -> str:
-    """What the text is, for a command's files."""
-    return config.dataset or EMBEDDED_TEXT
+def settings_of(opened: OpenedModel, config: ReadingConfig) -> dict[str, str]:
+    """A command's settings for its files, and what was left to be found out.
+
+    Args:
+        opened: the model, after the reading.
+        config: all of the settings.
+    """
+    found = {
+        "model": opened.model_name,
+        "dataset": config.dataset or EMBEDDED_TEXT,
+        "tokens_left_out": opened.outliers.left_out,
+    }
+    return {key: str(value) for key, value in (asdict(config) | found).items()}
 
 
 def read_text(
     opened: OpenedModel,
-    config: TextConfig,
+    config: ReadingConfig,
     description: str = "Reading",
     more_hooks: Iterable[str] = (),
 ) -> Iterator[ReadBatch]:
@@ -128,11 +159,13 @@ def read_text(
     names = {name for pair in opened.hooks.values() for name in pair} | set(more_hooks)
     documents = read_documents(config.dataset)
     batches = batches_of(documents, opened.tokenizer, config, config.tokens)
+    opened.outliers.start()
     with tqdm(total=config.tokens, desc=description, unit="tokens", unit_scale=True) as progress:
         read = 0
         for text, tokens in batches:
-            where = text.positions(config.first_position)
-            batch = ReadBatch(text, where, read_hooks(opened.model, names, text.tokens))
+            found = read_hooks(opened.model, names, text.tokens)
+            where = opened.outliers.within(found, text.positions(config.first_position))
+            batch = ReadBatch(text, where, found)
             for candidate in opened.candidates:
                 source, target = opened.hooks[candidate.site]
                 candidate.check_widths(batch.found[source], batch.found[target])

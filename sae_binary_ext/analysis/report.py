@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from markupsafe import Markup
 from sae_binary_ext.evaluation.bootstrap import Estimate
 from sae_binary_ext.evaluation.comparison_files import aligned, finite, versions
 from sae_binary_ext.evaluation.plots import plot_html
-from sae_binary_ext.evaluation.text_config import TextConfig
 
 SCHEMA_VERSION = 1
 Value = str | int | float | Estimate | None
@@ -74,16 +73,6 @@ class Analysis:
         return "\n\n".join(
             f"{table.caption}\n\n{aligned(_text_rows(table))}" for table in self.tables
         )
-
-
-def settings_of(config: TextConfig, **found: Any) -> dict[str, str]:
-    """A command's settings for its files.
-
-    Args:
-        config: all of them.
-        found: what was left to be found out: the model's name, the text.
-    """
-    return {key: str(value) for key, value in (asdict(config) | found).items()}
 
 
 def write_analysis(analysis: Analysis, run: Mapping[str, Any], folder: Path) -> list[Path]:

@@ -12,14 +12,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_binary_ext.analysis.layers import layer_hooks, layer_of
-from sae_binary_ext.analysis.reading import OpenedModel, open_coders, read_text, text_name
+from sae_binary_ext.analysis.reading import (
+    OpenedModel,
+    ReadingConfig,
+    open_coders,
+    read_text,
+    settings_of,
+)
 from sae_binary_ext.analysis.refit import refit_decoder
 from sae_binary_ext.analysis.report import (
     Analysis,
     Column,
     Table,
     Value,
-    settings_of,
     write_analysis,
 )
 from sae_binary_ext.coding import bernoulli_entropy
@@ -31,7 +36,6 @@ from sae_binary_ext.evaluation.running import (
     RunningVariance,
     TokenBatch,
 )
-from sae_binary_ext.evaluation.text_config import TextConfig
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 REMARKS = (
@@ -62,7 +66,7 @@ COLUMNS = (
 
 
 @dataclass
-class TransferConfig(TextConfig):
+class TransferConfig(ReadingConfig):
     """
     Apply coders of one layer to the others, as they are, to activations scaled to the norm at
     home, and with the decoder refitted.
@@ -166,7 +170,7 @@ def run_transfer(coders: list[str], config: TransferConfig) -> Analysis:
         {"FVU": _by_layer(found), "Shift of the firing rates": _shifts(found)},
         {"coders": [_described(each) for each in found]},
     )
-    run = settings_of(config, model=opened.model_name, dataset=text_name(config))
+    run = settings_of(opened, config)
     write_analysis(analysis, run, config.output)
     return analysis
 

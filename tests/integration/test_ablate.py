@@ -9,10 +9,9 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from sae_binary_ext.analysis.reading import ReadBatch, open_coders, read_text
+from sae_binary_ext.analysis.reading import ReadBatch, ReadingConfig, open_coders, read_text
 from sae_binary_ext.checkpoints import load_coder
 from sae_binary_ext.cli import main
-from sae_binary_ext.evaluation.text_config import TextConfig
 from sae_binary_ext.saelens.splice import Splice
 from tests.integration.compare_helpers import CONTEXT, HOOK, save_coders
 
@@ -33,7 +32,7 @@ def spliced_rows(
     coders: list[str], model: Path, dataset: Path, folder: Path
 ) -> tuple[Splice, list[ReadBatch]]:
     """What the changes are measured on, read again: every third row of the text."""
-    config = TextConfig(str(model), str(dataset), HOOK, tokens=TOKENS, context_size=CONTEXT)
+    config = ReadingConfig(str(model), str(dataset), HOOK, tokens=TOKENS, context_size=CONTEXT)
     opened = open_coders(coders, config, folder)
     (hooks,) = opened.hooks.values()
     batches: list[ReadBatch] = []

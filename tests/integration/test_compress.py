@@ -10,11 +10,10 @@ from sae_lens import SAE
 
 from sae_binary_ext.analysis.code_file import CodeFileError, read_header
 from sae_binary_ext.analysis.compress import check_compressible, decompress
-from sae_binary_ext.analysis.reading import open_coders, read_text
+from sae_binary_ext.analysis.reading import ReadingConfig, open_coders, read_text
 from sae_binary_ext.checkpoints import load_coder
 from sae_binary_ext.cli import main
 from sae_binary_ext.evaluation.metrics import measure
-from sae_binary_ext.evaluation.text_config import TextConfig
 from sae_binary_ext.saelens import (
     BinarySAE,
     BinarySAEConfig,
@@ -52,7 +51,7 @@ def output(
 def test_what_comes_back_is_what_the_coders_make_of_the_text(
     folders: list[str], output: Path, tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
 ):
-    config = TextConfig(
+    config = ReadingConfig(
         str(tiny_model_folder), str(tiny_dataset), HOOK, tokens=TOKENS, context_size=CONTEXT
     )
     opened = open_coders(folders, config, tmp_path)

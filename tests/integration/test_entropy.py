@@ -10,10 +10,17 @@ import torch
 from datasets import Dataset
 
 from sae_binary_ext.analysis.entropy_check import EntropyCheckConfig, check, correlated, fair
-from sae_binary_ext.analysis.reading import open_coders, read_text
+from sae_binary_ext.analysis.entropy_profile import EntropyProfileConfig
+from sae_binary_ext.analysis.hidden_states import states_of_positions, states_of_prompts
+from sae_binary_ext.analysis.reading import (
+    ReadingConfig,
+    open_coders,
+    open_model_alone,
+    read_text,
+)
 from sae_binary_ext.cli import main
 from sae_binary_ext.evaluation.metrics import measure
-from sae_binary_ext.evaluation.text_config import TextConfig
+from sae_binary_ext.saelens.splice import resolve_hook
 from tests.integration.compare_helpers import CONTEXT, HOOK, save_coders
 
 pytestmark = pytest.mark.integration
@@ -47,7 +54,7 @@ def test_entropies_are_those_of_the_codes_of_the_text(
     found = results_of("entropy", output)["coders"]
     assert len(found) == 4
 
-    config = TextConfig(
+    config = ReadingConfig(
         str(tiny_model_folder), str(tiny_dataset), HOOK, tokens=TOKENS, context_size=CONTEXT
     )
     opened = open_coders(folders, config, tmp_path / "again")
@@ -62,6 +69,22 @@ def test_entropies_are_those_of_the_codes_of_the_text(
         assert coder["codes"] == ("0/1" if "binary" in candidate.name else "which are active")
         assert coder["held_out"]["tree_bits"]["value"] < coder["independent_bits"]["value"]
         assert f"{metrics.entropy_bits:.1f}" in printed
+
+
+def test_tokens_of_large_norms_are_left_out_and_counted(
+    text: list[str], tiny_model_folder: Path, tmp_path: Path
+):
+    folders = save_coders(tmp_path, tiny_model_folder)[:1]
+    tokens, left_out = [], []
+    for limit in ("inf", "1.05"):
+        arguments = [*text, "--hook", HOOK, "--norm_limit", limit, "--output", str(tmp_path)]
+        assert main(["entropy", *folders, *arguments]) == 0
+        document = json.loads((tmp_path / "entropy.json").read_text())
+        tokens.append(document["results"]["coders"][0]["tokens"])
+        left_out.append(int(document["run"]["tokens_left_out"]))
+    assert left_out[0] == 0
+    assert 0 < left_out[1] < tokens[0]
+    assert tokens[1] + left_out[1] == tokens[0]
 
 
 def test_sources_of_all_kinds_are_in_the_files(tmp_path: Path):
@@ -131,6 +154,37 @@ def test_a_profile_has_a_point_a_position_of_each_layer(
     results = results_of("entropy-profile", tmp_path)
     assert [point["at"] for point in results["points"]] == [1, 2, 4, 8]
     assert results["saturation"]["1"] in (1, 2, 4, 8)
+
+
+@pytest.mark.parametrize(("prompts", "layer", "limit"), [("text", 1, 1.2), ("in_context", 2, 1.4)])
+def test_rows_with_a_large_norm_at_a_position_are_left_out(
+    prompts: str,
+    layer: int,
+    limit: float,
+    tiny_model_folder: Path,
+    tiny_dataset: Path,
+    smollm2_folder: Path,
+    tmp_path: Path,
+):
+    # The tiny model's tokenizer knows none of the prompts' words.
+    sources = (tiny_model_folder, tiny_dataset) if prompts == "text" else (smollm2_folder, None)
+    model, dataset = (None if source is None else str(source) for source in sources)
+    found = []
+    for norm_limit in (math.inf, limit):
+        config = EntropyProfileConfig(
+            model, dataset, tokens=TOKENS, context_size=CONTEXT, norm_limit=norm_limit
+        )
+        opened = open_model_alone(config, tmp_path)
+        hooks = {layer: resolve_hook(opened.model, "layers", f"blocks.{layer}.hook_resid_pre")}
+        if prompts == "text":
+            states = states_of_positions(opened, config, hooks, TOKENS)
+        else:
+            states = states_of_prompts(opened, config, hooks, TOKENS, seed=0)
+        found.append(torch.stack(list(states.values()), dim=1).float())
+    # Rows go whole: each position has as many as every other.
+    kept = (found[0][:, None] == found[1]).flatten(2).all(-1).any(1)
+    assert 0 < kept.sum() == len(found[1]) < len(found[0])
+    assert found[1].norm(dim=-1).max() < found[0].norm(dim=-1).max()
 
 
 def test_prompts_have_a_point_for_each_number_of_examples(smollm2_folder: Path, tmp_path: Path):

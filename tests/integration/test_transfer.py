@@ -8,11 +8,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from sae_binary_ext.analysis.reading import open_coders, read_text
+from sae_binary_ext.analysis.reading import ReadingConfig, open_coders, read_text
 from sae_binary_ext.checkpoints import load_coder
 from sae_binary_ext.cli import main
 from sae_binary_ext.evaluation.metrics import measure
-from sae_binary_ext.evaluation.text_config import TextConfig
 from tests.integration.compare_helpers import CONTEXT, HOOK, save_coders
 
 pytestmark = pytest.mark.integration
@@ -49,7 +48,7 @@ def test_at_home_figures_are_the_coders_own_and_nothing_has_shifted(
     found = transfer(folders, tiny_model_folder, tiny_dataset, tmp_path / "out")
     assert len(found) == 8
 
-    config = TextConfig(
+    config = ReadingConfig(
         str(tiny_model_folder), str(tiny_dataset), HOOK, tokens=TOKENS, context_size=CONTEXT
     )
     opened = open_coders(folders, config, tmp_path / "again")

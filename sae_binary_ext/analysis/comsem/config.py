@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae_binary_ext.evaluation.text_config import TextConfig
+from sae_binary_ext.analysis.reading import ReadingConfig
 
 
 @dataclass
-class ComsemConfig(TextConfig):
+class ComsemConfig(ReadingConfig):
     """
     What the tokens have in common on which a latent stands out (ComSem): each token is given to
     the latents that are burstiest on it; of a latent's tokens some tell a judge what they share,

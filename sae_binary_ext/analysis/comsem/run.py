@@ -23,8 +23,13 @@ from sae_binary_ext.analysis.comsem.judging import (
 )
 from sae_binary_ext.analysis.comsem.scores import ComsemFigures, ComsemScore, figures_of
 from sae_binary_ext.analysis.latent_groups import RunningLatents
-from sae_binary_ext.analysis.reading import OpenedModel, open_coders, read_text, text_name
-from sae_binary_ext.analysis.report import Analysis, Column, Table, settings_of, write_analysis
+from sae_binary_ext.analysis.reading import (
+    OpenedModel,
+    open_coders,
+    read_text,
+    settings_of,
+)
+from sae_binary_ext.analysis.report import Analysis, Column, Table, write_analysis
 from sae_binary_ext.evaluation.interpretation.judge import (
     Asked,
     Judge,
@@ -98,7 +103,7 @@ def run_comsem(coders: list[str], config: ComsemConfig) -> Analysis:
     scores += _embedded(embeddings, asking) if embeddings else _asked(judge, asking, config)
     scores.sort(key=lambda score: (list(given).index(score.coder), score.latent))
     analysis = _analysis(scores, config)
-    run = settings_of(config, model=opened.model_name, dataset=text_name(config))
+    run = settings_of(opened, config)
     write_analysis(analysis, run, config.output)
     return analysis
 
