@@ -39,7 +39,7 @@ BATCH, LEARNING_RATE, NORM_BATCHES = 256, 2e-3, 20
 # Of the states of a point every fifth is measured, and the others trained on.
 MEASURED_EVERY = 5
 SATURATED = 0.95
-DEFAULT_LAYERS = {"layers": list(range(0, 30, 3)), "positions": [3, 9, 18]}
+DEFAULT_LAYERS = {"layers": list(range(0, 30, 3)), "positions": [6, 18]}
 ALONG = ("layers", "positions")
 PROMPTS = ("text", "in_context")
 REMARKS = (
@@ -80,10 +80,10 @@ class EntropyProfileConfig(ReadingConfig):
     """text, or in_context (lines "word -> answer" of a simple task; positions are then the number
     of examples before the answer). Only with along=positions."""
     layers: list[int] = field(default_factory=list)
-    """Whose incoming residual stream is coded; every third if left out, or 3, 9 and 18 along
+    """Whose incoming residual stream is coded; every third if left out, or 6 and 18 along
     positions."""
-    tokens: int = 200_000
-    """Tokens to read; of prompts, one for each 64 of them."""
+    tokens: int = 100_000
+    """Tokens to read; of prompts, one for each row of so many."""
     context_size: int = 64
     """Tokens a row."""
     states: int = 20_000

@@ -8,7 +8,6 @@ from tqdm import tqdm
 
 from sae_binary_ext.analysis.in_context import frequent_words, in_context_prompts
 from sae_binary_ext.analysis.reading import OpenedModel, ReadingConfig, read_text
-from sae_binary_ext.evaluation.documents import read_documents
 from sae_binary_ext.evaluation.in_model import read_hooks
 
 POSITIONS = (1, 2, 4, 8, 16, 32, 63)
@@ -104,7 +103,7 @@ def states_of_prompts(
     Raises:
         ValueError: the text has too few words.
     """
-    words = frequent_words(read_documents(config.dataset))
+    words = frequent_words(opened.documents())
     if len(words) <= EXAMPLES:
         raise ValueError(
             f"dataset={config.dataset!r}: has {len(words)} words of lower-case letters, and a "

@@ -1,6 +1,6 @@
 """Text read with a model, for coders of any format at one or several of its hooks."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -18,10 +18,15 @@ from sae_binary_ext.evaluation.candidates import (
     check_alike,
     load_candidates,
 )
-from sae_binary_ext.evaluation.documents import TextBatch, read_documents
+from sae_binary_ext.evaluation.documents import (
+    ALL_ARTICLES,
+    HELD_OUT_ARTICLES,
+    TextBatch,
+    read_all_documents,
+    read_documents,
+)
 from sae_binary_ext.evaluation.in_model import read_hooks
 from sae_binary_ext.evaluation.models import open_model
-from sae_binary_ext.evaluation.run import EMBEDDED_TEXT
 from sae_binary_ext.evaluation.stream import batches_of
 from sae_binary_ext.evaluation.text_config import TextConfig
 from sae_binary_ext.saelens.models import load_hooked_model
@@ -55,6 +60,8 @@ class OpenedModel:
         model: the hooked model.
         model_name: its name.
         tokenizer: its tokenizer.
+        text_name: what is read with it.
+        documents: gives the texts, from the first on each time it is called.
         outliers: the tokens that the last reading left out.
     """
 
@@ -63,6 +70,8 @@ class OpenedModel:
     model: HookedModel
     model_name: str
     tokenizer: PreTrainedTokenizerBase
+    text_name: str
+    documents: Callable[[], Iterator[str]]
     outliers: OutlyingTokens
 
 
@@ -103,11 +112,23 @@ def open_coders(sources: Iterable[str], config: ReadingConfig, folder: Path) -> 
     folder.mkdir(parents=True, exist_ok=True)
     name, model, tokenizer = open_model(candidates, config.model, folder, config.device)
     candidates, hooks = at_common_sites(candidates, model)
-    return OpenedModel(candidates, hooks, model, name, tokenizer, OutlyingTokens(config.norm_limit))
+    return OpenedModel(
+        candidates,
+        hooks,
+        model,
+        name,
+        tokenizer,
+        config.dataset or HELD_OUT_ARTICLES,
+        lambda: read_documents(config.dataset),
+        OutlyingTokens(config.norm_limit),
+    )
 
 
 def open_model_alone(config: ReadingConfig, folder: Path) -> OpenedModel:
     """Load a model without coders: config.model, or SmolLM2 from the installed package.
+
+    No coder was trained on the text before, and without config.dataset all embedded articles are
+    read.
 
     Args:
         config: which.
@@ -118,7 +139,16 @@ def open_model_alone(config: ReadingConfig, folder: Path) -> OpenedModel:
     model: Any = load_hooked_model(None, path, config.device)
     name = config.model or MODEL_NAME
     tokenizer = cast(PreTrainedTokenizerBase, model.tokenizer)
-    return OpenedModel([], {}, model, name, tokenizer, OutlyingTokens(config.norm_limit))
+    return OpenedModel(
+        [],
+        {},
+        model,
+        name,
+        tokenizer,
+        config.dataset or ALL_ARTICLES,
+        lambda: read_all_documents(config.dataset),
+        OutlyingTokens(config.norm_limit),
+    )
 
 
 def settings_of(opened: OpenedModel, config: ReadingConfig) -> dict[str, str]:
@@ -130,7 +160,7 @@ def settings_of(opened: OpenedModel, config: ReadingConfig) -> dict[str, str]:
     """
     found = {
         "model": opened.model_name,
-        "dataset": config.dataset or EMBEDDED_TEXT,
+        "dataset": opened.text_name,
         "tokens_left_out": opened.outliers.left_out,
     }
     return {key: str(value) for key, value in (asdict(config) | found).items()}
@@ -157,8 +187,7 @@ def read_text(
         ValueError: there is no text, or a coder has other widths than the model's activations.
     """
     names = {name for pair in opened.hooks.values() for name in pair} | set(more_hooks)
-    documents = read_documents(config.dataset)
-    batches = batches_of(documents, opened.tokenizer, config, config.tokens)
+    batches = batches_of(opened.documents(), opened.tokenizer, config, config.tokens)
     opened.outliers.start()
     with tqdm(total=config.tokens, desc=description, unit="tokens", unit_scale=True) as progress:
         read = 0

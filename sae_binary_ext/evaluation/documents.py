@@ -11,8 +11,10 @@ from datasets import load_dataset, load_from_disk
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from sae_binary_ext.demo.text import read_held_out_articles
+from sae_binary_ext.demo.text import read_held_out_articles, read_wikipedia_sample
 
+HELD_OUT_ARTICLES = "Wikipedia sample of gensim, articles not trained on"
+ALL_ARTICLES = "Wikipedia sample of gensim, all articles"
 TEXT_COLUMN = "text"
 # Of each file ending, the loader of datasets that reads it.
 LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text"}
@@ -59,6 +61,13 @@ def read_documents(source: str | None) -> Iterator[str]:
     for entry in dataset:
         column = column or _text_column(source, cast(dict[str, Any], entry))
         yield cast(dict[str, Any], entry)[column]
+
+
+def read_all_documents(source: str | None) -> Iterator[str]:
+    """Texts, as read_documents gives them; None for all articles of the embedded sample."""
+    if source is None:
+        return (text for _, text in read_wikipedia_sample())
+    return read_documents(source)
 
 
 def _open(source: str) -> Iterable[Any]:

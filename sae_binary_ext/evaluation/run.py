@@ -10,13 +10,11 @@ from sae_binary_ext.evaluation.candidates import load_candidates
 from sae_binary_ext.evaluation.compare import Amount, Comparison
 from sae_binary_ext.evaluation.comparison_files import comparison_table, write_comparison
 from sae_binary_ext.evaluation.comparison_report import write_comparison_report
-from sae_binary_ext.evaluation.documents import read_documents
+from sae_binary_ext.evaluation.documents import HELD_OUT_ARTICLES, read_documents
 from sae_binary_ext.evaluation.interpretation.section import read_interpretability
 from sae_binary_ext.evaluation.latent_views import latent_views
 from sae_binary_ext.evaluation.models import open_model
 from sae_binary_ext.evaluation.text_config import TextConfig
-
-EMBEDDED_TEXT = "Wikipedia sample of gensim, articles not trained on"
 
 
 @dataclass
@@ -85,11 +83,11 @@ def run_compare(
         lambda: read_documents(config.dataset),
         config.amount(),
         config.output / "progress.safetensors",
-        (name, config.dataset or EMBEDDED_TEXT),
+        (name, config.dataset or HELD_OUT_ARTICLES),
     )
     compared = comparison.run()
     run = {key: str(value) for key, value in asdict(config).items()}
-    run |= {"model": name, "dataset": config.dataset or EMBEDDED_TEXT}
+    run |= {"model": name, "dataset": config.dataset or HELD_OUT_ARTICLES}
     write_comparison(compared, run, config.output)
     views = [latent_views(each, model, tokenizer) for each in compared]
     page = config.output / "report.html"

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from sae_binary_ext.demo.text import read_wikipedia_sample
-from sae_binary_ext.evaluation.documents import cut_rows, read_documents
+from sae_binary_ext.evaluation.documents import cut_rows, read_all_documents, read_documents
 
 TEXTS = ["w1 w2 w3 w4 w5", "w6", "", "w7 w8 w9 w1 w2 w3"]
 
@@ -69,9 +69,10 @@ def test_documents_of_files(write: Callable[[Path], Path], expected: list[str], 
     assert list(read_documents(str(write(tmp_path)))) == expected
 
 
-def test_the_default_text_is_what_the_demo_does_not_train_on():
+def test_the_default_text_is_what_the_demo_does_not_train_on_or_all_of_it():
     articles = [text for _, text in read_wikipedia_sample()]
     assert list(read_documents(None)) == articles[9::10]
+    assert list(read_all_documents(None)) == articles
 
 
 def test_text_that_cannot_be_read_is_named(tmp_path: Path):

@@ -8,9 +8,8 @@ from functools import cache
 
 from tqdm import tqdm
 
-from sae_binary_ext.demo.text import read_wikipedia_sample
 from sae_binary_ext.evaluation.candidates import load_candidates
-from sae_binary_ext.evaluation.documents import read_documents
+from sae_binary_ext.evaluation.documents import ALL_ARTICLES, read_all_documents
 from sae_binary_ext.evaluation.interpretation.config import InterpretConfig
 from sae_binary_ext.evaluation.interpretation.examples import (
     DEAD,
@@ -37,7 +36,6 @@ from sae_binary_ext.evaluation.models import open_model
 from sae_binary_ext.evaluation.predictability import predictability
 from sae_binary_ext.evaluation.progress import fingerprint
 
-EMBEDDED_TEXT = "Wikipedia sample of gensim, all articles"
 TOKEN_BASELINE = "tokens, naive Bayes"
 logger = logging.getLogger(__name__)
 
@@ -64,12 +62,12 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
     judge = _language_model(config)
     candidates = load_candidates(coders, config.hook, config.device)
     name, model, tokenizer = open_model(candidates, config.model, config.output, config.device)
-    sources = name, config.dataset or EMBEDDED_TEXT
+    sources = name, config.dataset or ALL_ARTICLES
     reading = read_latents(
         candidates,
         model,
         tokenizer,
-        lambda: _documents(config.dataset),
+        lambda: read_all_documents(config.dataset),
         config.amount(),
         config.output / "read.safetensors",
         sources,
@@ -94,15 +92,9 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
         judging.ask(judge, text)
     found = by_coder_and_judge(saved.scores)
     run = {key: str(value) for key, value in asdict(config).items()}
-    run |= {"model": name, "dataset": config.dataset or EMBEDDED_TEXT}
+    run |= {"model": name, "dataset": config.dataset or ALL_ARTICLES}
     write_interpretation(found, run, config.output)
     return interpretation_table(found)
-
-
-def _documents(dataset: str | None) -> Iterable[str]:
-    if dataset is None:
-        return (text for _, text in read_wikipedia_sample())
-    return read_documents(dataset)
 
 
 def _language_model(config: InterpretConfig) -> Judge | None:
