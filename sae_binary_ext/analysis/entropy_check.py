@@ -11,7 +11,6 @@ from typing import Any
 
 import plotly.graph_objects as go
 import torch
-from sae_lens import TrainingSAE
 from sae_lens.synthetic import (
     ActivationGenerator,
     FeatureDictionary,
@@ -24,10 +23,17 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from sae_binary_ext.analysis.code_entropy import CodeEntropy, GatheredCodes
+from sae_binary_ext.analysis.least_squares import DecoderFit
+from sae_binary_ext.analysis.pruning import narrowed, needed_latents
+from sae_binary_ext.analysis.refit import refit_decoder
 from sae_binary_ext.analysis.report import Analysis, Column, Table, Value, write_analysis
 from sae_binary_ext.coding import FiringRates, bernoulli_entropy, seeded
 from sae_binary_ext.evaluation.metrics import measure
-from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig
+from sae_binary_ext.saelens import (
+    BinaryEntropyTrainingSAE,
+    BinaryEntropyTrainingSAEConfig,
+    BinaryTrainingSAE,
+)
 
 LATENTS_A_DIRECTION = 4
 # Of r directions each has about 1/r of the variance: a bit costs a part of what it explains. Of two
@@ -48,6 +54,10 @@ REMARKS = (
     "estimate is then too high by what they share, and the bounds tree and blocks should find "
     "it. Noise: a tenth of the signal's deviation on every dimension; with it a state's own "
     "entropy is no longer finite, and the truth shown is that of the coefficients.",
+    "Training leaves latents that repeat others, for the entropy of a latent that fires half of "
+    "the time has no slope. So latents are removed one by one while that lowers FVU and price of "
+    "the bits together, with the decoder of least squared error for those left; trained is the "
+    "independent estimate before.",
     "Recovery is SAELens' mean correlation coefficient of decoder rows and directions, 1 where "
     "every direction has a row. That an estimate is right here shows that training and counting "
     "work, and not that a real model's states are such sums: on them the estimate depends on "
@@ -59,6 +69,7 @@ COLUMNS = (
     Column("r", "Directions.", "d"),
     Column("truth", "Entropy of the coefficients, in bits.", ".2f"),
     Column("independent", "Sum of the entropies of the firing rates, in bits.", ".2f"),
+    Column("trained", "The same before latents that do not pay were removed.", ".2f"),
     Column("off", "The independent estimate over the truth, less 1.", "+.1%"),
     Column("tree", "Upper bound, each latent given one other.", ".2f"),
     Column("blocks", "Upper bound, groups of up to eight latents.", ".2f"),
@@ -183,15 +194,28 @@ class Checked:
 
     Attributes:
         states: the source.
+        trained: sum of the entropies of the firing rates, in bits, before latents were removed.
+        latents: left.
         bounds: entropy of the codes.
         independent: sum of the entropies of the firing rates, in bits, over all states measured.
         found: SAELens' figures: recovery, explained variance and more.
     """
 
     states: States
+    trained: float
+    latents: int
     bounds: CodeEntropy
     independent: float
     found: SyntheticDataEvalResult
+
+
+@dataclass(frozen=True)
+class _Start:
+    """One of the coders trained of a source, and its loss."""
+
+    coder: BinaryTrainingSAE
+    trained: float
+    loss: float
 
 
 def run_entropy_check(config: EntropyCheckConfig) -> Analysis:
@@ -224,11 +248,12 @@ def run_entropy_check(config: EntropyCheckConfig) -> Analysis:
 
 
 def check(states: States, config: EntropyCheckConfig) -> Checked:
-    """Train coders on states and measure the entropy of the best one's codes."""
-    found = [_train(states, config) for _ in range(config.starts)]
+    """Train coders on states, remove what latents do not pay, and measure the entropy of the best
+    one's codes."""
+    starts = [_start(states, config) for _ in range(config.starts)]
     # Of other states than are measured below: which one is best is not chosen on those.
-    losses = [_loss(coder, states, config.measured_states) for coder in found]
-    coder = found[losses.index(min(losses))]
+    best = min(starts, key=lambda start: start.loss)
+    coder = best.coder
     gathered, rates = GatheredCodes(coder.cfg.d_sae), FiringRates(coder.cfg.d_sae)
     with torch.no_grad():
         for part in torch.arange(config.measured_states).split(STATES_AT_ONCE):
@@ -239,10 +264,38 @@ def check(states: States, config: EntropyCheckConfig) -> Checked:
     recovery = eval_sae_on_synthetic_data(
         coder, states.dictionary, states.generator, config.measured_states, STATES_AT_ONCE
     )
-    return Checked(states, gathered.entropy(), rates.entropy_bits, recovery)
+    return Checked(
+        states,
+        best.trained,
+        coder.cfg.d_sae,
+        gathered.entropy(),
+        rates.entropy_bits,
+        recovery,
+    )
 
 
-def _train(states: States, config: EntropyCheckConfig) -> TrainingSAE[Any]:
+def _start(states: States, config: EntropyCheckConfig) -> _Start:
+    """A coder without the latents that do not pay, its decoder solved for anew."""
+    trained = _train(states, config)
+    price = COST_OF_A_BIT / states.dictionary.num_features
+    fitted, measured = (_sample(states, config.measured_states) for _ in range(2))
+    fit = DecoderFit(trained.cfg.d_sae, trained.cfg.d_in)
+    fit.add(trained.encode(fitted) != 0, fitted)
+    variance = (fitted.double() - fitted.double().mean(0)).square().sum().item()
+    coder = narrowed(trained, needed_latents(fit, variance, price))
+    refit_decoder(coder, [(fitted, fitted)])
+    metrics = measure(coder, measured)
+    bits = measure(trained, measured).entropy_bits
+    return _Start(coder, bits, metrics.fvu + price * metrics.entropy_bits)
+
+
+@torch.no_grad()
+def _sample(states: States, number: int) -> Tensor:
+    """Hidden states [number, dimensions]."""
+    return states.dictionary(states.generator.sample(number))
+
+
+def _train(states: States, config: EntropyCheckConfig) -> BinaryTrainingSAE:
     directions = states.dictionary.num_features
     settings = BinaryEntropyTrainingSAEConfig(
         d_in=states.dictionary.hidden_dim,
@@ -253,7 +306,7 @@ def _train(states: States, config: EntropyCheckConfig) -> TrainingSAE[Any]:
         entropy_warm_up_steps=0,
         normalize_activations="expected_average_only_in",
     )
-    coder = TrainingSAE.from_dict(settings.to_dict())
+    coder = BinaryEntropyTrainingSAE(settings)
     number = config.training_states * (1 + (directions > MANY_DIRECTIONS))
     train_toy_sae(
         coder,
@@ -267,14 +320,6 @@ def _train(states: States, config: EntropyCheckConfig) -> TrainingSAE[Any]:
     return coder
 
 
-@torch.no_grad()
-def _loss(coder: TrainingSAE[Any], states: States, number: int) -> float:
-    """FVU, and what the bits cost."""
-    metrics = measure(coder, states.dictionary(states.generator.sample(number)))
-    directions = states.dictionary.num_features
-    return metrics.fvu + COST_OF_A_BIT / directions * metrics.entropy_bits
-
-
 def _row(checked: Checked) -> list[Value]:
     states, bounds, found = checked.states, checked.bounds, checked.found
     return [
@@ -283,6 +328,7 @@ def _row(checked: Checked) -> list[Value]:
         states.dictionary.num_features,
         states.truth,
         checked.independent,
+        checked.trained,
         checked.independent / states.truth - 1,
         bounds.tree.value,
         bounds.blocks.value,
@@ -300,6 +346,8 @@ def _described(checked: Checked) -> dict[str, Any]:
         "directions": states.dictionary.num_features,
         "truth_bits": states.truth,
         "independent_bits": checked.independent,
+        "trained_bits": checked.trained,
+        "latents": checked.latents,
         "tree_bits": bounds.tree,
         "blocks_bits": bounds.blocks,
         "seen_bits": bounds.seen,
