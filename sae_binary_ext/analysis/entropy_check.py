@@ -4,7 +4,6 @@ Hidden states are sums of random directions with 0/1 coefficients, whose entropy
 Cho et al. (arXiv 2509.20997). A coder is trained on them, and the entropy of its codes compared.
 """
 
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,22 +11,26 @@ from typing import Any
 import plotly.graph_objects as go
 import torch
 from sae_lens.synthetic import (
-    ActivationGenerator,
-    FeatureDictionary,
     SyntheticDataEvalResult,
     eval_sae_on_synthetic_data,
     train_toy_sae,
 )
 from torch import Tensor
 from tqdm import tqdm
-from typing_extensions import override
 
 from sae_binary_ext.analysis.code_entropy import CodeEntropy, GatheredCodes
+from sae_binary_ext.analysis.known_states import (
+    States,
+    correlated,
+    fair,
+    noisy,
+    unequal,
+)
 from sae_binary_ext.analysis.least_squares import DecoderFit
 from sae_binary_ext.analysis.pruning import narrowed, needed_latents
 from sae_binary_ext.analysis.refit import refit_decoder
 from sae_binary_ext.analysis.report import Analysis, Column, Table, Value, write_analysis
-from sae_binary_ext.coding import FiringRates, bernoulli_entropy, seeded
+from sae_binary_ext.coding import FiringRates, seeded
 from sae_binary_ext.evaluation.metrics import measure
 from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAE,
@@ -36,16 +39,11 @@ from sae_binary_ext.saelens import (
 )
 
 LATENTS_A_DIRECTION = 4
-# Of r directions each has about 1/r of the variance: a bit costs a part of what it explains. Of two
-# latents that are alike the entropy wins neither over, where they fire half of the time: there it
-# has no slope. The covariance does, of which there are some r^2.
-COST_OF_A_BIT, COST_OF_COVARIANCE = 0.03, 0.04
+# Of r directions each has about 1/r of the variance: a bit costs a part of what it explains.
+COST_OF_A_BIT = 0.03
+ROUNDS = 4
 LEARNING_RATE, BATCH = 1e-2, 512
 STATES_AT_ONCE, MANY_DIRECTIONS = 4096, 32
-# Standard deviation of the noise on each dimension, of the signal's.
-NOISE = 0.1
-CORRELATION = 0.8
-UNEQUAL = (0.05, 0.5)
 REMARKS = (
     "Hidden states of known entropy: each is a sum of r random directions with 0/1 "
     "coefficients, and a coder with the entropy loss is trained on them. Fair: coefficients are "
@@ -55,9 +53,9 @@ REMARKS = (
     "it. Noise: a tenth of the signal's deviation on every dimension; with it a state's own "
     "entropy is no longer finite, and the truth shown is that of the coefficients.",
     "Training leaves latents that repeat others, for the entropy of a latent that fires half of "
-    "the time has no slope. So latents are removed one by one while that lowers FVU and price of "
-    "the bits together, with the decoder of least squared error for those left; trained is the "
-    "independent estimate before.",
+    "the time has no slope. So training stops four times to remove latents one by one while that "
+    "lowers FVU and price of the bits together, with the decoder of least squared error for those "
+    "left; trained is the independent estimate before the first removal.",
     "Recovery is SAELens' mean correlation coefficient of decoder rows and directions, 1 where "
     "every direction has a row. That an estimate is right here shows that training and counting "
     "work, and not that a real model's states are such sums: on them the estimate depends on "
@@ -69,7 +67,7 @@ COLUMNS = (
     Column("r", "Directions.", "d"),
     Column("truth", "Entropy of the coefficients, in bits.", ".2f"),
     Column("independent", "Sum of the entropies of the firing rates, in bits.", ".2f"),
-    Column("trained", "The same before latents that do not pay were removed.", ".2f"),
+    Column("trained", "The same before the first latents were removed.", ".2f"),
     Column("off", "The independent estimate over the truth, less 1.", "+.1%"),
     Column("tree", "Upper bound, each latent given one other.", ".2f"),
     Column("blocks", "Upper bound, groups of up to eight latents.", ".2f"),
@@ -94,9 +92,10 @@ class EntropyCheckConfig:
     """Of a state."""
     variant_directions: list[int] = field(default_factory=lambda: [8, 32])
     """The same for unequal rates, correlated pairs and noise, in the first of the dimensions."""
-    training_states: int = 1_000_000
-    """States to train each coder on; twice as many where there are more than 32 directions."""
-    starts: int = 3
+    training_states: int = 200_000
+    """States to train each coder on before latents that do not pay are removed, four times over;
+    twice as many where there are more than 32 directions."""
+    starts: int = 2
     """Coders trained of each kind of states; the one of the lowest loss in training is measured."""
     measured_states: int = 50_000
     """States to measure on."""
@@ -123,78 +122,13 @@ class EntropyCheckConfig:
 
 
 @dataclass(frozen=True)
-class States:
-    """A source of hidden states.
-
-    Attributes:
-        name: what is special about them.
-        dictionary: SAELens', of the directions.
-        generator: SAELens', of the coefficients.
-        truth: entropy of the coefficients, in bits.
-    """
-
-    name: str
-    dictionary: FeatureDictionary
-    generator: ActivationGenerator
-    truth: float
-
-
-class NoisyDictionary(FeatureDictionary):
-    """Directions whose sums have noise on every dimension."""
-
-    @override
-    def forward(self, feature_activations: Tensor) -> Tensor:
-        """States [states, dimensions] of coefficients [states, directions]."""
-        states = super().forward(feature_activations)
-        # r unit directions, each present half of the time, have a variance of r/4 in all.
-        deviation = math.sqrt(self.num_features / (4 * self.hidden_dim))
-        return states + NOISE * deviation * torch.randn_like(states)
-
-
-def fair(directions: int, dimensions: int) -> States:
-    """Coefficients that are 1 half of the time: r bits."""
-    generator = ActivationGenerator(directions, 0.5)
-    return States("fair", _dictionary(directions, dimensions), generator, float(directions))
-
-
-def unequal(directions: int, dimensions: int) -> States:
-    """Coefficients from rare to fair ones: the sum of their entropies."""
-    rates = torch.linspace(*UNEQUAL, directions)
-    generator = ActivationGenerator(directions, rates)
-    truth = bernoulli_entropy(rates.double()).sum().item()
-    return States("unequal", _dictionary(directions, dimensions), generator, truth)
-
-
-def correlated(directions: int, dimensions: int) -> States:
-    """Fair coefficients in pairs, each the sign of one of two correlated normal numbers."""
-    correlations = torch.eye(directions)
-    for first in range(0, directions - 1, 2):
-        correlations[first, first + 1] = correlations[first + 1, first] = CORRELATION
-    generator = ActivationGenerator(directions, 0.5, correlation_matrix=correlations)
-    # Both are positive with this probability (Sheppard, 1899), and both negative.
-    alike = 0.25 + math.asin(CORRELATION) / (2 * math.pi)
-    of_pair = 1 + bernoulli_entropy(torch.tensor(2 * alike, dtype=torch.float64)).item()
-    truth = directions // 2 * of_pair + directions % 2
-    return States("pairs", _dictionary(directions, dimensions), generator, truth)
-
-
-def noisy(directions: int, dimensions: int) -> States:
-    """As fair, with noise."""
-    dictionary = NoisyDictionary(directions, dimensions, initializer=None)
-    return States("noise", dictionary, ActivationGenerator(directions, 0.5), float(directions))
-
-
-def _dictionary(directions: int, dimensions: int) -> FeatureDictionary:
-    return FeatureDictionary(directions, dimensions, initializer=None)
-
-
-@dataclass(frozen=True)
 class Checked:
     """A source and what its coder makes of it.
 
     Attributes:
         states: the source.
-        trained: sum of the entropies of the firing rates, in bits, before latents were removed.
+        trained: sum of the entropies of the firing rates, in bits, before the first latents
+            were removed.
         latents: left.
         bounds: entropy of the codes.
         independent: sum of the entropies of the firing rates, in bits, over all states measured.
@@ -275,18 +209,30 @@ def check(states: States, config: EntropyCheckConfig) -> Checked:
 
 
 def _start(states: States, config: EntropyCheckConfig) -> _Start:
-    """A coder without the latents that do not pay, its decoder solved for anew."""
-    trained = _train(states, config)
+    """A coder trained in rounds, after each without the latents that do not pay."""
     price = COST_OF_A_BIT / states.dictionary.num_features
-    fitted, measured = (_sample(states, config.measured_states) for _ in range(2))
-    fit = DecoderFit(trained.cfg.d_sae, trained.cfg.d_in)
-    fit.add(trained.encode(fitted) != 0, fitted)
-    variance = (fitted.double() - fitted.double().mean(0)).square().sum().item()
-    coder = narrowed(trained, needed_latents(fit, variance, price))
-    refit_decoder(coder, [(fitted, fitted)])
-    metrics = measure(coder, measured)
-    bits = measure(trained, measured).entropy_bits
+    coder = _new_coder(states)
+    _train(coder, states, config)
+    bits = measure(coder, _sample(states, config.measured_states)).entropy_bits
+    coder = _pruned(coder, states, config, price)
+    for _ in range(ROUNDS - 1):
+        _train(coder, states, config)
+        coder = _pruned(coder, states, config, price)
+    metrics = measure(coder, _sample(states, config.measured_states))
     return _Start(coder, bits, metrics.fvu + price * metrics.entropy_bits)
+
+
+def _pruned(
+    coder: BinaryTrainingSAE, states: States, config: EntropyCheckConfig, price: float
+) -> BinaryTrainingSAE:
+    """A coder of the latents that pay, its decoder solved for anew."""
+    sample = _sample(states, config.measured_states)
+    fit = DecoderFit(coder.cfg.d_sae, coder.cfg.d_in)
+    fit.add(coder.encode(sample) != 0, sample)
+    variance = (sample.double() - sample.double().mean(0)).square().sum().item()
+    narrow = narrowed(coder, needed_latents(fit, variance, price))
+    refit_decoder(narrow, [(sample, sample)])
+    return narrow
 
 
 @torch.no_grad()
@@ -295,19 +241,21 @@ def _sample(states: States, number: int) -> Tensor:
     return states.dictionary(states.generator.sample(number))
 
 
-def _train(states: States, config: EntropyCheckConfig) -> BinaryTrainingSAE:
+def _new_coder(states: States) -> BinaryTrainingSAE:
     directions = states.dictionary.num_features
     settings = BinaryEntropyTrainingSAEConfig(
         d_in=states.dictionary.hidden_dim,
         d_sae=LATENTS_A_DIRECTION * directions,
         entropy_coefficient=COST_OF_A_BIT / directions,
-        covariance_coefficient=COST_OF_COVARIANCE / directions**2,
         entropy_start_step=0,
         entropy_warm_up_steps=0,
-        normalize_activations="expected_average_only_in",
+        normalize_activations="none",
     )
-    coder = BinaryEntropyTrainingSAE(settings)
-    number = config.training_states * (1 + (directions > MANY_DIRECTIONS))
+    return BinaryEntropyTrainingSAE(settings)
+
+
+def _train(coder: BinaryTrainingSAE, states: States, config: EntropyCheckConfig) -> None:
+    number = config.training_states * (1 + (states.dictionary.num_features > MANY_DIRECTIONS))
     train_toy_sae(
         coder,
         states.dictionary,
@@ -317,7 +265,6 @@ def _train(states: States, config: EntropyCheckConfig) -> BinaryTrainingSAE:
         lr=LEARNING_RATE,
         lr_decay_steps=number // BATCH // 3,
     )
-    return coder
 
 
 def _row(checked: Checked) -> list[Value]:

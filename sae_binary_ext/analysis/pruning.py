@@ -49,7 +49,16 @@ def needed_latents(fit: DecoderFit, variance: float, price: float, pull: float =
 
 @torch.no_grad()
 def narrowed(coder: BinaryTrainingSAE, latents: Tensor) -> BinaryTrainingSAE:
-    """A coder of these latents of another, int64 [left], their weights as they were."""
+    """A coder of these latents of another, int64 [left], their weights as they were.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not len(latents):
+        raise ValueError(
+            f"latents=[]: no latent of {coder.cfg.d_sae} pays for its bits, and a coder needs one. "
+            "Train longer, or lower the price of a bit."
+        )
     narrow = type(coder)(replace(coder.cfg, d_sae=len(latents)))
     by_latent = {"W_enc": 1, "b_enc": 0, "log_threshold": 0, "W_dec": 0}
     state = {

@@ -102,3 +102,9 @@ def test_a_narrowed_coder_has_the_codes_of_its_latents():
     alone = torch.zeros_like(codes).index_copy(1, latents, codes[:, latents])
     torch.testing.assert_close(narrow(x), coder.decode(alone))
     assert coder.cfg.d_sae == 10
+
+
+def test_a_coder_of_no_latents_is_refused():
+    coder = BinaryEntropyTrainingSAE(BinaryEntropyTrainingSAEConfig(d_in=WIDTH, d_sae=10))
+    with pytest.raises(ValueError, match="no latent of 10 pays for its bits"):
+        narrowed(coder, torch.tensor([], dtype=torch.int64))

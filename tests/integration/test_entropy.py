@@ -9,9 +9,10 @@ import pytest
 import torch
 from datasets import Dataset
 
-from sae_binary_ext.analysis.entropy_check import EntropyCheckConfig, check, correlated, fair
+from sae_binary_ext.analysis.entropy_check import EntropyCheckConfig, check
 from sae_binary_ext.analysis.entropy_profile import EntropyProfileConfig
 from sae_binary_ext.analysis.hidden_states import states_of_positions, states_of_prompts
+from sae_binary_ext.analysis.known_states import correlated, fair
 from sae_binary_ext.analysis.reading import (
     ReadingConfig,
     open_coders,
@@ -103,12 +104,12 @@ def test_sources_of_all_kinds_are_in_the_files(tmp_path: Path):
 
 def test_known_entropies_are_found(tmp_path: Path):
     config = EntropyCheckConfig(
-        tmp_path, [4], [16], [4], training_states=400_000, measured_states=5000, starts=2
+        tmp_path, [4], [64], [4], training_states=100_000, measured_states=5000, starts=2
     )
-    found = check(fair(4, 16), config)
+    found = check(fair(4, 64), config)
     assert found.independent == pytest.approx(4, rel=0.05)
     assert found.found.mcc > 0.99
-    found = check(correlated(4, 16), config)
+    found = check(correlated(4, 64), config)
     # What the two of a pair share is in the independent estimate twice.
     assert 0.98 * found.states.truth < found.bounds.tree.value < found.independent - 0.2
 
