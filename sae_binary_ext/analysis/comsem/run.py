@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
+from random import Random
 from typing import Any
 
 import plotly.graph_objects as go
@@ -220,13 +221,17 @@ def _analysis(scores: list[ComsemScore], config: ComsemConfig) -> Analysis:
 
 
 def _scatter(scores: list[ComsemScore]) -> go.Figure:
-    """A point a latent."""
-    figure = go.Figure()
+    """A point a latent, moved a little: shares of eight tokens would lie upon each other."""
+    figure, random = go.Figure(), Random(0)
+
+    def moved(share: float | None) -> float | None:
+        return None if share is None else share + random.uniform(-0.04, 0.04)
+
     for coder in dict.fromkeys(score.coder for score in scores):
         own = [each for each in scores if each.coder == coder and each.fitting is not None]
         figure.add_scatter(
-            x=[each.others_fitting for each in own],
-            y=[each.fitting for each in own],
+            x=[moved(each.others_fitting) for each in own],
+            y=[moved(each.fitting) for each in own],
             text=[f"latent {each.latent}: {each.phrase or ''}" for each in own],
             mode="markers",
             opacity=0.6,
