@@ -26,8 +26,9 @@ from sae_binary_ext.analysis.known_states import (
     noisy,
     unequal,
 )
+from sae_binary_ext.analysis.latent_choice import with_latents
 from sae_binary_ext.analysis.least_squares import DecoderFit
-from sae_binary_ext.analysis.pruning import narrowed, needed_latents
+from sae_binary_ext.analysis.pruning import needed_latents
 from sae_binary_ext.analysis.refit import refit_decoder
 from sae_binary_ext.analysis.report import Analysis, Column, Table, Value, write_analysis
 from sae_binary_ext.coding import FiringRates, seeded
@@ -230,7 +231,7 @@ def _pruned(
     fit = DecoderFit(coder.cfg.d_sae, coder.cfg.d_in)
     fit.add(coder.encode(sample) != 0, sample)
     variance = (sample.double() - sample.double().mean(0)).square().sum().item()
-    narrow = narrowed(coder, needed_latents(fit, variance, price))
+    narrow = with_latents(coder, needed_latents(fit, variance, price))
     refit_decoder(narrow, [(sample, sample)])
     return narrow
 

@@ -1,13 +1,10 @@
-"""Latents whose bits cost more than they explain, found in closed form and taken out of a coder."""
-
-from dataclasses import replace
+"""Latents whose bits cost more than they explain, found in closed form."""
 
 import torch
 from torch import Tensor
 
 from sae_binary_ext.analysis.least_squares import DecoderFit
 from sae_binary_ext.coding import bernoulli_entropy
-from sae_binary_ext.saelens import BinaryTrainingSAE
 
 
 @torch.no_grad()
@@ -45,25 +42,3 @@ def needed_latents(fit: DecoderFit, variance: float, price: float, pull: float =
             break
         left = torch.cat([left[:worst], left[worst + 1 :]])
     return left
-
-
-@torch.no_grad()
-def narrowed(coder: BinaryTrainingSAE, latents: Tensor) -> BinaryTrainingSAE:
-    """A coder of these latents of another, int64 [left], their weights as they were.
-
-    Raises:
-        ValueError: there are none.
-    """
-    if not len(latents):
-        raise ValueError(
-            f"latents=[]: no latent of {coder.cfg.d_sae} pays for its bits, and a coder needs one. "
-            "Train longer, or lower the price of a bit."
-        )
-    narrow = type(coder)(replace(coder.cfg, d_sae=len(latents)))
-    by_latent = {"W_enc": 1, "b_enc": 0, "log_threshold": 0, "W_dec": 0}
-    state = {
-        name: value.index_select(by_latent[name], latents) if name in by_latent else value
-        for name, value in coder.state_dict().items()
-    }
-    narrow.load_state_dict(state)
-    return narrow

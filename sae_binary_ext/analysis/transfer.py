@@ -1,24 +1,18 @@
 """`sae-binary transfer`: what a coder of one layer makes of the others."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sae_binary_ext.analysis.halves import Halves, figures_on, read_halves
 from sae_binary_ext.analysis.layers import layer_hooks, layer_of
-from sae_binary_ext.analysis.reading import (
-    OpenedModel,
-    ReadingConfig,
-    open_coders,
-    read_text,
-    settings_of,
-)
+from sae_binary_ext.analysis.reading import ReadingConfig, open_coders, settings_of
 from sae_binary_ext.analysis.refit import refit_decoder
 from sae_binary_ext.analysis.report import (
     Analysis,
@@ -28,14 +22,9 @@ from sae_binary_ext.analysis.report import (
     write_analysis,
 )
 from sae_binary_ext.coding import bernoulli_entropy
-from sae_binary_ext.evaluation.bootstrap import Estimate, document_weights
+from sae_binary_ext.evaluation.bootstrap import Estimate
 from sae_binary_ext.evaluation.candidates import Candidate
-from sae_binary_ext.evaluation.running import (
-    CoderFigures,
-    RunningFigures,
-    RunningVariance,
-    TokenBatch,
-)
+from sae_binary_ext.evaluation.running import CoderFigures, TokenBatch
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 REMARKS = (
@@ -103,24 +92,6 @@ class Transferred:
     shift: float
 
 
-@dataclass(frozen=True)
-class LayerStates:
-    """Activations at a layer.
-
-    Attributes:
-        fitted: inputs and targets, [tokens, d_in] and [tokens, d_out], of every other document.
-        measured: those of the documents in between.
-    """
-
-    fitted: list[tuple[Tensor, Tensor]]
-    measured: list[TokenBatch]
-
-    def mean_norm(self) -> float:
-        """Mean norm of an input."""
-        norms = torch.cat([batch.inputs.norm(dim=1) for batch in self.measured])
-        return norms.mean().item()
-
-
 def run_transfer(coders: list[str], config: TransferConfig) -> Analysis:
     """Apply coders to other layers; files go to config.output.
 
@@ -141,13 +112,13 @@ def run_transfer(coders: list[str], config: TransferConfig) -> Analysis:
         for each in opened.candidates
     }
     pairs = dict.fromkeys(pair for own in places.values() for pair in own.values())
-    states = _read(opened, config, pairs)
+    states = read_halves(opened, config, pairs)
     homes = {
         each.name: states[places[each.name][layer_of(each.site.hook_name)]]
         for each in opened.candidates
     }
     rates = {
-        each.name: _figures(each.coder, homes[each.name].measured).rates
+        each.name: figures_on(each.coder, homes[each.name].measured).rates
         for each in opened.candidates
     }
     found = [
@@ -175,40 +146,8 @@ def run_transfer(coders: list[str], config: TransferConfig) -> Analysis:
     return analysis
 
 
-def _read(
-    opened: OpenedModel, config: TransferConfig, pairs: Iterable[tuple[str, str]]
-) -> dict[tuple[str, str], LayerStates]:
-    """Activations at all layers, documents in turn to fit to and to measure on.
-
-    Raises:
-        ValueError: there is but one document.
-    """
-    states = {pair: LayerStates([], []) for pair in pairs}
-    names = {name for pair in states for name in pair}
-    for batch in read_text(opened, config, more_hooks=names):
-        to_measure = torch.tensor(batch.text.documents) % 2 == 1
-        weights = document_weights(batch.text.documents)
-        fitted = batch.where & ~to_measure[:, None]
-        measured = batch.where & to_measure[:, None]
-        for (source, target), own in states.items():
-            inputs, targets = batch.found[source], batch.found[target]
-            if fitted.any():
-                own.fitted.append((inputs[fitted], targets[fitted]))
-            if measured.any():
-                own.measured.append(
-                    TokenBatch(inputs[measured], targets[measured], batch.text, measured, weights)
-                )
-    for own in states.values():
-        if not own.fitted or not own.measured:
-            raise ValueError(
-                "dataset: the text read is of one document; decoders are fitted to one and "
-                "measured on another. Give more tokens, or a text of several documents."
-            )
-    return states
-
-
 def transferred(
-    candidate: Candidate, layer: int, there: LayerStates, home: LayerStates, rates: Tensor
+    candidate: Candidate, layer: int, there: Halves, home: Halves, rates: Tensor
 ) -> Transferred:
     """What a coder makes of a layer.
 
@@ -219,19 +158,18 @@ def transferred(
         home: those of the coder's own layer; there itself where it is that.
         rates: float64 [latents], of firing at home.
     """
-    figures = _figures(candidate.coder, there.measured)
+    figures = figures_on(candidate.coder, there.measured)
     scaled = None
     if not candidate.is_transcoder:
         factor = home.mean_norm() / there.mean_norm()
-        scaled = _figures(candidate.coder, [_scaled(batch, factor) for batch in there.measured]).fvu
+        scaled = figures_on(
+            candidate.coder, [_scaled(batch, factor) for batch in there.measured]
+        ).fvu
     refitted = None
     if isinstance(candidate.coder, BinaryCoder):
         coder = copy.deepcopy(candidate.coder)
-        device = coder.W_dec.device
-        refit_decoder(
-            coder, ((x.to(device).float(), y.to(device).float()) for x, y in there.fitted)
-        )
-        refitted = _figures(coder, there.measured).fvu
+        refit_decoder(coder, there.to_fit(coder.W_dec.device))
+        refitted = figures_on(coder, there.measured).fvu
     shift = firing_shift(rates, figures.rates)
     return Transferred(candidate, layer, there is home, figures, scaled, refitted, shift)
 
@@ -248,15 +186,6 @@ def firing_shift(home: Tensor, there: Tensor) -> float:
     middle = bernoulli_entropy((home + there) / 2)
     apart = (bernoulli_entropy(home) + bernoulli_entropy(there)) / 2
     return (middle - apart).sum().item()
-
-
-def _figures(coder: Any, batches: list[TokenBatch]) -> CoderFigures:
-    running = RunningFigures(coder)
-    variance = RunningVariance(batches[0].targets.shape[1])
-    for batch in batches:
-        variance.add(batch)
-        running.add(batch)
-    return running.figures(variance)
 
 
 def _scaled(batch: TokenBatch, factor: float) -> TokenBatch:

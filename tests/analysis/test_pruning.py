@@ -5,9 +5,8 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.analysis import DecoderFit
-from sae_binary_ext.analysis.pruning import narrowed, needed_latents
+from sae_binary_ext.analysis.pruning import needed_latents
 from sae_binary_ext.coding import bernoulli_entropy
-from sae_binary_ext.saelens import BinaryEntropyTrainingSAE, BinaryEntropyTrainingSAEConfig
 
 TOKENS, WIDTH = 2000, 24
 PRICE = 0.01
@@ -83,28 +82,3 @@ def test_each_removal_is_the_best_one_by_trial(generator: torch.Generator):
         left.remove(best)
     assert 0 < len(left) < 5
     assert needed_latents(*fitted(codes, targets), price, pull=1e-9).tolist() == left
-
-
-@torch.no_grad()
-def test_a_narrowed_coder_has_the_codes_of_its_latents():
-    config = BinaryEntropyTrainingSAEConfig(
-        d_in=WIDTH, d_sae=10, normalize_activations="expected_average_only_in"
-    )
-    coder = BinaryEntropyTrainingSAE(config)
-    x = torch.randn(50, WIDTH)
-    coder.fit_to_first_batch(x)
-    latents = torch.tensor([1, 4, 9])
-    narrow = narrowed(coder, latents)
-    assert narrow.cfg.d_sae == 3
-    codes = coder.encode(x)
-    assert 0 < codes[:, latents].sum() < codes.sum()
-    assert torch.equal(narrow.encode(x), codes[:, latents])
-    alone = torch.zeros_like(codes).index_copy(1, latents, codes[:, latents])
-    torch.testing.assert_close(narrow(x), coder.decode(alone))
-    assert coder.cfg.d_sae == 10
-
-
-def test_a_coder_of_no_latents_is_refused():
-    coder = BinaryEntropyTrainingSAE(BinaryEntropyTrainingSAEConfig(d_in=WIDTH, d_sae=10))
-    with pytest.raises(ValueError, match="no latent of 10 pays for its bits"):
-        narrowed(coder, torch.tensor([], dtype=torch.int64))
