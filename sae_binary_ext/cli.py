@@ -30,6 +30,7 @@ commands:
   gradients  what surrogates let through in training, beside the true loss
   inspect    what a folder or a Hub repository of coders holds
   interpret how well latents can be told from the text they are active in
+  multi-bit  give each latent several thresholds: more bits, and less error
   push       publish coders on the Hub, with a model card
   refit      give a binary coder the decoder of least error for its codes
   run        run a host's module or a script with the binary coders registered:
@@ -336,6 +337,7 @@ ANALYSES = {
     "compress": ("compress", "CompressConfig", "run_compress"),
     "comsem": ("comsem", "ComsemConfig", "run_comsem"),
     "entropy": ("entropy", "EntropyConfig", "run_entropy"),
+    "multi-bit": ("multi_bit", "MultiBitConfig", "run_multi_bit"),
     "transfer": ("transfer", "TransferConfig", "run_transfer"),
 }
 # And without any:

@@ -21,6 +21,8 @@ from sae_binary_ext.analysis.entropy_check import EntropyCheckConfig, run_entrop
 from sae_binary_ext.analysis.entropy_profile import EntropyProfileConfig, run_entropy_profile
 from sae_binary_ext.analysis.gradients import GradientsConfig, run_gradients
 from sae_binary_ext.analysis.least_squares import DecoderFit
+from sae_binary_ext.analysis.levels import level_entropy, level_thresholds, with_levels
+from sae_binary_ext.analysis.multi_bit import MultiBitConfig, run_multi_bit
 from sae_binary_ext.analysis.refit import Refitted, refit, refit_decoder
 from sae_binary_ext.analysis.report import Analysis
 from sae_binary_ext.analysis.text import Text, read_activations
@@ -41,11 +43,14 @@ __all__ = [
     "EntropyProfileConfig",
     "GatheredCodes",
     "GradientsConfig",
+    "MultiBitConfig",
     "Refitted",
     "Text",
     "TransferConfig",
     "coder_fingerprint",
     "decompress",
+    "level_entropy",
+    "level_thresholds",
     "read_activations",
     "read_codes",
     "read_header",
@@ -58,5 +63,7 @@ __all__ = [
     "run_entropy_check",
     "run_entropy_profile",
     "run_gradients",
+    "run_multi_bit",
     "run_transfer",
+    "with_levels",
 ]

@@ -9,6 +9,7 @@ from sae_binary_ext.analysis import (
     EntropyConfig,
     EntropyProfileConfig,
     GradientsConfig,
+    MultiBitConfig,
     TransferConfig,
 )
 from sae_binary_ext.evaluation.text_config import TextConfig
@@ -20,6 +21,7 @@ CONFIGS = [
     EntropyConfig,
     EntropyProfileConfig,
     GradientsConfig,
+    MultiBitConfig,
     TransferConfig,
 ]
 
