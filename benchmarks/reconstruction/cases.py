@@ -39,6 +39,7 @@ class Case:
         adam_beta2: Adam's second decay.
         dead_feature_window: steps without firing after which a latent counts as dead in training.
         refits: whether the decoder is refitted on the training tokens at the end.
+        latents: width of the code.
     """
 
     name: str
@@ -49,10 +50,11 @@ class Case:
     adam_beta2: float = 0.99
     dead_feature_window: int = 1000
     refits: bool = False
+    latents: int = LATENTS
 
     def settings(self) -> dict[str, Any]:
         """All that decides the result, but the site and the seed."""
-        settings = asdict(self) | {"latents": LATENTS}
+        settings = asdict(self)
         del settings["name"]
         return settings
 
@@ -61,7 +63,7 @@ class Case:
         transcodes = site.kind == "transcoder"
         width = split.train.shape[-1] // (1 + transcodes)
         fields = {"normalize_activations": "expected_average_only_in", **self.fields}
-        config = CONFIGS[self.family][transcodes](d_in=width, d_sae=LATENTS, **fields)
+        config = CONFIGS[self.family][transcodes](d_in=width, d_sae=self.latents, **fields)
         return TrainingSAE.from_dict(config.to_dict())
 
     @property
@@ -83,7 +85,7 @@ def _entropy(coefficient: str, name: str = "", **fields: Any) -> Case:
     return Case(f"entropy, {coefficient} a bit{name}", "binary_entropy", settings)
 
 
-def _sparing(coefficient: str, name: str = "", **fields: Any) -> Case:
+def sparing(coefficient: str, name: str = "", **fields: Any) -> Case:
     """A refitted coder with the entropy loss and one on dense latents."""
     fields = {"dense_coefficient": 4e-3, "dense_rate": 0.085} | fields
     return replace(_entropy(coefficient, f", none dense{name}, refitted", **fields), refits=True)
@@ -111,22 +113,22 @@ def _stock(k: int, name: str = "", **settings: Any) -> Case:
 
 # Half the default width of the surrogate.
 NARROW = {"surrogate_temperature": 0.5}
-EVERYWHERE = [_stock(32), _sparing("1.85e-4")]
-MANY_BITS = _sparing("8e-5")
-LAYER_NORM = _sparing("4.3e-4", ", layer_norm", normalize_activations="layer_norm")
+EVERYWHERE = [_stock(32), sparing("1.85e-4")]
+MANY_BITS = sparing("8e-5")
+LAYER_NORM = sparing("4.3e-4", ", layer_norm", normalize_activations="layer_norm")
 OF_KIND = {
-    "autoencoder": [_sparing("4.3e-4"), replace(_near(32, ", refitted"), refits=True)],
+    "autoencoder": [sparing("4.3e-4"), replace(_near(32, ", refitted"), refits=True)],
     # At the other learning rate a quarter of a transcoder's latents die.
     "transcoder": [MANY_BITS, replace(_near(32, ", lr 2e-3, refitted"), lr=2e-3, refits=True)],
 }
 # What comes near to the bits of stock topk there.
 OF_SITE = {
-    Site("autoencoder", 4): [_sparing("1.2e-4")],
-    Site("transcoder", 9): [_sparing("6.5e-5")],
-    Site("transcoder", 20): [_sparing("2e-4")],
+    Site("autoencoder", 4): [sparing("1.2e-4")],
+    Site("transcoder", 9): [sparing("6.5e-5")],
+    Site("transcoder", 20): [sparing("2e-4")],
     Site("autoencoder", 20): [
         LAYER_NORM,
-        _sparing("3e-4", ", layer_norm", normalize_activations="layer_norm"),
+        sparing("3e-4", ", layer_norm", normalize_activations="layer_norm"),
     ],
 }
 # More of the curves of FVU by bits, and what each setting brings: one of them changed at a time.
@@ -134,6 +136,7 @@ MAIN_SITE_ONLY = [
     _stock(16),
     _stock(64),
     MANY_BITS,
+    sparing("9e-5"),
     LAYER_NORM,
     *(
         replace(_entropy(coefficient, ", refitted"), refits=True)
