@@ -7,6 +7,7 @@ and is a binary coder like any other: every host and tool takes it.
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,21 @@ from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 # A threshold that no pre-activation exceeds; finite, for files of coders hold nothing else.
 NEVER = math.exp(80)
+
+
+def check_has_levels(name: str, coder: Any) -> None:
+    """Raise ValueError where a coder's latents are not active by their own thresholds alone."""
+    if not isinstance(coder, BinaryCoder):
+        raise ValueError(
+            f"{name}: its codes have values, of which a level would be a coarser one. Give binary "
+            "coders."
+        )
+    if coder.cfg.selection != "threshold":
+        raise ValueError(
+            f"{name}: selection={coder.cfg.selection!r}, where latents compete, and more levels of "
+            "one would shut out others. Give coders of selection 'threshold', such as those of the "
+            "entropy loss."
+        )
 
 
 @torch.no_grad()
@@ -33,15 +49,9 @@ def level_thresholds(coder: BinaryCoder, inputs: Iterable[Tensor], levels: int) 
         other levels.
 
     Raises:
-        ValueError: the coder's latents are not active by their thresholds alone, or levels is no
-            positive number.
+        ValueError: as check_has_levels, or levels is no positive number.
     """
-    if coder.cfg.selection != "threshold":
-        raise ValueError(
-            f"selection={coder.cfg.selection!r}: which latents are active is decided among them, "
-            "and a higher threshold of one would let in another. Give a coder of selection "
-            "'threshold'."
-        )
+    check_has_levels("coder", coder)
     if levels < 1:
         raise ValueError(f"levels={levels}: give a number of at least 1.")
     own = coder.log_threshold.exp()

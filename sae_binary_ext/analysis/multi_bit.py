@@ -8,13 +8,17 @@ import plotly.graph_objects as go
 from tqdm import tqdm
 
 from sae_binary_ext.analysis.halves import Halves, figures_on, read_halves
-from sae_binary_ext.analysis.levels import level_entropy, level_thresholds, with_levels
+from sae_binary_ext.analysis.levels import (
+    check_has_levels,
+    level_entropy,
+    level_thresholds,
+    with_levels,
+)
 from sae_binary_ext.analysis.reading import ReadingConfig, open_coders, settings_of
 from sae_binary_ext.analysis.refit import refit_decoder
 from sae_binary_ext.analysis.report import Analysis, Column, Table, Value, write_analysis
 from sae_binary_ext.evaluation.candidates import Candidate
 from sae_binary_ext.evaluation.running import CoderFigures
-from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 REMARKS = (
     "Each latent with several thresholds: its own, and quantiles of its pre-activation on the "
@@ -92,7 +96,7 @@ def run_multi_bit(coders: list[str], config: MultiBitConfig) -> Analysis:
     """
     opened = open_coders(coders, config, config.output)
     for candidate in opened.candidates:
-        _check(candidate)
+        check_has_levels(candidate.name, candidate.coder)
     halves = read_halves(opened, config, dict.fromkeys(opened.hooks.values()))
     found = [
         leveled(candidate, halves[opened.hooks[candidate.site]], levels, config.output / "coders")
@@ -112,21 +116,6 @@ def run_multi_bit(coders: list[str], config: MultiBitConfig) -> Analysis:
     )
     write_analysis(analysis, settings_of(opened, config), config.output)
     return analysis
-
-
-def _check(candidate: Candidate) -> None:
-    coder = candidate.coder
-    if not isinstance(coder, BinaryCoder):
-        raise ValueError(
-            f"{candidate.name}: its codes have values, of which a level would be a coarser one. "
-            "Give binary coders."
-        )
-    if coder.cfg.selection != "threshold":
-        raise ValueError(
-            f"{candidate.name}: selection={coder.cfg.selection!r}, where latents compete, and more "
-            "levels of one would shut out others. Give coders of selection 'threshold', such as "
-            "those of the entropy loss."
-        )
 
 
 def leveled(candidate: Candidate, halves: Halves, levels: int, folder: Path) -> Leveled:

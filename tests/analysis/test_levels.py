@@ -119,7 +119,9 @@ def test_levels_are_told_by_their_number():
     single = torch.tensor([[0.1]], dtype=torch.float64)
     entropy = -0.1 * math.log2(0.1) - 0.9 * math.log2(0.9)
     assert level_entropy(single) == pytest.approx(entropy)
-    assert level_entropy(torch.tensor([[0.3], [0.3 + 1e-9]], dtype=torch.float64)) < 1
+    # Rounding may let a token pass the second of two equal thresholds alone.
+    rates = torch.tensor([[0.5], [0.5 + 1e-9]], dtype=torch.float64)
+    assert level_entropy(rates) == pytest.approx(1)
 
 
 def test_latents_that_compete_have_no_levels(states: Tensor):

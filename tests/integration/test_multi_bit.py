@@ -71,13 +71,11 @@ def test_the_coders_written_have_the_figures_of_the_table(
 
 
 def test_coders_without_thresholds_of_their_own_are_refused(
-    tiny_model_folder: Path,
-    tiny_dataset: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     folders = save_coders(tmp_path, tiny_model_folder)
-    arguments = options(tiny_model_folder, tiny_dataset, tmp_path / "out")
+    # Refused before any text is read: there is none.
+    arguments = options(tiny_model_folder, tmp_path / "none", tmp_path / "out")
     problems = {"binary": "selection='topk'", "stock": "its codes have values"}
     for name, problem in problems.items():
         (folder,) = [each for each in folders if Path(each).name == name]
