@@ -107,6 +107,19 @@ def test_every_cut_is_noticed_and_what_came_before_is_read(tmp_path: Path):
     assert torch.equal(torch.cat([next(blocks), next(blocks)]), pack(codes))
 
 
+def test_a_block_that_claims_more_than_memory_holds_is_not_read(tmp_path: Path):
+    path = tmp_path / "codes"
+    write(path, SOURCES["some"], "packed", blocks=1)
+    content = bytearray(path.read_bytes())
+    start = struct.calcsize("<8sIII")
+    start += struct.unpack_from("<I", content, struct.calcsize("<8sI"))[0]
+    assert struct.unpack_from("<I", content, start) == (50,)
+    struct.pack_into("<I", content, start, 2**32 - 1)
+    path.write_bytes(content)
+    with pytest.raises(CodeFileError, match="block 0 claims 4294967295 tokens"):
+        list(read_codes(path))
+
+
 def test_blocks_that_changed_places_are_noticed(tmp_path: Path):
     write(tmp_path / "codes", SOURCES["some"][:20], "packed", blocks=2)
     whole = (tmp_path / "codes").read_bytes()

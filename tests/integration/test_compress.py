@@ -1,6 +1,7 @@
 """sae-binary compress, from hidden states to files of codes and back."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import pytest
 import torch
 from sae_lens import SAE
 
+from sae_binary_ext.analysis.code_encodings import ENCODINGS
 from sae_binary_ext.analysis.code_file import CodeFileError, read_header
 from sae_binary_ext.analysis.compress import check_compressible, decompress
 from sae_binary_ext.analysis.reading import ReadingConfig, open_coders, read_text
+from sae_binary_ext.analysis.vector_sizes import RunningVectors
 from sae_binary_ext.checkpoints import load_coder
 from sae_binary_ext.cli import main
 from sae_binary_ext.evaluation.metrics import measure
@@ -72,7 +75,45 @@ def test_what_comes_back_is_what_the_coders_make_of_the_text(
         assert read_header(path).about["hook_name"] == HOOK
     (vectors,) = results["vectors"].values()
     assert vectors["bits"]["float16"] == 16 * WIDTH
-    assert vectors["fvu"]["int8"] < 1e-3
+    running = RunningVectors()
+    running.add(inputs)
+    variance = (inputs - inputs.mean(0)).double().square().sum().item()
+    assert vectors["fvu"] == pytest.approx(running.figures(variance).fvu, rel=1e-3)
+    # Of float16, the vectors themselves are all.
+    assert "100.0%" in (output / "compress.html").read_text()
+
+
+def test_what_is_nearly_always_active_is_the_mean_that_codes_differ_from(
+    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
+):
+    coder = BinarySAE(BinarySAEConfig(d_in=WIDTH, d_sae=LATENTS, selection="threshold"))
+    with torch.no_grad():
+        coder.b_enc[: LATENTS // 2] = 100
+        coder.b_enc[LATENTS // 2 :] = -100
+    coder.save_model(tmp_path / "coder")
+    arguments = ["--model", str(tiny_model_folder), "--dataset", str(tiny_dataset), "--hook", HOOK]
+    arguments += ["--tokens", str(TOKENS), "--output", str(tmp_path)]
+    assert main(["compress", str(tmp_path / "coder"), *arguments]) == 0
+    (found,) = json.loads((tmp_path / "compress.json").read_text())["results"]["coders"]
+    # Nothing differs: the header alone, and of each vector that there is nothing.
+    assert found["bits"]["difference"] < found["bits"]["sparse"] / 2
+
+
+def test_codes_that_do_not_come_back_are_noticed(
+    folders: list[str],
+    tiny_model_folder: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    sparse = ENCODINGS["sparse"]
+    forgetful = replace(sparse, write=lambda packed, latents: sparse.write(packed * 0, latents))
+    monkeypatch.setitem(ENCODINGS, "sparse", forgetful)
+    arguments = ["--model", str(tiny_model_folder), "--dataset", str(tiny_dataset), "--hook", HOOK]
+    with pytest.raises(SystemExit):
+        main(["compress", folders[0], *arguments, "--tokens", "200", "--output", str(tmp_path)])
+    assert "block 0 is not what was written" in capsys.readouterr().err
 
 
 def test_only_the_smallest_file_of_a_coder_stays(output: Path):
