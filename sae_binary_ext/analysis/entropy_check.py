@@ -212,22 +212,18 @@ def check(states: States, config: EntropyCheckConfig) -> Checked:
 def _start(states: States, config: EntropyCheckConfig) -> _Start:
     """A coder trained in rounds, after each without the latents that do not pay."""
     price = COST_OF_A_BIT / states.dictionary.num_features
-    coder = _new_coder(states)
-    _train(coder, states, config)
-    bits = measure(coder, _sample(states, config.measured_states)).entropy_bits
-    coder = _pruned(coder, states, config, price)
-    for _ in range(ROUNDS - 1):
+    coder, trained_bits = _new_coder(states), list[float]()
+    for _ in range(ROUNDS):
         _train(coder, states, config)
-        coder = _pruned(coder, states, config, price)
+        sample = _sample(states, config.measured_states)
+        trained_bits.append(measure(coder, sample).entropy_bits)
+        coder = _pruned(coder, sample, price)
     metrics = measure(coder, _sample(states, config.measured_states))
-    return _Start(coder, bits, metrics.fvu + price * metrics.entropy_bits)
+    return _Start(coder, trained_bits[0], metrics.fvu + price * metrics.entropy_bits)
 
 
-def _pruned(
-    coder: BinaryTrainingSAE, states: States, config: EntropyCheckConfig, price: float
-) -> BinaryTrainingSAE:
-    """A coder of the latents that pay, its decoder solved for anew."""
-    sample = _sample(states, config.measured_states)
+def _pruned(coder: BinaryTrainingSAE, sample: Tensor, price: float) -> BinaryTrainingSAE:
+    """A coder of the latents that pay on a sample of states, its decoder solved for anew."""
     fit = DecoderFit(coder.cfg.d_sae, coder.cfg.d_in)
     fit.add(coder.encode(sample) != 0, sample)
     variance = (sample.double() - sample.double().mean(0)).square().sum().item()
