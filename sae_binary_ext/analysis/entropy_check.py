@@ -212,23 +212,28 @@ def check(states: States, config: EntropyCheckConfig) -> Checked:
 def _start(states: States, config: EntropyCheckConfig) -> _Start:
     """A coder trained in rounds, after each without the latents that do not pay."""
     price = COST_OF_A_BIT / states.dictionary.num_features
-    coder, trained_bits = _new_coder(states), list[float]()
-    for _ in range(ROUNDS):
+    coder, trained = _new_coder(states), 0.0
+    for number in range(ROUNDS):
         _train(coder, states, config)
         sample = _sample(states, config.measured_states)
-        trained_bits.append(measure(coder, sample).entropy_bits)
+        if number == 0:
+            trained = measure(coder, sample).entropy_bits
         coder = _pruned(coder, sample, price)
     metrics = measure(coder, _sample(states, config.measured_states))
-    return _Start(coder, trained_bits[0], metrics.fvu + price * metrics.entropy_bits)
+    return _Start(coder, trained, metrics.fvu + price * metrics.entropy_bits)
 
 
 def _pruned(coder: BinaryTrainingSAE, sample: Tensor, price: float) -> BinaryTrainingSAE:
     """A coder of the latents that pay on a sample of states, its decoder solved for anew."""
     fit = DecoderFit(coder.cfg.d_sae, coder.cfg.d_in)
-    fit.add(coder.encode(sample) != 0, sample)
-    variance = (sample.double() - sample.double().mean(0)).square().sum().item()
+    # In parts: float64 copies of the whole sample take most of the time of this.
+    parts = sample.split(STATES_AT_ONCE)
+    for part in parts:
+        fit.add(coder.encode(part) != 0, part)
+    mean = sample.mean(0)
+    variance = sum((part - mean).square().sum().item() for part in parts)
     narrow = with_latents(coder, needed_latents(fit, variance, price))
-    refit_decoder(narrow, [(sample, sample)])
+    refit_decoder(narrow, [(part, part) for part in parts])
     return narrow
 
 
