@@ -30,7 +30,7 @@ config = TrainConfig(
     log_to_wandb=False,
     run_name="binary_transcoder",
 )
-Trainer(config, tokens.select(range(min(len(tokens), 160))), model).fit()
+Trainer(config, tokens.select(range(min(len(tokens), 80))), model).fit()
 
 coder = SparseCoder.load_from_disk("checkpoints/binary_transcoder/layers.9.mlp")
 print(f"{type(coder).__name__} with {coder.num_latents} latents, activation {coder.cfg.activation}")

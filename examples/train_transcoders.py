@@ -38,9 +38,9 @@ config = TranscoderRunnerConfig(
     seqpos_slice=(1, None),  # position 0 is an attention sink
     lr=3e-3,
     train_batch_size_tokens=512,
-    training_tokens=20_000,
+    training_tokens=12_000,
     store_batch_size_prompts=8,
-    n_batches_for_norm_estimate=10,
+    n_batches_for_norm_estimate=6,
     logger=LoggingConfig(log_to_wandb=False),
     checkpoint_path=None,
     output_path="transcoders",
