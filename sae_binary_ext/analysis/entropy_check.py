@@ -93,7 +93,7 @@ class EntropyCheckConfig:
     """Of a state."""
     variant_directions: list[int] = field(default_factory=lambda: [8, 32])
     """The same for unequal rates, correlated pairs and noise, in the first of the dimensions."""
-    training_states: int = 200_000
+    training_states: int = 150_000
     """States to train each coder on before latents that do not pay are removed, four times over;
     twice as many where there are more than 32 directions."""
     starts: int = 2
