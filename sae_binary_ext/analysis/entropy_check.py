@@ -226,7 +226,7 @@ def _start(states: States, config: EntropyCheckConfig) -> _Start:
 def _pruned(coder: BinaryTrainingSAE, sample: Tensor, price: float) -> BinaryTrainingSAE:
     """A coder of the latents that pay on a sample of states, its decoder solved for anew."""
     fit = DecoderFit(coder.cfg.d_sae, coder.cfg.d_in)
-    # In parts: float64 copies of the whole sample take most of the time of this.
+    # In parts, for each is copied to float64 on the way.
     parts = sample.split(STATES_AT_ONCE)
     for part in parts:
         fit.add(coder.encode(part) != 0, part)
