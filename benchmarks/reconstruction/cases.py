@@ -116,19 +116,23 @@ NARROW = {"surrogate_temperature": 0.5}
 EVERYWHERE = [_stock(32), sparing("1.85e-4")]
 MANY_BITS = sparing("8e-5")
 LAYER_NORM = sparing("4.3e-4", ", layer_norm", normalize_activations="layer_norm")
+SOME_DENSE = replace(_entropy("4e-4", ", refitted"), refits=True)
+FEW_BITS = sparing("4.3e-4")
+NEAR = replace(_near(32, ", refitted"), refits=True)
 OF_KIND = {
-    "autoencoder": [sparing("4.3e-4"), replace(_near(32, ", refitted"), refits=True)],
+    "autoencoder": [FEW_BITS, NEAR],
     # At the other learning rate a quarter of a transcoder's latents die.
     "transcoder": [MANY_BITS, replace(_near(32, ", lr 2e-3, refitted"), lr=2e-3, refits=True)],
 }
 # What comes near to the bits of stock topk there.
 OF_SITE = {
-    Site("autoencoder", 4): [sparing("1.2e-4")],
-    Site("transcoder", 9): [sparing("6.5e-5")],
+    Site("autoencoder", 4): [sparing("1.2e-4"), SOME_DENSE],
+    Site("transcoder", 9): [sparing("6.5e-5"), FEW_BITS, NEAR],
     Site("transcoder", 20): [sparing("2e-4")],
     Site("autoencoder", 20): [
         LAYER_NORM,
         sparing("3e-4", ", layer_norm", normalize_activations="layer_norm"),
+        SOME_DENSE,
     ],
 }
 # More of the curves of FVU by bits, and what each setting brings: one of them changed at a time.
@@ -140,8 +144,9 @@ MAIN_SITE_ONLY = [
     LAYER_NORM,
     *(
         replace(_entropy(coefficient, ", refitted"), refits=True)
-        for coefficient in ("5e-4", "4.3e-4", "4e-4", "2e-4", "9e-5", "8e-5")
+        for coefficient in ("5e-4", "4.3e-4", "2e-4", "9e-5", "8e-5")
     ),
+    SOME_DENSE,
     *(_stock(k, ", lr 2e-3", lr=2e-3, adam_beta2=0.99) for k in (16, 32, 64)),
     *(_stock(k, ", dead after 1000 steps", dead_feature_window=1000) for k in (16, 32, 64)),
     _entropy("4e-4"),
