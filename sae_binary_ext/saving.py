@@ -18,8 +18,9 @@ def replacing(folder: Path) -> Generator[Path]:
     """A new folder to write files to, which take their place in another at the end, all at once.
 
     Other files of the old folder stay. An error within leaves the old folder as it was. Where a
-    folder cannot change places with another (it has subfolders, is the working directory or a mount
-    point, or neither Linux nor macOS keeps it) its files are replaced one by one, each whole.
+    folder cannot change places with another (it has subfolders and the new one has none, is the
+    working directory or a mount point, or neither Linux nor macOS keeps it) its files are replaced
+    one by one, each whole.
 
     Args:
         folder: need not exist.
@@ -27,18 +28,28 @@ def replacing(folder: Path) -> Generator[Path]:
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = _beside(folder)
-    shutil.rmtree(new, ignore_errors=True)  # a killed process's
-    new.mkdir()
     try:
-        yield new
-        _write_through(new)
+        with _noting_that_nothing_changed(folder):
+            shutil.rmtree(new, ignore_errors=True)  # a killed process's
+            new.mkdir()
+            yield new
+            _write_through(new)
         if not folder.exists():
             new.rename(folder)
-        elif not (_is_movable(folder) and _exchange_keeping_others(new, folder)):
-            for path in new.iterdir():
-                path.replace(folder / path.name)
+        elif not (_is_movable(new, folder) and _exchange_keeping_others(new, folder)):
+            _replace_one_by_one(new, folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+@contextmanager
+def _noting_that_nothing_changed(folder: Path) -> Generator[None]:
+    """Errors within it, of a full disk say, tell what was being saved and what still stands."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"This was a save to {folder}, where nothing has changed.")
+        raise
 
 
 def _beside(folder: Path) -> Path:
@@ -56,7 +67,7 @@ def _write_through(folder: Path) -> None:
     """Leave nothing of it in memory alone, should the machine stop."""
     if os.name != "posix":
         return
-    for path in (*folder.iterdir(), folder):
+    for path in (*folder.rglob("*"), folder):
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -64,19 +75,41 @@ def _write_through(folder: Path) -> None:
             os.close(handle)
 
 
-def _is_movable(folder: Path) -> bool:
-    flat = not any(path.is_dir() for path in folder.iterdir())
-    return flat and not folder.is_mount() and not Path.cwd().is_relative_to(folder)
+def _is_movable(new: Path, old: Path) -> bool:
+    # Subfolders may be in use by others, unless whoever saves has folders of its own there.
+    owned = _has_folders(new) or not _has_folders(old)
+    return owned and not old.is_mount() and not Path.cwd().is_relative_to(old)
+
+
+def _has_folders(folder: Path) -> bool:
+    return any(path.is_dir() for path in folder.iterdir())
 
 
 def _exchange_keeping_others(new: Path, old: Path) -> bool:
     for path in old.iterdir():
-        if not (new / path.name).exists():
-            try:
-                os.link(path, new / path.name, follow_symlinks=False)
-            except OSError:  # a file system without hard links
-                shutil.copy2(path, new / path.name, follow_symlinks=False)
+        if (new / path.name).exists():
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link)
+        else:
+            _link(path, new / path.name)
     return _exchange(new, old)
+
+
+def _link(path: str | Path, link: str | Path) -> None:
+    try:
+        os.link(path, link, follow_symlinks=False)
+    except OSError:  # a file system without hard links
+        shutil.copy2(path, link, follow_symlinks=False)
+
+
+def _replace_one_by_one(new: Path, old: Path) -> None:
+    for path in sorted(new.rglob("*")):
+        place = old / path.relative_to(new)
+        if path.is_dir():
+            place.mkdir(exist_ok=True)
+        else:
+            path.replace(place)
 
 
 def _exchange(new: Path, old: Path) -> bool:

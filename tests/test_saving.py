@@ -21,6 +21,7 @@ from sae_binary_ext.saelens import (
 )
 from sae_binary_ext.saving import replacing
 from sae_binary_ext.sparsify import BinarySparseCoderConfig
+from tests.limits import small_files
 
 D = 4
 # What a save asks of the file system, as Python's audit hooks report it.
@@ -153,6 +154,65 @@ def test_an_error_leaves_the_old_folder(tmp_path: Path):
         save()
     assert (tmp_path / "coder" / "weights").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["coder"]
+
+
+def test_a_folder_of_folders_is_replaced_at_once_and_others_stay(tmp_path: Path):
+    (tmp_path / "run" / "layer").mkdir(parents=True)
+    (tmp_path / "run" / "best" / "layer").mkdir(parents=True)
+    for folder in ("layer", "best/layer"):
+        write_both(tmp_path / "run" / folder, "old")
+    before = (tmp_path / "run").stat().st_ino
+    with replacing(tmp_path / "run") as new:
+        (new / "layer").mkdir()
+        write_both(new / "layer", "new")
+        (new / "state").write_text("new")
+    assert (tmp_path / "run" / "layer" / "weights").read_text() == "new"
+    assert (tmp_path / "run" / "best" / "layer" / "weights").read_text() == "old"
+    assert (tmp_path / "run" / "state").read_text() == "new"
+    assert (tmp_path / "run").stat().st_ino != before
+
+
+@pytest.mark.parametrize(
+    ("make", "save", "load"),
+    [
+        (saelens_coder, "save_model", load_saelens),
+        (training_coder, "save_inference_model", load_saelens),
+        (sparsify_coder, "save_to_disk", load_sparsify),
+    ],
+)
+def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(
+    make: Callable[[int], Any], save: str, load: Callable[[Path], int], tmp_path: Path
+):
+    folder = tmp_path / "run" / "coder"
+    getattr(make(8), save)(folder)
+    with small_files(1000), pytest.raises(Exception, match="File too large") as error:
+        getattr(make(64), save)(folder)
+    assert error.value.__notes__ == [f"This was a save to {folder}, where nothing has changed."]
+    assert load(folder) == 8
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_an_unwritable_folder_keeps_its_checkpoint_and_is_named(tmp_path: Path):
+    folder = tmp_path / "runs" / "run" / "coder"
+    sparsify_coder(8).save_to_disk(folder)
+    coder, said = sparsify_coder(16), tmp_path / "said"
+    for path in (tmp_path.parent.parent, tmp_path.parent, tmp_path):
+        path.chmod(0o777)
+    for path in (folder, folder.parent, folder.parent.parent):
+        path.chmod(0o555)
+    child = os.fork()
+    if child == 0:
+        if os.geteuid() == 0:
+            os.setuid(65534)  # permissions do not hold root back
+        try:
+            coder.save_to_disk(folder)
+        except PermissionError as error:
+            said.write_text(str(error))
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert str(tmp_path / "runs") in said.read_text()
+    assert load_sparsify(folder) == 8
 
 
 def test_the_working_directory_and_its_subfolders_stay(
