@@ -3,6 +3,7 @@
 from sae_binary_ext.coding.attach import attach_to_loss, attach_to_output
 from sae_binary_ext.coding.auxiliary import auxiliary_error
 from sae_binary_ext.coding.codes import pack, pack_indices, packed_width, unpack
+from sae_binary_ext.coding.collapse import CollapseWatch
 from sae_binary_ext.coding.covariance import covariance_penalty, sampled_covariance_penalty
 from sae_binary_ext.coding.decode import decode, decode_indices
 from sae_binary_ext.coding.encode import (
@@ -25,7 +26,7 @@ from sae_binary_ext.coding.entropy import (
     minibatch_entropy,
     ramp,
 )
-from sae_binary_ext.coding.finite import FiniteWatch, check_finite
+from sae_binary_ext.coding.finite import FiniteRows, FiniteWatch, check_finite
 from sae_binary_ext.coding.indexed import Picks
 from sae_binary_ext.coding.inference import infer_indices, infer_packed
 from sae_binary_ext.coding.initialization import (
@@ -54,8 +55,10 @@ __all__ = [
     "SELECTIONS",
     "SURROGATES",
     "CodeRule",
+    "CollapseWatch",
     "Encoded",
     "Encoder",
+    "FiniteRows",
     "FiniteWatch",
     "FiringRates",
     "FittedStart",

@@ -1,7 +1,11 @@
-"""Notices non-finite values in training without making a GPU wait."""
+"""Notices non-finite values in training without making a GPU wait, or leaves them out."""
+
+import logging
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 class FiniteWatch:
@@ -60,6 +64,48 @@ class FiniteWatch:
         done = torch.cuda.Event()
         done.record()
         self._in_flight = (copy, done)
+
+
+class FiniteRows:
+    """Finds the tokens of a batch that can be trained on where others are not finite.
+
+    Attributes:
+        skipped: how many tokens were left out so far.
+    """
+
+    def __init__(self) -> None:
+        self.skipped = 0
+        self._next_warning = 1
+
+    def of(self, *values: Tensor, step: int) -> Tensor | None:
+        """The finite tokens of a batch; reads on the host, so a GPU waits.
+
+        Args:
+            values: [tokens, ...] each; a token is finite where it is in all of them.
+            step: number of the training step, for the messages.
+
+        Returns:
+            bool [tokens], or None where all are finite.
+
+        Raises:
+            ValueError: no token is finite.
+        """
+        if all(_all_finite(array) for array in values):
+            return None
+        finite = torch.stack([array.flatten(1).isfinite().all(-1) for array in values]).all(0)
+        if not finite.any():
+            raise _error(step)
+        self.skipped += int((~finite).sum().item())
+        # As often as their number doubles: a model that overflows does so in every batch.
+        if self.skipped >= self._next_warning:
+            self._next_warning = 2 * self.skipped
+            logger.warning(
+                "Training step %d: %d tokens so far had NaN or infinite activations and were left "
+                "out.",
+                step,
+                self.skipped,
+            )
+        return finite
 
 
 def check_finite(values: Tensor) -> None:

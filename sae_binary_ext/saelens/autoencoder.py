@@ -30,7 +30,7 @@ from sae_binary_ext.coding.initialization import INITIAL_THRESHOLD, fit_start, s
 from sae_binary_ext.coding.selection import SELECTIONS, CodeRule, learning_by_default
 from sae_binary_ext.coding.surrogate import SURROGATES
 from sae_binary_ext.saelens.firing import FiringLossFields
-from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE
+from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE, NonFiniteFields
 from sae_binary_ext.saelens.saving import SavedAtOnce
 
 
@@ -206,8 +206,10 @@ class BinarySAE(BinaryCoder):
 
 
 @dataclass
-class BinaryTrainingSAEConfig(FiringLossFields, BinaryCodeConfig, TrainingSAEConfig):
-    """Config for training a binary autoencoder, with the fields of FiringLossFields too.
+class BinaryTrainingSAEConfig(
+    NonFiniteFields, FiringLossFields, BinaryCodeConfig, TrainingSAEConfig
+):
+    """Config for training a binary autoencoder; the bases have further fields.
 
     Args:
         initial_firing_rate: firing rate that encoder biases are set to on the first batch, between

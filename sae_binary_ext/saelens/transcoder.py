@@ -26,7 +26,7 @@ from sae_binary_ext.saelens.autoencoder import (
     BinaryTrainingSAEConfig,
 )
 from sae_binary_ext.saelens.entropy import EntropyLossFields
-from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE
+from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE, NonFiniteFields
 from sae_binary_ext.saelens.pairs import split_pairs
 from sae_binary_ext.saelens.saving import SavedAtOnce
 from sae_binary_ext.saelens.transcoder_base import (
@@ -158,8 +158,8 @@ class TopKTranscoder(SkipConnection, SavedAtOnce, TopKSAE, TranscoderBase):
 
 
 @dataclass
-class TopKTranscoderTrainingSAEConfig(TranscoderFields, TopKTrainingSAEConfig):
-    """Config for training a TopK transcoder: SAELens' TopK fields and TranscoderFields.
+class TopKTranscoderTrainingSAEConfig(NonFiniteFields, TranscoderFields, TopKTrainingSAEConfig):
+    """Config for training a TopK transcoder: SAELens' TopK fields and those of the other bases.
 
     With decoder_init_norm None the decoder starts at zero, as sparsify's does, and there is no norm
     to rescale by.

@@ -5,7 +5,8 @@ Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,15 @@ from sparsify import SparseCoder, SparseCoderConfig
 from sparsify.fused_encoder import EncoderOutput
 from sparsify.sparse_coder import ForwardOutput
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 from typing_extensions import override
 
 from sae_binary_ext.coding import (
     INITIAL_THRESHOLD,
     CodeRule,
+    CollapseWatch,
     Encoded,
     Encoder,
+    FiniteRows,
     FiniteWatch,
     Picks,
     active_latents,
@@ -54,31 +56,11 @@ from sae_binary_ext.coding import (
 )
 from sae_binary_ext.saving import replacing
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
+from sae_binary_ext.sparsify.progress import TrainingProgress
+from sae_binary_ext.sparsify.skipping import finite_variance, forward_of_rows, mend_start
 
 # Share of the newest batch in the running firing rates.
 RATE_UPDATE = 0.01
-
-
-@dataclass
-class TrainingProgress:
-    """What sparsify's Trainer knows and a coder needs; register.py keeps it up to date.
-
-    Attributes:
-        step: optimizer steps done.
-        group: ranks whose batches make up one (DistributedDataParallel), or None.
-        regulariser_share: weight of the losses on the codes alone (entropy, covariance, dense
-            latents) in the gradient of the reconstruction itself, for training on the model's
-            loss (ce, kl); 0 where the FVU is the loss and carries them.
-        fit_start: set the initial parameters on the next batch.
-        noise_seed: seed of this batch's samples (gumbel_binary), so that a resumed run draws what
-            an unbroken one does: sparsify saves no random state. None draws as torch does.
-    """
-
-    step: int = 0
-    group: ProcessGroup | None = None
-    regulariser_share: float = 0.0
-    fit_start: bool = False
-    noise_seed: int | None = None
 
 
 class BinarySparseCoder(SparseCoder):
@@ -119,11 +101,18 @@ class BinarySparseCoder(SparseCoder):
         self.register_buffer("firing_rates", torch.zeros_like(self.log_threshold.data))
         self.progress = TrainingProgress()
         self._watch = FiniteWatch()
+        self._finite_rows = FiniteRows()
+        self._collapse_watch = CollapseWatch()
 
     @property
     def rule(self) -> CodeRule:
         """Selection and surrogate; the Trainer changes k as it trains."""
         return self.cfg.code_rule()
+
+    @property
+    def skipped_tokens(self) -> int:
+        """Tokens that skip_non_finite has left out of training so far."""
+        return self._finite_rows.skipped
 
     def entropy_bits(self) -> float:
         """Entropy of the running firing rates, in bits a token, latents taken as independent."""
@@ -224,11 +213,21 @@ class BinarySparseCoder(SparseCoder):
             ValueError: x is not d_in wide, or x or y is not finite (on a GPU some steps later).
         """
         check_width(x, self.d_in)
-        self._watch.check(x, self.progress.step)
-        if y is not None:
-            self._watch.check(y, self.progress.step)
+        seen = (x,) if y is None else (x, y)
+        if self.cfg.skip_non_finite:
+            rows = self._finite_rows.of(*seen, step=self.progress.step)
+            if rows is not None:
+                pass_on = partial(self.forward, dead_mask=dead_mask, total_variance=total_variance)
+                return forward_of_rows(rows, x, y, pass_on)
+        else:
+            for values in seen:
+                self._watch.check(values, self.progress.step)
         x = x.to(self.dtype)
         y = x if y is None else y.to(self.dtype)
+        if self.cfg.skip_non_finite:
+            total_variance = finite_variance(y, total_variance, self.progress.parts)
+            if self.progress.step == 0:
+                mend_start(self, x, y, self.progress.group)
         if self.progress.fit_start:
             self.progress.fit_start = False
             self._fit_start(x, y)
@@ -240,7 +239,9 @@ class BinarySparseCoder(SparseCoder):
         skip = 0.0 if self.W_skip is None else x @ self.W_skip.mT
         sae_out = encoded.decode(self._decoder(), self.b_dec) + skip
         rates = encoded.firing_rates(self.progress.group)
-        self._update_firing_rates(rates)
+        if self._learns():
+            self._update_firing_rates(rates)
+            self._watch_firing(rates, dead_mask)
         residual = y - sae_out
         scale = summed_variance(y, self.progress.group, total_variance)
         fvu = self._summed_square(residual) / scale
@@ -311,12 +312,14 @@ class BinarySparseCoder(SparseCoder):
         return self.training and torch.is_grad_enabled()
 
     def _update_firing_rates(self, rates: Tensor) -> None:
-        if not self._learns():
-            return
         rates = rates.detach().to(self.firing_rates.dtype)
         # All of the first batch's, which finds none.
         share = torch.where(self.firing_rates.any(), RATE_UPDATE, 1.0).to(rates)
         self.firing_rates.lerp_(rates, share)
+
+    def _watch_firing(self, rates: Tensor, dead_mask: Tensor | None) -> None:
+        if self._collapse_watch.is_due(self.progress.step):
+            self._collapse_watch.check(rates, dead_mask, self.progress.step)
 
     @torch.no_grad()
     def _fit_start(self, x: Tensor, y: Tensor) -> None:

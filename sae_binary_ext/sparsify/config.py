@@ -98,6 +98,10 @@ class BinarySparseCoderConfig(SparseCoderConfig):
     sparsify's own activations. Its gradient there is a sum over all latents, and more of them end
     dead or dense."""
 
+    skip_non_finite: bool = False
+    """Leave tokens whose activations are NaN or infinite out of training and count them, instead
+    of stopping with an error that names the step. On a GPU each step waits for the one before."""
+
     # A preset's fields of TrainConfig. No field: it is no part of a coder, nor saved with it.
     _training: ClassVar[dict[str, Any]] = {}
 

@@ -8,6 +8,7 @@ import functools
 import logging
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -23,12 +24,14 @@ from transformers import PreTrainedModel
 
 from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION
 from sae_binary_ext.registration import warn_if_untested
-from sae_binary_ext.sparsify.coder import BinarySparseCoder, TrainingProgress
+from sae_binary_ext.saving import replacing
+from sae_binary_ext.sparsify.coder import BinarySparseCoder
 from sae_binary_ext.sparsify.config import (
     BinarySparseCoderConfig,
     CommandLineCoderConfig,
     check_activation,
 )
+from sae_binary_ext.sparsify.progress import TrainingProgress
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +99,7 @@ def _offer_binary_fields() -> None:
 def _train_binary_coders() -> None:
     """The Trainer keeps binary coders informed and their distributed losses global."""
     stock_init, stock_fit, stock_load = Trainer.__init__, Trainer.fit, Trainer.load_state
+    stock_checkpoint = Trainer._checkpoint  # pyright: ignore[reportPrivateUsage]
     stock_ddp = sparsify.trainer.DDP
 
     @functools.wraps(stock_init)
@@ -132,6 +136,16 @@ def _train_binary_coders() -> None:
             _skip_trained_batch(self)
             _resume_schedule_free(self)
 
+    @functools.wraps(stock_checkpoint)
+    def checkpoint(self: Trainer, saes: dict[str, SparseCoder], path: str, rank_zero: bool) -> None:
+        # Where ranks write their own coders each, they meet when all have written, and not before.
+        if not isinstance(self.cfg.sae, BinarySparseCoderConfig) or self.cfg.distribute_modules:
+            stock_checkpoint(self, saes, path, rank_zero)
+            return
+        # Weights, optimizers and counters of one step: a killed save leaves no mixture of two.
+        with replacing(Path(path)) as new:
+            stock_checkpoint(self, saes, str(new), rank_zero)
+
     def ddp(module: nn.Module, **kwargs: Any) -> nn.Module:
         if isinstance(module, BinarySparseCoder):
             module.progress.group = dist.group.WORLD
@@ -141,6 +155,7 @@ def _train_binary_coders() -> None:
         return stock_ddp(module, **kwargs)
 
     Trainer.__init__, Trainer.fit, Trainer.load_state = init, fit, load_state
+    Trainer._checkpoint = checkpoint  # pyright: ignore[reportPrivateUsage]
     sparsify.trainer.DDP = ddp  # pyright: ignore[reportPrivateImportUsage]
 
 
@@ -169,6 +184,7 @@ def _inform(trainer: Trainer, coder: nn.Module) -> None:
     cfg = trainer.cfg
     coder.progress.step = trainer.global_step // cfg.grad_acc_steps
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    coder.progress.parts = cfg.micro_acc_steps
     coder.progress.noise_seed = trainer.global_step * ranks + rank
     # The model's loss is divided by this number of batches; so must be what rides on its gradient.
     end_to_end = cfg.loss_fn in ("ce", "kl")

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from sae_binary_ext.coding.finite import FiniteWatch, check_finite
+from sae_binary_ext.coding.finite import FiniteRows, FiniteWatch, check_finite
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -55,3 +55,26 @@ def test_a_single_check_names_the_remedy(bad: float):
     check_finite(torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"NaN or infinite.*dtype"):
         check_finite(torch.tensor([0.0, bad]))
+
+
+def test_finite_rows_are_found_and_the_others_counted(caplog: pytest.LogCaptureFixture):
+    rows = FiniteRows()
+    assert rows.of(torch.zeros(4, 3), torch.zeros(4, 2, 2), step=0) is None
+    x, y = torch.zeros(4, 3), torch.zeros(4, 2, 2)
+    x[1, 2], y[3, 0, 1] = float("nan"), -float("inf")
+    for step in range(1, 5):
+        assert rows.of(x, y, step=step).tolist() == [True, False, True, False]
+    assert rows.skipped == 8
+    # Said when their number has doubled, not in every step.
+    messages = [record.getMessage() for record in caplog.records]
+    assert [message.split(":")[0] for message in messages] == [
+        f"Training step {step}" for step in (1, 2, 4)
+    ]
+    assert "8 tokens so far" in messages[-1]
+
+
+def test_a_batch_without_a_finite_row_is_refused():
+    x, y = torch.zeros(2, 3), torch.zeros(2, 3)
+    x[0], y[1] = float("nan"), float("inf")
+    with pytest.raises(ValueError, match="step 5 "):
+        FiniteRows().of(x, y, step=5)

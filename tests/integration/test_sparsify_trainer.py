@@ -205,6 +205,36 @@ def test_a_resumed_run_has_the_losses_of_an_unbroken_one(
             assert torch.equal(tensor, other)
 
 
+@pytest.mark.parametrize("start", [None, 0.0], ids=["our start", "the papers' start"])
+@pytest.mark.parametrize("transcode", [False, True])
+def test_a_first_batch_that_is_not_finite_throughout_leaves_no_trace(
+    transcode: bool, start: float | None, tiny_model_folder: Path, tokens: Tensor, tmp_path: Path
+):
+    """sparsify's Trainer sets biases to means of the first batch, NaN where a token's are."""
+    sae = BinarySparseCoderConfig(
+        **SMALL, transcode=transcode, initial_firing_rate=start, skip_non_finite=True
+    )
+    trainer = trainer_for(tiny_model_folder, sae, tokens, tmp_path, optimizer="adam")
+    batches = 0
+
+    def spoil(module: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        nonlocal batches
+        batches += 1
+        if batches != 1:
+            return output
+        spoilt = output.clone()
+        spoilt[0, 3] = float("nan")
+        return spoilt
+
+    trainer.model.get_submodule("layers.1.post_attention_layernorm").register_forward_hook(spoil)
+    trainer.fit()
+    coder = trainer.saes["layers.1.mlp"]
+    assert coder.skipped_tokens == 1
+    assert all(parameter.isfinite().all() for parameter in coder.parameters())
+    if start is None:
+        assert coder.entropy_bits() > 1
+
+
 def test_a_checkpoint_is_what_was_trained(tiny_model_folder: Path, tokens: Tensor, tmp_path: Path):
     trainer = trainer_for(
         tiny_model_folder, BinarySparseCoderConfig(**SMALL), tokens, tmp_path, optimizer="adam"

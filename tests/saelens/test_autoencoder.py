@@ -334,18 +334,6 @@ def test_a_wrong_width_is_named(selection: Any, width: int):
         sae(torch.randn(2, 5, width))
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_non_finite_activations_end_the_run_and_name_the_step(
-    bad: float, clustered_activations: Tensor
-):
-    activations = clustered_activations[:1000].clone()
-    activations[3 * 200 + 5, 2] = bad  # in the fourth batch, step 3
-    trainer = trainer_for(BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K), activations)
-    with pytest.raises(ValueError, match="step 3 "):
-        trainer.fit()
-    assert all(torch.isfinite(p).all() for p in trainer.sae.parameters())
-
-
 def test_coders_can_be_copied():
     sae = TrainingSAE.from_dict(BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K).to_dict())
     x = torch.randn(20, D_IN)
