@@ -8,9 +8,7 @@ import torch
 from datasets import Dataset
 from sae_lens import (
     SAE,
-    LanguageModelSAERunnerConfig,
     LanguageModelSAETrainingRunner,
-    LoggingConfig,
     TrainingSAE,
 )
 from sae_lens.evals import get_eval_everything_config, run_evals
@@ -25,41 +23,13 @@ from sae_binary_ext.saelens import (
     BinarySAEConfig,
     BinaryTrainingSAEConfig,
 )
-from tests.integration.saelens_helpers import bridge, hooked_transformer
+from tests.integration.saelens_helpers import (
+    bridge,
+    hooked_transformer,
+    runner_config,
+)
 
 pytestmark = pytest.mark.integration
-
-TOKENS_PER_STEP = 64
-
-
-def runner_config(
-    sae: Any, model: Path, dataset: Path, output: Path, steps: int = 30, **settings: Any
-) -> LanguageModelSAERunnerConfig[Any]:
-    return LanguageModelSAERunnerConfig(
-        **{
-            "sae": sae,
-            "model_name": str(model),
-            "model_class_name": "AutoModelForCausalLM",
-            "hook_name": "model.layers.0",
-            "dataset_path": str(dataset),
-            "is_dataset_tokenized": False,
-            "streaming": False,
-            "context_size": 16,
-            "seqpos_slice": (1, None),
-            "train_batch_size_tokens": TOKENS_PER_STEP,
-            "training_tokens": steps * TOKENS_PER_STEP,
-            "store_batch_size_prompts": 8,
-            "n_batches_in_buffer": 16,
-            "n_batches_for_norm_estimate": 3,
-            "lr": 3e-3,
-            "logger": LoggingConfig(log_to_wandb=False),
-            "checkpoint_path": None,
-            "output_path": str(output),
-            "verbose": False,
-            **settings,
-        }
-    )
-
 
 CONFIGS = [
     BinaryTrainingSAEConfig(d_in=16, d_sae=128, k=8),
@@ -96,8 +66,8 @@ def test_the_runner_trains_saves_and_loads(
 def test_the_runner_resumes_from_its_checkpoints(
     sae: Any, tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
 ):
-    """That a resumed trainer ends bit for bit where an unbroken one does is in tests/saelens: the
-    runner's store refills its buffer on resuming, so its batches differ for stock coders too."""
+    """Where the store mixes, it refills its buffer on resuming, and batches differ, for stock
+    coders too. That a run can end bit for bit where an unbroken one does is in test_killed.py."""
 
     def run(seed: int, steps: int, **settings: Any) -> TrainingSAE[Any]:
         torch.manual_seed(seed)

@@ -1,0 +1,129 @@
+"""Runs of either host that may be killed at any moment and go on from their last checkpoint."""
+
+import json
+import multiprocessing
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from datasets import Dataset
+from sae_lens import LanguageModelSAETrainingRunner, SAETrainer
+from sae_lens.constants import RUNNER_CFG_FILENAME
+
+from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig
+from sae_binary_ext.sparsify import BinarySparseCoderConfig
+from tests.integration.saelens_helpers import runner_config
+from tests.integration.sparsify_helpers import token_rows, trainer_for
+
+# Seen by the process that kills, too.
+Count: TypeAlias = "Synchronized[int]"
+
+STEPS = 500
+CONTEXT, PROMPTS = 16, 8
+# All that a run depends on beside its weights: random numbers, schedules, firing counters.
+SAELENS_CODER = BinaryEntropyTrainingSAEConfig(
+    d_in=16,
+    d_sae=64,
+    k=8,
+    selection="gumbel",
+    entropy_warm_up_steps=STEPS,
+    covariance_coefficient=1e-4,
+    covariance_sample=16,
+    pre_act_loss_coefficient=1e-3,
+    normalize_activations="expected_average_only_in",
+)
+SPARSIFY_CODER = BinarySparseCoderConfig(
+    num_latents=64,
+    k=8,
+    activation="gumbel_binary",
+    entropy_alpha=1e-3,
+    entropy_warm_up_steps=STEPS,
+    covariance_alpha=1e-4,
+    covariance_sample=16,
+)
+
+
+def train_in_saelens(model: Path, folder: Path, steps: Count, saves: Count) -> None:
+    """SAELens' runner to the end, on rows that its store hands out in their order."""
+    count_calls(SAETrainer, "step", steps)
+    count_calls(SAETrainer, "save_checkpoint", saves)
+    rows = token_rows(STEPS * PROMPTS + 200, CONTEXT, 60)
+    tokens = PROMPTS * (CONTEXT - 1)
+    config = runner_config(
+        SAELENS_CODER,
+        model,
+        Path("rows in memory"),
+        folder / "coder",
+        is_dataset_tokenized=True,
+        context_size=CONTEXT,
+        store_batch_size_prompts=PROMPTS,
+        n_batches_in_buffer=PROMPTS,
+        activations_mixing_fraction=0.0,
+        train_batch_size_tokens=tokens,
+        training_tokens=STEPS * tokens,
+        lr_scheduler_name="cosineannealing",
+        lr_end=1e-4,
+        dead_feature_window=20,
+        n_checkpoints=STEPS // 4,
+        checkpoint_path=str(folder / "checkpoints"),
+        resume_from_checkpoint=last_checkpoint(folder / "checkpoints"),
+    )
+    torch.manual_seed(0)
+    dataset = Dataset.from_dict({"tokens": rows.tolist()})
+    LanguageModelSAETrainingRunner(config, override_dataset=dataset).run()
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The latest whole one of SAELens': its runner's config is the file that it writes last."""
+    whole = [path.parent for path in folder.glob(f"*/*/{RUNNER_CFG_FILENAME}") if is_json(path)]
+    return str(max(whole, key=lambda path: int(path.name))) if whole else None
+
+
+def is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def train_in_sparsify(model: Path, folder: Path, steps: Count, saves: Count) -> None:
+    """sparsify's Trainer to the end."""
+    torch.manual_seed(0)
+    trainer = trainer_for(
+        model,
+        SPARSIFY_CODER,
+        token_rows(STEPS * 4, CONTEXT, 60),
+        folder,
+        hookpoints=["layers.0.mlp", "layers.1.mlp"],
+        optimizer="adam",
+        lr=3e-3,
+        lr_warmup_steps=100,
+        auxk_alpha=0.1,
+        dead_feature_threshold=2000,
+        save_every=4,
+    )
+    if (folder / "run" / "state.pt").exists():
+        trainer.load_state(str(folder / "run"))
+    count_calls(trainer.model, "forward", steps)
+    count_calls(trainer, "save", saves)
+    trainer.fit()
+
+
+def count_calls(owner: Any, name: str, calls: Count) -> None:
+    """Count the calls of a method where the process that kills can see them."""
+    method = getattr(owner, name)
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.value += 1
+        return method(*args, **kwargs)
+
+    setattr(owner, name, counted)
+
+
+def fresh_processes() -> Any:
+    """A way to start processes that have imported the hosts and trained nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
