@@ -27,7 +27,7 @@ def run_example(
 
     def run(name: str, *more: str) -> str:
         # In this process: a fresh one spends most of its time importing the hosts.
-        texts = [text for _, text in read_wikipedia_sample()][:10]
+        texts = [text[:10_000] for _, text in read_wikipedia_sample()][:40]
         Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "text" / "train.parquet")
         monkeypatch.chdir(tmp_path)
         script, text = str(EXAMPLES / name), str(tmp_path / "text")
@@ -56,14 +56,28 @@ def test_train_transcoders(run_example: Callable[..., str]):
     assert all(0 < float(row.split()[1]) < 1 for row in rows)
 
 
-def test_measure_codes(run_example: Callable[..., str], smollm2_folder: Path, tmp_path: Path):
+@pytest.fixture
+def coder(smollm2_folder: Path, tmp_path: Path) -> Path:
+    """A folder of an untrained coder of layer 2, to leave out most of the model's forward pass."""
     torch.manual_seed(0)
-    config = BinarySAEConfig(d_in=576, d_sae=200, k=8)
-    # Layer 2, to leave out most of the model's forward pass.
+    config = BinarySAEConfig(d_in=576, d_sae=200, selection="threshold")
     config.metadata.hook_name = "blocks.2.hook_resid_pre"
     config.metadata.model_name = str(smollm2_folder)
     BinarySAE(config).save_model(tmp_path / "coder")
-    printed = run_example("measure_codes.py", str(tmp_path / "coder"))
+    return tmp_path / "coder"
+
+
+def test_measure_codes(run_example: Callable[..., str], coder: Path):
+    printed = run_example("measure_codes.py", str(coder))
     for heading in ("Bits a token", "What changes raise", "Bits a vector"):
         assert heading in printed
     assert re.search(r"coder\.codes: \d{4} hidden states as .*, read back", printed)
+
+
+def test_study_coders(run_example: Callable[..., str], coder: Path):
+    printed = run_example("study_coders.py", str(coder))
+    for heading in ("levels", "surrogate", "Bits a hidden state"):
+        assert heading in printed
+    folder = coder.parent
+    for name in ("transfer", "multi-bit", "gradients", "profile"):
+        assert list((folder / name).glob("*.html")), name

@@ -1,0 +1,45 @@
+"""Study a coder at other layers and with more bits, and what its kind of training does.
+
+python examples/study_coders.py MODEL DATASET CODER
+    MODEL    a Hugging Face model or folder, the one that the coder was trained on
+    DATASET  a Hugging Face dataset, a file or a local folder of text
+    CODER    a folder or Hub id of a binary autoencoder of selection threshold (binary_entropy's)
+"""
+
+import sys
+from pathlib import Path
+
+from sae_binary_ext.analysis import (
+    EntropyProfileConfig,
+    GradientsConfig,
+    MultiBitConfig,
+    TransferConfig,
+    run_entropy_profile,
+    run_gradients,
+    run_multi_bit,
+    run_transfer,
+)
+from sae_binary_ext.checkpoints import load_coder
+
+model, dataset, coder = sys.argv[1:4]
+settings = {"model": model, "dataset": dataset, "context_size": 64}
+hook = load_coder(coder).cfg.metadata.hook_name
+layer = int(hook.split(".")[1])
+
+# What the coder makes of the layer after its own, and with a second threshold a latent.
+transfer = TransferConfig(output=Path("transfer"), layers=[layer + 1], tokens=6000, **settings)
+print(run_transfer([coder], transfer))
+more_bits = MultiBitConfig(output=Path("multi-bit"), levels=[1, 2], tokens=6000, **settings)
+print(f"\n{run_multi_bit([coder], more_bits)}")
+
+# Coders trained on the spot, small ones; the defaults take minutes.
+small = {"tokens": 6000, "training_states": 5120, "latents": 256}
+surrogates = GradientsConfig(
+    output=Path("gradients"), hook=hook, surrogates=["sigmoid", "identity"], probes=2, **small,
+    **settings,
+)  # fmt: skip
+print(f"\n{run_gradients(surrogates)}")
+profile = EntropyProfileConfig(
+    output=Path("profile"), layers=[layer, layer + 1], **small, **settings
+)
+print(f"\n{run_entropy_profile(profile)}")
