@@ -2,6 +2,10 @@
 
 import json
 import multiprocessing
+import random
+import signal
+import time
+from collections.abc import Callable
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,6 +14,7 @@ import torch
 from datasets import Dataset
 from sae_lens import LanguageModelSAETrainingRunner, SAETrainer
 from sae_lens.constants import RUNNER_CFG_FILENAME
+from safetensors.torch import load_file
 
 from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig
 from sae_binary_ext.sparsify import BinarySparseCoderConfig
@@ -18,7 +23,10 @@ from tests.integration.sparsify_helpers import token_rows, trainer_for
 
 # Seen by the process that kills, too.
 Count: TypeAlias = "Synchronized[int]"
+# Model, folder, steps done, saves begun.
+Train: TypeAlias = Callable[[Path, Path, Count, Count], None]
 
+KILLS = 20
 STEPS = 500
 CONTEXT, PROMPTS = 16, 8
 # All that a run depends on beside its weights: random numbers, schedules, firing counters.
@@ -122,8 +130,59 @@ def count_calls(owner: Any, name: str, calls: Count) -> None:
     setattr(owner, name, counted)
 
 
-def fresh_processes() -> Any:
-    """A way to start processes that have imported the hosts and trained nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
+def kill_and_resume(train: Train, model: Path, folder: Path) -> None:
+    """Train once without a break and once with 20 kills; raise where that can be told afterwards.
+
+    To be called in a process of its own, which has trained nothing: its forks do.
+    """
+    processes = multiprocessing.get_context("fork")
+
+    def start(name: str) -> tuple[Any, Count, Count]:
+        steps, saves = processes.Value("i", 0), processes.Value("i", 0)
+        process = processes.Process(target=train, args=(model, folder / name, steps, saves))
+        process.start()
+        return process, steps, saves
+
+    unbroken, steps, _ = start("unbroken")
+    unbroken.join()
+    assert unbroken.exitcode == 0
+    assert steps.value == STEPS
+
+    moments = random.Random(0)
+    trained = 0
+    for kill in range(KILLS):
+        process, steps, saves = start("broken")
+        wait_for(process, steps, moments.randint(1, STEPS // KILLS))
+        if kill % 2:  # in a save
+            wait_for(process, saves, saves.value + 1)
+        time.sleep(moments.uniform(0, 0.01))
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        trained += steps.value
+    last, steps, _ = start("broken")
+    last.join()
+    assert last.exitcode == 0
+    # It did go on from a checkpoint, and what was lost of the others' work was trained again.
+    assert steps.value < STEPS < trained + steps.value
+
+    whole, mended = weights_of(folder / "unbroken"), weights_of(folder / "broken")
+    assert whole.keys() == mended.keys()
+    different = [name for name, tensor in whole.items() if not tensor.equal(mended[name])]
+    assert not different, different
+
+
+def wait_for(process: Any, count: Count, wanted: int) -> None:
+    """Until a count is reached, or the process has ended."""
+    while count.value < wanted and process.is_alive():
+        time.sleep(0.001)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The trained coders' tensors by file and name; checkpoints on the way left out."""
+    return {
+        f"{path.parent.name}/{name}": tensor
+        for path in folder.rglob("*.safetensors")
+        if "checkpoints" not in path.parts
+        for name, tensor in load_file(path).items()
+    }
