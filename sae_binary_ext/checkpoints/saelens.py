@@ -50,6 +50,7 @@ TRAINING_FIELDS = (
     "entropy_warm_up_steps",
     "initial_firing_rate",
     "pre_act_loss_coefficient",
+    "skip_non_finite",
     "surrogate_latents",
     "use_sparse_activations",
 )

@@ -51,6 +51,7 @@ TRAINING_FIELDS: dict[str, tuple[type, ...]] = {
     "initial_firing_rate": (float, int, type(None)),
     "multi_topk": (bool,),
     "normalize_decoder": (bool, type(None)),
+    "skip_non_finite": (bool,),
     "ste_latents": (str, type(None)),
 }
 
