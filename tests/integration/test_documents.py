@@ -1,0 +1,156 @@
+"""What the documents tell users to run, run."""
+
+import contextlib
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from sae_lens import LoggingConfig
+from transformers import AutoModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from sae_binary_ext.checkpoints import push
+from sae_binary_ext.cli import main
+from sae_binary_ext.saelens import BinarySAE, BinarySAEConfig
+from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
+from tests.documents import ROOT, Block, command_lines, python_blocks
+from tests.hub_server import Hub
+from tests.integration.sparsify_helpers import token_rows
+
+pytestmark = pytest.mark.integration
+
+# sae-bench wants an environment of its own, with older packages than the hosts go with here.
+BLOCKS = [block for block in python_blocks() if "sae_bench" not in block.code]
+WIDTH, LAYERS = 576, 10
+
+
+@pytest.fixture(scope="session")
+def wide_model(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of the sizes that the documents name, SmolLM2's up to layer 9."""
+    folder = tmp_path_factory.mktemp("wide")
+    config = LlamaConfig(
+        hidden_size=WIDTH,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=2,
+        vocab_size=60,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    PreTrainedTokenizerFast.from_pretrained(tiny_model_folder).save_pretrained(folder)
+    return folder
+
+
+def runner_settings(model: Path, text: Path) -> dict[str, Any]:
+    """The "model, data, logging" of the blocks."""
+    return {
+        "model_name": str(model),
+        "dataset_path": str(text),
+        "streaming": False,
+        "context_size": 16,
+        "train_batch_size_tokens": 64,
+        "training_tokens": 640,
+        "store_batch_size_prompts": 8,
+        "n_batches_in_buffer": 16,
+        "logger": LoggingConfig(log_to_wandb=False),
+        "checkpoint_path": None,
+        "output_path": "output",
+    }
+
+
+def in_saelens(model: Path, text: Path) -> dict[str, Any]:
+    settings = runner_settings(model, text) | {
+        "model_class_name": "AutoModelForCausalLM",
+        "hook_name": "model.layers.8",
+        "is_dataset_tokenized": False,
+        "verbose": False,
+    }
+    return {"settings": settings, "activations": torch.randn(4, WIDTH)}
+
+
+def transcoders(model: Path, text: Path) -> dict[str, Any]:
+    return {"settings": runner_settings(model, text)}
+
+
+def in_sparsify(model: Path, text: Path) -> dict[str, Any]:
+    rows = Dataset.from_dict({"input_ids": token_rows(16, 16, 60).tolist()}).with_format("torch")
+    return {"tokens": rows, "model": AutoModel.from_pretrained(model, dtype=torch.float32)}
+
+
+def checkpoints(model: Path, text: Path) -> dict[str, Any]:
+    BinarySparseCoder(
+        WIDTH, BinarySparseCoderConfig(num_latents=64, k=8, transcode=True)
+    ).save_to_disk("mlp9/layers.9.mlp")
+    push("mlp9", "user/repo")
+    save_output()
+    return {}
+
+
+def in_delphi(model: Path, text: Path) -> dict[str, Any]:
+    pytest.importorskip("delphi.latents", reason="needs the package eai-delphi")
+    save_output()
+    return {"model": AutoModel.from_pretrained(model)}
+
+
+def save_output() -> None:
+    """An autoencoder of layer 9 to the folder output, as if trained there."""
+    config = BinarySAEConfig(d_in=WIDTH, d_sae=64, k=8)
+    config.metadata.model_name = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    config.metadata.hook_name = "blocks.9.hook_resid_pre"
+    BinarySAE(config).save_model("output")
+
+
+# Of each section with a block the names that it takes as given.
+GIVEN: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
+    "In SAELens": in_saelens,
+    "Transcoders in SAELens": transcoders,
+    "In sparsify": in_sparsify,
+    "Checkpoints": checkpoints,
+    "In delphi": in_delphi,
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block.document}-{block.heading}")
+def test_a_block_runs(
+    block: Block,
+    wide_model: Path,
+    tiny_dataset: Path,
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    names = GIVEN[block.heading](wide_model, tiny_dataset)
+    exec(compile(block.code, f"{block.document}: {block.heading}", "exec"), names)
+    if block.heading == "In SAELens":
+        assert set(names["codes"].flatten().tolist()) == {0.0, 1.0}
+
+
+def help_of(command: str) -> str:
+    """What a subcommand's --help prints."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
+        main([command, "--help"])
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize(("document", "line"), sorted(set(command_lines())))
+def test_a_command_line_s_words_are_known(document: str, line: str):
+    program, *words = line.replace("[", "").replace("]", "").split()
+    if program == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+        assert words[0] in targets
+        return
+    command = words[0]
+    if command == "run":  # the rest are a host's own
+        return
+    known = help_of(command)
+    assert f"sae-binary {command}" in known
+    for word in words:
+        if word.startswith("--"):
+            assert word.split("=")[0] in known, word
