@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench reconstruction test test-fast test-delphi check format clean
+.PHONY: help install demo bench reconstruction test test-fast test-delphi docs check format clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -19,7 +19,8 @@ help:
 	@echo "make test-fast  the tests that need no language model (under 3 minutes)"
 	@echo "make test       all tests"
 	@echo "make test-delphi  the tests that need delphi, in an environment of its own (9 GB)"
-	@echo "make check      format, lint, types and all tests; what CI runs"
+	@echo "make docs       the documentation as a site, in build/site; any warning is an error"
+	@echo "make check      format, lint, types, documentation and all tests; what CI runs"
 
 $(PYTHON):
 	$(shell command -v python3.11 || command -v python3) -m venv $(VENV)
@@ -71,10 +72,16 @@ $(DELPHI_VENV)/stamp: $(PYTHON) pyproject.toml constraints-delphi.txt
 test-delphi: $(DELPHI_VENV)/stamp
 	OMP_NUM_THREADS=1 $(DELPHI_VENV)/bin/python -m pytest --numprocesses 2 --durations=5 $(DELPHI_TESTS)
 
+# Its notice is of the theme's end of life in 2027, and would stand in every log.
+docs: export NO_MKDOCS_2_WARNING=1
+docs: install
+	$(PYTHON) -m mkdocs build --strict --quiet
+
 check: install
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m pyright
+	$(MAKE) docs
 	$(PYTEST) --durations=10
 	$(MAKE) test-delphi
 

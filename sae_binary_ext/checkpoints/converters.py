@@ -20,7 +20,8 @@ def hub_converter(
     """Reads coders of any format: SAE.from_pretrained(repo, folder, converter=hub_converter).
 
     Args:
-        repo_id, folder_name: as SAE.from_pretrained has them.
+        repo_id: as SAE.from_pretrained has it.
+        folder_name: likewise, a coder's folder in the repository.
         device: where to put the tensors.
         force_download: download again what is there.
         cfg_overrides: config fields that SAELens wants otherwise.

@@ -74,7 +74,8 @@ def read_pairs(
     Args:
         model: as SplicedModel takes it.
         rows: int64 [rows, context], token ids.
-        hook_name, hook_name_out: where inputs and targets are read.
+        hook_name: where inputs are read.
+        hook_name_out: where targets are.
         first_position: positions before it are left out.
 
     Returns:

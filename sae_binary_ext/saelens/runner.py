@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import wandb
-from sae_lens import TrainingSAE, logger
+from sae_lens import TrainingSAE, TrainingSAEConfig, logger
 from sae_lens.config import HfDataset, SAETrainerConfig
 from sae_lens.load_model import load_model
 from sae_lens.multi_sae_training_runner import (
@@ -46,6 +46,7 @@ class TranscoderRunnerConfig(MultiSAETrainingRunnerConfig):
         lrs: learning rates of single transcoders by name, where they are not lr.
     """
 
+    saes: Mapping[str, TrainingSAEConfig]
     hook_name: str
     hook_name_out: str
     lrs: Mapping[str, float] = field(default_factory=dict)
