@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench reconstruction test test-fast test-delphi docs check format clean
+.PHONY: help install demo bench reconstruction test test-fast test-delphi docs packages check format clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -20,6 +20,7 @@ help:
 	@echo "make test       all tests"
 	@echo "make test-delphi  the tests that need delphi, in an environment of its own (9 GB)"
 	@echo "make docs       the documentation as a site, in build/site; any warning is an error"
+	@echo "make packages   wheel and sdist, each in environments with none, one and both of the hosts"
 	@echo "make check      format, lint, types, documentation and all tests; what CI runs"
 
 $(PYTHON):
@@ -76,6 +77,9 @@ test-delphi: $(DELPHI_VENV)/stamp
 docs: export NO_MKDOCS_2_WARNING=1
 docs: install
 	$(PYTHON) -m mkdocs build --strict --quiet
+
+packages: $(PYTHON)
+	.ci/packages $(PYTHON)
 
 check: install
 	$(PYTHON) -m ruff format --check .
