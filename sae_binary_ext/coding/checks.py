@@ -8,8 +8,24 @@ def check_at_least_zero(**values: float) -> None:
             raise ValueError(f"{name}={value!r}: give a number of at least 0.")
 
 
+def check_positive(**values: float) -> None:
+    """Raise ValueError where one of the named values is not above 0, infinite or no number."""
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name}={value!r}: give a positive number.")
+
+
 def check_rate(**values: float) -> None:
     """Raise ValueError where one of the named values is not between 0 and 1."""
     for name, value in values.items():
         if not 0 < value < 1:
             raise ValueError(f"{name}={value!r}: give a number between 0 and 1.")
+
+
+def check_layer_norm(normalize_activations: str, d_in: int) -> None:
+    """Raise ValueError where a token has no deviation to be divided by."""
+    if normalize_activations == "layer_norm" and d_in == 1:
+        raise ValueError(
+            f"normalize_activations={normalize_activations!r} with d_in=1: a single number has no "
+            "deviation. Choose another, or none."
+        )

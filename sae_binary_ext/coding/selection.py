@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_binary_ext.coding.checks import check_positive
 from sae_binary_ext.coding.surrogate import SURROGATES, step
 
 SURROGATE_LATENTS = ("selected", "near", "all")
@@ -59,10 +60,7 @@ class CodeRule:
                 f"surrogate={self.surrogate!r}: selection 'gumbel' learns through its softmax and "
                 "takes surrogate 'sigmoid' alone."
             )
-        if not 0 < self.surrogate_temperature < float("inf"):
-            raise ValueError(
-                f"surrogate_temperature={self.surrogate_temperature!r}: give a positive number."
-            )
+        check_positive(surrogate_temperature=self.surrogate_temperature)
         if self.surrogate_latents not in SURROGATE_LATENTS:
             raise ValueError(
                 f"surrogate_latents={self.surrogate_latents!r}: choose one of "

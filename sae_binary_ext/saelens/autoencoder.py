@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
-from sae_binary_ext.coding.checks import check_rate
+from sae_binary_ext.coding.checks import check_layer_norm, check_rate
 from sae_binary_ext.coding.decode import decode
 from sae_binary_ext.coding.encode import Encoder, binarise, check_width, pre_activations
 from sae_binary_ext.coding.encoded import DenseCodes, Encoded, encode_batch
@@ -57,6 +57,7 @@ class BinaryCodeConfig(SAEConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.code_rule().check_latents(self.d_sae)
+        check_layer_norm(self.normalize_activations, self.d_in)
 
     def code_rule(self) -> CodeRule:
         """The fields above as the mathematics takes them."""

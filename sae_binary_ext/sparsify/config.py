@@ -7,9 +7,9 @@ from simple_parsing.helpers.serialization.serializable import from_dict as datac
 from sparsify import SparseCoderConfig, TrainConfig
 from typing_extensions import override
 
-from sae_binary_ext.coding.checks import check_at_least_zero, check_rate
+from sae_binary_ext.coding.checks import check_at_least_zero, check_positive, check_rate
 from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION, SURROGATE_OF_STE
-from sae_binary_ext.coding.selection import CodeRule, learning_by_default
+from sae_binary_ext.coding.selection import SURROGATE_LATENTS, CodeRule, learning_by_default
 from sae_binary_ext.saving import NOTES_KEY
 
 Activation = Literal[
@@ -122,8 +122,7 @@ class BinarySparseCoderConfig(SparseCoderConfig):
                 f"multi_topk=True with activation={self.activation!r}: it takes the 4k largest "
                 "latents, which topk_binary alone selects. Leave it out."
             )
-        if self.ste not in SURROGATE_OF_STE:
-            raise ValueError(f"ste={self.ste!r}: choose one of {sorted(SURROGATE_OF_STE)}.")
+        self._check_surrogate()
         check_at_least_zero(
             entropy_alpha=self.entropy_alpha,
             covariance_alpha=self.covariance_alpha,
@@ -153,7 +152,7 @@ class BinarySparseCoderConfig(SparseCoderConfig):
         """The fields above as the mathematics takes them.
 
         Raises:
-            ValueError: k or ste_temperature is out of range, or ste does not suit the activation.
+            ValueError: k is out of range.
         """
         selection = SELECTION_OF_ACTIVATION[self.activation]
         return CodeRule(
@@ -256,6 +255,26 @@ class BinarySparseCoderConfig(SparseCoderConfig):
         config = cls(**settings)
         vars(config)["_training"] = training
         return config
+
+    def _check_surrogate(self) -> None:
+        # CodeRule checks all of this too, by the names of its own fields.
+        if self.ste not in SURROGATE_OF_STE:
+            raise ValueError(f"ste={self.ste!r}: choose one of {sorted(SURROGATE_OF_STE)}.")
+        if self.activation == "gumbel_binary" and self.ste != "sigmoid":
+            raise ValueError(
+                f"ste={self.ste!r}: activation 'gumbel_binary' learns through its softmax and "
+                "takes ste 'sigmoid' alone."
+            )
+        check_positive(ste_temperature=self.ste_temperature)
+        if self.ste_latents not in (None, *SURROGATE_LATENTS):
+            raise ValueError(
+                f"ste_latents={self.ste_latents!r}: choose one of {list(SURROGATE_LATENTS)}."
+            )
+        if self.ste_latents in ("near", "all") and self.activation != "topk_binary":
+            raise ValueError(
+                f"ste_latents={self.ste_latents!r} with activation={self.activation!r}: "
+                "topk_binary alone takes it. Leave it out."
+            )
 
     def _check_stock(self) -> None:
         if self.normalize_decoder is None:

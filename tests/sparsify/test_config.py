@@ -23,9 +23,9 @@ from sae_binary_ext.sparsify import BinarySparseCoderConfig
         ({"entropy_warm_up_steps": -1}, "entropy_warm_up_steps=-1"),
         ({"initial_firing_rate": 1.0}, "initial_firing_rate=1.0"),
         ({"activation": "binary", "multi_topk": True}, "multi_topk=True.*4k largest"),
-        ({"activation": "gumbel_binary", "ste": "identity"}, "surrogate='identity'.*gumbel"),
-        ({"ste_latents": "some"}, "surrogate_latents='some'"),
-        ({"ste_latents": "all", "activation": "binary"}, "surrogate_latents='all'.*topk alone"),
+        ({"activation": "gumbel_binary", "ste": "identity"}, "ste='identity'.*gumbel"),
+        ({"ste_latents": "some"}, "ste_latents='some'"),
+        ({"ste_latents": "all", "activation": "binary"}, "ste_latents='all'.*topk_binary alone"),
         (
             {"encoder_trains_b_dec": True, "transcode": True},
             "encoder_trains_b_dec=True.*transcoder",
