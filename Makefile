@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench reconstruction test test-fast test-delphi docs packages check format clean
+.PHONY: help install demo bench reconstruction test test-fast test-delphi test-hosts docs packages check format clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -20,6 +20,7 @@ help:
 	@echo "make test       all tests"
 	@echo "make test-delphi  the tests that need delphi, in an environment of its own (9 GB)"
 	@echo "make docs       the documentation as a site, in build/site; any warning is an error"
+	@echo "make test-hosts  the fast tests with the oldest hosts supported, or HOSTS=newest"
 	@echo "make packages   wheel and sdist, each in environments with none, one and both of the hosts"
 	@echo "make check      format, lint, types, documentation and all tests; what CI runs"
 
@@ -72,6 +73,20 @@ $(DELPHI_VENV)/stamp: $(PYTHON) pyproject.toml constraints-delphi.txt
 
 test-delphi: $(DELPHI_VENV)/stamp
 	OMP_NUM_THREADS=1 $(DELPHI_VENV)/bin/python -m pytest --numprocesses 2 --durations=5 $(DELPHI_TESTS)
+
+# The fast tests with the oldest or the newest hosts that pyproject.toml allows, in an environment of
+# its own. What they depend on is as in constraints.txt with the oldest, and newest with the newest.
+HOSTS := oldest
+HOSTS_PYTHON := .venv-hosts/bin/python
+OLDEST_HOSTS := sae-lens==6.54.0 eai-sparsify==1.3.3 transformer-lens==3.9.0
+
+test-hosts: $(PYTHON)
+	$(PYTHON) -m uv venv --quiet --clear --python $(PYTHON) .venv-hosts
+	grep -vE '^(sae-lens|eai-sparsify|transformer-lens)==' constraints.txt > .venv-hosts/constraints.txt
+	$(PYTHON) -m uv pip install --quiet --python $(HOSTS_PYTHON) --editable '.[dev]' \
+		$(if $(filter oldest,$(HOSTS)),--constraint .venv-hosts/constraints.txt $(OLDEST_HOSTS))
+	$(PYTHON) -m uv pip list --python $(HOSTS_PYTHON) | grep -E '^(sae-lens|eai-sparsify|transformer-lens|torch|transformers) '
+	OMP_NUM_THREADS=1 $(HOSTS_PYTHON) -m pytest --numprocesses 2 --dist loadfile -m "not integration and not gpu"
 
 # Its notice is of the theme's end of life in 2027, and would stand in every log.
 docs: export NO_MKDOCS_2_WARNING=1

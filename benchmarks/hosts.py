@@ -116,7 +116,7 @@ def sparsify_steps(config: SparseCoderConfig, tokens: int) -> Runner:
         model = ActivationTable(activations)
         model.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter()))
         taken = torch.arange((times + 3) * rows_a_batch) % len(rows)
-        with _quiet():
+        with quiet():
             _sparsify_trainer(config, model, rows[taken], rows_a_batch).fit()
         # The model's own warm-up forwards come first.
         return [after - before for before, after in itertools.pairwise(starts)][-times:]
@@ -128,7 +128,7 @@ def sparsify_optimiser(config: SparseCoderConfig, tokens: int) -> Runner:
     """The optimiser alone, which no step can do without."""
     rows = torch.arange(tokens).view(-1, CONTEXT)
     model = ActivationTable(random_activations(1, tokens).flatten(0, 1))
-    with _quiet():
+    with quiet():
         trainer = _sparsify_trainer(config, model, rows, len(rows))
     (coder,), (optimiser,) = trainer.saes.values(), trainer.optimizers
     optimiser.train()
@@ -144,7 +144,7 @@ def _sparsify_trainer(
 
 
 @contextlib.contextmanager
-def _quiet() -> Any:
+def quiet() -> Any:
     streams = io.StringIO()
     with contextlib.redirect_stdout(streams), contextlib.redirect_stderr(streams):
         yield

@@ -93,12 +93,12 @@ def _measure_peak(sender: object, make: MakeRunner, arguments: tuple[object, ...
     run = make(*arguments)
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
-    before = _status("VmRSS")
+    before = status("VmRSS")
     run(2)
-    sender.send((_status("VmHWM") - before) / 1024)  # pyright: ignore
+    sender.send((status("VmHWM") - before) / 1024)  # pyright: ignore
 
 
-def _status(field: str) -> int:
+def status(field: str) -> int:
     """A line of this process's status, in KiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
