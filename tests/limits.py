@@ -1,5 +1,6 @@
 """Limits that a test puts on its own process."""
 
+import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,3 +29,15 @@ def small_files(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def not_root() -> Iterator[None]:
+    """Rights as anyone has them: those of files do not hold root back."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
