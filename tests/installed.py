@@ -19,7 +19,6 @@ from typing import Any
 
 BLOCK_OF_HOST = {"saelens": "In SAELens", "sparsify": "In sparsify"}
 MODULE_OF_HOST = {"saelens": "sae_lens", "sparsify": "sparsify"}
-WIDTH, LAYERS, VOCABULARY = 576, 10, 60
 
 
 def main(hosts: list[str]) -> None:
@@ -56,67 +55,37 @@ def check_command_line() -> None:
     assert "sae-binary COMMAND --help" in printed, printed
 
 
+def functions_of(name: str) -> dict[str, Any]:
+    """What a file beside this one defines. Not by importing: a folder here is named sparsify."""
+    return runpy.run_path(str(Path(__file__).with_name(name)))
+
+
 def documented_blocks() -> dict[str, str]:
     """README's blocks by heading."""
-    # Not by importing: this folder has one named sparsify, too.
-    blocks = runpy.run_path(str(Path(__file__).with_name("documents.py")))["python_blocks"]()
+    blocks = functions_of("documents.py")["python_blocks"]()
     return {block.heading: block.code for block in blocks if block.document == "README.md"}
 
 
 def run_block(code: str, host: str) -> None:
     import torch
 
-    save_model(Path("model"))
-    rows = torch.randint(2, VOCABULARY, (128, 16), generator=torch.Generator().manual_seed(0))
-    names = for_saelens(rows) if host == "saelens" else for_sparsify(rows)
+    helpers = functions_of("small_models.py")
+    helpers["save_wide_model"](Path("model"))
+    rows = torch.randint(2, 60, (128, 16), generator=torch.Generator().manual_seed(0))
+    if host == "saelens":
+        save_text(rows, Path("sentences"))
+        settings = helpers["autoencoder_settings"]("model", "sentences")
+        names = {"settings": settings, "activations": torch.randn(4, 576)}
+    else:
+        names = for_sparsify(rows)
     exec(compile(code, host, "exec"), names)
 
 
-def save_model(folder: Path) -> None:
-    """A random model of SmolLM2's width, as a Hugging Face folder."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    config = LlamaConfig(
-        hidden_size=WIDTH,
-        intermediate_size=64,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        vocab_size=VOCABULARY,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    words = {"<s>": 0, "</s>": 1} | {f"w{i}": i for i in range(2, VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="</s>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
-    ).save_pretrained(folder)
-
-
-def for_saelens(rows: Any) -> dict[str, Any]:
-    import torch
+def save_text(rows: Any, folder: Path) -> None:
     from datasets import Dataset
-    from sae_lens import LoggingConfig
 
     texts = [" ".join(f"w{word}" for word in row) for row in rows.tolist()]
-    Dataset.from_dict({"text": texts}).to_parquet("sentences/train.parquet")
-    settings = {
-        "model_name": "model",
-        "model_class_name": "AutoModelForCausalLM",
-        "hook_name": "model.layers.8",
-        "dataset_path": "sentences",
-        "is_dataset_tokenized": False,
-        "streaming": False,
-        "context_size": 16,
-        "train_batch_size_tokens": 64,
-        "training_tokens": 640,
-        "store_batch_size_prompts": 8,
-        "n_batches_in_buffer": 16,
-        "logger": LoggingConfig(log_to_wandb=False),
-        "checkpoint_path": None,
-        "output_path": "output",
-    }
-    return {"settings": settings, "activations": torch.randn(4, WIDTH)}
+    Dataset.from_dict({"text": texts}).to_parquet(folder / "train.parquet")
 
 
 def for_sparsify(rows: Any) -> dict[str, Any]:

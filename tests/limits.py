@@ -10,25 +10,26 @@ from pathlib import Path
 @contextmanager
 def little_memory() -> Iterator[None]:
     """No more than half a gigabyte on top of what is in use."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + 2**29
-    resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
-    try:
+    with _limited(resource.RLIMIT_AS, pages * resource.getpagesize() + 2**29):
         yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 @contextmanager
 def small_files(size: int) -> Iterator[None]:
     """No file grows above so many bytes: writing fails as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    with _limited(resource.RLIMIT_FSIZE, size):
+        yield
+
+
+@contextmanager
+def _limited(what: int, limit: int) -> Iterator[None]:
+    before = resource.getrlimit(what)
+    resource.setrlimit(what, (limit, before[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        resource.setrlimit(what, before)
 
 
 @contextmanager

@@ -3,12 +3,10 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from sae_binary_ext.demo.model import export_smollm2
-
-VOCABULARY = 60
+from tests.small_models import VOCABULARY, save_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -30,12 +28,7 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             initializer_range=0.5,  # activations near the size of a trained model's
         )
     ).save_pretrained(folder)
-    vocabulary = {"<s>": 0, "</s>": 1} | {f"w{i}": i for i in range(2, VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
-    ).save_pretrained(folder)
+    save_tokenizer(folder)
     return folder
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from sae_lens import LoggingConfig
-from transformers import AutoModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModel
 
 from sae_binary_ext.checkpoints import push
 from sae_binary_ext.cli import main
@@ -20,60 +19,29 @@ from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
 from tests.documents import ROOT, Block, command_lines, python_blocks
 from tests.hub_server import Hub
 from tests.integration.sparsify_helpers import token_rows
+from tests.small_models import autoencoder_settings, runner_settings, save_wide_model
 
 pytestmark = pytest.mark.integration
 
 # sae-bench wants an environment of its own, with older packages than the hosts go with here.
 BLOCKS = [block for block in python_blocks() if "sae_bench" not in block.code]
-WIDTH, LAYERS = 576, 10
+WIDTH = 576
 
 
 @pytest.fixture(scope="session")
-def wide_model(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model of the sizes that the documents name, SmolLM2's up to layer 9."""
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wide")
-    config = LlamaConfig(
-        hidden_size=WIDTH,
-        intermediate_size=64,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        vocab_size=60,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    PreTrainedTokenizerFast.from_pretrained(tiny_model_folder).save_pretrained(folder)
+    save_wide_model(folder)
     return folder
 
 
-def runner_settings(model: Path, text: Path) -> dict[str, Any]:
-    """The "model, data, logging" of the blocks."""
-    return {
-        "model_name": str(model),
-        "dataset_path": str(text),
-        "streaming": False,
-        "context_size": 16,
-        "train_batch_size_tokens": 64,
-        "training_tokens": 640,
-        "store_batch_size_prompts": 8,
-        "n_batches_in_buffer": 16,
-        "logger": LoggingConfig(log_to_wandb=False),
-        "checkpoint_path": None,
-        "output_path": "output",
-    }
-
-
 def in_saelens(model: Path, text: Path) -> dict[str, Any]:
-    settings = runner_settings(model, text) | {
-        "model_class_name": "AutoModelForCausalLM",
-        "hook_name": "model.layers.8",
-        "is_dataset_tokenized": False,
-        "verbose": False,
-    }
+    settings = autoencoder_settings(str(model), str(text))
     return {"settings": settings, "activations": torch.randn(4, WIDTH)}
 
 
 def transcoders(model: Path, text: Path) -> dict[str, Any]:
-    return {"settings": runner_settings(model, text)}
+    return {"settings": runner_settings(str(model), str(text))}
 
 
 def in_sparsify(model: Path, text: Path) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import sae_binary_ext  # noqa: F401  # registers
 from sae_binary_ext.demo.text import read_wikipedia_sample
 from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
 from tests.fresh import run_fresh
-from tests.integration.conftest import VOCABULARY
 from tests.integration.sparsify_helpers import (
     mean,
     record_fvu,
@@ -22,6 +21,7 @@ from tests.integration.sparsify_helpers import (
     train_stock_coders,
     trainer_for,
 )
+from tests.small_models import VOCABULARY
 
 pytestmark = pytest.mark.integration
 

@@ -1,0 +1,68 @@
+"""Random models with a word tokeniser, as Hugging Face folders, and settings of SAELens' runner.
+
+Imports no test and no adapter: tests/installed.py runs it where neither is.
+"""
+
+from pathlib import Path
+from typing import Any
+
+VOCABULARY = 60
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Of the words w2 to w59."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<s>": 0, "</s>": 1} | {f"w{i}": i for i in range(2, VOCABULARY)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="</s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+    ).save_pretrained(folder)
+
+
+def save_wide_model(folder: Path) -> None:
+    """Of the sizes that the documents name: SmolLM2's width, up to layer 9."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=576,
+        intermediate_size=64,
+        num_hidden_layers=10,
+        num_attention_heads=2,
+        vocab_size=VOCABULARY,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    save_tokenizer(folder)
+
+
+def runner_settings(model: str, text: str) -> dict[str, Any]:
+    """The "model, data, logging" of documents, for ten short steps in SAELens."""
+    from sae_lens import LoggingConfig
+
+    return {
+        "model_name": model,
+        "dataset_path": text,
+        "streaming": False,
+        "context_size": 16,
+        "train_batch_size_tokens": 64,
+        "training_tokens": 640,
+        "store_batch_size_prompts": 8,
+        "n_batches_in_buffer": 16,
+        "logger": LoggingConfig(log_to_wandb=False),
+        "checkpoint_path": None,
+        "output_path": "output",
+    }
+
+
+def autoencoder_settings(model: str, text: str) -> dict[str, Any]:
+    """The same with a hook, for SAELens' runner of one autoencoder."""
+    return runner_settings(model, text) | {
+        "model_class_name": "AutoModelForCausalLM",
+        "hook_name": "model.layers.8",
+        "is_dataset_tokenized": False,
+        "verbose": False,
+    }
