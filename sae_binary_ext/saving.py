@@ -47,7 +47,7 @@ def _noting_that_nothing_changed(folder: Path) -> Generator[None]:
     """Errors within it, of a full disk say, tell what was being saved and what still stands."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # of whatever kind: it goes on as it was, with a note
         error.add_note(f"This was a save to {folder}, where nothing has changed.")
         raise
 
