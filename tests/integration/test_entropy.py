@@ -106,8 +106,10 @@ def test_known_entropies_are_found(tmp_path: Path):
     config = EntropyCheckConfig(
         tmp_path, [4], [64], [4], training_states=100_000, measured_states=5000, starts=2
     )
-    found = check(fair(4, 64), config)
-    assert found.independent == pytest.approx(4, rel=0.05)
+    found = check(fair(8, 64), config)
+    # Three times the truth, were latents that repeat others not removed.
+    assert found.trained > 16
+    assert found.independent == pytest.approx(8, rel=0.05)
     assert found.found.mcc > 0.99
     found = check(correlated(4, 64), config)
     # What the two of a pair share is in the independent estimate twice.
