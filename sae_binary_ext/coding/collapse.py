@@ -8,10 +8,9 @@ logger = logging.getLogger(__name__)
 
 # Steps from one look to the next: each makes a GPU wait.
 EVERY = 100
-# A latent active on more than this share of the tokens is nearly always on; where more than this
-# share of all latents are, the code says little.
-HALF = 0.5
-# Where so many latents are dead, the rest are a much smaller coder.
+# A latent active on more than this share of the tokens is nearly always on, and tells little: one
+# that is on half of the time tells most. Where so many latents are dead, the rest are a much
+# smaller coder.
 MOST = 0.9
 
 
@@ -52,10 +51,10 @@ def _collapse(rates: Tensor, dead: Tensor | None) -> str:
             "entropy loss's weight or the learning rate, or start at a higher "
             "initial_firing_rate."
         )
-    dense = (rates > HALF).float().mean().item()
-    if dense > HALF:
+    always = (rates > MOST).float().mean().item()
+    if always > 0.5:
         return (
-            f"{dense:.0%} of the latents are active on more than half of the tokens. Raise the "
+            f"{always:.0%} of the latents are active on more than nine of ten tokens. Raise the "
             "entropy loss's weight, or choose topk."
         )
     silent = 0.0 if dead is None else dead.float().mean().item()

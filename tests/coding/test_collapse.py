@@ -19,7 +19,7 @@ def seen(caplog: pytest.LogCaptureFixture) -> list[str]:
     ("rates", "dead", "said"),
     [
         (torch.full((200,), 0.004), None, "0.8 of 200 latents are active a token"),
-        (torch.cat([torch.ones(101), torch.zeros(99)]), None, "more than half of the tokens"),
+        (torch.cat([torch.ones(101), torch.zeros(99)]), None, "more than nine of ten tokens"),
         (HEALTHY, torch.arange(200) < 190, "95% of the latents are dead"),
     ],
     ids=["silent", "dense", "dead"],
@@ -46,9 +46,10 @@ def test_a_collapse_is_warned_of_once_and_a_recovery_too(
     [
         (torch.full((200,), 0.006), None),
         (torch.cat([torch.ones(100), torch.zeros(100)]), None),
+        (torch.full((200,), 0.6), None),
         (HEALTHY, torch.arange(200) < 180),
     ],
-    ids=["few", "half dense", "nine of ten dead"],
+    ids=["few", "half always on", "all mostly on", "nine of ten dead"],
 )
 def test_what_is_no_collapse(
     rates: torch.Tensor, dead: torch.Tensor | None, caplog: pytest.LogCaptureFixture
