@@ -59,21 +59,25 @@ def train_in_sparsify(seconds: float, folder: Path) -> Iterator[int]:
     rows = torch.arange(len(activations)).view(-1, CONTEXT)
     taken = torch.arange(100 * TOKENS // CONTEXT) % len(rows)
     dataset = Dataset.from_dict({"input_ids": rows[taken].tolist()}).with_format("torch")
-    settings = TrainConfig(
-        BinarySparseCoderConfig(num_latents=LATENTS, k=32),
-        batch_size=TOKENS // CONTEXT,
-        layers=[0],
-        lr=1e-3,
-        save_every=20,
-        save_dir=str(folder),
-        run_name="run",
-        log_to_wandb=False,
-    )
+
+    def settings() -> TrainConfig:
+        """Each time anew: a Trainer writes the hookpoints it finds into its config."""
+        return TrainConfig(
+            BinarySparseCoderConfig(num_latents=LATENTS, k=32),
+            batch_size=TOKENS // CONTEXT,
+            layers=[0],
+            lr=1e-3,
+            save_every=20,
+            save_dir=str(folder),
+            run_name="run",
+            log_to_wandb=False,
+        )
+
     steps = 0
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         with quiet():
-            Trainer(settings, dataset, ActivationTable(activations)).fit()
+            Trainer(settings(), dataset, ActivationTable(activations)).fit()
         steps += 100
         yield steps
 

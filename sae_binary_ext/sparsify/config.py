@@ -84,10 +84,10 @@ class BinarySparseCoderConfig(SparseCoderConfig):
     the default keeps those over many below 0.1."""
 
     initial_firing_rate: float | None = None
-    """Firing rate that the encoder biases are set to on the first batch, between 0 and 1, with
-    the encoder scaled to pre-activations of unit variance. None: 0.05, or k / latents where
-    that is more; 0.02 for binary. 0 keeps sparsify's own start, the papers', with unscaled
-    weights."""
+    """Firing rate that the encoder biases are set to on the first batch (with micro_acc_steps, on
+    its first part), between 0 and 1, with the encoder scaled to pre-activations of unit variance.
+    None: 0.05, or k / latents where that is more; 0.02 for binary. 0 keeps sparsify's own start,
+    the papers', with unscaled weights."""
 
     subtract_b_dec: bool = True
     """Subtract the decoder bias from an autoencoder's input. The first paper's files of activation
