@@ -8,8 +8,9 @@ from sae_lens import SAE
 from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor
 
+from sae_binary_ext.evaluation.in_model import read_hooks
 from sae_binary_ext.saelens.models import load_hooked_model
-from sae_binary_ext.saelens.splice import Splice, resolve_hook
+from sae_binary_ext.saelens.splice import resolve_hook
 
 ROWS_PER_FORWARD = 8
 DEFAULT_CONTEXT = 256
@@ -75,11 +76,11 @@ def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tens
         device=str(coder.device),
     )
     positions = slice(*metadata.seqpos_slice) if metadata.seqpos_slice else slice(None)
-    splice = Splice(model, source, target)
     while True:
         try:
             rows = store.get_batch_tokens(raise_at_epoch_end=True)
         except StopIteration:
             return
-        inputs, targets = (x[:, positions].flatten(0, 1) for x in splice.read(rows))
+        found = read_hooks(model, (source, target), rows)
+        inputs, targets = (found[name][:, positions].flatten(0, 1) for name in (source, target))
         yield inputs, targets
