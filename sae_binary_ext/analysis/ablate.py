@@ -30,6 +30,7 @@ from sae_binary_ext.analysis.report import (
     Value,
     write_analysis,
 )
+from sae_binary_ext.coding.checks import check_at_least, check_choice
 from sae_binary_ext.evaluation.bootstrap import (
     Estimate,
     WeightedSums,
@@ -113,15 +114,10 @@ class AblateConfig(ReadingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = {"ranking": RANKINGS, "change": CHANGES}
-        for name, table in known.items():
-            if getattr(self, name) not in table:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(table)}.")
-        for name, fewest in (("spliced_tokens", 1), ("groups", 1), ("latents", 0)):
-            if getattr(self, name) < fewest:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: give a number of at least {fewest}."
-                )
+        check_choice(RANKINGS, ranking=self.ranking)
+        check_choice(CHANGES, change=self.change)
+        check_at_least(1, spliced_tokens=self.spliced_tokens, groups=self.groups)
+        check_at_least(0, latents=self.latents)
 
 
 @dataclass(frozen=True)

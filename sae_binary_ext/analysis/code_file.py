@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sae_binary_ext.analysis.code_encodings import ENCODINGS
 from sae_binary_ext.coding import packed_width
+from sae_binary_ext.coding.checks import check_choice
 
 MAGIC, VERSION = b"SAECODES", 1
 _START = struct.Struct("<8sIII")  # magic, version, length and checksum of the header
@@ -49,8 +50,7 @@ class CodeHeader:
     about: dict[str, str]
 
     def __post_init__(self) -> None:
-        if self.encoding not in ENCODINGS:
-            raise ValueError(f"encoding={self.encoding!r}: choose from {', '.join(ENCODINGS)}.")
+        check_choice(ENCODINGS, encoding=self.encoding)
         if len(self.mean_code) != 2 * packed_width(self.latents):
             raise ValueError(
                 f"mean_code: of {len(self.mean_code) // 2} bytes, and {self.latents} latents take "

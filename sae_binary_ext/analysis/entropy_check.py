@@ -32,6 +32,7 @@ from sae_binary_ext.analysis.pruning import needed_latents
 from sae_binary_ext.analysis.refit import refit_decoder
 from sae_binary_ext.analysis.report import Analysis, Column, Table, Value, write_analysis
 from sae_binary_ext.coding import FiringRates, seeded
+from sae_binary_ext.coding.checks import check_at_least
 from sae_binary_ext.evaluation.metrics import measure
 from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAE,
@@ -115,11 +116,9 @@ class EntropyCheckConfig:
                     f"{name}={values}: more than dimensions={self.dimensions}, and so not told "
                     "apart by any linear encoder. Give at most as many."
                 )
-        for name, fewest in (("training_states", BATCH), ("measured_states", 2), ("starts", 1)):
-            if getattr(self, name) < fewest:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: give a number of at least {fewest}."
-                )
+        check_at_least(BATCH, training_states=self.training_states)
+        check_at_least(2, measured_states=self.measured_states)
+        check_at_least(1, starts=self.starts)
 
 
 @dataclass(frozen=True)

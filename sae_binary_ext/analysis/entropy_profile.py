@@ -30,6 +30,7 @@ from sae_binary_ext.analysis.report import (
     Value,
     write_analysis,
 )
+from sae_binary_ext.coding.checks import check_at_least, check_choice
 from sae_binary_ext.demo.coders import shuffled_batches
 from sae_binary_ext.evaluation.metrics import CoderMetrics, measure
 from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig
@@ -99,16 +100,13 @@ class EntropyProfileConfig(ReadingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, known in (("along", ALONG), ("prompts", PROMPTS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(known)}.")
+        check_choice(ALONG, along=self.along)
+        check_choice(PROMPTS, prompts=self.prompts)
         if self.prompts == "in_context" and self.along != "positions":
             raise ValueError("prompts='in_context': needs along='positions'.")
-        for name, fewest in (("states", 100), ("latents", 8), ("training_states", BATCH)):
-            if getattr(self, name) < fewest:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: give a number of at least {fewest}."
-                )
+        check_at_least(100, states=self.states)
+        check_at_least(8, latents=self.latents)
+        check_at_least(BATCH, training_states=self.training_states)
         self.layers = self.layers or DEFAULT_LAYERS[self.along]
 
 

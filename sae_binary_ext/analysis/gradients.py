@@ -26,6 +26,7 @@ from sae_binary_ext.analysis.report import (
     write_analysis,
 )
 from sae_binary_ext.coding import SELECTIONS, SURROGATES
+from sae_binary_ext.coding.checks import check_at_least, check_choice
 from sae_binary_ext.demo.coders import shuffled_batches
 from sae_binary_ext.evaluation.bootstrap import Estimate
 from sae_binary_ext.evaluation.plots import error_bars
@@ -100,20 +101,20 @@ class GradientsConfig(ReadingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if unknown := [each for each in self.surrogates if each not in SURROGATES]:
-            raise ValueError(f"surrogates={unknown}: choose from {', '.join(SURROGATES)}.")
+        for surrogate in self.surrogates:
+            check_choice(SURROGATES, surrogates=surrogate)
         if self.selection not in SELECTIONS or self.selection == "gumbel":
             raise ValueError(
                 f"selection={self.selection!r}: choose topk, groupmax or threshold; gumbel draws "
                 "its codes, and has no loss without noise to compare with."
             )
-        for name in ("probes", "probe_tokens", "probed_latents"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number of at least 1.")
-        if self.training_states < BATCH:
-            raise ValueError(
-                f"training_states={self.training_states}: give at least a batch of {BATCH}."
-            )
+        check_at_least(
+            1,
+            probes=self.probes,
+            probe_tokens=self.probe_tokens,
+            probed_latents=self.probed_latents,
+        )
+        check_at_least(BATCH, training_states=self.training_states)
 
     def probe_steps(self) -> list[int]:
         """Steps of training after which gradients are measured, the first and the last included."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.analysis.latent_choice import AnyCoder, with_latents
+from sae_binary_ext.coding.checks import check_at_least
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 # A threshold that no pre-activation exceeds; finite, for files of coders hold nothing else.
@@ -52,8 +53,7 @@ def level_thresholds(coder: BinaryCoder, inputs: Iterable[Tensor], levels: int) 
         ValueError: as check_has_levels, or levels is no positive number.
     """
     check_has_levels("coder", coder)
-    if levels < 1:
-        raise ValueError(f"levels={levels}: give a number of at least 1.")
+    check_at_least(1, levels=levels)
     own = coder.log_threshold.exp()
     if levels == 1:
         return own[None]

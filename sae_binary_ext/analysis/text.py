@@ -8,11 +8,11 @@ from sae_lens import SAE
 from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor
 
-from sae_binary_ext.evaluation.in_model import read_hooks
+from sae_binary_ext.coding.checks import check_at_least
+from sae_binary_ext.evaluation.in_model import ROWS_PER_FORWARD, read_hooks
 from sae_binary_ext.saelens.models import load_hooked_model
 from sae_binary_ext.saelens.splice import resolve_hook
 
-ROWS_PER_FORWARD = 8
 DEFAULT_CONTEXT = 256
 
 
@@ -33,10 +33,9 @@ class Text:
     context_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise ValueError(f"tokens={self.tokens}: give a number of at least 1.")
-        if self.context_size is not None and self.context_size < 2:
-            raise ValueError(f"context_size={self.context_size}: give a number of at least 2.")
+        check_at_least(1, tokens=self.tokens)
+        if self.context_size is not None:
+            check_at_least(2, context_size=self.context_size)
 
 
 def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tensor]]:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from sae_binary_ext.checkpoints import sparsify
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.portable import PortableCoder, notes_of
+from sae_binary_ext.coding.paper_names import PAPER_FIELDS, PAPER_IDLE_FIELD
 from sae_binary_ext.saving import NOTES_KEY
 
 FORMAT = "quirke2025"
@@ -20,7 +21,7 @@ IDLE_FIELDS: dict[str, Any] = {
     "expansion_factor": 32,
     "normalize_decoder": False,
     "multi_topk": False,
-    "matryoshka_groups": 5,
+    PAPER_IDLE_FIELD: 5,
 }
 
 
@@ -49,7 +50,7 @@ def write(coder: PortableCoder, folder: Path) -> None:
         fields["num_latents"] = 0
     notes = notes_of(coder)
     notes["settings"] = {key: value for key, value in coder.settings.items() if key != FORMAT}
-    config = {**idle, **fields, **sparsify.PAPER_FIELDS, "d_in": shape.d_in, NOTES_KEY: notes}
+    config = {**idle, **fields, **PAPER_FIELDS, "d_in": shape.d_in, NOTES_KEY: notes}
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {sparsify.PARAMETERS[key]: value.contiguous() for key, value in coder.tensors.items()}
     save_file(tensors, folder / sparsify.WEIGHTS)

@@ -17,7 +17,15 @@ from sae_binary_ext.checkpoints.portable import (
     notes_of,
     read_notes,
 )
-from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION, SURROGATE_OF_STE
+from sae_binary_ext.coding.checks import check_choice
+from sae_binary_ext.coding.paper_names import (
+    ACTIVATIONS,
+    PAPER_FIELDS,
+    PAPER_IDLE_FIELD,
+    SELECTION_OF_ACTIVATION,
+    STOCK_ACTIVATIONS,
+    SURROGATE_OF_STE,
+)
 from sae_binary_ext.coding.selection import CodeRule
 from sae_binary_ext.saving import NOTES_KEY
 
@@ -31,13 +39,8 @@ PARAMETERS = {
     "skip_weight": "W_skip",
 }
 RATES = "firing_rates"
-STOCK_ACTIVATIONS = ("topk", "groupmax")
 ACTIVATION_OF_SELECTION = {value: key for key, value in SELECTION_OF_ACTIVATION.items()}
 STE_OF_SURROGATE = {value: key for key, value in SURROGATE_OF_STE.items()}
-# Of the first paper's fields, the value with which they change nothing. The last is idle while the
-# one before it is off.
-PAPER_FIELDS: dict[str, Any] = {"tied_decoder": False, "matryoshka": False}
-PAPER_IDLE_FIELD = "matryoshka_groups"
 # Fields of sparsify and of this package that only training reads.
 TRAINING_FIELDS: dict[str, tuple[type, ...]] = {
     "covariance_alpha": (float, int),
@@ -124,9 +127,7 @@ def _read_rule(fields: Fields, activation: str) -> CodeRule:
         if fields.take("signed", bool, False):
             raise CheckpointError("signed=True: such coders are not read.")
         return CodeRule(activation, k)
-    if activation not in SELECTION_OF_ACTIVATION:
-        known = sorted((*STOCK_ACTIVATIONS, *SELECTION_OF_ACTIVATION))
-        raise CheckpointError(f"activation={activation!r}: choose one of {known}.")
+    check_choice(ACTIVATIONS, activation=activation)
     for name, idle in PAPER_FIELDS.items():
         if fields.take(name, bool, idle) != idle:
             raise CheckpointError(f"{name}=True: such coders are not read.")

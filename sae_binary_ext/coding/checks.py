@@ -1,11 +1,21 @@
-"""Checks that configs of several coders share."""
+"""Checks that configs share."""
+
+from collections.abc import Iterable
 
 
-def check_at_least_zero(**values: float) -> None:
-    """Raise ValueError where one of the named values is negative, infinite or no number."""
+def check_choice(choices: Iterable[str], **values: object) -> None:
+    """Raise ValueError where one of the named values is none of the choices."""
+    known = list(choices)
     for name, value in values.items():
-        if not 0 <= value < float("inf"):
-            raise ValueError(f"{name}={value!r}: give a number of at least 0.")
+        if value not in known:
+            raise ValueError(f"{name}={value!r}: choose one of {', '.join(known)}.")
+
+
+def check_at_least(least: float, **values: float) -> None:
+    """Raise ValueError where one of the named values is below that, infinite or no number."""
+    for name, value in values.items():
+        if not least <= value < float("inf"):
+            raise ValueError(f"{name}={value!r}: give a number of at least {least}.")
 
 
 def check_positive(**values: float) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding.checks import check_positive
+from sae_binary_ext.coding.checks import check_choice, check_positive
 from sae_binary_ext.coding.surrogate import SURROGATES, step
 
 SURROGATE_LATENTS = ("selected", "near", "all")
@@ -51,21 +51,15 @@ class CodeRule:
     surrogate_latents: str = "selected"
 
     def __post_init__(self) -> None:
-        if self.selection not in SELECTIONS:
-            raise ValueError(f"selection={self.selection!r}: choose one of {sorted(SELECTIONS)}.")
-        if self.surrogate not in SURROGATES:
-            raise ValueError(f"surrogate={self.surrogate!r}: choose one of {sorted(SURROGATES)}.")
+        check_choice(SELECTIONS, selection=self.selection)
+        check_choice(SURROGATES, surrogate=self.surrogate)
         if self.selection == "gumbel" and self.surrogate != "sigmoid":
             raise ValueError(
                 f"surrogate={self.surrogate!r}: selection 'gumbel' learns through its softmax and "
                 "takes surrogate 'sigmoid' alone."
             )
         check_positive(surrogate_temperature=self.surrogate_temperature)
-        if self.surrogate_latents not in SURROGATE_LATENTS:
-            raise ValueError(
-                f"surrogate_latents={self.surrogate_latents!r}: choose one of "
-                f"{list(SURROGATE_LATENTS)}."
-            )
+        check_choice(SURROGATE_LATENTS, surrogate_latents=self.surrogate_latents)
         if self.competes and self.selection != "topk":
             raise ValueError(
                 f"surrogate_latents={self.surrogate_latents!r} with selection={self.selection!r}: "

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from sae_binary_ext.coding.checks import check_at_least
+
 # Position 0 is an attention sink whose norm is several times every other's; it is left out of
 # training and evaluation, and left as it is when a reconstruction is spliced into the model.
 FIRST_POSITION = 1
@@ -40,16 +42,15 @@ class DemoConfig:
     """Seed of the weights and of the order of the tokens."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "training_tokens",
-            "held_out_tokens",
-            "spliced_tokens",
-            "epochs",
-            "k",
-            "batch_size",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number of at least 1.")
+        check_at_least(
+            1,
+            training_tokens=self.training_tokens,
+            held_out_tokens=self.held_out_tokens,
+            spliced_tokens=self.spliced_tokens,
+            epochs=self.epochs,
+            k=self.k,
+            batch_size=self.batch_size,
+        )
         if self.expansion < 2 or self.expansion % 2:
             raise ValueError(
                 f"expansion={self.expansion}: give an even number, which the entropy coders halve."

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from sae_binary_ext.coding.checks import check_at_least
 from sae_binary_ext.evaluation.bootstrap import document_weights
 from sae_binary_ext.evaluation.candidates import Candidate, Site, at_common_sites, check_alike
 from sae_binary_ext.evaluation.documents import TextBatch
@@ -26,6 +27,7 @@ from sae_binary_ext.evaluation.running import (
 from sae_binary_ext.evaluation.samples import LatentSamples
 from sae_binary_ext.evaluation.splicing import RunningLosses, SplicedBatch, SplicedFigures
 from sae_binary_ext.evaluation.stream import TextStream
+from sae_binary_ext.evaluation.text_config import check_first_position
 from sae_binary_ext.saelens.splice import HookedModel, Splice
 
 
@@ -49,14 +51,10 @@ class Amount:
     latents: int = 200
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "spliced_tokens", "latents"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number of at least 1.")
-        if not 0 <= self.first_position < self.context_size - 1:
-            raise ValueError(
-                f"first_position={self.first_position}: give a number from 0 to two less than "
-                f"context_size={self.context_size}."
-            )
+        check_at_least(
+            1, tokens=self.tokens, spliced_tokens=self.spliced_tokens, latents=self.latents
+        )
+        check_first_position(self.first_position, self.context_size)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Text to measure on: documents of any source, cut into rows of tokens."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -106,6 +107,16 @@ def _text_column(source: str, entry: dict[str, Any]) -> str:
             f"not clear: {sorted(entry)}."
         )
     return texts[0]
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
+    """What gives the text of a token by its id."""
+
+    @cache
+    def text(token: int) -> str:
+        return str(tokenizer.decode([token]))
+
+    return text
 
 
 def cut_rows(

@@ -1,13 +1,13 @@
 """Latents as a reader meets them: in their text, and by the tokens that they promote."""
 
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.evaluation.compare import ComparedCoder
+from sae_binary_ext.evaluation.documents import token_texts
 from sae_binary_ext.saelens.splice import HookedModel
 
 PROMOTED = 8
@@ -44,11 +44,7 @@ def latent_views(
         model: the hooked model.
         tokenizer: its tokenizer.
     """
-
-    @cache
-    def text(token: int) -> str:
-        return str(tokenizer.decode([token]))
-
+    text = token_texts(tokenizer)
     coder, samples, rates = compared.candidate.coder, compared.samples, compared.figures.rates
     promoted = promoted_tokens(coder.W_dec[samples.latents.to(coder.device)], model)
     views = [

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae_binary_ext.evaluation.bootstrap import Estimate, estimate_of
+from sae_binary_ext.evaluation.bootstrap import Estimate, estimate_of, resampled
 from sae_binary_ext.evaluation.samples import LatentSamples, PlaceSamples
 
 # The token, and one to either side.
@@ -22,7 +22,6 @@ STRATA = ("all", "low", "middle", "high")
 FOLDS = 5
 LATENTS_AT_ONCE = 64
 DECIMALS = 9
-REPLICATES = 200
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,7 @@ class Predictability:
         areas = areas[areas.isfinite()]
         if not len(areas):
             return Estimate(float("nan"), float("nan"), float("nan"))
-        generator = torch.Generator().manual_seed(0)
-        drawn = torch.randint(len(areas), (REPLICATES, len(areas)), generator=generator)
-        return estimate_of(torch.cat([areas.median()[None], areas[drawn].median(dim=1).values]))
+        return estimate_of(areas[resampled(len(areas))].median(dim=1).values)
 
 
 def predictability(samples: LatentSamples) -> Predictability:

@@ -84,6 +84,18 @@ def interrupts_noted() -> Generator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, handled)
 
 
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that lines are added to, each with its end.
+
+    A process that was killed may have left half a line; that is taken out of the file.
+    """
+    lines = path.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) < len(lines):
+        path.write_text("".join(whole))
+    return whole
+
+
 class SavedProgress:
     """A module's counts and how many batches of each stage are in them.
 

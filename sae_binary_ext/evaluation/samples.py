@@ -15,6 +15,12 @@ CONTEXT_RADIUS, SILENT_RADIUS = 12, 1
 CONTEXTS = 6
 
 
+def draw_latents(width: int, count: int) -> Tensor:
+    """Some latents of a coder, drawn at random: int64 [count] in rising order, or all [width]."""
+    generator = torch.Generator().manual_seed(SEED)
+    return torch.randperm(width, generator=generator)[:count].sort().values
+
+
 @dataclass(frozen=True)
 class SampledContext:
     """A stretch of text around a token on which a latent is active.
@@ -155,8 +161,7 @@ class LatentSamples(nn.Module):
 
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(SEED)
-        self.latents = torch.randperm(width, generator=generator)[:count].sort().values
+        self.latents = draw_latents(width, count)
         self.firings = PlaceSamples(len(self.latents), PLACES, CONTEXT_RADIUS)
         self.silent = PlaceSamples(len(self.latents), PLACES, SILENT_RADIUS)
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from sae_binary_ext.coding.checks import check_at_least
+
 
 @dataclass
 class TextConfig:
@@ -28,10 +30,14 @@ class TextConfig:
     """Where model and coders are."""
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise ValueError(f"tokens={self.tokens}: give a number of at least 1.")
-        if not 0 <= self.first_position < self.context_size - 1:
-            raise ValueError(
-                f"first_position={self.first_position}: give a number from 0 to two less than "
-                f"context_size={self.context_size}."
-            )
+        check_at_least(1, tokens=self.tokens)
+        check_first_position(self.first_position, self.context_size)
+
+
+def check_first_position(first_position: int, context_size: int) -> None:
+    """Raise ValueError where a row has no prediction from this position on."""
+    if not 0 <= first_position < context_size - 1:
+        raise ValueError(
+            f"first_position={first_position}: give a number from 0 to two less than "
+            f"context_size={context_size}."
+        )

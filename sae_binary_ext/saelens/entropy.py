@@ -12,7 +12,7 @@ from simple_parsing import choice
 from torch import Tensor
 from typing_extensions import override
 
-from sae_binary_ext.coding.checks import check_at_least_zero
+from sae_binary_ext.coding.checks import check_at_least
 from sae_binary_ext.coding.covariance import covariance_penalty, sampled_covariance_penalty
 from sae_binary_ext.coding.entropy import bernoulli_entropy, firing_rates, ramp
 from sae_binary_ext.coding.reconstruction import total_variance
@@ -51,7 +51,7 @@ class EntropyLossFields:
     def check_entropy_fields(self) -> None:
         """Raise ValueError where one of the fields is out of range."""
         names = [field.name for field in fields(EntropyLossFields)]
-        check_at_least_zero(**{name: getattr(self, name) for name in names})
+        check_at_least(0, **{name: getattr(self, name) for name in names})
 
     def entropy_losses(
         self,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sae_binary_ext.coding.checks import check_at_least_zero, check_rate
+from sae_binary_ext.coding.checks import check_at_least, check_rate
 from sae_binary_ext.coding.entropy import excess_rate
 from sae_binary_ext.coding.reconstruction import total_variance
 
@@ -34,7 +34,8 @@ class FiringLossFields:
 
     def check_firing_fields(self) -> None:
         """Raise ValueError where one of the fields is out of range."""
-        check_at_least_zero(
+        check_at_least(
+            0,
             pre_act_loss_coefficient=self.pre_act_loss_coefficient,
             dense_coefficient=self.dense_coefficient,
         )

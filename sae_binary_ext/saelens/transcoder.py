@@ -17,7 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_binary_ext.coding.auxiliary import auxiliary_error
-from sae_binary_ext.coding.checks import check_at_least_zero
+from sae_binary_ext.coding.checks import check_at_least
 from sae_binary_ext.coding.initialization import fit_decoder, fit_start, sample_rows
 from sae_binary_ext.saelens.autoencoder import (
     BinaryCodeConfig,
@@ -89,7 +89,7 @@ class BinaryTranscoderTrainingSAEConfig(
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_entropy_fields()
-        check_at_least_zero(aux_loss_coefficient=self.aux_loss_coefficient)
+        check_at_least(0, aux_loss_coefficient=self.aux_loss_coefficient)
 
 
 class BinaryTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -7,25 +7,31 @@ from simple_parsing.helpers.serialization.serializable import from_dict as datac
 from sparsify import SparseCoderConfig, TrainConfig
 from typing_extensions import override
 
-from sae_binary_ext.coding.checks import check_at_least_zero, check_positive, check_rate
-from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION, SURROGATE_OF_STE
+from sae_binary_ext.coding.checks import (
+    check_at_least,
+    check_choice,
+    check_positive,
+    check_rate,
+)
+from sae_binary_ext.coding.paper_names import (
+    ACTIVATIONS,
+    PAPER_FIELDS,
+    PAPER_IDLE_FIELD,
+    SELECTION_OF_ACTIVATION,
+    STOCK_ACTIVATIONS,
+    SURROGATE_OF_STE,
+)
 from sae_binary_ext.coding.selection import SURROGATE_LATENTS, CodeRule, learning_by_default
 from sae_binary_ext.saving import NOTES_KEY
 
 Activation = Literal[
     "topk_binary", "groupmax_binary", "gumbel_binary", "binary", "topk", "groupmax"
 ]
-STOCK_ACTIVATIONS = ("groupmax", "topk")
-# Fields of the first paper's files that this package does not implement, and the value with
-# which they have no effect (None: any, the field is idle while the others are off).
-PAPER_FIELDS = {"tied_decoder": False, "matryoshka": False, "matryoshka_groups": None}
 
 
 def check_activation(activation: object) -> None:
     """Raise ValueError where this is neither a binary activation nor one of sparsify's own."""
-    known = sorted((*SELECTION_OF_ACTIVATION, *STOCK_ACTIVATIONS))
-    if activation not in known:
-        raise ValueError(f"activation={activation!r}: choose one of {known}.")
+    check_choice(ACTIVATIONS, activation=activation)
 
 
 @dataclass
@@ -123,7 +129,8 @@ class BinarySparseCoderConfig(SparseCoderConfig):
                 "latents, which topk_binary alone selects. Leave it out."
             )
         self._check_surrogate()
-        check_at_least_zero(
+        check_at_least(
+            0,
             entropy_alpha=self.entropy_alpha,
             covariance_alpha=self.covariance_alpha,
             covariance_sample=self.covariance_sample,
@@ -191,7 +198,7 @@ class BinarySparseCoderConfig(SparseCoderConfig):
         known = {field.name for field in fields(cls)}
         settings = {key: value for key, value in obj.items() if key in known}
         for key, value in obj.items():
-            idle = key in PAPER_FIELDS and PAPER_FIELDS[key] in (None, value)
+            idle = key == PAPER_IDLE_FIELD or (key in PAPER_FIELDS and value == PAPER_FIELDS[key])
             if key in known or key == NOTES_KEY or idle:
                 continue
             if key in PAPER_FIELDS:
@@ -258,18 +265,15 @@ class BinarySparseCoderConfig(SparseCoderConfig):
 
     def _check_surrogate(self) -> None:
         # CodeRule checks all of this too, by the names of its own fields.
-        if self.ste not in SURROGATE_OF_STE:
-            raise ValueError(f"ste={self.ste!r}: choose one of {sorted(SURROGATE_OF_STE)}.")
+        check_choice(SURROGATE_OF_STE, ste=self.ste)
         if self.activation == "gumbel_binary" and self.ste != "sigmoid":
             raise ValueError(
                 f"ste={self.ste!r}: activation 'gumbel_binary' learns through its softmax and "
                 "takes ste 'sigmoid' alone."
             )
         check_positive(ste_temperature=self.ste_temperature)
-        if self.ste_latents not in (None, *SURROGATE_LATENTS):
-            raise ValueError(
-                f"ste_latents={self.ste_latents!r}: choose one of {list(SURROGATE_LATENTS)}."
-            )
+        if self.ste_latents is not None:
+            check_choice(SURROGATE_LATENTS, ste_latents=self.ste_latents)
         if self.ste_latents in ("near", "all") and self.activation != "topk_binary":
             raise ValueError(
                 f"ste_latents={self.ste_latents!r} with activation={self.activation!r}: "

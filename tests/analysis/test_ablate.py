@@ -108,8 +108,8 @@ def test_zero_silences_and_flip_turns_round():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"ranking": "size"}, "ranking='size': choose from burstiness, rate, effect"),
-        ({"change": "double"}, "change='double': choose from zero, flip"),
+        ({"ranking": "size"}, "ranking='size': choose one of burstiness, rate, effect"),
+        ({"change": "double"}, "change='double': choose one of zero, flip"),
         ({"groups": 0}, "groups=0"),
         ({"latents": -1}, "latents=-1"),
         ({"spliced_tokens": 0}, "spliced_tokens=0"),

@@ -107,8 +107,8 @@ def test_an_interrupted_run_goes_on(
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"sampling": "top"}, "sampling='top': choose from random, quantiles, margin"),
-        ({"judge": "gpt"}, "judge='gpt': choose from embedding, tokens"),
+        ({"sampling": "top"}, "sampling='top': choose one of random, quantiles, margin"),
+        ({"judge": "gpt"}, "judge='gpt': choose one of embedding, tokens"),
         ({"negatives": "near"}, "negatives='near'"),
         ({"negatives": "hard"}, "needs an embedding"),
         ({"judge_url": "http://127.0.0.1/v1"}, "give both, or neither"),

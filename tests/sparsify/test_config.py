@@ -12,7 +12,7 @@ from sae_binary_ext.sparsify import BinarySparseCoderConfig
     [
         ({"activation": "relu"}, "activation='relu'.*topk_binary"),
         ({"normalize_decoder": True}, "normalize_decoder=True.*lives in its decoder row"),
-        ({"ste": "reste"}, "ste='reste'.*'re'"),
+        ({"ste": "reste"}, "ste='reste'.* re,"),
         ({"ste_temperature": 0.0}, "temperature=0.0"),
         ({"k": 0}, "k=0"),
         ({"entropy_alpha": -1.0}, "entropy_alpha=-1.0"),

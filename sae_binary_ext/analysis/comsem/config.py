@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_binary_ext.analysis.reading import ReadingConfig
+from sae_binary_ext.coding.checks import check_at_least
+from sae_binary_ext.evaluation.interpretation.judge_config import JudgeFields
 
 
 @dataclass
-class ComsemConfig(ReadingConfig):
+class ComsemConfig(JudgeFields, ReadingConfig):
     """
     What the tokens have in common on which a latent stands out (ComSem): each token is given to
     the latents that are burstiest on it; of a latent's tokens some tell a judge what they share,
@@ -34,37 +36,13 @@ class ComsemConfig(ReadingConfig):
     """Of a language model behind the chat-completions protocol, up to and without
     /chat/completions. Its key is read from OPENAI_API_KEY. Without it a sentence embedding judges,
     which needs the extra delphi."""
-    judge_model: str | None = None
-    """Its name there."""
-    judge_tokens: int = 10_000_000
-    """Tokens, read and written, after which it is asked nothing more."""
-    judge_parallel: int = 8
-    """Requests at once."""
-    judge_timeout: float = 120.0
-    """Seconds to wait for an answer."""
-    judge_retries: int = 5
-    """Of a request that failed on its way, or that the server put off."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, fewest in (
-            ("latents", 1),
-            ("burstiest", 1),
-            ("shown", 2),
-            ("asked", 1),
-            ("judge_tokens", 1),
-            ("judge_parallel", 1),
-            ("judge_retries", 0),
-        ):
-            if getattr(self, name) < fewest:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: give a number of at least {fewest}."
-                )
-        if not self.judge_timeout > 0:
-            raise ValueError(f"judge_timeout={self.judge_timeout}: give a number above 0.")
+        self.check_judge_fields()
+        check_at_least(1, latents=self.latents, burstiest=self.burstiest, asked=self.asked)
+        check_at_least(2, shown=self.shown)
         if not 0.5 < self.interpretable_at <= 1:
             raise ValueError(
                 f"interpretable_at={self.interpretable_at}: give a share above 0.5, up to 1."
             )
-        if (self.judge_url is None) != (self.judge_model is None):
-            raise ValueError("judge_url, judge_model: give both, or neither.")

@@ -9,7 +9,7 @@ from torch import Tensor
 from sae_binary_ext.analysis.latent_groups import RunningLatents
 from sae_binary_ext.coding import burstiness
 from sae_binary_ext.evaluation.documents import TextBatch
-from sae_binary_ext.evaluation.samples import CONTEXT_RADIUS, SEED, PlaceSamples
+from sae_binary_ext.evaluation.samples import CONTEXT_RADIUS, SEED, PlaceSamples, draw_latents
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 # A latent that never varies stands out on nothing.
@@ -87,8 +87,7 @@ class GivenTokens:
     """
 
     def __init__(self, width: int, count: int, most: int) -> None:
-        generator = torch.Generator().manual_seed(SEED)
-        self.latents = torch.randperm(width, generator=generator)[:count].sort().values
+        self.latents = draw_latents(width, count)
         self._own = PlaceSamples(len(self.latents), most, CONTEXT_RADIUS)
         self._others = PlaceSamples(len(self.latents), most, CONTEXT_RADIUS)
         self._given = torch.zeros(len(self.latents), dtype=torch.long)

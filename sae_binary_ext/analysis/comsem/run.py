@@ -1,10 +1,6 @@
 """`sae-binary comsem` from start to end: coders, text, tokens given, judge, files."""
 
-import asyncio
-import logging
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import cache
 from random import Random
 from typing import Any
 
@@ -31,12 +27,8 @@ from sae_binary_ext.analysis.reading import (
     settings_of,
 )
 from sae_binary_ext.analysis.report import Analysis, Column, Table, write_analysis
-from sae_binary_ext.evaluation.interpretation.judge import (
-    Asked,
-    Judge,
-    JudgeStoppedError,
-    Rehearsal,
-)
+from sae_binary_ext.evaluation.documents import token_texts
+from sae_binary_ext.evaluation.interpretation.judge import Asked, Judge, ask_about
 from sae_binary_ext.evaluation.interpretation.with_delphi import EMBEDDING_MODEL, Embeddings
 from sae_binary_ext.evaluation.plots import error_bars
 
@@ -64,7 +56,6 @@ COLUMNS = (
     Column("others fitting", "Share of other tokens that fit, mean over the scored.", ".2f"),
     Column("failed", "Answers that did not come or could not be read.", "d"),
 )
-logger = logging.getLogger(__name__)
 Asking = list[tuple[str, LatentTokens, Questions]]
 
 
@@ -82,15 +73,11 @@ def run_comsem(coders: list[str], config: ComsemConfig) -> Analysis:
     """
     config.output.mkdir(parents=True, exist_ok=True)
     # First: what is missing is known at once, and reading takes minutes.
-    judge = _language_model(config)
+    judge = config.judge_answering_in(config.output)
     embeddings = Embeddings(config.device) if judge is None else None
     opened = open_coders(coders, config, config.output)
     given = _given_tokens(opened, config)
-
-    @cache
-    def text(token: int) -> str:
-        return str(opened.tokenizer.decode([token]))
-
+    text = token_texts(opened.tokenizer)
     scores: list[ComsemScore] = []
     asking: Asking = []
     for coder, found in given.items():
@@ -101,26 +88,15 @@ def run_comsem(coders: list[str], config: ComsemConfig) -> Analysis:
                 scores.append(unscored(coder, tokens))
             else:
                 asking.append((coder, tokens, questions))
-    scores += _embedded(embeddings, asking) if embeddings else _asked(judge, asking, config)
+    if judge is not None:
+        scores += _asked(judge, asking)
+    elif embeddings is not None:
+        scores += _embedded(embeddings, asking)
     scores.sort(key=lambda score: (list(given).index(score.coder), score.latent))
     analysis = _analysis(scores, config)
     run = settings_of(opened, config)
     write_analysis(analysis, run, config.output)
     return analysis
-
-
-def _language_model(config: ComsemConfig) -> Judge | None:
-    if config.judge_url is None or config.judge_model is None:
-        return None
-    return Judge(
-        config.judge_url,
-        config.judge_model,
-        config.output / "answers.jsonl",
-        config.judge_tokens,
-        config.judge_parallel,
-        config.judge_timeout,
-        config.judge_retries,
-    )
 
 
 def _given_tokens(opened: OpenedModel, config: ComsemConfig) -> dict[str, GivenTokens]:
@@ -158,48 +134,15 @@ def _embedded(embeddings: Embeddings, asking: Asking) -> list[ComsemScore]:
     return scores
 
 
-def _asked(judge: Judge | None, asking: Asking, config: ComsemConfig) -> list[ComsemScore]:
-    """Have a language model score them; first say what that takes."""
-    if judge is None:
-        return []
-    rehearsal = Rehearsal(REHEARSED_ANSWER)
-    asyncio.run(_all(rehearsal, asking, config.judge_parallel, lambda: None))
-    logger.info(
-        "Asking %s about %d latents: %d requests of some %d tokens in all; what was answered "
-        "before is not asked again. At most %d tokens are spent, %d of them before.",
-        judge.model,
-        len(asking),
-        rehearsal.requests,
-        rehearsal.tokens,
-        config.judge_tokens,
-        judge.spent,
-    )
-    with tqdm(total=len(asking), desc=judge.model, unit="latents") as progress:
-        scores = asyncio.run(_all(judge, asking, config.judge_parallel, progress.update))
-    try:
-        judge.check()
-    except JudgeStoppedError as error:
-        raise ValueError(str(error)) from error
+def _asked(judge: Judge, asking: Asking) -> list[ComsemScore]:
+    """Have a language model score them."""
+    scores: list[ComsemScore] = []
+
+    async def score(asked: Asked, item: tuple[str, LatentTokens, Questions]) -> ComsemScore:
+        return await LanguageModelJudge(asked).score(*item)
+
+    ask_about(asking, judge, REHEARSED_ANSWER, score, scores.append)
     return scores
-
-
-async def _all(
-    judge: Asked, asking: Asking, at_once: int, done: Callable[[], Any]
-) -> list[ComsemScore]:
-    """Score latents, some at once; those that a stopped judge leaves out are left out."""
-    limit, asked = asyncio.Semaphore(at_once), LanguageModelJudge(judge)
-
-    async def one(coder: str, tokens: LatentTokens, questions: Questions) -> ComsemScore | None:
-        async with limit:
-            try:
-                score = await asked.score(coder, tokens, questions)
-            except JudgeStoppedError:
-                return None
-            done()
-            return score
-
-    found = await asyncio.gather(*(one(*each) for each in asking))
-    return [score for score in found if score is not None]
 
 
 def _analysis(scores: list[ComsemScore], config: ComsemConfig) -> Analysis:

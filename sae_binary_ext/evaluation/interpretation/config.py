@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from sae_binary_ext.coding.checks import check_at_least, check_choice
 from sae_binary_ext.evaluation.interpretation.examples import FEWEST_ASKED, SAMPLINGS, Counts
+from sae_binary_ext.evaluation.interpretation.judge_config import JudgeFields
 from sae_binary_ext.evaluation.interpretation.reading import TextAmount
 from sae_binary_ext.evaluation.text_config import TextConfig
 
@@ -12,7 +14,7 @@ NEGATIVES = ("random", "hard")
 
 
 @dataclass
-class InterpretConfig(TextConfig):
+class InterpretConfig(JudgeFields, TextConfig):
     """
     How well latents of coders, binary or stock, can be told from the text they are active in. A
     sentence embedding judges, in delphi's scorer, beside a baseline of single tokens; and a
@@ -45,41 +47,19 @@ class InterpretConfig(TextConfig):
     judge: str = "embedding"
     """embedding (delphi's ExampleEmbeddingScorer with MiniLM, and the token baseline; needs the
     extra delphi), or tokens (the baseline alone)."""
-    judge_url: str | None = None
-    """Of a language model behind the chat-completions protocol that is asked, too, up to and
-    without /chat/completions. Its key is read from OPENAI_API_KEY."""
-    judge_model: str | None = None
-    """Its name there."""
-    judge_tokens: int = 10_000_000
-    """Tokens, read and written, after which it is asked nothing more."""
-    judge_parallel: int = 8
-    """Requests at once."""
-    judge_timeout: float = 120.0
-    """Seconds to wait for an answer."""
-    judge_retries: int = 5
-    """Of a request that failed on its way, or that the server put off."""
     judge_windows: int = 5
     """Windows in one request."""
 
     def __post_init__(self) -> None:
         self.amount()
         self.counts()
-        for name, known in (
-            ("sampling", SAMPLINGS),
-            ("negatives", NEGATIVES),
-            ("judge", JUDGES),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r}: choose from {', '.join(known)}.")
+        self.check_judge_fields()
+        check_choice(SAMPLINGS, sampling=self.sampling)
+        check_choice(NEGATIVES, negatives=self.negatives)
+        check_choice(JUDGES, judge=self.judge)
         if self.negatives == "hard" and self.judge == "tokens":
             raise ValueError("negatives='hard': needs an embedding; judge='tokens' has none.")
-        if (self.judge_url is None) != (self.judge_model is None):
-            raise ValueError("judge_url, judge_model: give both, or neither.")
-        for name in ("judge_tokens", "judge_parallel", "judge_timeout", "judge_windows"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number above 0.")
-        if self.judge_retries < 0:
-            raise ValueError(f"judge_retries={self.judge_retries}: give 0 or more.")
+        check_at_least(1, judge_windows=self.judge_windows)
         if self.judge_windows > FEWEST_ASKED:
             raise ValueError(
                 f"judge_windows={self.judge_windows}: give {FEWEST_ASKED} at most; a latent may "

@@ -7,6 +7,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
+from sae_binary_ext.coding.checks import check_at_least
 from sae_binary_ext.evaluation.interpretation.reading import ReadLatents
 
 # With fewer windows to learn from, or to be asked about, a latent is not scored: delphi's
@@ -29,11 +30,8 @@ class Counts:
     asked: int = 40
 
     def __post_init__(self) -> None:
-        for name, fewest in (("shown", FEWEST_SHOWN), ("asked", FEWEST_ASKED)):
-            if getattr(self, name) < fewest:
-                raise ValueError(
-                    f"{name}={getattr(self, name)}: give a number of at least {fewest}."
-                )
+        check_at_least(FEWEST_SHOWN, shown=self.shown)
+        check_at_least(FEWEST_ASKED, asked=self.asked)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from sae_binary_ext.evaluation.interpretation.scores import (
     CoderScores,
     LatentScore,
 )
+from sae_binary_ext.evaluation.progress import whole_lines
 
 SCHEMA_VERSION = 1
 logger = logging.getLogger(__name__)
@@ -34,13 +35,10 @@ class SavedScores:
         self.scores: list[LatentScore] = []
         self._keys: set[tuple[str, int, str]] = set()
         header = json.dumps({"of": of}) + "\n"
-        if path.is_file() and (lines := path.read_text().splitlines(keepends=True)):
+        if path.is_file() and (lines := whole_lines(path)):
             if lines[0] == header:
-                # A process that was killed may have left half a line.
-                whole = [line for line in lines[1:] if line.endswith("\n")]
-                self.scores = [LatentScore(**json.loads(line)) for line in whole]
+                self.scores = [LatentScore(**json.loads(line)) for line in lines[1:]]
                 self._keys = {_key(score) for score in self.scores}
-                path.write_text("".join([header, *whole]))
                 return
             logger.info("%s is of another run, and starts anew.", path)
         path.write_text(header)

@@ -5,11 +5,14 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+
+from tqdm import tqdm
 
 from sae_binary_ext.evaluation.interpretation.packages import imported
+from sae_binary_ext.evaluation.progress import whole_lines
 
 # Of an answer whose server does not say; for the estimate before the start, too.
 CHARACTERS_A_TOKEN = 4
@@ -19,6 +22,8 @@ MALFORMED_ASKED_AGAIN = 2
 logger = logging.getLogger(__name__)
 
 Messages = list[dict[str, str]]
+Item = TypeVar("Item")
+Scored = TypeVar("Scored")
 
 
 class JudgeStoppedError(Exception):
@@ -74,7 +79,8 @@ class Judge:
     ) -> None:
         openai = imported("openai")
         self.model = model
-        self._openai, self._answers, self._budget, self._url = openai, answers, budget, url
+        self.budget, self.parallel = budget, parallel
+        self._openai, self._answers, self._url = openai, answers, url
         key = os.environ.get(KEY_VARIABLE, "none")
         self._client = openai.AsyncOpenAI(
             base_url=url, api_key=key, timeout=timeout, max_retries=retries
@@ -84,7 +90,7 @@ class Judge:
         self.spent = 0
         self._stopped: str | None = None
         if answers.is_file():
-            self._take_up(answers.read_text())
+            self._take_up()
 
     async def ask(self, messages: Messages, **settings: Any) -> str:
         """The answer.
@@ -114,13 +120,13 @@ class Judge:
             raise JudgeStoppedError(self._stopped)
 
     def _check_going(self) -> None:
-        if self._stopped is None and self.spent >= self._budget:
+        if self._stopped is None and self.spent >= self.budget:
             self._stopped = (
-                f"judge_tokens={self._budget}: are spent. The same command with more goes on."
+                f"judge_tokens={self.budget}: are spent. The same command with more goes on."
             )
         self.check()
 
-    async def _request(self, messages: Messages, settings: Mapping[str, Any]) -> tuple[str, int]:
+    async def _request(self, messages: Messages, settings: dict[str, Any]) -> tuple[str, int]:
         """The answer and the tokens it took."""
         try:
             response = await self._client.chat.completions.create(
@@ -148,13 +154,8 @@ class Judge:
         with self._answers.open("a") as file:
             file.write(json.dumps({"key": key, "text": text, "tokens": tokens}) + "\n")
 
-    def _take_up(self, text: str) -> None:
-        lines = text.splitlines(keepends=True)
-        # A process that was killed may have left half a line.
-        whole = [line for line in lines if line.endswith("\n")]
-        if len(whole) < len(lines):
-            self._answers.write_text("".join(whole))
-        for entry in map(json.loads, whole):
+    def _take_up(self) -> None:
+        for entry in map(json.loads, whole_lines(self._answers)):
             self._known[entry["key"]] = entry["text"]
             self.spent += entry["tokens"]
 
@@ -180,6 +181,73 @@ class Rehearsal:
 
     def check(self) -> None:
         """It can always be asked."""
+
+
+def ask_about(
+    items: Sequence[Item],
+    judge: Judge,
+    rehearsed_answer: str,
+    score: Callable[[Asked, Item], Coroutine[Any, Any, Scored]],
+    keep: Callable[[Scored], None],
+) -> None:
+    """Have a judge score latents, some at once; first say what that takes.
+
+    Args:
+        items: the latents, in whatever form.
+        judge: whom to ask.
+        rehearsed_answer: about as long as an answer is, and readable as one.
+        score: of one item, by whoever answers.
+        keep: called with each item's score as it comes.
+
+    Raises:
+        ValueError: the judge cannot be asked any more; what it answered was kept.
+    """
+    rehearsal = Rehearsal(rehearsed_answer)
+    asyncio.run(_score_all(items, rehearsal, judge.parallel, score, lambda _: None))
+    logger.info(
+        "Asking %s about %d latents: %d requests of some %d tokens in all; what was answered "
+        "before is not asked again. At most %d tokens are spent, %d of them before.",
+        judge.model,
+        len(items),
+        rehearsal.requests,
+        rehearsal.tokens,
+        judge.budget,
+        judge.spent,
+    )
+    with tqdm(total=len(items), desc=judge.model, unit="latents") as progress:
+
+        def keep_and_show(scored: Scored) -> None:
+            keep(scored)
+            progress.update()
+
+        asyncio.run(_score_all(items, judge, judge.parallel, score, keep_and_show))
+    try:
+        judge.check()
+    except JudgeStoppedError as error:
+        raise ValueError(str(error)) from error
+
+
+async def _score_all(
+    items: Sequence[Item],
+    judge: Asked,
+    at_once: int,
+    score: Callable[[Asked, Item], Coroutine[Any, Any, Scored]],
+    keep: Callable[[Scored], None],
+) -> None:
+    """Score each item and keep its score when it is done.
+
+    Once the judge has stopped, what was sent is waited for: its answers need not be asked again.
+    """
+    limit = asyncio.Semaphore(at_once)
+
+    async def one(item: Item) -> None:
+        async with limit:
+            try:
+                keep(await score(judge, item))
+            except JudgeStoppedError:
+                return
+
+    await asyncio.gather(*map(one, items))
 
 
 def _tokens(messages: Messages) -> int:

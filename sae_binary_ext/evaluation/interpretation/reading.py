@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from sae_binary_ext.coding.checks import check_at_least
 from sae_binary_ext.evaluation.candidates import Candidate, at_common_sites, check_alike
 from sae_binary_ext.evaluation.documents import TextBatch
 from sae_binary_ext.evaluation.in_model import read_hooks
@@ -44,9 +45,7 @@ class TextAmount:
     latents: int
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "window", "latents"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: give a number of at least 1.")
+        check_at_least(1, tokens=self.tokens, window=self.window, latents=self.latents)
         if not 0 <= self.first_position <= self.context_size - self.window:
             raise ValueError(
                 f"first_position={self.first_position}: no window of {self.window} tokens is left "

@@ -1,15 +1,12 @@
 """`sae-binary interpret` from start to end: coders, text, examples, judges, files."""
 
-import asyncio
-import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
-from functools import cache
 
 from tqdm import tqdm
 
 from sae_binary_ext.evaluation.candidates import load_candidates
-from sae_binary_ext.evaluation.documents import ALL_ARTICLES, read_all_documents
+from sae_binary_ext.evaluation.documents import ALL_ARTICLES, read_all_documents, token_texts
 from sae_binary_ext.evaluation.interpretation.config import InterpretConfig
 from sae_binary_ext.evaluation.interpretation.examples import (
     DEAD,
@@ -22,7 +19,7 @@ from sae_binary_ext.evaluation.interpretation.files import (
     interpretation_table,
     write_interpretation,
 )
-from sae_binary_ext.evaluation.interpretation.judge import Judge, JudgeStoppedError, Rehearsal
+from sae_binary_ext.evaluation.interpretation.judge import Asked, Judge, ask_about
 from sae_binary_ext.evaluation.interpretation.language_model import LanguageModelScorer
 from sae_binary_ext.evaluation.interpretation.packages import imported
 from sae_binary_ext.evaluation.interpretation.reading import Reading, ReadLatents, read_latents
@@ -37,7 +34,6 @@ from sae_binary_ext.evaluation.predictability import predictability
 from sae_binary_ext.evaluation.progress import fingerprint
 
 TOKEN_BASELINE = "tokens, naive Bayes"
-logger = logging.getLogger(__name__)
 
 
 def run_interpret(coders: list[str], config: InterpretConfig) -> str:
@@ -59,7 +55,9 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
     config.output.mkdir(parents=True, exist_ok=True)
     # First: what is missing is known at once, and reading takes minutes.
     embeddings = Embeddings(config.device) if config.judge == "embedding" else None
-    judge = _language_model(config)
+    judge = config.judge_answering_in(config.output)
+    if judge is not None:
+        imported("delphi.scorers")
     candidates = load_candidates(coders, config.hook, config.device)
     name, model, tokenizer = open_model(candidates, config.model, config.output, config.device)
     sources = name, config.dataset or ALL_ARTICLES
@@ -72,11 +70,7 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
         config.output / "read.safetensors",
         sources,
     )
-
-    @cache
-    def text(token: int) -> str:
-        return str(tokenizer.decode([token]))
-
+    text = token_texts(tokenizer)
     of = fingerprint(candidates, config.settings(), sources)
     saved = SavedScores(config.output / "scores.jsonl", of)
     names = [candidate.name for candidate in candidates]
@@ -95,21 +89,6 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
     run |= {"model": name, "dataset": config.dataset or ALL_ARTICLES}
     write_interpretation(found, run, config.output)
     return interpretation_table(found)
-
-
-def _language_model(config: InterpretConfig) -> Judge | None:
-    if config.judge_url is None or config.judge_model is None:
-        return None
-    imported("delphi.scorers")
-    return Judge(
-        config.judge_url,
-        config.judge_model,
-        config.output / "answers.jsonl",
-        config.judge_tokens,
-        config.judge_parallel,
-        config.judge_timeout,
-        config.judge_retries,
-    )
 
 
 def token_scores(coder: str, read: ReadLatents) -> Iterator[LatentScore]:
@@ -153,32 +132,13 @@ class _Judging:
             ValueError: it cannot be asked any more.
         """
         at_once = self._config.judge_windows
-        scorer = LanguageModelScorer(judge, text, at_once)
-        left = list(self._left(scorer.judges))
-        rehearsal = Rehearsal(f"{[0] * at_once} [EXPLANATION]: {'word ' * 20}")
-        rehearsed = LanguageModelScorer(rehearsal, text, at_once)
-        asyncio.run(_all(rehearsed, left, lambda _: None, self._config.judge_parallel))
-        logger.info(
-            "Asking %s about %d latents: %d requests of some %d tokens in all; what was answered "
-            "before is not asked again. At most %d tokens are spent, %d of them before.",
-            judge.model,
-            len(left),
-            rehearsal.requests,
-            rehearsal.tokens,
-            self._config.judge_tokens,
-            judge.spent,
-        )
-        with tqdm(total=len(left), desc=judge.model, unit="latents") as progress:
 
-            def keep(scores: list[LatentScore]) -> None:
-                self._saved.add(scores)
-                progress.update()
+        async def score(asked: Asked, item: tuple[str, LatentExamples]) -> list[LatentScore]:
+            return await LanguageModelScorer(asked, text, at_once).score(*item)
 
-            asyncio.run(_all(scorer, left, keep, self._config.judge_parallel))
-        try:
-            judge.check()
-        except JudgeStoppedError as error:
-            raise ValueError(str(error)) from error
+        left = list(self._left(LanguageModelScorer(judge, text, at_once).judges))
+        answer = f"{[0] * at_once} [EXPLANATION]: {'word ' * 20}"
+        ask_about(left, judge, answer, score, self._saved.add)
 
     def _left(self, judges: tuple[str, ...]) -> Iterator[tuple[str, LatentExamples]]:
         """What these judges have not scored; of what cannot be, the reason is put down."""
@@ -205,25 +165,3 @@ class _Judging:
                     )
                 else:
                     yield coder, chosen
-
-
-async def _all(
-    scorer: LanguageModelScorer,
-    latents: Iterable[tuple[str, LatentExamples]],
-    keep: Callable[[list[LatentScore]], None],
-    at_once: int,
-) -> None:
-    """Score latents, some at once, and keep each one's scores when it is done.
-
-    Once the judge has stopped, what was sent is waited for: its answers need not be asked again.
-    """
-    limit = asyncio.Semaphore(at_once)
-
-    async def one(coder: str, examples: LatentExamples) -> None:
-        async with limit:
-            try:
-                keep(await scorer.score(coder, examples))
-            except JudgeStoppedError:
-                return
-
-    await asyncio.gather(*(one(coder, examples) for coder, examples in latents))
