@@ -45,6 +45,8 @@ sae-binary COMMAND --help explains a command's options.
 
 # What a shell gives a command that Ctrl-C ended.
 INTERRUPTED = 130
+# Commands that keep what an interruption leaves done.
+GOING_ON = ("compare", "interpret", "push")
 CODERS_HELP = (
     "folders of coders, folders of such folders, or Hub ids of either: autoencoders, or "
     "transcoders, of one model, at one or several hooks"
@@ -56,12 +58,17 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments = sys.argv[1:] if arguments is None else arguments
     command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command == "run":
+        return run(rest)
     if command in COMMANDS:
-        return COMMANDS[command](rest)
+        with _told_plainly(command):
+            return COMMANDS[command](rest)
     if command in ANALYSES:
-        return analyse(command, rest)
+        with _told_plainly(command):
+            return analyse(command, rest)
     if command in STUDIES:
-        return study(command, rest)
+        with _told_plainly(command):
+            return study(command, rest)
     if command == "--version":
         print(sae_binary_ext.__version__)
         return 0
@@ -69,7 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(USAGE, end="")
         return 0
     print(
-        f"sae-binary: no command {command!r}; choose from {sorted(COMMANDS | ANALYSES | STUDIES)}.",
+        f"sae-binary: no command {command!r}; choose one of "
+        f"{', '.join(sorted(('run', *COMMANDS, *ANALYSES, *STUDIES)))}.",
         file=sys.stderr,
     )
     return 2
@@ -81,10 +89,7 @@ def demo(arguments: list[str]) -> int:
 
     parser = ArgumentParser(prog="sae-binary demo")
     parser.add_arguments(DemoConfig, dest="config")
-    try:
-        config = parser.parse_args(arguments).config
-    except ValueError as error:
-        parser.error(str(error))
+    config = parser.parse_args(arguments).config
 
     from sae_binary_ext.demo.pipeline import run_demo
 
@@ -100,14 +105,9 @@ def compare(arguments: list[str]) -> int:
     parser = ArgumentParser(prog="sae-binary compare")
     parser.add_argument("coders", metavar="CODER", nargs="+", help=CODERS_HELP)
     parser.add_arguments(CompareConfig, dest="config")
-    with _errors_of("compare"):
-        options = parser.parse_args(arguments)
-        config = options.config
-        try:
-            print(run_compare(options.coders, config))
-        except KeyboardInterrupt:
-            return _interrupted("compare")
-        print(f"\nReport: {config.output / 'report.html'}")
+    options = parser.parse_args(arguments)
+    print(run_compare(options.coders, options.config))
+    print(f"\nReport: {options.config.output / 'report.html'}")
     return 0
 
 
@@ -119,13 +119,9 @@ def interpret(arguments: list[str]) -> int:
     parser = ArgumentParser(prog="sae-binary interpret", add_option_string_dash_variants=dashes)
     parser.add_argument("coders", metavar="CODER", nargs="+", help=CODERS_HELP)
     parser.add_arguments(InterpretConfig, dest="config")
-    with _errors_of("interpret"):
-        options = parser.parse_args(arguments)
-        try:
-            print(run_interpret(options.coders, options.config))
-        except KeyboardInterrupt:
-            return _interrupted("interpret")
-        print(f"\nScores: {options.config.output / 'interpretation.json'}")
+    options = parser.parse_args(arguments)
+    print(run_interpret(options.coders, options.config))
+    print(f"\nScores: {options.config.output / 'interpretation.json'}")
     return 0
 
 
@@ -155,14 +151,9 @@ def _analysis(command: str) -> tuple[ArgumentParser, Callable[..., Any]]:
 def _print_analysis(
     command: str, parser: ArgumentParser, arguments: list[str], run: Callable[[Any], Any]
 ) -> int:
-    with _errors_of(command):
-        options = parser.parse_args(arguments)
-        try:
-            print(run(options))
-        except KeyboardInterrupt:
-            print(f"sae-binary {command}: stopped.", file=sys.stderr)
-            return INTERRUPTED
-        print(f"\nReport: {options.config.output / f'{command}.html'}")
+    options = parser.parse_args(arguments)
+    print(run(options))
+    print(f"\nReport: {options.config.output / f'{command}.html'}")
     return 0
 
 
@@ -175,10 +166,9 @@ def convert(arguments: list[str]) -> int:
 
     from sae_binary_ext import checkpoints
 
-    with _errors_of("convert"):
-        written = checkpoints.convert(options.source, options.out, options.host, options.hookpoint)
-        for folder in written:
-            print(folder)
+    written = checkpoints.convert(options.source, options.out, options.host, options.hookpoint)
+    for folder in written:
+        print(folder)
     return 0
 
 
@@ -190,11 +180,10 @@ def inspect(arguments: list[str]) -> int:
 
     from sae_binary_ext import checkpoints
 
-    with _errors_of("inspect"):
-        for description in checkpoints.describe(options.source, options.hookpoint):
-            print(description.name)
-            for label, value in description.lines():
-                print(f"  {label:<22} {value}")
+    for description in checkpoints.describe(options.source, options.hookpoint):
+        print(description.name)
+        for label, value in description.lines():
+            print(f"  {label:<22} {value}")
     return 0
 
 
@@ -217,13 +206,12 @@ def push(arguments: list[str]) -> int:
 
     from sae_binary_ext import checkpoints
 
-    with _errors_of("push"):
-        upload = checkpoints.push(options.pop("path"), options.pop("repo_id"), **options)
-        for name, size in upload.files.items():
-            print(f"{size:>14,} bytes  {upload.repo_id}/{name}")
-        if options["dry_run"]:
-            for name, card in upload.cards.items():
-                print(f"\n--- {name} ---\n{card}")
+    upload = checkpoints.push(options.pop("path"), options.pop("repo_id"), **options)
+    for name, size in upload.files.items():
+        print(f"{size:>14,} bytes  {upload.repo_id}/{name}")
+    if options["dry_run"]:
+        for name, card in upload.cards.items():
+            print(f"\n--- {name} ---\n{card}")
     return 0
 
 
@@ -243,14 +231,13 @@ def refit(arguments: list[str]) -> int:
 
     from sae_binary_ext import analysis
 
-    with _errors_of("refit"):
-        text = analysis.Text(options.dataset, options.model, options.tokens, options.context_size)
-        done = analysis.refit(options.source, options.out, text, options.hookpoint)
-        print(
-            f"FVU {done.fvu_before:.4f} -> {done.fvu_after:.4f} on {done.measured_tokens} tokens "
-            f"after the {done.fitted_tokens} fitted on"
-        )
-        print(options.out)
+    text = analysis.Text(options.dataset, options.model, options.tokens, options.context_size)
+    done = analysis.refit(options.source, options.out, text, options.hookpoint)
+    print(
+        f"FVU {done.fvu_before:.4f} -> {done.fvu_after:.4f} on {done.measured_tokens} tokens "
+        f"after the {done.fitted_tokens} fitted on"
+    )
+    print(options.out)
     return 0
 
 
@@ -263,17 +250,19 @@ def _source_parser(command: str, description: str) -> StandardParser:
     return parser
 
 
-def _interrupted(command: str) -> int:
-    print(f"sae-binary {command}: stopped; the same command goes on.", file=sys.stderr)
-    return INTERRUPTED
-
-
 @contextmanager
-def _errors_of(command: str) -> Generator[None]:
-    """A user's mistake is one line, not a traceback."""
+def _told_plainly(command: str) -> Generator[None]:
+    """A user's mistake, a package that is not installed and Ctrl-C are a line, not a traceback."""
     try:
         yield
-    except ValueError as error:
+    except KeyboardInterrupt as interrupt:
+        goes_on = "; the same command goes on" * (command in GOING_ON)
+        print(f"sae-binary {command}: stopped{goes_on}.", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from interrupt
+    except (ValueError, ModuleNotFoundError) as error:
+        # Python names the module it did not find; this package's own errors say what to install.
+        if isinstance(error, ModuleNotFoundError) and error.name is not None:
+            raise
         print(f"sae-binary {command}: {error}", file=sys.stderr)
         raise SystemExit(1) from error
 
@@ -328,7 +317,6 @@ COMMANDS = {
     "interpret": interpret,
     "push": push,
     "refit": refit,
-    "run": run,
 }
 # Commands that measure: module of sae_binary_ext.analysis, settings, and what gives the Analysis.
 # Of coders:

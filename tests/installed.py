@@ -33,7 +33,7 @@ def main(hosts: list[str]) -> None:
         assert (importlib.util.find_spec(module) is not None) == (host in hosts), host
         if host not in hosts:
             check_that_it_says_what_to_install(host)
-    check_command_line()
+    check_command_line(hosts)
     blocks = documented_blocks()
     for host in hosts:
         run_block(blocks[BLOCK_OF_HOST[host]], host)
@@ -49,10 +49,15 @@ def check_that_it_says_what_to_install(host: str) -> None:
     assert f"pip install 'sae_binary_ext[{host}]'" in said, said
 
 
-def check_command_line() -> None:
+def check_command_line(hosts: list[str]) -> None:
     program = Path(sys.executable).with_name("sae-binary")
     printed = subprocess.run([program, "--help"], capture_output=True, text=True, check=True).stdout
     assert "sae-binary COMMAND --help" in printed, printed
+    if "saelens" not in hosts:
+        command = [program, "compare", "coder"]
+        said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+        assert "pip install 'sae_binary_ext[saelens]'" in said, said
+        assert "Traceback" not in said, said
 
 
 def functions_of(name: str) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """Importing the package in every order, each in a process without the hosts."""
 
+import pickle
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from sae_binary_ext.registration import warn_if_untested
 from tests.fresh import run_fresh
@@ -89,6 +92,45 @@ def test_a_missing_host_says_what_to_install(host: str, adapter: str):
     code = f"import sys; sys.modules['{host}'] = None; import sae_binary_ext.{adapter}"
     result = run(code)
     assert f"pip install 'sae_binary_ext[{adapter}]'" in result.stderr
+
+
+def save_second_papers_coder(folder: Path):
+    """A file of neither host's."""
+    folder.mkdir()
+    coder = {
+        "encoder.weight": torch.randn(8, 4),
+        "encoder.bias": torch.zeros(8),
+        "decoder.weight": torch.randn(4, 8),
+        "decoder.bias": torch.zeros(4),
+    }
+    torch.save(coder, folder / "model.pt")
+    config = {"params": {"inner_expand_rate": 2, "binarization_type": "sign"}}
+    (folder / "config.pkl").write_bytes(pickle.dumps(config))
+
+
+@pytest.mark.parametrize(
+    ("host", "adapter", "command"),
+    [
+        ("sae_lens", "saelens", "compare coder"),
+        ("sae_lens", "saelens", "demo"),
+        ("sae_lens", "saelens", "entropy coder"),
+        ("sae_lens", "saelens", "convert coder out"),
+        ("sparsify", "sparsify", "convert coder out --host sparsify"),
+    ],
+)
+def test_a_command_says_which_host_to_install(
+    host: str, adapter: str, command: str, tmp_path: Path
+):
+    save_second_papers_coder(tmp_path / "coder")
+    code = (
+        f"import os, sys; sys.modules['{host}'] = None; os.chdir('{tmp_path}')\n"
+        f"from sae_binary_ext.cli import main; main({command.split()!r})"
+    )
+    result = run(code)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"sae-binary {command.split()[0]}: sae_binary_ext.{adapter} needs")
+    assert f"pip install 'sae_binary_ext[{adapter}]'" in line
 
 
 @pytest.mark.integration

@@ -1,5 +1,7 @@
 """What can be learned from trained binary coders, and made better of them."""
 
+# First: it says what to install where SAELens is missing.
+import sae_binary_ext.saelens  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from sae_binary_ext.analysis.ablate import AblateConfig, run_ablate
 from sae_binary_ext.analysis.code_entropy import CodeEntropy, GatheredCodes
 from sae_binary_ext.analysis.code_file import (

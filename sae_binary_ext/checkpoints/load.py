@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,6 +51,7 @@ def load_coder(
     Raises:
         CheckpointError: there is no such coder, its files are damaged or unsafe, the host cannot
             express it, or its hook has no name in SAELens.
+        ModuleNotFoundError: the host is not installed; the message says how to install it.
     """
     _check_host(host, ("saelens", "sparsify"))
     folder = find_coder(source, hookpoint)
@@ -80,6 +82,7 @@ def convert(
 
     Raises:
         CheckpointError: as load_coder, or the format cannot tell a coder; the message says why.
+        ModuleNotFoundError: the format's host is not installed.
     """
     _check_host(host, tuple(FORMATS))
     found = find_coders(source, hookpoint)
@@ -184,6 +187,7 @@ def _stock_loader(folder: Path, host: Host) -> Callable[[str], Any] | None:
     """SAELens' own loader, for its architectures that no other format can tell."""
     if host != "saelens" or format_of(folder) != "saelens" or saelens.is_portable(folder):
         return None
+    import_module("sae_binary_ext.saelens")  # says what to install where SAELens is missing
     import sae_lens
 
     loader: Any = sae_lens.SAE
@@ -193,7 +197,7 @@ def _stock_loader(folder: Path, host: Host) -> Callable[[str], Any] | None:
 def _plainly(folder: Path, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except CheckpointError:
+    except (CheckpointError, ModuleNotFoundError):
         raise
     # A host raises whatever an unexpected value leads to.
     except Exception as error:

@@ -1,5 +1,6 @@
 """SAELens' format: cfg.json and sae_weights.safetensors."""
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,9 @@ def to_coder(coder: PortableCoder) -> Any:
 
     Raises:
         CheckpointError: SAELens has no architecture for it.
+        ModuleNotFoundError: SAELens is not installed.
     """
+    import_module("sae_binary_ext.saelens")  # says what to install where SAELens is missing
     made = _coder_class(coder.shape)(_config(coder))
     state = {
         name: tensor.T if turned else tensor

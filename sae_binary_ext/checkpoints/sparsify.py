@@ -4,6 +4,7 @@ Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509
 """
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,9 @@ def to_coder(coder: PortableCoder) -> Any:
 
     Raises:
         CheckpointError: sparsify has no place for something of the coder; the message names it.
+        ModuleNotFoundError: sparsify is not installed.
     """
+    import_module("sae_binary_ext.sparsify")  # says what to install where sparsify is missing
     from sparsify import SparseCoder
 
     made = SparseCoder(coder.shape.d_in, _config(coder), dtype=coder.dtype)

@@ -6,6 +6,8 @@ from pathlib import Path
 import plotly.graph_objects as go
 import torch
 
+# First: it says what to install where SAELens is missing.
+import sae_binary_ext.saelens  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from sae_binary_ext.demo.activations import load_or_compute
 from sae_binary_ext.demo.coders import CoderPlan, Trained, plan_coders, train_coder
 from sae_binary_ext.demo.config import FIRST_POSITION, DemoConfig

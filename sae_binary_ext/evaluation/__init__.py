@@ -1,5 +1,7 @@
 """Measuring coders and showing what was measured."""
 
+# First: it says what to install where SAELens is missing.
+import sae_binary_ext.saelens  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from sae_binary_ext.evaluation.bootstrap import Estimate
 from sae_binary_ext.evaluation.candidates import Candidate, Site, common_model, load_candidates
 from sae_binary_ext.evaluation.compare import Amount, ComparedCoder, Comparison

@@ -131,5 +131,7 @@ def test_ctrl_c_says_how_to_go_on(
 
     monkeypatch.setattr(compare, "read_hooks", interrupt)
     options = ["--model", str(tiny_model_folder), "--dataset", str(tiny_dataset)]
-    assert main(["compare", *coders, *options, "--output", str(tmp_path / "out")]) == 130
+    with pytest.raises(SystemExit) as status:
+        main(["compare", *coders, *options, "--output", str(tmp_path / "out")])
+    assert status.value.code == 130
     assert "the same command goes on" in capsys.readouterr().err
