@@ -20,7 +20,7 @@ from sae_binary_ext.coding.surrogate import SURROGATES, step
 SURROGATE_LATENTS = ("selected", "near", "all")
 # Of surrogate_latents "near": the latents of a token that compete for each of its k places. With 4
 # instead, a coder of k = 32 and 4608 latents had an FVU of 0.161 instead of 0.157 (see
-# docs/reconstruction.md).
+# docs/reconstruction-settings.md).
 NEAR = 2
 
 
