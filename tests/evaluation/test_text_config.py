@@ -12,10 +12,12 @@ from sae_binary_ext.analysis import (
     MultiBitConfig,
     TransferConfig,
 )
+from sae_binary_ext.evaluation import CompareConfig
 from sae_binary_ext.evaluation.text_config import TextConfig
 
 CONFIGS = [
     AblateConfig,
+    CompareConfig,
     CompressConfig,
     ComsemConfig,
     EntropyConfig,
