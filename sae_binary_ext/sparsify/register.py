@@ -46,7 +46,11 @@ def register() -> None:
     _build_binary_coders()
     _read_binary_configs()
     _offer_binary_fields()
-    _train_binary_coders()
+    _check_before_building()
+    _inform_while_training()
+    _resume_where_training_was()
+    _save_checkpoints_at_once()
+    _take_losses_over_all_ranks()
     setattr(sparsify, _REGISTERED, True)
 
 
@@ -96,11 +100,9 @@ def _offer_binary_fields() -> None:
     TrainConfig.__post_init__ = post_init
 
 
-def _train_binary_coders() -> None:
-    """The Trainer keeps binary coders informed and their distributed losses global."""
-    stock_init, stock_fit, stock_load = Trainer.__init__, Trainer.fit, Trainer.load_state
-    stock_checkpoint = Trainer._checkpoint  # pyright: ignore[reportPrivateUsage]
-    stock_ddp = sparsify.trainer.DDP
+def _check_before_building() -> None:
+    """The Trainer refuses what binary coders cannot have, and knows their learning rate."""
+    stock_init = Trainer.__init__
 
     @functools.wraps(stock_init)
     def init(self: Trainer, cfg: TrainConfig, *args: Any, **kwargs: Any) -> None:
@@ -109,6 +111,13 @@ def _train_binary_coders() -> None:
         stock_init(self, cfg, *args, **kwargs)
         if isinstance(cfg.sae, BinarySparseCoderConfig) and cfg.optimizer == "signum":
             _set_signum_rates(self)
+
+    Trainer.__init__ = init
+
+
+def _inform_while_training() -> None:
+    """The Trainer keeps binary coders informed of how far training has come."""
+    stock_fit = Trainer.fit
 
     @functools.wraps(stock_fit)
     def fit(self: Trainer) -> None:
@@ -129,6 +138,13 @@ def _train_binary_coders() -> None:
             for coder in binary:
                 coder.progress = TrainingProgress()
 
+    Trainer.fit = fit
+
+
+def _resume_where_training_was() -> None:
+    """A resumed run of binary coders ends where an unbroken one does."""
+    stock_load = Trainer.load_state
+
     @functools.wraps(stock_load)
     def load_state(self: Trainer, path: str) -> None:
         stock_load(self, path)
@@ -136,15 +152,28 @@ def _train_binary_coders() -> None:
             _skip_trained_batch(self)
             _resume_schedule_free(self)
 
+    Trainer.load_state = load_state
+
+
+def _save_checkpoints_at_once() -> None:
+    """Weights, optimizers and counters of one step: a killed save leaves no mixture of two."""
+    stock_checkpoint = Trainer._checkpoint  # pyright: ignore[reportPrivateUsage]
+
     @functools.wraps(stock_checkpoint)
     def checkpoint(self: Trainer, saes: dict[str, SparseCoder], path: str, rank_zero: bool) -> None:
         # Where ranks write their own coders each, they meet when all have written, and not before.
         if not isinstance(self.cfg.sae, BinarySparseCoderConfig) or self.cfg.distribute_modules:
             stock_checkpoint(self, saes, path, rank_zero)
             return
-        # Weights, optimizers and counters of one step: a killed save leaves no mixture of two.
         with replacing(Path(path)) as new:
             stock_checkpoint(self, saes, str(new), rank_zero)
+
+    Trainer._checkpoint = checkpoint  # pyright: ignore[reportPrivateUsage]
+
+
+def _take_losses_over_all_ranks() -> None:
+    """Distributed binary coders know the ranks whose batches make up one."""
+    stock_ddp = sparsify.trainer.DDP
 
     def ddp(module: nn.Module, **kwargs: Any) -> nn.Module:
         if isinstance(module, BinarySparseCoder):
@@ -154,8 +183,6 @@ def _train_binary_coders() -> None:
                 kwargs.pop("device_ids", None)
         return stock_ddp(module, **kwargs)
 
-    Trainer.__init__, Trainer.fit, Trainer.load_state = init, fit, load_state
-    Trainer._checkpoint = checkpoint  # pyright: ignore[reportPrivateUsage]
     sparsify.trainer.DDP = ddp  # pyright: ignore[reportPrivateImportUsage]
 
 
