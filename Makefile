@@ -109,4 +109,4 @@ format: install
 	$(PYTHON) -m ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(DELPHI_VENV) runs build dist
+	rm -rf $(VENV) $(DELPHI_VENV) .venv-hosts .cache runs build dist
