@@ -22,6 +22,8 @@ from tests.saelens.helpers import trainer_for
 
 BATCH = 200
 STEPS = 3
+# Those that the machine has.
+DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 # The same examples in every run, as many as the fast tests have time for.
 examples = settings(
     max_examples=100,
@@ -55,6 +57,7 @@ SHARED = {
     "dense_rate": rates,
     "skip_non_finite": st.booleans(),
     "dtype": dtypes,
+    "device": st.sampled_from(DEVICES),
 }
 SPARSIFY = {
     "num_latents": latents,
@@ -156,15 +159,18 @@ def test_any_config_of_saelens(architecture: str, data: st.DataObject):
     width = config.d_in
     if architecture == "binary_transcoder":  # pairs of input and target
         width += config.d_out or config.d_in
-    trainer = trainer_for(config, activations(width), STEPS, n_batches_for_norm_estimate=2)
+    batches = activations(width).to(config.device)
+    trainer = trainer_for(
+        config, batches, STEPS, n_batches_for_norm_estimate=2, device=config.device
+    )
     trained = trainer.fit()
     assert all(parameter.isfinite().all() for parameter in trained.parameters())
-    x = activations(config.d_in)[:20].to(trained.dtype)
+    x = activations(config.d_in)[:20].to(trained.device, trained.dtype)
     codes, output = trained.encode(x), trained(x)
     assert_codes(codes)
     with tempfile.TemporaryDirectory() as folder:
         trained.save_inference_model(folder)
-        loaded = SAE.load_from_disk(folder)
+        loaded = SAE.load_from_disk(folder, device=config.device)
     assert torch.equal(loaded.encode(x), codes)
     assert torch.equal(loaded(x), output)
 
@@ -174,20 +180,21 @@ def test_any_config_of_saelens(architecture: str, data: st.DataObject):
     chosen=few(SPARSIFY, "num_latents", "k"),
     d_in=sizes,
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    device=st.sampled_from(DEVICES),
 )
-def test_any_config_of_sparsify(chosen: dict[str, Any], d_in: int, dtype: torch.dtype):
+def test_any_config_of_sparsify(chosen: dict[str, Any], d_in: int, dtype: torch.dtype, device: str):
     config = made_or_refused(BinarySparseCoderConfig, chosen)
     if config is None:
         return
     try:
-        coder = SparseCoder(d_in, config, dtype=dtype)
+        coder = SparseCoder(d_in, config, device, dtype)
     except ValueError as error:  # what is wrong shows where the latents are known
         assert "latents" in str(error)  # noqa: PT017
         return
     assert isinstance(coder, BinarySparseCoder)
     optimizer = torch.optim.Adam(coder.parameters(), lr=1e-3)
     coder.progress.fit_start = config.initial_firing_rate != 0
-    for step, x in enumerate(activations(d_in).to(dtype).split(BATCH)):
+    for step, x in enumerate(activations(d_in).to(device, dtype).split(BATCH)):
         coder.progress.step = step
         output = coder(x, x.flip(-1) if config.transcode else x)
         (output.fvu + output.multi_topk_fvu / 8).backward()
@@ -198,6 +205,6 @@ def test_any_config_of_sparsify(chosen: dict[str, Any], d_in: int, dtype: torch.
     assert_codes(codes.top_acts)
     with tempfile.TemporaryDirectory() as folder:
         coder.save_to_disk(folder)
-        loaded = SparseCoder.load_from_disk(folder)
+        loaded = SparseCoder.load_from_disk(folder, device=device)
     assert torch.equal(loaded.encode(x).top_indices, codes.top_indices)
     assert torch.equal(loaded.encode(x).top_acts, codes.top_acts)
