@@ -13,4 +13,9 @@ def cached_parts(rows: Tensor) -> tuple[Tensor, ...]:
     """
     if rows.device.type != "cpu":
         return (rows,)
-    return rows.split(max(FEWEST_ROWS, PART // rows.shape[1]))
+    return rows.split(rows_of_part(rows.shape[1]))
+
+
+def rows_of_part(latents: int) -> int:
+    """How many rows a whole part has."""
+    return max(FEWEST_ROWS, PART // latents)

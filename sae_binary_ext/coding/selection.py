@@ -9,12 +9,14 @@ Adding a selection: one function below and one entry in SELECTIONS.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sae_binary_ext.coding.checks import check_choice, check_positive
+from sae_binary_ext.coding.parts import rows_of_part
 from sae_binary_ext.coding.surrogate import SURROGATES, step
 
 SURROGATE_LATENTS = ("selected", "near", "all")
@@ -22,6 +24,8 @@ SURROGATE_LATENTS = ("selected", "near", "all")
 # instead, a coder of k = 32 and 4608 latents had an FVU of 0.161 instead of 0.157 (see
 # docs/reconstruction-settings.md).
 NEAR = 2
+# In how many parts a row is cut to look for its k largest, where it is cut.
+FEWEST_STRIDES, MOST_STRIDES = 4, 63
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def learning_by_default(selection: str) -> str:
 
 def topk(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
     """The k largest margins: L0 is at most k."""
-    strides = _strides(margin, rule.k)
+    strides = _strides(margin.shape[-1], rule.k) if margin.device.type == "cpu" else 1
     if strides == 1:
         values, index = margin.topk(rule.k, dim=-1, sorted=False)
         return values, index
@@ -141,17 +145,35 @@ def topk(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
     return margin.gather(-1, index), index
 
 
-def _strides(margin: Tensor, k: int) -> int:
+@cache
+def _strides(latents: int, k: int) -> int:
     """In how many parts of equal length to look for the k largest; 1 for torch's own topk.
 
-    Two cores, 4096 tokens, 4608 latents: 0.6 of its time at k = 32 and at k = 128, with 36,864
-    latents 0.35. It is least where latents / parts + k * parts is, and gains nothing under 4 parts.
+    Two cores, 4096 tokens, 4608 latents: 0.9 of its time at k = 16, 0.73 at 32, 0.5 at 128; with
+    36,864 latents (1024 tokens) 0.5 to 0.6. The same however many tokens and threads there are: of
+    equal margins another cut may pick others.
     """
-    latents = margin.shape[-1]
-    parts = math.isqrt(latents // k) if margin.device.type == "cpu" else 1
-    while parts > 3 and latents % parts:
-        parts -= 1
-    return parts if parts > 3 else 1
+    rows = rows_of_part(latents)
+
+    def price(parts: int) -> float:
+        # Of the candidates, a third more to gather them.
+        candidates = 4 / 3 * _price_of_topk(rows, parts * k, k)
+        return _price_of_topk(rows, latents // parts, k) + candidates
+
+    most = min(latents // k, MOST_STRIDES)
+    strides = [parts for parts in range(FEWEST_STRIDES, most + 1) if latents % parts == 0]
+    best = min(strides, key=price, default=1)
+    return best if strides and price(best) < 0.8 * _price_of_topk(rows, latents, k) else 1
+
+
+def _price_of_topk(rows: int, length: int, k: int) -> float:
+    """What torch's topk takes a row, in a quickselect's time for an element.
+
+    From 64 k elements on it keeps a heap of the k largest: a fifth of the time an element, and the
+    heap's own. Threads share rows of more than 2^15 elements in all; two are reckoned with.
+    """
+    work = length if length < 64 * k else length / 5 + 3 * k * math.log2(max(k, 2))
+    return work / 2 if rows * length > 2**15 else work
 
 
 def groupmax(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
