@@ -1,6 +1,7 @@
 """Transcoders from a runner config to a coder in a model, on a tiny Llama and on SmolLM2."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -161,12 +162,21 @@ def test_a_run_resumes_from_its_checkpoint(
         assert alike(fresh, name) < 0.5, name
 
 
-def test_a_run_logs_what_saelens_logs(
-    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.fixture
+def offline_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    # Another test of this process may have begun a session, which keeps the settings of then.
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+@pytest.mark.usefixtures("offline_wandb")
+def test_a_run_logs_what_saelens_logs(
+    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     logged: dict[str, Any] = {}
     log = wandb.Run.log
 
