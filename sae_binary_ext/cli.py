@@ -8,6 +8,7 @@ import sys
 from argparse import ArgumentParser as StandardParser
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,12 +64,6 @@ def main(arguments: list[str] | None = None) -> int:
     if command in COMMANDS:
         with _told_plainly(command):
             return COMMANDS[command](rest)
-    if command in ANALYSES:
-        with _told_plainly(command):
-            return analyse(command, rest)
-    if command in STUDIES:
-        with _told_plainly(command):
-            return study(command, rest)
     if command == "--version":
         print(sae_binary_ext.__version__)
         return 0
@@ -77,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     print(
         f"sae-binary: no command {command!r}; choose one of "
-        f"{', '.join(sorted(('run', *COMMANDS, *ANALYSES, *STUDIES)))}.",
+        f"{', '.join(sorted(('run', *COMMANDS)))}.",
         file=sys.stderr,
     )
     return 2
@@ -309,15 +304,6 @@ def _without_gpu(module: str) -> AbstractContextManager[None]:
     return cpu_instead_of_cuda()
 
 
-COMMANDS = {
-    "compare": compare,
-    "convert": convert,
-    "demo": demo,
-    "inspect": inspect,
-    "interpret": interpret,
-    "push": push,
-    "refit": refit,
-}
 # Commands that measure: module of sae_binary_ext.analysis, settings, and what gives the Analysis.
 # Of coders:
 ANALYSES = {
@@ -333,4 +319,15 @@ STUDIES = {
     "entropy-check": ("entropy_check", "EntropyCheckConfig", "run_entropy_check"),
     "entropy-profile": ("entropy_profile", "EntropyProfileConfig", "run_entropy_profile"),
     "gradients": ("gradients", "GradientsConfig", "run_gradients"),
+}
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "compare": compare,
+    "convert": convert,
+    "demo": demo,
+    "inspect": inspect,
+    "interpret": interpret,
+    "push": push,
+    "refit": refit,
+    **{name: partial(analyse, name) for name in ANALYSES},
+    **{name: partial(study, name) for name in STUDIES},
 }
