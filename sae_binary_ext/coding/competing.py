@@ -68,7 +68,7 @@ def competing_codes(margin: Tensor, rule: CodeRule) -> Tensor:
     """Codes [..., latents] of margins [..., latents]: those of topk, with the gradient above."""
     latents = margin.shape[-1]
     if not rule.every_latent_learns:
-        _, index = pick_learners(margin.detach(), rule)
+        _, index = pick_learners(margin.detach().clone(), rule)
         return scatter_codes(compete_near(margin.gather(-1, index), rule), index, latents)
     picked, index = pick_latents(margin.detach(), rule)
     codes = scatter_codes((picked > 0).to(margin.dtype), index, latents)

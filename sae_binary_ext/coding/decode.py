@@ -36,22 +36,28 @@ def decode_indices(
     Returns:
         [tokens, d_out].
     """
-    # torch's own backward for the weights of the sum is fast, the one for its rows is not.
-    row_sum = picks.times(codes, decoder_weight.detach())
-    return _RowGradient.apply(row_sum, codes, decoder_weight, picks) + decoder_bias  # pyright: ignore
+    return _RowSum.apply(codes, decoder_weight, picks) + decoder_bias  # pyright: ignore
 
 
-class _RowGradient(torch.autograd.Function):
-    """Passes a sum of rows on and gives the rows their gradient."""
+class _RowSum(torch.autograd.Function):
+    """Codes @ weight, of whose factors the latents that cannot fire take no part."""
 
     @staticmethod
-    def forward(ctx: Any, row_sum: Tensor, codes: Tensor, weight: Tensor, picks: Picks) -> Tensor:
-        ctx.save_for_backward(codes)
+    def forward(ctx: Any, codes: Tensor, weight: Tensor, picks: Picks) -> Tensor:
+        ctx.save_for_backward(codes, weight)
         ctx.picks = picks
-        return row_sum.view_as(row_sum)
+        firing = picks.firing
+        return firing.times(codes[:, : firing.index.shape[-1]], weight)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, Tensor, None]:
-        (codes,) = ctx.saved_tensors
-        grad = grad_outputs[0]
-        return grad, None, ctx.picks.transposed_times(codes, grad), None
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        codes, weight = ctx.saved_tensors
+        (grad,) = grad_outputs
+        picks: Picks = ctx.picks
+        grad_codes = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_codes = picks.row_dots(grad, weight).to(codes.dtype)
+        if ctx.needs_input_grad[1]:
+            firing = picks.firing
+            grad_weight = firing.transposed_times(codes[:, : firing.index.shape[-1]], grad)
+        return grad_codes, grad_weight, None

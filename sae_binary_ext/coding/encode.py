@@ -171,7 +171,7 @@ def encode_indices(encoder: Encoder) -> tuple[Tensor, Picks, Tensor]:
     pre = encoder.pre_activations()
     with torch.no_grad():
         values, index = pick_above(pre, encoder.threshold, encoder.rule, pick_learners)
-    picks = Picks(index, encoder.latents)
+    picks = Picks(index, encoder.latents, fire=encoder.rule.k)
     return _codes_of_picks(values, encoder, picks).to(pre.dtype), picks, pre
 
 
@@ -186,13 +186,9 @@ def encode_picks(encoder: Encoder) -> tuple[Tensor, Picks]:
         Codes [tokens, m], 0.0 or 1.0, of the m latents of each token that learn; which these are.
     """
     with torch.no_grad():
-        threshold = encoder.threshold
-        picked = [
-            pick_above(pre, threshold, encoder.rule, pick_learners)
-            for pre in pre_activations_in_parts(encoder.centred, encoder.weight, encoder.bias)
-        ]
+        picked = [pick_learners(margin, encoder.rule) for margin in margins_in_parts(encoder)]
         values, index = (torch.cat(each) for each in zip(*picked, strict=True))
-    picks = Picks(index, encoder.latents)
+    picks = Picks(index, encoder.latents, fire=encoder.rule.k)
     return _codes_of_picks(values, encoder, picks).to(encoder.weight.dtype), picks
 
 
@@ -309,26 +305,21 @@ def _product_dtype(factor: Tensor) -> torch.dtype:
     return factor.dtype
 
 
-def pre_activations_in_parts(
-    centred: Tensor, encoder_weight: Tensor, encoder_bias: Tensor
-) -> Iterator[Tensor]:
-    """The linear encoder without gradient, a few tokens at a time.
-
-    Args:
-        centred: [tokens, d_in].
-        encoder_weight: [d_in, latents].
-        encoder_bias: [latents].
+def margins_in_parts(encoder: Encoder) -> Iterator[Tensor]:
+    """Pre-activations minus threshold, without gradient, a few tokens at a time.
 
     Returns:
-        Pre-activations [a few tokens, latents], which the next ones may overwrite.
+        [a few tokens, latents], which may be overwritten, and which the next ones may overwrite.
     """
-    latents = encoder_weight.shape[1]
-    size = min(ROWS, max(1, ENTRIES // latents))
-    dtype = _product_dtype(centred)
-    weight = encoder_weight.to(dtype)
-    room = weight.new_empty(min(size, len(centred)), latents)
-    for block in centred.split(size):
+    rows = encoder.centred.reshape(-1, encoder.centred.shape[-1])
+    bias, threshold = encoder.bias, encoder.threshold
+    size = min(ROWS, max(1, ENTRIES // encoder.latents))
+    dtype = _product_dtype(rows)
+    weight = encoder.weight.to(dtype)
+    room = weight.new_empty(min(size, len(rows)), encoder.latents)
+    for block in rows.split(size):
         product = torch.mm(block.to(dtype), weight, out=room[: len(block)])
         for part in cached_parts(product):
-            in_place = part.dtype == encoder_bias.dtype
-            yield part.add_(encoder_bias) if in_place else part + encoder_bias
+            # In place: fresh memory would take as long again. bfloat16 has no room for the sums.
+            pre = part.add_(bias) if part.dtype == bias.dtype else part + bias
+            yield pre.sub_(threshold) if pre.dtype == threshold.dtype else pre - threshold

@@ -27,10 +27,13 @@ class Picks:
     Attributes:
         index: int64 [tokens, k], their columns, none twice in a row.
         width: columns of S.
+        fire: how many of the k may hold codes of 1, these come first; None for all. The others are
+            learned from without firing.
     """
 
     index: Tensor
     width: int
+    fire: int | None = None
 
     def times(self, values: Tensor, dense: Tensor) -> Tensor:
         """S @ dense: entries [tokens, k] and dense [width, d] to [tokens, d] in its dtype."""
@@ -41,6 +44,23 @@ class Picks:
         """S.T @ dense: entries [tokens, k] and dense [tokens, d] to [width, d] in its dtype."""
         order, starts, row = self._columns
         return _sum_rows(dense, row, starts, values.flatten()[order])
+
+    def row_dots(self, left: Tensor, right: Tensor) -> Tensor:
+        """Entries [tokens, k] of left @ right.T, of left [tokens, d] and right [width, d]."""
+        tokens, k = self.index.shape
+        entry = torch.arange(self.index.numel(), device=self.index.device)
+        # What embedding_bag's gradient of its weights calls, which would first take the sum.
+        dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+            left, right, self.index.flatten(), entry[::k], entry // k, 0
+        )
+        return dots.view(tokens, k)
+
+    @cached_property
+    def firing(self) -> "Picks":
+        """Those that may hold codes of 1."""
+        if self.fire is None or self.fire == self.index.shape[-1]:
+            return self
+        return Picks(self.index[:, : self.fire], self.width)
 
     @cached_property
     def _columns(self) -> tuple[Tensor, Tensor, Tensor]:

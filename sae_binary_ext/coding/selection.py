@@ -6,17 +6,15 @@ Cho et al. (arXiv 2509.20997).
 Adding a selection: one function below and one entry in SELECTIONS.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sae_binary_ext.coding.checks import check_choice, check_positive
-from sae_binary_ext.coding.parts import rows_of_part
+from sae_binary_ext.coding.largest import largest, largest_and_next
 from sae_binary_ext.coding.surrogate import SURROGATES, step
 
 SURROGATE_LATENTS = ("selected", "near", "all")
@@ -24,8 +22,6 @@ SURROGATE_LATENTS = ("selected", "near", "all")
 # instead, a coder of k = 32 and 4608 latents had an FVU of 0.161 instead of 0.157 (see
 # docs/reconstruction-settings.md).
 NEAR = 2
-# In how many parts a row is cut to look for its k largest, where it is cut.
-FEWEST_STRIDES, MOST_STRIDES = 4, 63
 
 
 @dataclass(frozen=True)
@@ -130,50 +126,7 @@ def learning_by_default(selection: str) -> str:
 
 def topk(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
     """The k largest margins: L0 is at most k."""
-    strides = _strides(margin.shape[-1], rule.k) if margin.device.type == "cpu" else 1
-    if strides == 1:
-        values, index = margin.topk(rule.k, dim=-1, sorted=False)
-        return values, index
-    # The k largest lie within the k strided sets whose maxima are the largest: every set that one
-    # of them lies in has a maximum at least as large.
-    sets = margin.detach().unflatten(-1, (strides, -1))
-    width = sets.shape[-1]
-    best = sets.amax(-2).topk(rule.k, dim=-1, sorted=False).indices
-    candidates = sets.gather(-1, best.unsqueeze(-2).expand(*best.shape[:-1], strides, rule.k))
-    place = candidates.flatten(-2).topk(rule.k, dim=-1, sorted=False).indices
-    index = place.div(rule.k, rounding_mode="floor") * width + best.gather(-1, place % rule.k)
-    return margin.gather(-1, index), index
-
-
-@cache
-def _strides(latents: int, k: int) -> int:
-    """In how many parts of equal length to look for the k largest; 1 for torch's own topk.
-
-    Two cores, 4096 tokens, 4608 latents: 0.9 of its time at k = 16, 0.73 at 32, 0.5 at 128; with
-    36,864 latents (1024 tokens) 0.5 to 0.6. The same however many tokens and threads there are: of
-    equal margins another cut may pick others.
-    """
-    rows = rows_of_part(latents)
-
-    def price(parts: int) -> float:
-        # Of the candidates, a third more to gather them.
-        candidates = 4 / 3 * _price_of_topk(rows, parts * k, k)
-        return _price_of_topk(rows, latents // parts, k) + candidates
-
-    most = min(latents // k, MOST_STRIDES)
-    strides = [parts for parts in range(FEWEST_STRIDES, most + 1) if latents % parts == 0]
-    best = min(strides, key=price, default=1)
-    return best if strides and price(best) < 0.8 * _price_of_topk(rows, latents, k) else 1
-
-
-def _price_of_topk(rows: int, length: int, k: int) -> float:
-    """What torch's topk takes a row, in a quickselect's time for an element.
-
-    From 64 k elements on it keeps a heap of the k largest: a fifth of the time an element, and the
-    heap's own. Threads share rows of more than 2^15 elements in all; two are reckoned with.
-    """
-    work = length if length < 64 * k else length / 5 + 3 * k * math.log2(max(k, 2))
-    return work / 2 if rows * length > 2**15 else work
+    return largest(margin, rule.k)
 
 
 def groupmax(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
@@ -238,19 +191,15 @@ def pick_latents(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
 def pick_learners(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
     """Margins and latents that learn from a token, both [..., m]; the k picked come first.
 
-    The others are looked for once these are out of the way. A coder in training and its saved form
-    must pick the same of equal margins, which the 2k largest at once would leave open.
+    Args:
+        margin: [..., latents], without gradient; overwritten where latents compete.
+        rule: its selection has a fixed number of candidates.
 
     Raises:
-        ValueError: the rule's selection has no fixed number of candidates.
+        ValueError: it has none.
     """
-    values, index = pick_latents(margin, rule)
     others = rule.learners(margin.shape[-1]) - rule.k
-    if not others:
-        return values, index
-    rest = margin.scatter(-1, index, -torch.inf)
-    more, places = pick_latents(rest, replace(rule, k=others))
-    return torch.cat((values, more), -1), torch.cat((index, places), -1)
+    return largest_and_next(margin, rule.k, others) if others else pick_latents(margin, rule)
 
 
 def scatter_codes(codes: Tensor, index: Tensor, latents: int) -> Tensor:

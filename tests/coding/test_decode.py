@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from sae_binary_ext.coding.decode import decode, decode_indices
@@ -19,16 +20,23 @@ def test_dense_form_sums_the_rows_of_active_latents():
     torch.testing.assert_close(decode(codes, weight, bias), expected)
 
 
-def test_index_form_equals_the_dense_one_in_value_and_every_gradient():
+@pytest.mark.parametrize("fire", [None, K, K // 2, 1])
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_index_form_equals_the_dense_one_in_value_and_every_gradient(
+    fire: int | None, contiguous: bool
+):
     codes, index = some_codes()
-    incoming = torch.randn(TOKENS, D, dtype=torch.float64)
+    if fire:
+        codes[:, fire:] = 0
+    incoming = torch.randn(D, TOKENS, dtype=torch.float64).T
+    incoming = incoming.contiguous() if contiguous else incoming
     values = (torch.randn(LATENTS, D).double(), torch.randn(D).double())
     gradients: list[list[torch.Tensor | None]] = []
     outputs: list[torch.Tensor] = []
     for indexed in (True, False):
         code, weight, bias = (p.clone().requires_grad_() for p in (codes, *values))
         if indexed:
-            output = decode_indices(code, Picks(index, LATENTS), weight, bias)
+            output = decode_indices(code, Picks(index, LATENTS, fire), weight, bias)
         else:
             output = decode(scatter_codes(code, index, LATENTS), weight, bias)
         output.backward(incoming)

@@ -16,6 +16,7 @@ def test_products_of_picks_equal_the_dense_ones():
     torch.testing.assert_close(picks.times(values, right), matrix @ right)
     for entries, expected in ((values, matrix), (-values, -matrix)):
         torch.testing.assert_close(picks.transposed_times(entries, left), expected.T @ left)
+    torch.testing.assert_close(picks.row_dots(left, right), (left @ right.T).gather(-1, index))
 
 
 @pytest.mark.parametrize("form", [DenseMatrix, SparseMatrix])

@@ -28,41 +28,6 @@ def test_topk_fires_the_largest_positive_margins():
     assert codes.tolist() == [[1, 0, 1, 0], [0, 1, 0, 0]]
 
 
-@pytest.mark.parametrize(
-    "shape", [(7, 600), (2, 3, 600), (600,), (0, 600), (7, 601), (5, 4608)], ids=str
-)
-@pytest.mark.parametrize("k", [1, 5, 16, 37, 40, 600])
-def test_topk_finds_what_torch_finds(shape: tuple[int, ...], k: int):
-    margin = torch.randn(shape)
-    if margin.numel():
-        margin[..., 3] = torch.inf
-        margin[..., 100:130] = -torch.inf
-    values, index = pick_latents(margin, CodeRule("topk", k))
-    expected = margin.topk(k, dim=-1)
-    assert torch.equal(values.sort(dim=-1, descending=True).values, expected.values)
-    assert torch.equal(margin.gather(-1, index), values)
-    assert all(len(set(row)) == k for row in index.reshape(-1, k).tolist())
-
-
-@pytest.mark.parametrize("levels", [1, 2, 5])
-def test_topk_of_equal_margins_picks_as_many_different_latents(levels: int):
-    margin = torch.randint(0, levels, (50, 600)).float()
-    values, index = pick_latents(margin, CodeRule("topk", 20))
-    assert torch.equal(values.sort(dim=-1, descending=True).values, margin.topk(20).values)
-    assert all(len(set(row)) == 20 for row in index.tolist())
-
-
-@pytest.mark.parametrize("latents", [600, 2304, 4608])
-@pytest.mark.parametrize("k", [5, 16, 32])
-def test_of_equal_margins_the_same_are_picked_however_many_tokens_there_are(latents: int, k: int):
-    """A training batch and one token of a saved coder, whose bfloat16 margins are often equal."""
-    margin, rule = torch.randint(0, 5, (150, latents)).float(), CodeRule("topk", k)
-    _, index = pick_latents(margin, rule)
-    for rows in (1, 7, 113):
-        parts = [pick_latents(part, rule)[1] for part in margin.split(rows)]
-        assert torch.equal(torch.cat(parts), index)
-
-
 def test_groupmax_fires_at_most_the_largest_of_each_group():
     margin = torch.tensor([[3.0, 4.0, -2.0, -1.0]])
     codes = select_codes(margin, CodeRule("groupmax", 2), noise=False)
