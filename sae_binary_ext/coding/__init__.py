@@ -11,9 +11,6 @@ from sae_binary_ext.coding.encode import (
     active_latents,
     binarise,
     check_width,
-    encode_indices,
-    encode_picks,
-    picks_indices,
     pre_activations,
 )
 from sae_binary_ext.coding.encoded import Encoded, encode_batch, encode_codes
@@ -37,6 +34,7 @@ from sae_binary_ext.coding.initialization import (
     sample_rows,
     starting_rate,
 )
+from sae_binary_ext.coding.picked import encode_indices, encode_picks, picks_indices
 from sae_binary_ext.coding.ranks import gather_rows, sum_over_ranks
 from sae_binary_ext.coding.reconstruction import summed_variance, total_variance
 from sae_binary_ext.coding.seeding import seeded

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from sae_binary_ext.coding.selection import (
     CodeRule,
+    pick_and_next,
     pick_latents,
-    pick_learners,
     scatter_codes,
 )
 from sae_binary_ext.coding.surrogate import SURROGATES
@@ -68,7 +68,7 @@ def competing_codes(margin: Tensor, rule: CodeRule) -> Tensor:
     """Codes [..., latents] of margins [..., latents]: those of topk, with the gradient above."""
     latents = margin.shape[-1]
     if not rule.every_latent_learns:
-        _, index = pick_learners(margin.detach().clone(), rule)
+        _, index = pick_and_next(margin.detach().clone(), rule, rule.next_learners(latents))
         return scatter_codes(compete_near(margin.gather(-1, index), rule), index, latents)
     picked, index = pick_latents(margin.detach(), rule)
     codes = scatter_codes((picked > 0).to(margin.dtype), index, latents)
@@ -79,7 +79,7 @@ def compete_near(margin: Tensor, rule: CodeRule) -> Tensor:
     """Codes of the latents near to firing, with the gradient above, in which no others take part.
 
     Args:
-        margin: [..., m], the k picked first (see pick_learners).
+        margin: [..., m], the k picked first (see pick_and_next).
         rule: k and the surrogate.
 
     Returns:

@@ -1,21 +1,19 @@
 """Linear encoder, threshold, selection and step: from hidden states to codes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding.competing import compete_near, competing_codes
-from sae_binary_ext.coding.indexed import Picks
+from sae_binary_ext.coding.competing import competing_codes
 from sae_binary_ext.coding.parts import cached_parts
 from sae_binary_ext.coding.selection import (
     SELECTIONS,
     CodeRule,
     ones_first,
-    pick_latents,
-    pick_learners,
+    pick_and_next,
     select_codes,
 )
 from sae_binary_ext.coding.surrogate import step
@@ -147,76 +145,8 @@ def binarise(
     return codes.to(pre_activation.dtype)
 
 
-def picks_indices(rule: CodeRule, latents: int) -> bool:
-    """Whether encode_indices takes this rule, of which few latents of a token learn, and is
-    expected to be the faster form.
-
-    On two CPU cores forward and backward take 0.74 to 0.84 of the dense form's time where k is an
-    eighth of the latents, and 1.1 to 1.2 where it is a quarter (benchmarks/paths.py).
-    """
-    picks = SELECTIONS[rule.selection].pick is not None and not rule.every_latent_learns
-    return picks and rule.learners(latents) * 8 <= latents
-
-
-def encode_indices(encoder: Encoder) -> tuple[Tensor, Picks, Tensor]:
-    """The encoder in index form: the same codes, with gradients of those latents alone that learn.
-
-    Args:
-        encoder: its selection picks a fixed number of latents (topk, groupmax).
-
-    Returns:
-        Codes [tokens, m], 0.0 or 1.0, of the m latents of each token that learn; which these are;
-        and all pre-activations [tokens, latents], through which gradients flow too.
-    """
-    pre = encoder.pre_activations()
-    with torch.no_grad():
-        values, index = pick_above(pre, encoder.threshold, encoder.rule, pick_learners)
-    picks = Picks(index, encoder.latents, fire=encoder.rule.k)
-    return _codes_of_picks(values, encoder, picks).to(pre.dtype), picks, pre
-
-
-def encode_picks(encoder: Encoder) -> tuple[Tensor, Picks]:
-    """What encode_indices returns, without the pre-activations: these are made and forgotten a
-    block of tokens at a time.
-
-    Args:
-        encoder: its selection picks a fixed number of latents.
-
-    Returns:
-        Codes [tokens, m], 0.0 or 1.0, of the m latents of each token that learn; which these are.
-    """
-    with torch.no_grad():
-        picked = [pick_learners(margin, encoder.rule) for margin in margins_in_parts(encoder)]
-        values, index = (torch.cat(each) for each in zip(*picked, strict=True))
-    picks = Picks(index, encoder.latents, fire=encoder.rule.k)
-    return _codes_of_picks(values, encoder, picks).to(encoder.weight.dtype), picks
-
-
-def _codes_of_picks(values: Tensor, encoder: Encoder, picks: Picks) -> Tensor:
-    """Codes [tokens, m] of picked margins [tokens, m], with gradient."""
-    margin = cast(
-        Tensor,
-        _PickedGradient.apply(
-            values,
-            encoder.centred,
-            encoder.weight,
-            encoder.bias,
-            encoder.threshold,
-            encoder.origin,
-            picks,
-        ),
-    )
-    rule = encoder.rule
-    if rule.competes:
-        return compete_near(margin, rule)
-    return step(margin, rule.surrogate, rule.surrogate_temperature)
-
-
 def pick_above(
-    pre_activation: Tensor,
-    threshold: Tensor,
-    rule: CodeRule,
-    pick: Callable[[Tensor, CodeRule], tuple[Tensor, Tensor]] = pick_latents,
+    pre_activation: Tensor, threshold: Tensor, rule: CodeRule, more: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Margins and latents that a rule picks, without an array of all margins.
 
@@ -224,12 +154,13 @@ def pick_above(
         pre_activation: [tokens, latents].
         threshold: [latents].
         rule: a selection that picks a fixed number of latents.
-        pick: which of them: pick_latents, those that may fire, or pick_learners.
+        more: how many come after those picked, with topk alone.
 
     Returns:
-        Margins [tokens, m] and latents, int64 [tokens, m]; m is k for pick_latents.
+        Margins and latents, int64, both [tokens, k + more], the k picked first.
     """
-    picked = [pick(part - threshold, rule) for part in cached_parts(pre_activation)]
+    parts = cached_parts(pre_activation)
+    picked = [pick_and_next(part - threshold, rule, more) for part in parts]
     if len(picked) == 1:
         return picked[0]
     values, index = zip(*picked, strict=True)
@@ -261,43 +192,12 @@ def active_latents(
     return codes.to(pre_activation.dtype), index
 
 
-class _PickedGradient(torch.autograd.Function):
-    """Passes picked margins on and gives the encoder its gradient, of the picks alone."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        values: Tensor,
-        centred: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        threshold: Tensor,
-        origin: Tensor,
-        picks: Picks,
-    ) -> Tensor:
-        ctx.save_for_backward(centred, weight)
-        ctx.picks = picks
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        centred, weight = ctx.saved_tensors
-        picks: Picks = ctx.picks
-        grad = grad_outputs[0].to(weight.dtype)
-        grad_bias = weight.new_zeros(picks.width)
-        grad_bias.index_add_(0, picks.index.flatten(), grad.flatten())
-        return (
-            None,
-            picks.times(grad, weight.T.contiguous()) if ctx.needs_input_grad[1] else None,
-            picks.transposed_times(grad, centred).T,
-            grad_bias,
-            -grad_bias,
-            -(weight @ grad_bias) if ctx.needs_input_grad[5] else None,
-            None,
-        )
+def block_rows(latents: int) -> int:
+    """How many tokens' pre-activations are made at once where they are not kept."""
+    return min(ROWS, max(1, ENTRIES // latents))
 
 
-def _product_dtype(factor: Tensor) -> torch.dtype:
+def product_dtype(factor: Tensor) -> torch.dtype:
     """What autocast, which leaves products into given memory alone, would multiply in."""
     device = factor.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
@@ -313,8 +213,8 @@ def margins_in_parts(encoder: Encoder) -> Iterator[Tensor]:
     """
     rows = encoder.centred.reshape(-1, encoder.centred.shape[-1])
     bias, threshold = encoder.bias, encoder.threshold
-    size = min(ROWS, max(1, ENTRIES // encoder.latents))
-    dtype = _product_dtype(rows)
+    size = block_rows(encoder.latents)
+    dtype = product_dtype(rows)
     weight = encoder.weight.to(dtype)
     room = weight.new_empty(min(size, len(rows)), encoder.latents)
     for block in rows.split(size):

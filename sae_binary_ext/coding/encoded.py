@@ -11,16 +11,10 @@ from typing_extensions import override
 
 from sae_binary_ext.coding.competing import find_cutoff
 from sae_binary_ext.coding.decode import decode, decode_indices
-from sae_binary_ext.coding.encode import (
-    Encoder,
-    binarise,
-    encode_indices,
-    encode_picks,
-    pick_above,
-    picks_indices,
-)
+from sae_binary_ext.coding.encode import Encoder, binarise, pick_above
 from sae_binary_ext.coding.entropy import batch_tokens
 from sae_binary_ext.coding.indexed import CodeMatrix, Picks, code_matrix
+from sae_binary_ext.coding.picked import encode_indices, encode_picks, picks_indices
 from sae_binary_ext.coding.ranks import sum_over_ranks
 from sae_binary_ext.coding.selection import scatter_codes
 from sae_binary_ext.coding.threshold import codes_to_learn, decode_codes_above, dense_codes

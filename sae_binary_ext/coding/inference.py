@@ -7,7 +7,8 @@ from torch import Tensor
 
 from sae_binary_ext.coding.codes import pack, pack_indices
 from sae_binary_ext.coding.encode import Encoder, margins_in_parts
-from sae_binary_ext.coding.selection import SELECTIONS, ones_first, pick_latents, select_codes
+from sae_binary_ext.coding.screening import pick
+from sae_binary_ext.coding.selection import SELECTIONS, ones_first, select_codes
 
 
 @torch.no_grad()
@@ -23,8 +24,7 @@ def infer_indices(encoder: Encoder) -> tuple[Tensor, Tensor]:
     """
     rule = encoder.rule
     if SELECTIONS[rule.selection].pick is not None:
-        picked = [pick_latents(margin, rule) for margin in margins_in_parts(encoder)]
-        values, index = (torch.cat(each) for each in zip(*picked, strict=True))
+        values, index = pick(encoder)
         codes = values > 0
     else:
         codes, index = ones_first(torch.cat(list(_active_in_parts(encoder))))
@@ -43,11 +43,11 @@ def infer_packed(encoder: Encoder) -> Tensor:
         uint8 [..., packed_width(latents)]; see codes.pack.
     """
     if SELECTIONS[encoder.rule.selection].pick is not None:
-        picked = (pick_latents(margin, encoder.rule) for margin in margins_in_parts(encoder))
-        parts = [pack_indices(values > 0, index, encoder.latents) for values, index in picked]
+        values, index = pick(encoder)
+        packed = pack_indices(values > 0, index, encoder.latents)
     else:
-        parts = [pack(active) for active in _active_in_parts(encoder)]
-    return torch.cat(parts).view(*encoder.centred.shape[:-1], -1)
+        packed = torch.cat([pack(active) for active in _active_in_parts(encoder)])
+    return packed.view(*encoder.centred.shape[:-1], -1)
 
 
 def _active_in_parts(encoder: Encoder) -> Iterator[Tensor]:

@@ -82,6 +82,10 @@ class CodeRule:
         """How many of a coder's latents learn from a token, where the rule picks them."""
         return min(NEAR * self.k, latents) if self.competes else self.k
 
+    def next_learners(self, latents: int) -> int:
+        """How many latents learn beside those that may fire, where the rule picks them."""
+        return self.learners(latents) - self.k
+
     def check_latents(self, latents: int) -> None:
         """Raise ValueError where k does not suit a coder of this many latents."""
         limits = SELECTIONS[self.selection]
@@ -188,18 +192,21 @@ def pick_latents(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
     return pick(margin, rule)
 
 
-def pick_learners(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
-    """Margins and latents that learn from a token, both [..., m]; the k picked come first.
+def pick_and_next(margin: Tensor, rule: CodeRule, more: int) -> tuple[Tensor, Tensor]:
+    """Picked margins and the largest after these, and their latents.
 
     Args:
-        margin: [..., latents], without gradient; overwritten where latents compete.
+        margin: [..., latents], without gradient; overwritten where more come after the picked.
         rule: its selection has a fixed number of candidates.
+        more: how many come after the picked, with topk alone.
+
+    Returns:
+        Margins and latents, both [..., k + more], the k picked first.
 
     Raises:
-        ValueError: it has none.
+        ValueError: the rule's selection has no fixed number of candidates.
     """
-    others = rule.learners(margin.shape[-1]) - rule.k
-    return largest_and_next(margin, rule.k, others) if others else pick_latents(margin, rule)
+    return largest_and_next(margin, rule.k, more) if more else pick_latents(margin, rule)
 
 
 def scatter_codes(codes: Tensor, index: Tensor, latents: int) -> Tensor:

@@ -132,6 +132,9 @@ class BinaryCoder(SavedAtOnce):
     def encode_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Codes in index form, without hooks, gradient or an array of codes.
 
+        Sums in float32 round, and not always as encode's: of pre-activations that are equal but for
+        that it may pick another.
+
         Args:
             x: [..., d_in], or what reshape_activations turns into it.
 

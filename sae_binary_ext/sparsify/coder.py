@@ -159,6 +159,9 @@ class BinarySparseCoder(SparseCoder):
     def encode_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and latents that encode returns, without its pre-activations or a gradient.
 
+        Sums in float32 round, and not always as encode's: of pre-activations that are equal but for
+        that it may pick another.
+
         Args:
             x: [..., d_in].
 

@@ -8,10 +8,9 @@ from sae_binary_ext.coding.encode import (
     active_latents,
     binarise,
     check_width,
-    encode_indices,
-    picks_indices,
     pre_activations,
 )
+from sae_binary_ext.coding.picked import encode_indices, picks_indices
 from sae_binary_ext.coding.selection import CodeRule, scatter_codes, select_codes
 from tests import reference
 from tests.cases import LATENTS, each_indexed_rule, each_rule
