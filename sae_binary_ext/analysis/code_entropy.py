@@ -23,7 +23,7 @@ from sae_binary_ext.analysis.dependence import (
     strongest_tree,
 )
 from sae_binary_ext.coding import pack, unpack
-from sae_binary_ext.coding.indexed import code_matrix
+from sae_binary_ext.coding.indexed import whole_matrix
 from sae_binary_ext.evaluation.bootstrap import Estimate, WeightedSums, document_weights
 
 # Latents whose pairs are counted, those of most entropy: 268 MB. Others count as independent.
@@ -179,7 +179,7 @@ def _pair_counts(packed: Tensor, latents: int, paired: Tensor) -> Tensor:
     counts = torch.zeros(len(paired), len(paired), dtype=torch.int32)
     for part in packed.split(TOKENS_AT_ONCE):
         active = unpack(part, latents, torch.bool)[:, paired]
-        code_matrix(active).add_pair_counts(counts)
+        whole_matrix(active).add_pair_counts(counts)
     return counts
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from sae_binary_ext.coding.indexed import code_matrix
+from sae_binary_ext.coding.indexed import whole_matrix
 from sae_binary_ext.coding.ranks import sum_over_ranks
 from sae_binary_ext.coding.seeding import seeded
 
@@ -94,7 +94,7 @@ class _Penalty(torch.autograd.Function):
         # Whole numbers up to tokens^2, of which float32 holds each up to 2^24.
         few = group is None and len(rows) ** 2 <= 2**24
         counts = counts.to(rows.dtype if few else torch.float64)
-        matrix = code_matrix(rows)
+        matrix = whole_matrix(rows)
         gradient = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
         total = rows.new_zeros((), dtype=torch.float64)
         for block in columns.split(_block_width(matrix.is_sparse and whole, latents)):
@@ -106,7 +106,7 @@ class _Penalty(torch.autograd.Function):
                 signs = scaled.sign_().to(rows.dtype)
                 gradient.index_add_(1, block, matrix.times(signs) - rates @ signs)
                 if not whole:
-                    other_side = code_matrix(part).times(signs.T.contiguous())
+                    other_side = whole_matrix(part).times(signs.T.contiguous())
                     gradient += other_side.sub_(signs @ rates[block])
         ctx.ranks = 1 if group is None else group.size()
         ctx.dtype = codes.dtype

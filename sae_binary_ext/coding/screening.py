@@ -14,7 +14,6 @@ all of their margins in float32: the picks are the k largest margins in float32 
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from sae_binary_ext.coding.encode import Encoder, block_rows, margins_in_parts, 
 from sae_binary_ext.coding.indexed import Picks
 from sae_binary_ext.coding.largest import largest
 from sae_binary_ext.coding.parts import cached_parts, rows_of_part
+from sae_binary_ext.coding.processor import multiplies_bfloat16
 from sae_binary_ext.coding.selection import pick_and_next
 
 # Fewer tokens, or fewer values a product, do not make up for rounding the weights.
@@ -86,14 +86,6 @@ def _may_screen(encoder: Encoder, more: int) -> bool:
         and MORE_CANDIDATES * (encoder.rule.k + more) * FEWEST_LATENTS <= latents
         and multiplies_bfloat16()
     )
-
-
-@cache
-def multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for it; without them it is slower than float32."""
-    # Older versions of torch cannot say.
-    known = getattr(torch.cpu, "get_capabilities", dict[str, bool])()
-    return known.get("avx512_bf16", False) or known.get("amx_bf16", False)
 
 
 def _pick_of_all(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:

@@ -8,13 +8,13 @@ from sae_binary_ext.coding import covariance_penalty, sampled_covariance_penalty
 from tests import reference
 from tests.limits import little_memory
 
-WAYS = {"dense": 0.0, "sums of rows": 1.0}
 
-
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=["dense", "sums of rows", "bytes"])
 def in_narrow_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of three latents, by matrix products or by sums of rows."""
-    monkeypatch.setattr(indexed, "SPARSE_DENSITY", WAYS[request.param])
+    """Blocks of three latents, by matrix products, by sums of rows or by products of bytes."""
+    monkeypatch.setattr(indexed, "SPARSE_DENSITY", float(request.param == "sums of rows"))
+    monkeypatch.setattr(indexed, "multiplies_bytes", lambda: request.param == "bytes")
+    monkeypatch.setattr(indexed, "BYTE_DENSITY", 0.0)
     for name in ("DENSE_BLOCK", "SPARSE_BLOCK"):
         monkeypatch.setattr(module, name, 1)
     monkeypatch.setattr(module, "NARROWEST_BLOCK", 3)

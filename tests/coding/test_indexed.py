@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from sae_binary_ext.coding import indexed
-from sae_binary_ext.coding.indexed import DenseMatrix, Picks, SparseMatrix, code_matrix
+from sae_binary_ext.coding.indexed import (
+    ByteMatrix,
+    DenseMatrix,
+    Picks,
+    SparseMatrix,
+    code_matrix,
+    whole_matrix,
+)
 
 TOKENS, LATENTS, D = 30, 20, 6
 
@@ -45,6 +52,54 @@ def test_code_matrices_equal_the_dense_products(
 @pytest.mark.parametrize(("density", "form"), [(0.02, SparseMatrix), (0.5, DenseMatrix)])
 def test_few_ones_are_summed_and_many_multiplied(density: float, form: type):
     assert isinstance(code_matrix(torch.rand(200, 50) < density), form)
+
+
+@pytest.fixture
+def byte_products(monkeypatch: pytest.MonkeyPatch):
+    """On whatever processor."""
+    monkeypatch.setattr(indexed, "multiplies_bytes", lambda: True)
+
+
+@pytest.mark.usefixtures("byte_products")
+@pytest.mark.parametrize("dtype", [torch.bool, torch.bfloat16, torch.float32, torch.float64])
+def test_products_of_bytes_equal_the_dense_ones(dtype: torch.dtype):
+    active = torch.rand(700, LATENTS) < 0.7
+    active[3], active[:, 5], active[:, 6] = False, False, True
+    matrix = whole_matrix(active.to(dtype))
+    assert isinstance(matrix, ByteMatrix)
+    right, left = torch.randint(-128, 128, (LATENTS, D)), torch.randint(-128, 128, (700, D))
+    for wide in (torch.float32, torch.float64):
+        assert torch.equal(matrix.times(right.to(wide)), (active.long() @ right).to(wide))
+        assert torch.equal(
+            matrix.transposed_times(left.to(wide)), (active.T.long() @ left).to(wide)
+        )
+    assert torch.equal(matrix.counts(), active.sum(0))
+    pairs = torch.ones(LATENTS, LATENTS, dtype=torch.int32)
+    matrix.add_pair_counts(pairs)
+    assert torch.equal((pairs - 1).triu(), (active.T.long() @ active.long()).triu())
+
+
+@pytest.mark.usefixtures("byte_products")
+@pytest.mark.parametrize(
+    ("codes", "form"),
+    [
+        (torch.ones(200, 50), ByteMatrix),
+        (torch.ones(200, 50).index_fill(0, torch.tensor(7), 0.5), DenseMatrix),
+        (torch.ones(200, 50).index_fill(0, torch.tensor(7), -1), DenseMatrix),
+        (torch.eye(200), SparseMatrix),
+        (torch.ones(200, 1), DenseMatrix),
+    ],
+    ids=["ones", "a half", "less than none", "few ones", "one latent"],
+)
+def test_bytes_are_for_many_ones_and_nothing_else(codes: torch.Tensor, form: type):
+    assert isinstance(whole_matrix(codes), form)
+    torch.testing.assert_close(whole_matrix(codes).times(codes.T), codes @ codes.T)
+
+
+def test_processors_without_products_of_bytes_have_other_forms(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(indexed, "multiplies_bytes", lambda: False)
+    assert isinstance(whole_matrix(torch.ones(200, 50)), DenseMatrix)
+    assert isinstance(whole_matrix(torch.eye(200)), SparseMatrix)
 
 
 def test_no_ones_make_zeros():

@@ -331,19 +331,6 @@ def test_processors_without_bfloat16_make_all_margins(
     assert picked_whole == [TOKENS]
 
 
-@pytest.mark.parametrize(
-    ("known", "expected"),
-    [({"avx512_bf16": False}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)],
-    ids=str,
-)
-def test_what_torch_knows_of_the_processor_decides(
-    known: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.undo()
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
-    assert screening.multiplies_bfloat16.__wrapped__() is expected
-
-
 def test_rounding_up_lowers_no_number():
     values = torch.rand(10_000) * 10.0 ** torch.randint(-20, 20, (10_000,))
     assert (screening._rounded_up(values).float() >= values).all()
