@@ -1,12 +1,12 @@
 """Every table of speed and memory: python -m benchmarks, or make bench."""
 
-from benchmarks import covariance, inference, paths, steps
+from benchmarks import covariance, inference, paths, screening, steps
 from benchmarks.measure import machine
 
 
 def main() -> None:
     print(machine())
-    for benchmark in (steps, paths, covariance, inference):
+    for benchmark in (steps, paths, screening, covariance, inference):
         benchmark.main()
 
 

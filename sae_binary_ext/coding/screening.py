@@ -43,7 +43,6 @@ COLUMNS = 5
 BFLOAT16 = 2.0**-7
 
 
-@torch.no_grad()
 def pick(encoder: Encoder, more: int = 0) -> tuple[Tensor, Tensor]:
     """The latents that the encoder's rule picks and those that come after.
 
@@ -52,15 +51,32 @@ def pick(encoder: Encoder, more: int = 0) -> tuple[Tensor, Tensor]:
         more: how many come after these, with topk alone.
 
     Returns:
-        Margins and their latents, both [tokens, k + more], the k picked first.
+        Margins, without gradient, and their latents, both [tokens, k + more], the k picked first.
     """
-    if not _may_screen(encoder, more):
-        return _pick_of_all(encoder, more)
+    return (pick_screened if may_screen(encoder, more) else pick_from_all)(encoder, more)
+
+
+@torch.no_grad()
+def pick_from_all(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
+    """What pick returns, from all margins."""
+    parts = margins_in_parts(encoder)
+    values, index = _joined(pick_and_next(margin, encoder.rule, more) for margin in parts)
+    return values, index
+
+
+@torch.no_grad()
+def pick_screened(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
+    """What pick returns, from the margins of candidates where bounds tell enough.
+
+    Args:
+        encoder: of selection topk, in float32, with more than k + more latents.
+        more: how many come after the k picked.
+    """
     screen = Screen.of(encoder)
     rows, k = encoder.centred.reshape(-1, encoder.centred.shape[-1]), encoder.rule.k
     count = screen.needed_candidates(rows[:PROBED], k, more)
     if count * FEWEST_LATENTS > encoder.latents:
-        return _pick_of_all(encoder, more)
+        return pick_from_all(encoder, more)
     # Of equal size: small products are slow ones.
     blocks = rows.chunk(math.ceil(len(rows) / block_rows(encoder.latents)))
     room = screen.room(len(blocks[0]))
@@ -68,12 +84,13 @@ def pick(encoder: Encoder, more: int = 0) -> tuple[Tensor, Tensor]:
     values, index, proven = _joined(picked)
     others = (~proven).nonzero().squeeze(-1)
     if len(others):
-        of_others = _pick_of_all(replace(encoder, centred=rows[others]), more)
+        of_others = pick_from_all(replace(encoder, centred=rows[others]), more)
         values[others], index[others] = of_others
     return values, index
 
 
-def _may_screen(encoder: Encoder, more: int) -> bool:
+def may_screen(encoder: Encoder, more: int) -> bool:
+    """Whether pick_screened takes this encoder and is expected to be faster."""
     d_in, latents = encoder.weight.shape
     return (
         encoder.rule.selection == "topk"
@@ -86,12 +103,6 @@ def _may_screen(encoder: Encoder, more: int) -> bool:
         and MORE_CANDIDATES * (encoder.rule.k + more) * FEWEST_LATENTS <= latents
         and multiplies_bfloat16()
     )
-
-
-def _pick_of_all(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
-    parts = margins_in_parts(encoder)
-    values, index = _joined(pick_and_next(margin, encoder.rule, more) for margin in parts)
-    return values, index
 
 
 def _joined(parts: Iterable[tuple[Tensor, ...]]) -> Iterator[Tensor]:

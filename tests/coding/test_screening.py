@@ -257,7 +257,7 @@ def test_values_that_are_not_finite_pick_what_all_margins_pick(value: float, whe
     else:
         encoder.log_threshold[7] = value
     fired, _ = infer_indices(replace(encoder, rule=CodeRule("topk", K)))
-    expected, _ = screening._pick_of_all(encoder, 0)
+    expected, _ = screening.pick_from_all(encoder, 0)
     assert torch.equal(fired.sum(-1), (expected > 0).sum(-1))
 
 
