@@ -13,7 +13,7 @@ from sae_binary_ext.coding.encode import (
     check_width,
     pre_activations,
 )
-from sae_binary_ext.coding.encoded import Encoded, encode_batch, encode_codes
+from sae_binary_ext.coding.encoded import Encoded, encode_batch, encode_codes, encode_deferring
 from sae_binary_ext.coding.entropy import (
     FiringRates,
     bernoulli_entropy,
@@ -76,6 +76,7 @@ __all__ = [
     "decode_indices",
     "encode_batch",
     "encode_codes",
+    "encode_deferring",
     "encode_indices",
     "encode_picks",
     "excess_rate",

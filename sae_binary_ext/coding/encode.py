@@ -1,13 +1,14 @@
 """Linear encoder, threshold, selection and step: from hidden states to codes."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from sae_binary_ext.coding.competing import competing_codes
+from sae_binary_ext.coding.deferred import Deferred
 from sae_binary_ext.coding.parts import cached_parts
 from sae_binary_ext.coding.selection import (
     SELECTIONS,
@@ -51,28 +52,35 @@ def pre_activations(
         [..., latents].
     """
     if origin is not None:
-        pre = _without_gradient(centred, encoder_weight, encoder_bias)
-        return _LinearGradient.apply(pre, centred, encoder_weight, encoder_bias, origin)  # pyright: ignore
+        return _LinearGradient.apply(  # pyright: ignore
+            pre_activations, centred, encoder_weight, encoder_bias, origin
+        )
     product = torch.matmul(centred, encoder_weight)
     # Under autocast the product is narrower than the bias, and so would a sum in place be.
     in_place = product.dtype == encoder_bias.dtype
     return product.add_(encoder_bias) if in_place else product + encoder_bias
 
 
-@torch.no_grad()
-def _without_gradient(centred: Tensor, encoder_weight: Tensor, encoder_bias: Tensor) -> Tensor:
-    return pre_activations(centred, encoder_weight, encoder_bias)
+def _deferred(centred: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    # An optimiser may have changed weights and biases when the values are asked for.
+    held = centred.detach(), weight.detach(), bias.detach().clone()
+    return Deferred(lambda: pre_activations(*held), (len(centred), len(bias)), weight)
 
 
 class _LinearGradient(torch.autograd.Function):
-    """Passes pre-activations on and gives the encoder its gradient."""
+    """The linear encoder, made by a function, and its gradient."""
 
     @staticmethod
     def forward(
-        ctx: Any, pre: Tensor, centred: Tensor, weight: Tensor, bias: Tensor, origin: Tensor
+        ctx: Any,
+        make: Callable[[Tensor, Tensor, Tensor], Tensor],
+        centred: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        origin: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(centred, weight)
-        return pre.view_as(pre)
+        return make(centred, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
@@ -119,6 +127,24 @@ class Encoder:
     def pre_activations(self) -> Tensor:
         """[tokens, latents], with gradient; see the function of this name."""
         return pre_activations(self.centred, self.weight, self.bias, self.origin)
+
+    def with_weight_held(self) -> "Encoder":
+        """The same with a copy of the weights, transposed as screening wants it.
+
+        Later changes of the weights, by an optimiser, do not reach it; its gradients reach them.
+        """
+        held = self.weight.T.clone(memory_format=torch.contiguous_format).T
+        return replace(self, weight=held)
+
+    def deferred_pre_activations(self) -> Tensor:
+        """What pre_activations returns, with values that are computed when first read.
+
+        The input and the weights must not change before; the encoder is one of with_weight_held.
+        """
+        return cast(
+            Tensor,
+            _LinearGradient.apply(_deferred, self.centred, self.weight, self.bias, self.origin),
+        )
 
 
 def binarise(

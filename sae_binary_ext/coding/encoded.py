@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from sae_binary_ext.coding.competing import find_cutoff
 from sae_binary_ext.coding.decode import decode, decode_indices
-from sae_binary_ext.coding.encode import Encoder, binarise, pick_above
+from sae_binary_ext.coding.encode import Encoder, binarise, pick_above, product_dtype
 from sae_binary_ext.coding.entropy import batch_tokens
 from sae_binary_ext.coding.indexed import CodeMatrix, Picks, code_matrix
 from sae_binary_ext.coding.picked import encode_indices, encode_picks, picks_indices
@@ -181,6 +181,21 @@ def encode_codes(encoder: Encoder, noise: bool = False) -> Encoded:
         return encode_batch(encoder, noise)[0]
     codes, picks = encode_picks(encoder)
     return PickedCodes(len(encoder.centred), encoder.latents, codes, picks)
+
+
+def encode_deferring(encoder: Encoder, noise: bool = False) -> tuple[Encoded, Tensor]:
+    """What encode_batch returns, with pre-activations that are made when first read, where codes
+    can be had without them.
+
+    Whatever reads them finds those that the codes were made of, before an optimiser's step or after
+    it. Values in float32 may differ by their rounding from those that encode_batch makes.
+    """
+    # Under autocast a product's precision is that of the place where it is made.
+    narrower = product_dtype(encoder.centred) != encoder.weight.dtype
+    if narrower or not picks_indices(encoder.rule, encoder.latents):
+        return encode_batch(encoder, noise)
+    held = encoder.with_weight_held()
+    return encode_codes(held), held.deferred_pre_activations()
 
 
 def _sum_over_tokens(codes: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from typing_extensions import override
 from sae_binary_ext.coding.checks import check_layer_norm, check_rate
 from sae_binary_ext.coding.decode import decode
 from sae_binary_ext.coding.encode import Encoder, binarise, check_width, pre_activations
-from sae_binary_ext.coding.encoded import DenseCodes, Encoded, encode_batch
+from sae_binary_ext.coding.encoded import DenseCodes, Encoded, encode_deferring
 from sae_binary_ext.coding.entropy import firing_rates, minibatch_entropy
 from sae_binary_ext.coding.inference import infer_indices, infer_packed
 from sae_binary_ext.coding.initialization import INITIAL_THRESHOLD, fit_start, starting_rate
@@ -273,21 +273,22 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
     cfg: BinaryTrainingSAEConfig
 
     def __init__(self, cfg: BinaryTrainingSAEConfig, use_error_term: bool = False) -> None:
-        # Codes of a training step to their cheaper form, for as long as the codes live: SAELens
-        # hands decode the dense codes alone, and sums of a few rows are cheaper than its product.
+        # Codes of a step to their cheaper form while they live: SAELens hands decode dense ones.
         self._cheaper_forms: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         super().__init__(cfg, use_error_term)
 
     @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes and pre-activations, each [..., d_sae]; gumbel samples while in training mode."""
+        """Codes, sampled with gumbel in training mode, and pre-activations, each [..., d_sae].
+
+        Pre-activations that codes can do without are made when they are first read.
+        """
         if x.ndim != 2 or x.requires_grad or not self._may_shorten():
             return self.codes_and_pre_activations(x, noise=self.training)
         # The same values by a shorter way back: b_dec learns through origin (see coding.encode).
         with torch.no_grad():
             centred = self._checked_input(x)
-        encoder = self._encoder(centred)
-        encoded, pre = encode_batch(encoder, noise=self.training)
+        encoded, pre = encode_deferring(self._encoder(centred), noise=self.training)
         dense = encoded.dense()
         if not isinstance(encoded, DenseCodes):
             self._cheaper_forms[dense] = (encoded, dense._version)

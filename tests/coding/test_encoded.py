@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding import encode, indexed, parts
+from sae_binary_ext.coding import encode as encoding
+from sae_binary_ext.coding import indexed, parts
+from sae_binary_ext.coding.deferred import Deferred
 from sae_binary_ext.coding.encode import Encoder
 from sae_binary_ext.coding.encoded import (
     DenseCodes,
@@ -12,6 +14,7 @@ from sae_binary_ext.coding.encoded import (
     ThresholdCodes,
     encode_batch,
     encode_codes,
+    encode_deferring,
 )
 from sae_binary_ext.coding.selection import CodeRule
 from tests import reference
@@ -41,6 +44,12 @@ def test_every_form_gives_the_reference_codes_reconstruction_and_firings(rule: C
 # Of what a loss may take its gradient back through: any of these, or several at once.
 OUTPUTS = ("reconstruction", "rates", "codes", "pre-activations")
 TAKEN = [*((name,) for name in OUTPUTS), OUTPUTS]
+# How codes and pre-activations are made.
+ENCODES = {
+    "at once": encode_batch,
+    "deferred": encode_deferring,
+    "codes alone": lambda encoder: (encode_codes(encoder), encoder.pre_activations()),
+}
 # How the products of threshold codes are taken, by share of ones.
 WAYS = {"sums of rows": 1.0, "matrix products": 0.0}
 
@@ -58,14 +67,19 @@ def parameters() -> list[Tensor]:
 
 @each_rule
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("encode", ENCODES)
 @pytest.mark.parametrize("taken", TAKEN, ids=lambda taken: "all" if len(taken) > 1 else taken[0])
 def test_every_gradient_is_the_reference_s_whatever_the_loss_is_of(
-    rule: CodeRule, taken: tuple[str, ...], way: str, monkeypatch: pytest.MonkeyPatch
+    rule: CodeRule,
+    taken: tuple[str, ...],
+    encode: str,
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     monkeypatch.setattr(indexed, "SPARSE_DENSITY", WAYS[way])
     monkeypatch.setattr(parts, "FEWEST_ROWS", 3)
     monkeypatch.setattr(parts, "PART", 1)
-    monkeypatch.setattr(encode, "ROWS", 9)
+    monkeypatch.setattr(encoding, "ROWS", 9)
     shapes = {
         "reconstruction": (TOKENS, D_IN),
         "rates": (LATENTS,),
@@ -85,10 +99,7 @@ def test_every_gradient_is_the_reference_s_whatever_the_loss_is_of(
     ours = parameters()
     x, weight, bias, log_threshold, origin, decoder, decoder_bias = ours
     encoder = Encoder(x - origin.detach(), weight, bias, log_threshold, origin, rule)
-    if "pre-activations" in taken:
-        encoded, our_pre = encode_batch(encoder)
-    else:
-        encoded, our_pre = encode_codes(encoder), None
+    encoded, our_pre = ENCODES[encode](encoder)
     mine: dict[str, Any] = {
         "reconstruction": encoded.decode(decoder, decoder_bias),
         "rates": encoded.firing_rates(),
@@ -124,3 +135,42 @@ def test_rates_without_a_reconstruction_have_the_same_gradient():
         assert weight.grad is not None
         found.append(weight.grad)
     torch.testing.assert_close(*found)
+
+
+def an_encoder(rule: CodeRule, dtype: torch.dtype = torch.float64) -> Encoder:
+    x, weight, bias, log_threshold, origin, *_ = (
+        values.detach().to(dtype).requires_grad_() for values in parameters()
+    )
+    return Encoder(x.detach() - origin.detach(), weight, bias, log_threshold, origin, rule)
+
+
+@pytest.mark.parametrize("learning", ["selected", "near"])
+def test_deferred_pre_activations_are_those_of_the_weights_that_made_the_codes(learning: str):
+    encoder = an_encoder(CodeRule("topk", 6, surrogate_latents=learning))
+    expected = encoder.pre_activations().detach()
+    encoded, pre = encode_deferring(encoder)
+    assert isinstance(pre, Deferred)
+    encoded.dense().sum().backward()
+    with torch.no_grad():
+        encoder.weight.add_(1)
+        encoder.bias.add_(1)
+    assert not pre.is_computed
+    torch.testing.assert_close(pre.detach(), expected)
+
+
+@pytest.mark.parametrize(
+    "rule", [CodeRule("topk", 60), CodeRule("threshold"), CodeRule("gumbel", 6)]
+)
+def test_pre_activations_that_codes_are_made_of_are_not_deferred(rule: CodeRule):
+    _, pre = encode_deferring(an_encoder(rule))
+    assert not isinstance(pre, Deferred)
+
+
+def test_under_autocast_nothing_is_deferred():
+    encoder = an_encoder(CodeRule("topk", 6), torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        encoded, pre = encode_deferring(encoder)
+        at_once, expected = encode_batch(encoder)
+    assert not isinstance(pre, Deferred)
+    assert torch.equal(pre, expected)
+    assert torch.equal(encoded.dense(), at_once.dense())
