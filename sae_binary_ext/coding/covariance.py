@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from sae_binary_ext.coding.indexed import whole_matrix
+from sae_binary_ext.coding.parts import cached_parts
 from sae_binary_ext.coding.ranks import sum_over_ranks
 from sae_binary_ext.coding.seeding import seeded
 
@@ -95,17 +96,25 @@ class _Penalty(torch.autograd.Function):
         few = group is None and len(rows) ** 2 <= 2**24
         counts = counts.to(rows.dtype if few else torch.float64)
         matrix = whole_matrix(rows)
-        gradient = torch.zeros_like(rows) if ctx.needs_input_grad[0] else None
+        new = torch.empty_like if whole else torch.zeros_like
+        gradient = new(rows) if ctx.needs_input_grad[0] else None
         total = rows.new_zeros((), dtype=torch.float64)
-        for block in columns.split(_block_width(matrix.is_sparse and whole, latents)):
-            part = rows[:, block]
+        width = _block_width(matrix.is_sparse and whole, latents)
+        for start, block in zip(range(0, len(columns), width), columns.split(width), strict=True):
+            # Of a slice nothing is copied.
+            place = slice(start, start + width) if whole else block
+            part = rows[:, place]
             joint = sum_over_ranks(matrix.transposed_times(part), group).to(counts.dtype)
             scaled = _scaled_covariance(joint, counts, block, tokens)
-            total += scaled.abs().sum(dtype=torch.float64)
+            for some in cached_parts(scaled):
+                total += torch.linalg.vector_norm(some.double(), 1)
             if gradient is not None:
                 signs = scaled.sign_().to(rows.dtype)
-                gradient.index_add_(1, block, matrix.times(signs) - rates @ signs)
-                if not whole:
+                side = matrix.times(signs).sub_(rates @ signs)
+                if whole:
+                    gradient[:, place] = side
+                else:
+                    gradient.index_add_(1, block, side)
                     other_side = whole_matrix(part).times(signs.T.contiguous())
                     gradient += other_side.sub_(signs @ rates[block])
         ctx.ranks = 1 if group is None else group.size()
@@ -128,12 +137,13 @@ def _scaled_covariance(joint: Tensor, counts: Tensor, block: Tensor, tokens: Ten
     """tokens * (tokens - 1) times the covariances of a block of columns, 0 on the diagonal.
 
     Args:
-        joint: [latents, width], sums over tokens of products of two codes.
+        joint: [latents, width], sums over tokens of products of two codes; overwritten.
         counts: [latents], sums over tokens of codes.
         block: int64 [width], its columns among the latents.
         tokens: number of tokens, a scalar.
     """
-    scaled = joint.mul(tokens.to(joint.dtype)).sub_(counts[:, None] * counts[block])
+    # In place: fresh memory for as much takes longer than the sums.
+    scaled = joint.mul_(tokens.to(joint.dtype)).addr_(counts, counts[block], alpha=-1)
     scaled[block, torch.arange(len(block), device=block.device)] = 0
     return scaled
 

@@ -206,7 +206,11 @@ class DenseMatrix:
         return self.codes.to(dense.dtype).T @ dense
 
     def counts(self) -> Tensor:
-        return self.codes.count_nonzero(0)
+        # count_nonzero(0) takes ten times as long on the CPU.
+        counts = self.codes.new_zeros(self.codes.shape[1], dtype=torch.int64)
+        for part in cached_parts(self.codes):
+            counts += _active(part).float().sum(0).to(torch.int64)
+        return counts
 
     def add_pair_counts(self, counts: Tensor) -> None:
         active = self.codes.bool().float()
