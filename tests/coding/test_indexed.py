@@ -14,7 +14,9 @@ from sae_binary_ext.coding.indexed import (
 TOKENS, LATENTS, D = 30, 20, 6
 
 
-def test_products_of_picks_equal_the_dense_ones():
+@pytest.mark.parametrize("cached", [0, 2**22])
+def test_products_of_picks_equal_the_dense_ones(cached: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(indexed, "CACHED", cached)
     index = torch.rand(TOKENS, LATENTS).topk(4).indices
     values = torch.randn(TOKENS, 4, dtype=torch.float64)
     matrix = torch.zeros(TOKENS, LATENTS, dtype=torch.float64).scatter(-1, index, values)
