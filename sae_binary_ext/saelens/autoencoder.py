@@ -279,16 +279,13 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
 
     @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes, sampled with gumbel in training mode, and pre-activations, each [..., d_sae].
-
-        Pre-activations that codes can do without are made when they are first read.
-        """
+        """Codes, sampled for gumbel, and pre-activations, made when first read; [..., d_sae]."""
         if x.ndim != 2 or x.requires_grad or not self._may_shorten():
             return self.codes_and_pre_activations(x, noise=self.training)
         # The same values by a shorter way back: b_dec learns through origin (see coding.encode).
         with torch.no_grad():
             centred = self._checked_input(x)
-        encoded, pre = encode_deferring(self._encoder(centred), noise=self.training)
+        encoded, pre = self._encode_batch(self._encoder(centred))
         dense = encoded.dense()
         if not isinstance(encoded, DenseCodes):
             self._cheaper_forms[dense] = (encoded, dense._version)
@@ -331,6 +328,9 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         known = cast(tuple[Encoded, int] | None, self._cheaper_forms.get(codes))
         # Codes changed in place since (an ablation, say) no longer have that form.
         return known[0] if known is not None and known[1] == codes._version else None
+
+    def _encode_batch(self, encoder: Encoder) -> tuple[Encoded, Tensor]:
+        return encode_deferring(encoder, noise=self.training)
 
     def _may_shorten(self) -> bool:
         """Whether a gradient is wanted and neither a hook nor a compiler looks on."""

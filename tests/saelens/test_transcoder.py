@@ -12,6 +12,7 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import SAEMetadata, TrainStepInput
 from torch import Tensor
 
+from sae_binary_ext.coding.deferred import Deferred
 from sae_binary_ext.saelens import (
     BinaryTranscoder,
     BinaryTranscoderTrainingSAEConfig,
@@ -300,6 +301,13 @@ def test_the_first_batch_sets_the_start(pairs: Tensor):
     pre = continuous.training_forward_pass(step_input(pairs)).hidden_pre
     torch.testing.assert_close(pre.mean(0), torch.zeros(D_SAE), atol=1e-4, rtol=0)
     torch.testing.assert_close(continuous.b_dec.detach(), pairs[:, D_IN:].mean(0))
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 1.0])
+def test_pre_activations_are_made_at_once_where_auxk_reads_them(coefficient: float, pairs: Tensor):
+    sae = fresh(CONFIGS["topk"], k=2, aux_loss_coefficient=coefficient)
+    pre = sae.training_forward_pass(step_input(pairs)).hidden_pre
+    assert isinstance(pre, Deferred) == (coefficient == 0)
 
 
 @pytest.mark.parametrize("name", ["threshold", "continuous"])
