@@ -4,6 +4,7 @@ from torch import Tensor
 
 import sae_binary_ext.coding.covariance as module
 import sae_binary_ext.coding.indexed as indexed
+import sae_binary_ext.coding.parts as parts
 from sae_binary_ext.coding import covariance_penalty, sampled_covariance_penalty
 from tests import reference
 from tests.limits import little_memory
@@ -11,7 +12,11 @@ from tests.limits import little_memory
 
 @pytest.fixture(params=["dense", "sums of rows", "bytes"])
 def in_narrow_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of three latents, by matrix products, by sums of rows or by products of bytes."""
+    """Blocks of three latents, by matrix products, by sums of rows or by products of bytes; added
+    up a few rows at a time.
+    """
+    monkeypatch.setattr(parts, "FEWEST_ROWS", 3)
+    monkeypatch.setattr(parts, "PART", 1)
     monkeypatch.setattr(indexed, "SPARSE_DENSITY", float(request.param == "sums of rows"))
     monkeypatch.setattr(indexed, "multiplies_bytes", lambda: request.param == "bytes")
     monkeypatch.setattr(indexed, "BYTE_DENSITY", 0.0)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sae_binary_ext.coding import indexed
+from sae_binary_ext.coding import indexed, parts
 from sae_binary_ext.coding.indexed import (
     ByteMatrix,
     DenseMatrix,
@@ -34,6 +34,8 @@ def test_code_matrices_equal_the_dense_products(
     form: type, values: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(indexed, "SPARSE_DENSITY", float(form is SparseMatrix))
+    monkeypatch.setattr(parts, "FEWEST_ROWS", 7)
+    monkeypatch.setattr(parts, "PART", 1)
     active = torch.rand(TOKENS, LATENTS) < 0.2
     active[3], active[:, 5], active[-1], active[:, -1] = False, False, False, False
     codes = active.double() * (torch.randn(TOKENS, LATENTS) if values == "any" else 1)
