@@ -4,8 +4,9 @@ embedding_bag is torch's fastest way on the CPU: for 1024 tokens, k = 32 of 4608
 dimensions it takes 2 ms where the dense product takes 39, a CSR product 6 and a COO one 10 to 70.
 """
 
+import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Protocol
 
 import torch
@@ -25,7 +26,7 @@ PAIRED_DENSITY = 0.015
 # take 0.9 of the time with a tenth, 1.2 to 1.45 with a twentieth (covariances, 4096 tokens).
 BYTE_DENSITY = 0.1
 # Entries of rows up to which, on the CPU, they are read in the order of the tokens that want them,
-# 16 MB in float32. In their own order 21 MB take 0.75 of the time and 85 MB 0.3 to 0.7, 11 MB 1.1.
+# 16 MB in float32. In their own order 21 MB take 0.6 of the time and 85 MB 0.2 to 0.7, 11 MB 1.1.
 CACHED = 2**22
 
 
@@ -56,14 +57,20 @@ class Picks:
 
     def row_dots(self, left: Tensor, right: Tensor) -> Tensor:
         """Entries [tokens, k] of left @ right.T, of left [tokens, d] and right [width, d]."""
-        column = self.index.flatten()
-        if right.device.type == "cpu" and right.numel() > CACHED:
-            order, starts, row = self._columns
-            dots = _dots(left, right, row, column[order], starts)
-            return torch.empty_like(dots).scatter_(0, order, dots).view(self.index.shape)
-        k = self.index.shape[-1]
-        entry = torch.arange(len(column), device=column.device)
-        return _dots(left, right, entry // k, column, entry[::k]).view(self.index.shape)
+        k, column = self.index.shape[-1], self.index.flatten()
+        if right.device.type != "cpu" or right.dtype not in (torch.float32, torch.float64):
+            entry = torch.arange(len(column), device=column.device)
+            # What embedding_bag's gradient of its weights calls, which would first take the sum.
+            return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+                left, right, column, entry[::k], entry // k, 0
+            ).view(self.index.shape)
+        if right.numel() <= CACHED:
+            starts = torch.arange(0, len(column) + 1, k)
+            return _sampled_product(left, right, starts, column).view(self.index.shape)
+        order, starts, row = self._columns
+        starts = torch.cat((starts, starts.new_tensor([len(column)])))
+        dots = _sampled_product(right, left, starts, row)
+        return torch.empty_like(dots).scatter_(0, order, dots).view(self.index.shape)
 
     @cached_property
     def firing(self) -> "Picks":
@@ -79,12 +86,36 @@ class Picks:
         return order, starts, order.div(self.index.shape[-1], rounding_mode="floor")
 
 
-def _dots(left: Tensor, right: Tensor, row: Tensor, column: Tensor, starts: Tensor) -> Tensor:
-    """Entries of left @ right.T at these rows and columns; where each bag starts is not read."""
-    # What embedding_bag's gradient of its weights calls, which would first take the sum.
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        left, right, column, starts, row, 0
-    )
+def _sampled_product(left: Tensor, right: Tensor, starts: Tensor, column: Tensor) -> Tensor:
+    """Entries of left @ right.T, in float32 or float64, row by row.
+
+    Args:
+        left: [rows, d].
+        right: [columns, d].
+        starts: int64 [rows + 1], where each row's entries start and the last one's end.
+        column: int64 [entries], their columns.
+
+    Returns:
+        [entries].
+    """
+    where = _sparse(starts, column, left.new_zeros(len(column)), (len(left), len(right)))
+    return torch.sparse.sampled_addmm(where, left, right.T, beta=0).values()
+
+
+def _sparse(starts: Tensor, column: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    _spend_sparse_warning()
+    return torch.sparse_csr_tensor(starts, column, values, shape, check_invariants=False)
+
+
+@cache
+def _spend_sparse_warning() -> None:
+    """Make a first sparse matrix unheard: with the first of a process torch warns of a beta state.
+
+    Users of a coder would take it for a warning of what they do.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
 
 
 def _by_column(column: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -26,6 +29,19 @@ def test_products_of_picks_equal_the_dense_ones(cached: int, monkeypatch: pytest
     for entries, expected in ((values, matrix), (-values, -matrix)):
         torch.testing.assert_close(picks.transposed_times(entries, left), expected.T @ left)
     torch.testing.assert_close(picks.row_dots(left, right), (left @ right.T).gather(-1, index))
+
+
+FIRST_PRODUCT = """
+import torch
+from sae_binary_ext.coding import Picks
+
+index = torch.arange(6).view(3, 2)
+Picks(index, 6).row_dots(torch.ones(3, 4), torch.ones(6, 4))
+"""
+
+
+def test_users_do_not_hear_of_the_state_of_sparse_matrices():
+    subprocess.run([sys.executable, "-W", "error", "-c", FIRST_PRODUCT], check=True)
 
 
 @pytest.mark.parametrize("form", [DenseMatrix, SparseMatrix])

@@ -302,7 +302,7 @@ def test_packed_and_index_form_hold_the_same_codes(picked_whole: list[int]):
     [
         an_encoder(tokens=99),
         an_encoder(d_in=31),
-        an_encoder(latents=159),
+        an_encoder(latents=109),
         an_encoder(rule=CodeRule("groupmax", K)),
         replace(
             an_encoder(),
