@@ -64,7 +64,8 @@ def pre_activations(
 def _deferred(centred: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     # An optimiser may have changed weights and biases when the values are asked for.
     held = centred.detach(), weight.detach(), bias.detach().clone()
-    return Deferred(lambda: pre_activations(*held), (len(centred), len(bias)), weight)
+    shape = (len(centred), len(bias))
+    return Deferred(lambda: pre_activations(*held), shape, weight.dtype, weight.device)
 
 
 class _LinearGradient(torch.autograd.Function):

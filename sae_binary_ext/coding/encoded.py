@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from typing_extensions import override
 
 from sae_binary_ext.coding.competing import find_cutoff
 from sae_binary_ext.coding.decode import decode, decode_indices
+from sae_binary_ext.coding.deferred import DeferredCodes
 from sae_binary_ext.coding.encode import Encoder, binarise, pick_above, product_dtype
 from sae_binary_ext.coding.entropy import batch_tokens
 from sae_binary_ext.coding.indexed import CodeMatrix, Picks, code_matrix
@@ -35,6 +37,10 @@ class Encoded(ABC):
     @abstractmethod
     def dense(self) -> Tensor:
         """Codes [tokens, latents], 0.0 or 1.0, with gradient."""
+
+    @abstractmethod
+    def deferred(self) -> Tensor:
+        """What dense returns, made when its values are asked for where there is a cheaper form."""
 
     @abstractmethod
     def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
@@ -69,6 +75,10 @@ class DenseCodes(Encoded):
         return self.codes
 
     @override
+    def deferred(self) -> Tensor:
+        return self.codes
+
+    @override
     def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
         return decode(self.codes, decoder_weight, decoder_bias)
 
@@ -78,7 +88,37 @@ class DenseCodes(Encoded):
 
 
 @dataclass(eq=False)
-class PickedCodes(Encoded):
+class CheaperCodes(Encoded):
+    """Codes in a form that costs less than an array of all of them."""
+
+    @abstractmethod
+    def latents_per_token(self) -> Tensor:
+        """How many latents are active on each token, int64 [tokens]."""
+
+    @abstractmethod
+    def tokens_per_latent(self) -> Tensor:
+        """On how many tokens each latent is active, int64 [latents]."""
+
+    @abstractmethod
+    def learned(self, gradient: Tensor) -> Tensor:
+        """Gradient of what learns in place of the codes, of that of the codes [tokens, latents]."""
+
+
+class _Deferred(torch.autograd.Function):
+    """Codes of the given dtype, made when read, in place of which something else learns."""
+
+    @staticmethod
+    def forward(ctx: Any, learning: Tensor, codes: CheaperCodes, dtype: torch.dtype) -> Tensor:
+        ctx.codes = codes
+        return DeferredCodes(codes, (codes.tokens, codes.latents), dtype, learning.device)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.codes.learned(grad_outputs[0]), None, None
+
+
+@dataclass(eq=False)
+class PickedCodes(CheaperCodes):
     """Codes of the latents that learn from a token, a fixed number of them.
 
     Attributes:
@@ -94,6 +134,25 @@ class PickedCodes(Encoded):
         return scatter_codes(self.codes, self.picks.index, self.latents)
 
     @override
+    def latents_per_token(self) -> Tensor:
+        return self.codes.detach().sum(-1, dtype=torch.int64)
+
+    @override
+    def tokens_per_latent(self) -> Tensor:
+        firing = self.picks.firing.index
+        ones = self.codes.detach()[:, : firing.shape[-1]].to(torch.int64)
+        none = ones.new_zeros(self.latents)
+        return none.index_add_(0, firing.flatten(), ones.flatten())
+
+    @override
+    def deferred(self) -> Tensor:
+        return cast(Tensor, _Deferred.apply(self.codes, self, self.codes.dtype))
+
+    @override
+    def learned(self, gradient: Tensor) -> Tensor:
+        return gradient.gather(-1, self.picks.index)
+
+    @override
     def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
         return decode_indices(self.codes, self.picks, decoder_weight, decoder_bias)
 
@@ -105,7 +164,7 @@ class PickedCodes(Encoded):
 
 
 @dataclass(eq=False)
-class ThresholdCodes(Encoded):
+class ThresholdCodes(CheaperCodes):
     """Codes whose every latent learns (see coding.threshold).
 
     Attributes:
@@ -136,6 +195,22 @@ class ThresholdCodes(Encoded):
     @override
     def dense(self) -> Tensor:
         return dense_codes(self._learning, self._active, self.pre_activation.dtype)
+
+    @override
+    def latents_per_token(self) -> Tensor:
+        return self._active.sum(-1)
+
+    @override
+    def tokens_per_latent(self) -> Tensor:
+        return self._matrix.counts()
+
+    @override
+    def deferred(self) -> Tensor:
+        return cast(Tensor, _Deferred.apply(self._learning, self, self.pre_activation.dtype))
+
+    @override
+    def learned(self, gradient: Tensor) -> Tensor:
+        return gradient.to(self._learning.dtype)
 
     @override
     def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:

@@ -286,10 +286,10 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         with torch.no_grad():
             centred = self._checked_input(x)
         encoded, pre = self._encode_batch(self._encoder(centred))
-        dense = encoded.dense()
+        codes = encoded.deferred()
         if not isinstance(encoded, DenseCodes):
-            self._cheaper_forms[dense] = (encoded, dense._version)
-        return dense, pre
+            self._cheaper_forms[codes] = (encoded, codes._version)
+        return codes, pre
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
@@ -366,8 +366,9 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         output = super().training_forward_pass(step_input)
-        codes = output.feature_acts.detach()
-        output.metrics["code_entropy_bits"] = lambda: minibatch_entropy(codes)
+        # Before an optimiser asks for it nothing is read of the codes.
+        codes = output.feature_acts
+        output.metrics["code_entropy_bits"] = lambda: minibatch_entropy(codes.detach())
         return output
 
     @override

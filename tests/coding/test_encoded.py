@@ -37,6 +37,12 @@ def test_every_form_gives_the_reference_codes_reconstruction_and_firings(rule: C
     form = {"gumbel": DenseCodes, "threshold": ThresholdCodes}.get(rule.selection, PickedCodes)
     assert isinstance(encoded, ThresholdCodes if rule.surrogate_latents == "all" else form)
     assert torch.equal(encoded.dense(), expected)
+    codes = encoded.deferred()
+    assert torch.equal(codes.sum(0), expected.sum(0))
+    assert torch.equal(codes.bool().sum(1), expected.bool().sum(1))
+    assert isinstance(codes, Deferred) == (form is not DenseCodes)
+    assert not (isinstance(codes, Deferred) and codes.is_computed)
+    assert torch.equal(codes.detach(), expected)
     torch.testing.assert_close(encoded.decode(decoder, origin), expected @ decoder + origin)
     torch.testing.assert_close(encoded.firing_rates(), expected.mean(0))
 
@@ -103,7 +109,7 @@ def test_every_gradient_is_the_reference_s_whatever_the_loss_is_of(
     mine: dict[str, Any] = {
         "reconstruction": encoded.decode(decoder, decoder_bias),
         "rates": encoded.firing_rates(),
-        "codes": encoded.dense(),
+        "codes": encoded.deferred() if encode == "deferred" else encoded.dense(),
         "pre-activations": our_pre,
     }
     theirs = parameters()

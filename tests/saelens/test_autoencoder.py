@@ -226,15 +226,18 @@ def test_pre_activations_carry_gradients_to_the_encoder():
     assert sae.W_enc.grad.abs().sum() > 0
 
 
-def test_a_step_leaves_pre_activations_to_those_who_read_them(clustered_activations: Tensor):
+def test_a_step_leaves_codes_and_pre_activations_to_those_who_read_them(
+    clustered_activations: Tensor,
+):
     config = BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K)
     trainer = trainer_for(config, clustered_activations, steps=5)
     batch = clustered_activations[:200]
     trainer.step(batch)
     before = copy.deepcopy(trainer.sae)
     output = trainer.step(batch)
-    assert isinstance(output.hidden_pre, Deferred)
-    assert not output.hidden_pre.is_computed
+    for unread in (output.feature_acts, output.hidden_pre):
+        assert isinstance(unread, Deferred)
+        assert not unread.is_computed
     # After the optimiser's step: those of the weights before it.
     codes, pre = before.codes_and_pre_activations(batch, noise=False)
     assert torch.equal(output.feature_acts, codes)
