@@ -13,7 +13,8 @@ class Deferred(Tensor):
     """A tensor that the hosts hand on and may never read, such as a step's pre-activations.
 
     Shape, dtype and device are there at once. The first operation on it computes the values, which
-    are then kept; what operations return are plain tensors.
+    are then kept; what operations return are plain tensors. What asks for its memory itself
+    (data_ptr) wants one of these, such as detach().
     """
 
     _make: Callable[[], Tensor]
