@@ -3,7 +3,7 @@
 import contextlib
 import io
 import itertools
-import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,31 +16,50 @@ from sparsify import SparseCoderConfig, TrainConfig, Trainer
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from benchmarks.measure import Runner, repeat
+from benchmarks.measure import Runner, now, repeat
 
 WIDTH = 576
 CONTEXT = 64
 MANY_BATCHES = 8
 
 
-def random_activations(batches: int, tokens: int) -> Tensor:
+@dataclass(frozen=True)
+class Settings:
+    """How a host trains.
+
+    Attributes:
+        device: torch's name of it.
+        autocast: whether SAELens' trainer runs its forward pass under autocast, in bfloat16.
+            sparsify's stock coder does on a GPU in any case.
+        compiled: whether that pass is compiled, as SAELens' compile_sae has it.
+    """
+
+    device: str = "cpu"
+    autocast: bool = False
+    compiled: bool = False
+
+
+PLAIN = Settings()
+
+
+def random_activations(batches: int, tokens: int, device: str = "cpu") -> Tensor:
     """Normal numbers [batches, tokens, WIDTH]: the time of a step depends on their number alone."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batches, tokens, WIDTH, generator=generator)
+    return torch.randn(batches, tokens, WIDTH, generator=generator).to(device)
 
 
-def saelens_steps(config: TrainingSAEConfig, tokens: int) -> Runner:
+def saelens_steps(config: TrainingSAEConfig, tokens: int, settings: Settings = PLAIN) -> Runner:
     """Steps of SAELens' trainer: forward, statistics, backward, clipping, optimiser, scheduler."""
-    batches = random_activations(MANY_BATCHES, tokens)
-    trainer = _saelens_trainer(config, batches)
+    batches = random_activations(MANY_BATCHES, tokens, settings.device)
+    trainer = _saelens_trainer(config, batches, settings)
 
     def run(times: int) -> list[float]:
         seconds: list[float] = []
         for _ in range(times):
             batch = batches[trainer.n_training_steps % MANY_BATCHES]
-            started = time.perf_counter()
+            started = now(settings.device)
             trainer.step(batch)
-            seconds.append(time.perf_counter() - started)
+            seconds.append(now(settings.device) - started)
             trainer.n_training_steps += 1
         return seconds
 
@@ -49,21 +68,29 @@ def saelens_steps(config: TrainingSAEConfig, tokens: int) -> Runner:
 
 def saelens_optimiser(config: TrainingSAEConfig, tokens: int) -> Runner:
     """The optimiser alone, which no step can do without."""
-    trainer = _saelens_trainer(config, random_activations(1, tokens))
+    trainer = _saelens_trainer(config, random_activations(1, tokens), PLAIN)
     return _optimiser(trainer.sae, trainer.optimizer)
 
 
-def _saelens_trainer(config: TrainingSAEConfig, batches: Tensor) -> SAETrainer[Any, Any]:
+def _saelens_trainer(
+    config: TrainingSAEConfig, batches: Tensor, settings: Settings
+) -> SAETrainer[Any, Any]:
     torch.manual_seed(0)
+    sae = TrainingSAE.from_dict(config.to_dict() | {"device": settings.device})
+    if settings.compiled:
+        # As SAELens' runner does it.
+        sae.training_forward_pass = torch.compile(sae.training_forward_pass)
     return SAETrainer(
         cfg=SAETrainerConfig(
             total_training_samples=10**9,
             train_batch_size_samples=batches.shape[1],
             lr=1e-3,
             lr_end=1e-4,
+            device=settings.device,
+            autocast=settings.autocast,
             logger=LoggingConfig(log_to_wandb=False),
         ),
-        sae=TrainingSAE.from_dict(config.to_dict()),
+        sae=sae,
         data_provider=iter(batches),
     )
 
@@ -101,20 +128,21 @@ class OnlyTraining(Trainer):
         pass
 
 
-def sparsify_steps(config: SparseCoderConfig, tokens: int) -> Runner:
+def sparsify_steps(config: SparseCoderConfig, tokens: int, settings: Settings = PLAIN) -> Runner:
     """Steps of sparsify's Trainer with its default optimiser, from one batch to the next.
 
     Each call of the runner trains a new coder; the first two steps, of which one fits the start,
     are not counted.
     """
-    activations = random_activations(MANY_BATCHES, tokens).flatten(0, 1)
+    device = settings.device
+    activations = random_activations(MANY_BATCHES, tokens, device).flatten(0, 1)
     rows = torch.arange(len(activations)).view(-1, CONTEXT)
     rows_a_batch = tokens // CONTEXT
 
     def run(times: int) -> list[float]:
         starts: list[float] = []
         model = ActivationTable(activations)
-        model.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter()))
+        model.register_forward_pre_hook(lambda *_: starts.append(now(device)))
         taken = torch.arange((times + 3) * rows_a_batch) % len(rows)
         with quiet():
             _sparsify_trainer(config, model, rows[taken], rows_a_batch).fit()

@@ -50,15 +50,22 @@ def compare(ours: Runner, theirs: Runner) -> Compared:
     )
 
 
-def repeat(run: Callable[[], object]) -> Runner:
+def now(device: str = "cpu") -> float:
+    """Seconds, once the device has done all it was told."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def repeat(run: Callable[[], object], device: str = "cpu") -> Runner:
     """A runner of a function."""
 
     def runner(times: int) -> list[float]:
         seconds: list[float] = []
         for _ in range(times):
-            started = time.perf_counter()
+            started = now(device)
             run()
-            seconds.append(time.perf_counter() - started)
+            seconds.append(now(device) - started)
         return seconds
 
     return runner

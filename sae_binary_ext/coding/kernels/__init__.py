@@ -1,7 +1,8 @@
 """Triton kernels of the products with codes, each with a torch twin that is its reference.
 
 No coder takes them yet: they agree with their twins in Triton's interpreter and compile for
-NVIDIA's compute capability 9.0, but whether they are faster no GPU has been asked.
+NVIDIA's compute capability 9.0, but whether they are faster no GPU has been asked
+(benchmarks/gpu.py asks).
 """
 
 from sae_binary_ext.coding.kernels.covariances import covariance_signs, signed_sums

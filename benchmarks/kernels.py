@@ -1,0 +1,178 @@
+"""Our Triton kernels against their torch twins: results, and times on a GPU.
+
+Usage: python -m benchmarks.gpu, of which this is a part.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import triton.testing
+from torch import Tensor
+
+from benchmarks.hosts import WIDTH
+from benchmarks.measure import median_seconds, repeat
+from sae_binary_ext.coding import CodeRule, Picks, kernels, pack
+from sae_binary_ext.coding.encode import pick_above
+
+COLUMNS = (
+    "product",
+    "latents",
+    "tokens",
+    "k",
+    "kernel, ms",
+    "torch, ms",
+    "ratio",
+    "least, ms",
+    "kernel's error",
+    "torch's error",
+)
+# Latents of a block of covariances.
+BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class Case:
+    """A product, made in three ways.
+
+    Attributes:
+        name: of the product.
+        kernel: makes it with a kernel of ours.
+        twin: makes it with torch.
+        exact: makes it in float64 or whole numbers.
+        moved: bytes, each operand read once and the result written once.
+    """
+
+    name: str
+    kernel: Callable[[], Tensor]
+    twin: Callable[[], Tensor]
+    exact: Callable[[], Tensor]
+    moved: int
+
+
+def kernel_rows(
+    latents: int, tokens: int, k: int, device: str, bandwidth: float
+) -> list[tuple[object, ...]]:
+    """A row of the table for each product.
+
+    Args:
+        latents: of the coder, which is WIDTH wide.
+        tokens: of a batch.
+        k: latents a token.
+        device: torch's name of it.
+        bandwidth: bytes that a copy reads and writes in a second.
+    """
+    with torch.device(device):
+        torch.manual_seed(0)
+        cases = [*_sums(latents, tokens, k), *_codes(latents, tokens, k)]
+    return [
+        (case.name, latents, tokens, k, *_times(case, device, bandwidth), *_errors(case))
+        for case in cases
+    ]
+
+
+def _times(case: Case, device: str, bandwidth: float) -> tuple[str, ...]:
+    ours, theirs = (_milliseconds(made, device) for made in (case.kernel, case.twin))
+    least = 1e3 * case.moved / bandwidth
+    return f"{ours:.3f}", f"{theirs:.3f}", f"**{ours / theirs:.2f}**", f"{least:.3f}"
+
+
+def _errors(case: Case) -> Iterator[str]:
+    exact = case.exact()
+    return (f"{_error(made(), exact):.0e}" for made in (case.kernel, case.twin))
+
+
+def _error(found: Tensor, exact: Tensor) -> float:
+    """Norm of the difference, as a share of that of the exact result."""
+    exact = exact.double()
+    return (torch.dist(found.double(), exact) / exact.norm()).item()
+
+
+def _milliseconds(run: Callable[[], object], device: str) -> float:
+    if device == "cpu":
+        return 1e3 * median_seconds(repeat(run))
+    return triton.testing.do_bench(run, return_mode="median")
+
+
+def _bytes(*tensors: Tensor) -> int:
+    return sum(each.numel() * each.element_size() for each in tensors)
+
+
+def _sums(latents: int, tokens: int, k: int) -> Iterator[Case]:
+    """Sums of the decoder's rows, and their gradients, in bfloat16."""
+    dense = torch.randn(latents, WIDTH, dtype=torch.bfloat16)
+    grad = torch.randn(tokens, WIDTH, dtype=torch.bfloat16)
+    index = torch.rand(tokens, latents).topk(k).indices
+    values = torch.rand(tokens, k, dtype=torch.bfloat16)
+    picks = Picks(index, latents)
+    yield Case(
+        "row_sums",
+        lambda: kernels.row_sums(index, values, dense),
+        lambda: picks.times(values, dense),
+        lambda: picks.times(values.double(), dense.double()),
+        _bytes(index, values, dense, grad),
+    )
+    yield Case(
+        "row_dots",
+        lambda: kernels.row_dots(index, grad, dense),
+        lambda: picks.row_dots(grad, dense),
+        lambda: picks.row_dots(grad.double(), dense.double()),
+        _bytes(index, values, dense, grad),
+    )
+    columns, order = index.flatten().sort()
+    starts = torch.searchsorted(columns, torch.arange(latents))
+    row, entries = order // k, values.flatten()[order]
+    yield Case(
+        "segment_sums",
+        lambda: kernels.segment_sums(row, entries, starts, grad),
+        lambda: picks.transposed_times(values, grad),
+        lambda: picks.transposed_times(values.double(), grad.double()),
+        _bytes(row, entries, starts, grad, dense),
+    )
+
+
+def _codes(latents: int, tokens: int, k: int) -> Iterator[Case]:
+    """Picks of pre-activations in bfloat16, packed codes, and covariances of codes."""
+    pre = torch.randn(tokens, latents, dtype=torch.bfloat16)
+    threshold = torch.rand(latents)
+    rule = CodeRule("topk", k)
+    yield Case(
+        "pick_largest",
+        lambda: kernels.pick_largest(pre, threshold, k)[0].sort().values,
+        lambda: pick_above(pre, threshold, rule)[0].sort().values,
+        lambda: (pre.double() - threshold).topk(k).values.sort().values,
+        _bytes(pre, threshold) + 12 * tokens * k,
+    )
+    active = torch.rand(tokens, latents) < k / latents
+    yield Case(
+        "pack_bits",
+        lambda: kernels.pack_bits(active),
+        lambda: pack(active),
+        lambda: pack(active),
+        _bytes(active) * 9 // 8,
+    )
+    codes, counts = active.to(torch.int8), active.sum(0)
+    width = min(BLOCK, latents)
+    block = slice(0, width)
+
+    def signs(dtype: torch.dtype) -> Tensor:
+        ones = codes.to(dtype)
+        joint = ones.T @ ones[:, block]
+        scaled = joint.mul_(tokens).addr_(counts.to(dtype), counts[block].to(dtype), alpha=-1)
+        return scaled.fill_diagonal_(0).sign_()
+
+    yield Case(
+        "covariance_signs",
+        lambda: kernels.covariance_signs(codes, counts, block)[0],
+        lambda: signs(torch.float32),
+        lambda: signs(torch.float64),
+        _bytes(codes, counts) + latents * width,
+    )
+    some_signs = signs(torch.float32).to(torch.int8)
+    yield Case(
+        "signed_sums",
+        lambda: kernels.signed_sums(codes, some_signs),
+        lambda: codes.float() @ some_signs.float(),
+        lambda: codes.double() @ some_signs.double(),
+        _bytes(codes, some_signs) + 4 * tokens * width,
+    )
