@@ -5,6 +5,7 @@ Usage: python -m benchmarks.gpu, of which this is a part.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import triton.testing
@@ -105,20 +106,19 @@ def _sums(latents: int, tokens: int, k: int) -> Iterator[Case]:
     index = torch.rand(tokens, latents).topk(k).indices
     values = torch.rand(tokens, k, dtype=torch.bfloat16)
     picks = Picks(index, latents)
-    yield Case(
-        "row_sums",
-        lambda: kernels.row_sums(index, values, dense),
-        lambda: picks.times(values, dense),
-        lambda: picks.times(values.double(), dense.double()),
-        _bytes(index, values, dense, grad),
-    )
-    yield Case(
-        "row_dots",
-        lambda: kernels.row_dots(index, grad, dense),
-        lambda: picks.row_dots(grad, dense),
-        lambda: picks.row_dots(grad.double(), dense.double()),
-        _bytes(index, values, dense, grad),
-    )
+    sums_moved = _bytes(index, values, dense, grad)
+    for name, kernel, twin, factors in (
+        ("row_sums", kernels.row_sums, picks.times, (values, dense)),
+        ("row_dots", kernels.row_dots, picks.row_dots, (grad, dense)),
+    ):
+        wide = [factor.double() for factor in factors]
+        yield Case(
+            name,
+            partial(kernel, index, *factors),
+            partial(twin, *factors),
+            partial(twin, *wide),
+            sums_moved,
+        )
     columns, order = index.flatten().sort()
     starts = torch.searchsorted(columns, torch.arange(latents))
     row, entries = order // k, values.flatten()[order]

@@ -366,8 +366,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         output = super().training_forward_pass(step_input)
-        # Before an optimiser asks for it nothing is read of the codes.
-        codes = output.feature_acts
+        codes = output.feature_acts  # detach() would make them
         output.metrics["code_entropy_bits"] = lambda: minibatch_entropy(codes.detach())
         return output
 
