@@ -102,8 +102,8 @@ class DeferredCodes(Deferred):
     """Codes [tokens, latents] whose statistics do not ask for their values.
 
     What SAELens' trainer reads of a step's codes, `codes.bool().float().sum(0)`, is told from their
-    form. On the CPU the arrays of such a line, each in fresh memory, take longer than the rest of a
-    training step does.
+    form. On the CPU the arrays of such a line, each in fresh memory, took a fifth of a training
+    step or more (4608 latents, k = 32).
     """
 
     _form: CodesForm

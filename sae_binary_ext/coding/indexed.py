@@ -98,13 +98,10 @@ def _sampled_product(left: Tensor, right: Tensor, starts: Tensor, column: Tensor
     Returns:
         [entries].
     """
-    where = _sparse(starts, column, left.new_zeros(len(column)), (len(left), len(right)))
-    return torch.sparse.sampled_addmm(where, left, right.T, beta=0).values()
-
-
-def _sparse(starts: Tensor, column: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
     _spend_sparse_warning()
-    return torch.sparse_csr_tensor(starts, column, values, shape, check_invariants=False)
+    values, shape = left.new_zeros(len(column)), (len(left), len(right))
+    where = torch.sparse_csr_tensor(starts, column, values, shape, check_invariants=False)
+    return torch.sparse.sampled_addmm(where, left, right.T, beta=0).values()
 
 
 @cache
