@@ -18,13 +18,18 @@ TOKENS, LATENTS, D = 30, 20, 6
 
 
 @pytest.mark.parametrize("cached", [0, 2**22])
-def test_products_of_picks_equal_the_dense_ones(cached: int, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("latents", [LATENTS, 2**15, 2**15 + 1])
+def test_products_of_picks_equal_the_dense_ones(
+    latents: int, cached: int, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(indexed, "CACHED", cached)
-    index = torch.rand(TOKENS, LATENTS).topk(4).indices
+    rows = torch.rand(TOKENS, latents)
+    rows[0, -1] = 2
+    index = rows.topk(4).indices
     values = torch.randn(TOKENS, 4, dtype=torch.float64)
-    matrix = torch.zeros(TOKENS, LATENTS, dtype=torch.float64).scatter(-1, index, values)
-    right, left = torch.randn(LATENTS, D).double(), torch.randn(TOKENS, D).double()
-    picks = Picks(index, LATENTS)
+    matrix = torch.zeros(TOKENS, latents, dtype=torch.float64).scatter(-1, index, values)
+    right, left = torch.randn(latents, D).double(), torch.randn(TOKENS, D).double()
+    picks = Picks(index, latents)
     torch.testing.assert_close(picks.times(values, right), matrix @ right)
     for entries, expected in ((values, matrix), (-values, -matrix)):
         torch.testing.assert_close(picks.transposed_times(entries, left), expected.T @ left)
