@@ -44,20 +44,20 @@ class _RowSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, codes: Tensor, weight: Tensor, picks: Picks) -> Tensor:
-        ctx.save_for_backward(codes, weight)
-        ctx.picks = picks
         firing = picks.firing
-        return firing.times(codes[:, : firing.index.shape[-1]], weight)
+        fired = codes[:, : firing.index.shape[-1]].contiguous()
+        ctx.save_for_backward(fired, weight)
+        ctx.picks = picks
+        return firing.times(fired, weight)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        codes, weight = ctx.saved_tensors
+        fired, weight = ctx.saved_tensors
         (grad,) = grad_outputs
         picks: Picks = ctx.picks
         grad_codes = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_codes = picks.row_dots(grad, weight).to(codes.dtype)
+            grad_codes = picks.row_dots(grad, weight).to(fired.dtype)
         if ctx.needs_input_grad[1]:
-            firing = picks.firing
-            grad_weight = firing.transposed_times(codes[:, : firing.index.shape[-1]], grad)
+            grad_weight = picks.firing.transposed_times(fired, grad)
         return grad_codes, grad_weight, None

@@ -11,6 +11,7 @@ from sae_binary_ext.coding.indexed import (
     Picks,
     SparseMatrix,
     code_matrix,
+    row_dots,
     whole_matrix,
 )
 
@@ -19,10 +20,13 @@ TOKENS, LATENTS, D = 30, 20, 6
 
 @pytest.mark.parametrize("cached", [0, 2**22])
 @pytest.mark.parametrize("latents", [LATENTS, 2**15, 2**15 + 1])
+@pytest.mark.parametrize("block", [7 * D, 2**18])
 def test_products_of_picks_equal_the_dense_ones(
-    latents: int, cached: int, monkeypatch: pytest.MonkeyPatch
+    latents: int, cached: int, block: int, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(indexed, "CACHED", cached)
+    monkeypatch.setattr(indexed, "BLOCK", block)
+    monkeypatch.setattr(indexed, "BLOCK_ENTRIES", 0)
     rows = torch.rand(TOKENS, latents)
     rows[0, -1] = 2
     index = rows.topk(4).indices
@@ -34,6 +38,22 @@ def test_products_of_picks_equal_the_dense_ones(
     for entries, expected in ((values, matrix), (-values, -matrix)):
         torch.testing.assert_close(picks.transposed_times(entries, left), expected.T @ left)
     torch.testing.assert_close(picks.row_dots(left, right), (left @ right.T).gather(-1, index))
+
+
+@pytest.mark.parametrize("cached", [0, 2**22])
+@pytest.mark.parametrize("entries", [0, 1, 50])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_entries_of_a_product_are_those_of_the_whole(
+    dtype: torch.dtype, entries: int, cached: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Of rows with more and fewer of them, and with none."""
+    monkeypatch.setattr(indexed, "CACHED", cached)
+    row = torch.randint(1, TOKENS, (entries,)).sort().values
+    starts = torch.searchsorted(row, torch.arange(TOKENS + 1))
+    column = torch.randint(LATENTS, (entries,))
+    left, right = torch.randn(TOKENS, D).to(dtype), torch.randn(LATENTS, D).to(dtype)
+    dots = row_dots(left, right, starts, column)
+    torch.testing.assert_close(dots, (left @ right.T)[row, column])
 
 
 FIRST_PRODUCT = """
