@@ -5,7 +5,7 @@ of a token x and a latent's weights w, rounded to xr and wr, bounds theirs (Cauc
 
     x . w <= xr . wr + |x - xr| |wr| + |x| |w - wr|
 
-All of it and the bias are one product of wider factors. The latents of the largest bounds are the
+All of it and the bias are one product of wider factors. The latents of large bounds are the
 candidates, whose margins are computed in float32. A token's pick of them is proven where its
 smallest margin is above every other latent's bound. The picks of the few other tokens are made from
 all of their margins in float32: the picks are the k largest margins in float32 in any case.
@@ -17,26 +17,34 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from sae_binary_ext.coding.candidates import BoundsAbove, Finder, LargestBounds
 from sae_binary_ext.coding.encode import Encoder, block_rows, margins_in_parts, product_dtype
-from sae_binary_ext.coding.indexed import Picks
-from sae_binary_ext.coding.largest import largest
-from sae_binary_ext.coding.parts import cached_parts, rows_of_part
+from sae_binary_ext.coding.indexed import row_dots
+from sae_binary_ext.coding.largest import largest, largest_and_next
+from sae_binary_ext.coding.parts import rows_of_part
 from sae_binary_ext.coding.processor import multiplies_bfloat16
 from sae_binary_ext.coding.selection import pick_and_next
 
 # Fewer tokens, or fewer values a product, do not make up for rounding the weights.
 FEWEST_TOKENS, FEWEST_DIMENSIONS = 1024, 256
-# Latents for each candidate, at least: with 12.6 bounds take 0.87 of the time that all margins do,
-# with 10.3 0.93, with 6.6 1.07 (2304 latents, 4096 tokens).
-FEWEST_LATENTS = 11
-# Candidates for each latent that is picked, at least.
-MORE_CANDIDATES = 1.25
-# Tokens that tell how many candidates are needed. What nine tenths of them need, and a tenth more,
-# proves the picks of all but 2% (normal random numbers, and SmolLM2's layer 9 with the demo's coder
-# or random weights, k = 16 to 128), and the few tokens that would need thousands have no say. Ten
-# more candidates a token take as long as all margins of 2% of tokens.
-PROBED, PROVEN, SPARE = 64, 0.9, 1.1
+# Latents for each candidate, at least: with 6.5 bounds take 0.83 to 0.91 of the time that all
+# margins do, with 5.9 0.86 to 1.08, with 4.9 0.95 to 1.13 (2304 and 4608 latents, 4096 tokens).
+FEWEST_LATENTS = 6
+# Candidates for each latent that is wanted, at least and at most.
+MORE_CANDIDATES, MOST_CANDIDATES = 1.25, 4
+# Latents for each wanted one from which the largest bounds are the candidates. Those above a value
+# take 0.81 to 0.87 of their time with 36 to 72, 0.90 to 1.01 with 144, 0.94 to 1.09 with 288 and
+# 1.11 to 1.13 with 576 to 2304 of 36,864.
+WIDE = 160
+# Tokens that tell which candidates are needed.
+PROBED = 64
+# Of the largest bounds, what this share of them needs, and a tenth more, proves the picks of all
+# but 2% (normal random numbers, and SmolLM2's layer 9 with the demo's coder or random weights, k =
+# 16 to 128), and the few tokens that would need thousands have no say. Ten more candidates a token
+# take as long as all margins of 2% of tokens.
+ENOUGH, SPARE = 0.9, 1.1
 # Further columns of both factors: of the bias, in two numbers and a bound of what these leave, and
 # of the two norms.
 COLUMNS = 5
@@ -75,13 +83,13 @@ def pick_screened(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
     """
     screen = Screen.of(encoder)
     rows, k = encoder.centred.reshape(-1, encoder.centred.shape[-1]), encoder.rule.k
-    count = screen.needed_candidates(rows[:PROBED], k, more)
-    if count * FEWEST_LATENTS > encoder.latents:
+    find = screen.finder(rows, k + more)
+    if find is None:
         return pick_from_all(encoder, more)
     # Of equal size: small products are slow ones.
     blocks = rows.chunk(math.ceil(len(rows) / block_rows(encoder.latents)))
     room = screen.room(len(blocks[0]))
-    picked = (screen.pick(block, k, more, count, room[: len(block)]) for block in blocks)
+    picked = (screen.pick(block, k, more, find, room[: len(block)]) for block in blocks)
     values, index, proven = _joined(picked)
     others = (~proven).nonzero().squeeze(-1)
     if len(others):
@@ -165,24 +173,40 @@ class Screen:
         factor[:, -1] = _rounded_up(centred.norm(dim=1))
         return torch.mm(factor, self.factor.T, out=room)
 
-    def needed_candidates(self, centred: Tensor, k: int, more: int) -> int:
-        """How many candidates prove most tokens' picks, by what these tokens need.
+    def finder(self, centred: Tensor, wanted: int) -> Finder | None:
+        """What finds the candidates of such tokens, by what a few of them need.
 
         Args:
             centred: float32 [tokens, d_in].
-            k: how many come first.
-            more: how many come after these.
+            wanted: how many of the largest margins must be among the candidates.
+
+        Returns:
+            None where these would be too many.
         """
-        wanted = k + more
-        bounds = self.upper_bounds(centred, self.room(len(centred)))
-        values, _ = self._largest(centred, largest(bounds, wanted)[1])
-        least = values[:, -1:] - values[:, -1:].abs() * BFLOAT16
-        # As float32: torch takes three times as long to add up what is true.
-        needed = (bounds >= least.bfloat16()).float().sum(-1)
-        return max(int(SPARE * needed.quantile(PROVEN).item()), wanted) + 3
+        latents = len(self.weight)
+        # Evenly, so that all places of a context are among them.
+        probed = centred[torch.linspace(0, len(centred) - 1, PROBED).long()]
+        bounds = self.upper_bounds(probed, self.room(PROBED))
+        least = self._least(probed, largest(bounds, wanted)[1])
+        if latents < WIDE * wanted:
+            most = MOST_CANDIDATES * wanted
+            find = BoundsAbove.of_least_work(bounds.float(), least, most)
+            count = find(bounds).starts[-1].item() / PROBED
+        else:
+            # As float32: torch takes three times as long to add up what is true.
+            needed = (bounds >= least.bfloat16().unsqueeze(-1)).float().sum(-1)
+            count = max(int(SPARE * needed.quantile(ENOUGH).item()), wanted) + 3
+            find = LargestBounds(count)
+        return find if count * FEWEST_LATENTS <= latents else None
+
+    def _least(self, centred: Tensor, index: Tensor) -> Tensor:
+        """The smallest margin of the latents at index, lowered to what proves it: [tokens]."""
+        starts = torch.arange(0, index.numel() + 1, index.shape[-1])
+        least = self._margins(centred, starts, index.flatten()).view(index.shape).amin(-1)
+        return least - least.abs() * BFLOAT16
 
     def pick(
-        self, centred: Tensor, k: int, more: int, candidates: int, room: Tensor
+        self, centred: Tensor, k: int, more: int, find: Finder, room: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The k largest margins of each token and the next ones, where that is proven.
 
@@ -190,27 +214,30 @@ class Screen:
             centred: float32 [tokens, d_in].
             k: how many come first.
             more: how many come after these.
-            candidates: of how many latents margins are computed, more than k + more.
+            find: finds the latents of which margins are computed.
             room: bfloat16 [tokens, latents], overwritten.
 
         Returns:
             Margins and their latents, both [tokens, k + more], and whether these are a token's
             largest and the k at their head are no matter of choice, bool [tokens].
         """
-        wanted = k + more
-        parts = cached_parts(self.upper_bounds(centred, room))
-        bounds, index = _joined(largest(part, candidates) for part in parts)
-        values, place = self._largest(centred, index)
+        wanted, next_ones = k + more, max(more, 1)
+        found = find(self.upper_bounds(centred, room))
+        entries = found.rows(fewest=k + next_ones)
+        margins = self._margins(centred, found.starts, found.column)
+        margins = F.pad(margins, (0, 1), value=-torch.inf).take(entries)
+        values, place = largest_and_next(margins, k, next_ones)
         # Of equal margins whole rows decide, so that it is the same however many are picked.
-        told_apart = values[:, k - 1] > values[:, k]
-        lowest = bounds.amin(-1).float()
-        proven = told_apart & (values[:, wanted - 1] > lowest + lowest.abs() * BFLOAT16)
-        return values[:, :wanted], index.gather(-1, place[:, :wanted]), proven
+        told_apart = values[:, :k].amin(-1) > values[:, k:].amax(-1)
+        values, place = values[:, :wanted], place[:, :wanted]
+        others = found.others + found.others.abs() * BFLOAT16
+        index = F.pad(found.column, (0, 1)).take(entries.gather(-1, place))
+        return values, index, told_apart & (values.amin(-1) > others)
 
-    def _largest(self, centred: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Margins of the latents at index, largest first, and where at index these stand."""
-        margin = Picks(index, len(self.weight)).row_dots(centred, self.weight)
-        return (margin + self.offset[index]).sort(-1, descending=True)
+    def _margins(self, centred: Tensor, starts: Tensor, column: Tensor) -> Tensor:
+        """Margins of the latents in column, each token's from its start on."""
+        offset = self.offset.index_select(0, column)
+        return row_dots(centred, self.weight, starts, column).add_(offset)
 
 
 def _sum_error(d_in: int) -> float:

@@ -16,6 +16,7 @@ from sae_binary_ext.coding import (
     pack,
     screening,
 )
+from sae_binary_ext.coding.candidates import BoundsAbove, Finder, LargestBounds, spread
 from sae_binary_ext.coding.screening import BFLOAT16, Screen, pick
 
 TOKENS, D_IN, LATENTS, K = 300, 64, 1024, 8
@@ -47,9 +48,18 @@ def rounding_of(encoder: Encoder) -> Tensor:
     return 2e-6 * (norms + encoder.bias.abs().max() + encoder.log_threshold.exp().max())
 
 
-@pytest.fixture(autouse=True)
-def small_batches_screen(monkeypatch: pytest.MonkeyPatch):
-    """On whatever processor."""
+def in_order(values: Tensor) -> Tensor:
+    """The K picked and those after them, float64, the largest of each first."""
+    first, after = (
+        part.sort(-1, descending=True).values for part in (values[:, :K], values[:, K:])
+    )
+    return torch.cat((first, after), -1).double()
+
+
+@pytest.fixture(autouse=True, params=[0, 10**9], ids=["largest bounds", "bounds above"])
+def small_batches_screen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """On whatever processor, with either kind of candidates."""
+    monkeypatch.setattr(screening, "WIDE", request.param)
     monkeypatch.setattr(screening, "FEWEST_TOKENS", 100)
     monkeypatch.setattr(screening, "FEWEST_DIMENSIONS", 32)
     monkeypatch.setattr(screening, "multiplies_bfloat16", lambda: True)
@@ -98,6 +108,11 @@ def large_offsets(encoder: Encoder) -> Encoder:
     return replace(encoder, bias=encoder.bias * 1000)
 
 
+def none_fires(encoder: Encoder) -> Encoder:
+    """All margins are below zero."""
+    return replace(encoder, log_threshold=torch.full((LATENTS,), 4.5))
+
+
 def tiny(encoder: Encoder) -> Encoder:
     encoder.centred.mul_(1e-12)
     return replace(encoder, bias=encoder.bias * 1e-12, log_threshold=encoder.log_threshold - 30)
@@ -114,7 +129,17 @@ def whole_numbers(encoder: Encoder) -> Encoder:
 
 Change = Callable[[Encoder], Encoder]
 each_data = pytest.mark.parametrize(
-    "change", [normal, outliers, close_rivals, uneven_norms, large_offsets, tiny, whole_numbers]
+    "change",
+    [
+        normal,
+        outliers,
+        close_rivals,
+        uneven_norms,
+        large_offsets,
+        none_fires,
+        tiny,
+        whole_numbers,
+    ],
 )
 
 
@@ -163,15 +188,32 @@ def test_bounds_are_not_so_high_that_they_tell_nothing():
     assert (bounds - margins(encoder) <= 0.02 * scale).all()
 
 
-@pytest.mark.parametrize("change", [normal, outliers, close_rivals, uneven_norms, tiny])
+MakeFinder = Callable[[Screen, Encoder, int], Finder]
+
+
+def one_candidate_more(screen: Screen, encoder: Encoder, wanted: int) -> Finder:
+    return LargestBounds(wanted + 1)
+
+
+def too_few_bounds(screen: Screen, encoder: Encoder, wanted: int) -> Finder:
+    """Of half of the tokens."""
+    bounds = screen.upper_bounds(encoder.centred, screen.room(TOKENS))
+    mean, deviation = spread(bounds.float())
+    least = bounds.topk(wanted + 1).values[:, -1]
+    return BoundsAbove(((least - mean) / deviation).median(), 4 * wanted)
+
+
+@pytest.mark.parametrize("change", [normal, outliers, close_rivals, uneven_norms, none_fires, tiny])
 @pytest.mark.parametrize("more", [0, K])
-def test_what_is_said_to_be_proven_is_so(change: Change, more: int):
-    """With one candidate more than are picked, many picks are wrong."""
+@pytest.mark.parametrize("find", [one_candidate_more, too_few_bounds])
+def test_what_is_said_to_be_proven_is_so(change: Change, more: int, find: MakeFinder):
+    """With few candidates many picks are wrong."""
     encoder = change(an_encoder())
     screen = Screen.of(encoder)
-    values, _, proven = screen.pick(encoder.centred, K, more, K + more + 1, screen.room(TOKENS))
+    finder = find(screen, encoder, K + more)
+    values, _, proven = screen.pick(encoder.centred, K, more, finder, screen.room(TOKENS))
     largest = margins(encoder).topk(K + more, dim=-1).values
-    wrong = ((values.double() - largest).abs() > rounding_of(encoder)).any(-1)
+    wrong = ((in_order(values) - largest).abs() > rounding_of(encoder)).any(-1)
     assert wrong.any()
     assert not (wrong & proven).any()
 
@@ -186,9 +228,9 @@ def test_latents_whose_bounds_round_to_the_same_are_not_told_apart_by_them():
     screen = Screen.of(Encoder(x, weight, none, none - torch.inf, torch.zeros(D_IN), NEAR))
     assert len(screen.upper_bounds(x, screen.room(1))[0, 500:507].unique()) == 1
     for candidates in range(2, 7):
-        _, index, proven = screen.pick(x, 1, 0, candidates, screen.room(1))
+        _, index, proven = screen.pick(x, 1, 0, LargestBounds(candidates), screen.room(1))
         assert not proven.any()
-    _, index, proven = screen.pick(x, 1, 0, 8, screen.room(1))
+    _, index, proven = screen.pick(x, 1, 0, LargestBounds(8), screen.room(1))
     assert proven.all()
     assert index.item() == 502
 
@@ -205,10 +247,7 @@ def test_picks_are_the_largest_margins(change: Change, more: int):
     torch.testing.assert_close(
         values.double(), every.gather(-1, index), rtol=0, atol=rounding.max().item()
     )
-    first = values[:, :K].sort(-1, descending=True).values.double()
-    assert ((first - largest.values[:, :K]).abs() <= rounding).all()
-    rest = values[:, K:].sort(-1, descending=True).values.double()
-    assert ((rest - largest.values[:, K:]).abs() <= rounding).all()
+    assert ((in_order(values) - largest.values).abs() <= rounding).all()
     assert all(len(set(row)) == K + more for row in index.tolist())
 
 
@@ -238,7 +277,7 @@ def test_where_margins_are_equal_at_the_cut_all_margins_decide(picked_whole: lis
 
 
 def test_bounds_that_tell_too_little_are_left_alone(picked_whole: list[int]):
-    pick(an_encoder(d_in=4096, rule=CodeRule("topk", 45)))
+    pick(an_encoder(d_in=4096, rule=CodeRule("topk", 110)))
     assert picked_whole == [TOKENS]
 
 
@@ -302,7 +341,7 @@ def test_packed_and_index_form_hold_the_same_codes(picked_whole: list[int]):
     [
         an_encoder(tokens=99),
         an_encoder(d_in=31),
-        an_encoder(latents=109),
+        an_encoder(latents=59),
         an_encoder(rule=CodeRule("groupmax", K)),
         replace(
             an_encoder(),
