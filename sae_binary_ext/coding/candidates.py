@@ -13,9 +13,9 @@ from torch import Tensor
 from sae_binary_ext.coding.largest import largest
 from sae_binary_ext.coding.parts import cached_parts, rows_of_part
 
-# Of how many tokens that need the lowest values each is tried, and what a candidate takes, in the
-# time that a latent takes where all margins are made.
-TRIED, PRICE = 8, 2.5
+# How many of few tokens may be short of candidates, which is tried, and what a candidate takes, in
+# the time that a latent takes where all margins are made.
+SHORT, PRICE = (0, 1, 2, 3, 5, 8, 13, 21, 32), 2.5
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,15 @@ class BoundsAbove:
         Lower values leave fewer tokens of which all margins are needed, and more candidates.
 
         Args:
-            bounds: float32 [tokens, latents], of some tokens.
+            bounds: float32 [tokens, latents], of more tokens than the last of SHORT.
             least: float32 [tokens], the bounds that these need as candidates.
             most: see the attribute.
         """
         tokens, latents = bounds.shape
         mean, deviation = spread(bounds)
-        tried = ((least - mean) / deviation).sort().values[:TRIED]
+        tried = ((least - mean) / deviation).sort().values[torch.tensor(SHORT)]
         work: list[Tensor] = []
-        for short, deviations in enumerate(tried):
+        for short, deviations in zip(SHORT, tried, strict=True):
             counts = (bounds >= (mean + deviations * deviation).unsqueeze(-1)).float().sum(-1)
             whole = (short + (counts > most).sum()) / tokens
             work.append(PRICE * counts.clamp_max(most).mean() + whole * latents)

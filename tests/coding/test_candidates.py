@@ -70,13 +70,13 @@ def test_rows_hold_each_token_s_entries_and_then_none():
     assert found.rows(fewest=1).tolist() == [row[:3] for row in expected]
 
 
-@pytest.mark.parametrize("hopeless", [0, 1, 3])
+@pytest.mark.parametrize("hopeless", [0, 1, 3, 15])
 @pytest.mark.parametrize("most", [40, LATENTS])
-def test_the_few_tokens_that_need_nearly_all_latents_have_no_say(hopeless: int, most: int):
+def test_tokens_that_need_nearly_all_latents_have_no_say(hopeless: int, most: int):
     bounds = torch.randn(TOKENS, LATENTS)
     least = bounds.topk(20).values[:, -1]
     least[:hopeless] = bounds[:hopeless].amin(-1)
     found = BoundsAbove.of_least_work(bounds, least, most)(bounds.bfloat16())
     counts = found.starts.diff()[hopeless:].float()
-    assert (counts > 18).float().mean() > 0.8
+    assert (counts > 15).float().mean() > 0.8
     assert counts.mean() < 40
