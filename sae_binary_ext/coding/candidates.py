@@ -44,7 +44,7 @@ class Candidates:
             Places in column, int64 [tokens, places], len(column) where a token has fewer.
         """
         counts = self.starts.diff()
-        place = torch.arange(max(int(counts.max()), fewest))
+        place = torch.arange(max(int(counts.max()), fewest), device=counts.device)
         entry = self.starts[:-1].unsqueeze(-1) + place
         return entry.masked_fill_(place >= counts.unsqueeze(-1), len(self.column))
 
@@ -70,7 +70,7 @@ class LargestBounds:
     def __call__(self, bounds: Tensor) -> Candidates:
         found = [largest(part, self.count) for part in cached_parts(bounds)]
         values, index = (torch.cat(each) for each in zip(*found, strict=True))
-        starts = torch.arange(0, index.numel() + 1, self.count)
+        starts = torch.arange(0, index.numel() + 1, self.count, device=index.device)
         return Candidates(starts, index.flatten(), values.amin(-1).float())
 
 
@@ -99,7 +99,7 @@ class BoundsAbove:
         """
         tokens, latents = bounds.shape
         mean, deviation = spread(bounds)
-        tried = ((least - mean) / deviation).sort().values[torch.tensor(SHORT)]
+        tried = ((least - mean) / deviation).sort().values[list(SHORT)]
         work: list[Tensor] = []
         for short, deviations in zip(SHORT, tried, strict=True):
             counts = (bounds >= (mean + deviations * deviation).unsqueeze(-1)).float().sum(-1)
@@ -121,7 +121,7 @@ class BoundsAbove:
         leasts: list[Tensor] = []
         size = rows_of_part(bounds.shape[1])
         # In bfloat16 torch takes twice as long to compare, and its norms have too few digits.
-        room = torch.empty(size, bounds.shape[1])
+        room = bounds.new_empty(size, bounds.shape[1], dtype=torch.float32)
         for part, out in zip(bounds.split(size), above.split(size), strict=True):
             wide = room[: len(part)].copy_(part)
             mean, deviation = spread(wide)
@@ -149,4 +149,5 @@ def spread(bounds: Tensor) -> tuple[Tensor, Tensor]:
 def _entries(above: Tensor) -> tuple[Tensor, Tensor]:
     """Where each row's entries start, [rows + 1], and the columns of all of them."""
     row, column = above.nonzero(as_tuple=True)
-    return torch.searchsorted(row, torch.arange(len(above) + 1)), column
+    rows = torch.arange(len(above) + 1, device=row.device)
+    return torch.searchsorted(row, rows), column

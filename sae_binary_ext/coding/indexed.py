@@ -76,7 +76,7 @@ class Picks:
                 left, right, column, entry[::k], entry // k, 0
             ).view(self.index.shape)
         if right.numel() <= CACHED:
-            starts = torch.arange(0, len(column) + 1, k)
+            starts = torch.arange(0, len(column) + 1, k, device=column.device)
             return _sampled_product(left, right, starts, column).view(self.index.shape)
         return _dots_by_column(left, right, *self._columns).view(self.index.shape)
 
@@ -126,7 +126,8 @@ def row_dots(left: Tensor, right: Tensor, starts: Tensor, column: Tensor) -> Ten
     if right.numel() <= CACHED:
         return _sampled_product(left, right, starts, column)
     order, column_starts = _by_column(column, len(right))
-    row = torch.arange(len(left)).repeat_interleave(starts.diff(), output_size=len(column))
+    row = torch.arange(len(left), device=column.device)
+    row = row.repeat_interleave(starts.diff(), output_size=len(column))
     return _dots_by_column(left, right, order, column_starts, row.index_select(0, order))
 
 
@@ -143,7 +144,9 @@ def _sampled_product(left: Tensor, right: Tensor, starts: Tensor, column: Tensor
     """What row_dots returns, made row by row."""
     _spend_sparse_warning()
     values, shape = left.new_zeros(len(column)), (len(left), len(right))
-    where = torch.sparse_csr_tensor(starts, column, values, shape, check_invariants=False)
+    where = torch.sparse_csr_tensor(
+        starts, column, values, shape, device=left.device, check_invariants=False
+    )
     return torch.sparse.sampled_addmm(where, left, right.T, beta=0).values()
 
 
@@ -155,7 +158,7 @@ def _spend_sparse_warning() -> None:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.sparse_csr_tensor([0, 0], [], [], (1, 1), check_invariants=False)
+        torch.sparse_csr_tensor([0, 0], [], [], (1, 1), device="cpu", check_invariants=False)
 
 
 def _by_column(column: Tensor, width: int) -> tuple[Tensor, Tensor]:

@@ -185,7 +185,8 @@ class Screen:
         """
         latents = len(self.weight)
         # Evenly, so that all places of a context are among them.
-        probed = centred[torch.linspace(0, len(centred) - 1, PROBED).long()]
+        places = torch.linspace(0, len(centred) - 1, PROBED, device=centred.device)
+        probed = centred[places.long()]
         bounds = self.upper_bounds(probed, self.room(PROBED))
         least = self._least(probed, largest(bounds, wanted)[1])
         if latents < WIDE * wanted:
@@ -201,7 +202,7 @@ class Screen:
 
     def _least(self, centred: Tensor, index: Tensor) -> Tensor:
         """The smallest margin of the latents at index, lowered to what proves it: [tokens]."""
-        starts = torch.arange(0, index.numel() + 1, index.shape[-1])
+        starts = torch.arange(0, index.numel() + 1, index.shape[-1], device=index.device)
         least = self._margins(centred, starts, index.flatten()).view(index.shape).amin(-1)
         return least - least.abs() * BFLOAT16
 

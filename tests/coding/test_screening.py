@@ -11,6 +11,7 @@ from sae_binary_ext.coding import (
     CodeRule,
     Encoder,
     encode_picks,
+    indexed,
     infer_indices,
     infer_packed,
     pack,
@@ -368,6 +369,22 @@ def test_processors_without_bfloat16_make_all_margins(
     monkeypatch.setattr(screening, "multiplies_bfloat16", lambda: False)
     pick(an_encoder())
     assert picked_whole == [TOKENS]
+
+
+@pytest.mark.parametrize("cached", [0, 2**22])
+def test_torch_s_default_device_and_dtype_do_not_matter(
+    cached: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(indexed, "CACHED", cached)
+    encoder = an_encoder()
+    expected = pick(encoder, K)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            found = pick(encoder, K)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_rounding_up_lowers_no_number():
