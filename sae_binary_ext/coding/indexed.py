@@ -84,7 +84,9 @@ class Picks:
         """Of how many rows sums are made at once: what caches hold, where that is faster."""
         size = max(BLOCK // dense.shape[1], 1)
         many = size * self.index.shape[-1] >= BLOCK_ENTRIES * self.width
-        return size if many and dense.device.type == "cpu" else len(dense)
+        # embedding_bag adds up bfloat16 in float32, and blocks would round in between.
+        pays = many and dense.device.type == "cpu" and dense.dtype.itemsize >= 4
+        return size if pays else len(dense)
 
     def _blocks(self, size: int) -> tuple["Picks", ...]:
         """Of so many tokens each. Kept, as the decoder's way back and the encoder's both sort."""

@@ -56,6 +56,16 @@ def test_entries_of_a_product_are_those_of_the_whole(
     torch.testing.assert_close(dots, (left @ right.T)[row, column])
 
 
+def test_sums_of_bfloat16_are_rounded_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(indexed, "BLOCK", 7 * D)
+    monkeypatch.setattr(indexed, "BLOCK_ENTRIES", 0)
+    index, values = torch.rand(TOKENS, LATENTS).topk(15).indices, torch.ones(TOKENS, 15)
+    dense = torch.rand(TOKENS, D).bfloat16()
+    found = Picks(index, LATENTS).transposed_times(values, dense)
+    exact = torch.zeros(TOKENS, LATENTS).scatter(-1, index, values).T.double() @ dense.double()
+    assert torch.equal(found, exact.bfloat16())
+
+
 FIRST_PRODUCT = """
 import torch
 from sae_binary_ext.coding import Picks
