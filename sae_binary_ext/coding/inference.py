@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding.codes import pack, pack_indices
+from sae_binary_ext.coding.codes import pack, pack_indices, packed_width
 from sae_binary_ext.coding.encode import Encoder, margins_in_parts
 from sae_binary_ext.coding.screening import pick
 from sae_binary_ext.coding.selection import SELECTIONS, ones_first, select_codes
@@ -47,7 +47,8 @@ def infer_packed(encoder: Encoder) -> Tensor:
         packed = pack_indices(values > 0, index, encoder.latents)
     else:
         packed = torch.cat([pack(active) for active in _active_in_parts(encoder)])
-    return packed.view(*encoder.centred.shape[:-1], -1)
+    # Of no tokens at all a width cannot be inferred.
+    return packed.view(*encoder.centred.shape[:-1], packed_width(encoder.latents))
 
 
 def _active_in_parts(encoder: Encoder) -> Iterator[Tensor]:

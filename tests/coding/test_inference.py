@@ -8,6 +8,7 @@ from sae_binary_ext.coding import (
     encode,
     infer_indices,
     infer_packed,
+    packed_width,
     pre_activations,
     scatter_codes,
     unpack,
@@ -40,6 +41,20 @@ def test_both_forms_hold_the_reference_codes(
     assert codes.sum() == expected.sum()
     assert torch.equal(unpack(packed, LATENTS, torch.float64), expected)
     assert not codes.requires_grad
+
+
+@each_rule
+@pytest.mark.parametrize("lead", [(0,), (3, 0), (0, 5)], ids=str)
+def test_no_tokens_have_no_codes(rule: CodeRule, lead: tuple[int, ...]):
+    x, weight = torch.randn(*lead, D_IN), torch.randn(D_IN, LATENTS)
+    bias, log_threshold = torch.randn(2, LATENTS)
+    encoder = Encoder(x, weight, bias, log_threshold, torch.zeros(D_IN), rule)
+    packed = infer_packed(encoder)
+    assert packed.shape == (*lead, packed_width(LATENTS))
+    assert unpack(packed, LATENTS).shape == (*lead, LATENTS)
+    codes, index = infer_indices(encoder)
+    assert codes.shape == index.shape
+    assert scatter_codes(codes, index, LATENTS).shape == (*lead, LATENTS)
 
 
 @pytest.mark.parametrize("selection", ["topk", "threshold"])

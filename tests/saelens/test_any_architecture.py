@@ -118,6 +118,19 @@ def test_every_hook_point_is_passed(name: str):
 
 
 @each
+@pytest.mark.parametrize("lead", [(0,), (3, 0)], ids=str)
+def test_no_tokens_have_no_codes_and_no_outputs(name: str, lead: tuple[int, ...]):
+    for coder in (coder_of(name), TrainingSAE.from_dict(config_of(name).to_dict())):
+        x = inputs(*lead)
+        assert coder.encode(x).shape == (*lead, D_SAE)
+        assert coder(x).shape == (*lead, getattr(coder.cfg, "d_out", D_IN))
+        if hasattr(coder, "encode_packed"):
+            assert coder.encode_packed(x).shape == (*lead, D_SAE // 8)
+            codes, index = coder.encode_indices(x)
+            assert codes.shape == index.shape == (*lead, codes.shape[-1])
+
+
+@each
 @torch.no_grad()
 def test_a_folded_scale_changes_the_unit_alone(name: str):
     coder = coder_of(name)
