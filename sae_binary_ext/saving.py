@@ -3,9 +3,10 @@
 import ctypes
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # Under it, a saved config of any format keeps what the format has no place for (see
@@ -17,10 +18,14 @@ NOTES_KEY = "sae_binary_ext"
 def replacing(folder: Path) -> Generator[Path]:
     """A new folder to write files to, which take their place in another at the end, all at once.
 
-    Other files of the old folder stay. An error within leaves the old folder as it was. Where a
-    folder cannot change places with another (it has subfolders and the new one has none, is the
-    working directory or a mount point, or neither Linux nor macOS keeps it) its files are replaced
-    one by one, each whole.
+    Other files of the old folder stay. An error within leaves the old folder as it was. The folder,
+    and each file in it that is replaced, keep their mode, and owner, group and access control list
+    where the system lets us set them. A folder that is new gets those that mkdir would give it, and
+    so does a new file.
+
+    Where a folder cannot change places with another (it has subfolders and the new one has none, is
+    the working directory or a mount point, or neither Linux nor macOS keeps it) its files are
+    replaced one by one, each whole.
 
     Args:
         folder: need not exist.
@@ -31,7 +36,7 @@ def replacing(folder: Path) -> Generator[Path]:
     try:
         with _noting_that_nothing_changed(folder):
             shutil.rmtree(new, ignore_errors=True)  # a killed process's
-            new.mkdir()
+            _make_like(new, folder)
             yield new
             _write_through(new)
         if not folder.exists():
@@ -61,6 +66,72 @@ def _beside(folder: Path) -> Path:
     above = folder.parent.parent
     same_device = above.stat().st_dev == folder.parent.stat().st_dev
     return (above if same_device and os.access(above, os.W_OK) else folder.parent) / name
+
+
+def _make_like(new: Path, folder: Path) -> None:
+    """Make a folder whose files get the group and access control list that they get in another."""
+    if os.name != "posix":
+        new.mkdir()
+        return
+    if folder.exists():
+        new.mkdir(mode=0o700)
+        _copy_permissions(folder, new)
+        # Nobody else looks in until its files have their permissions.
+        new.chmod(new.stat().st_mode & stat.S_ISGID | 0o700)
+        return
+    # It is made elsewhere, and mkdir takes group, setgid bit and default list from where it makes.
+    new.mkdir()
+    parent = folder.parent.stat()
+    inherits = bool(parent.st_mode & stat.S_ISGID)
+    mode = stat.S_IMODE(new.stat().st_mode) & ~stat.S_ISGID
+    with suppress(OSError):  # of a group that this user is not in
+        os.chown(new, -1, parent.st_gid if inherits or sys.platform == "darwin" else os.getegid())
+    new.chmod(mode | stat.S_ISGID * inherits)
+    _copy_default_list(folder.parent, new)
+
+
+def _keep_permissions(old: Path, new: Path) -> None:
+    """Give new, and all that is in it, the permissions of what it takes the place of in old."""
+    for path in (*new.rglob("*"), new):
+        _keep_permissions_of_one(old / path.relative_to(new), path)
+
+
+def _keep_permissions_of_one(old: Path, new: Path) -> None:
+    if os.name != "posix" or not old.exists() or old.is_symlink() or new.is_symlink():
+        return
+    if not new.samefile(old):
+        _copy_permissions(old, new)
+
+
+def _copy_permissions(source: Path, target: Path) -> None:
+    """Group, owner, access control list and mode, in this order: a change of owner clears bits."""
+    status = source.stat()
+    for owner, group in ((-1, status.st_gid), (status.st_uid, -1)):
+        with suppress(OSError):  # only root gives files away
+            os.chown(target, owner, group)
+    if sys.platform == "linux":
+        for name in _access_lists(source):
+            with suppress(OSError):  # not every file system takes what another has
+                os.setxattr(target, name, os.getxattr(source, name))
+    target.chmod(stat.S_IMODE(status.st_mode))
+
+
+def _copy_default_list(parent: Path, folder: Path) -> None:
+    """Give a new folder the access control list that it would get if it were made in parent."""
+    default = "system.posix_acl_default"
+    if sys.platform != "linux" or default not in _access_lists(parent):
+        return
+    with suppress(OSError):
+        for name in (default, "system.posix_acl_access"):
+            os.setxattr(folder, name, os.getxattr(parent, default))
+
+
+def _access_lists(path: Path) -> list[str]:
+    """Names of the extended attributes that say who may do what; others tell of the content."""
+    with suppress(OSError):  # a file system without them
+        if sys.platform == "linux":
+            return [name for name in os.listxattr(path) if name.startswith("system.")]
+    return []
 
 
 def _write_through(folder: Path) -> None:
@@ -93,6 +164,7 @@ def _exchange_keeping_others(new: Path, old: Path) -> bool:
             shutil.copytree(path, new / path.name, symlinks=True, copy_function=_link)
         else:
             _link(path, new / path.name)
+    _keep_permissions(old, new)
     return _exchange(new, old)
 
 
@@ -104,11 +176,13 @@ def _link(path: str | Path, link: str | Path) -> None:
 
 
 def _replace_one_by_one(new: Path, old: Path) -> None:
+    new.chmod(0o700)  # an exchange that failed may have left it unwritable
     for path in sorted(new.rglob("*")):
         place = old / path.relative_to(new)
         if path.is_dir():
             place.mkdir(exist_ok=True)
         else:
+            _keep_permissions_of_one(place, path)
             path.replace(place)
 
 

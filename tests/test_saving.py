@@ -2,6 +2,8 @@
 
 import os
 import signal
+import stat
+import struct
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,6 +25,8 @@ from sae_binary_ext.saelens import (
 from sae_binary_ext.saving import replacing
 from sae_binary_ext.sparsify import BinarySparseCoderConfig
 from tests.limits import not_root, small_files
+
+posix = pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
 
 D = 4
 # What a save asks of the file system, as Python's audit hooks report it.
@@ -217,3 +221,138 @@ def test_the_working_directory_and_its_subfolders_stay(
         write_both(new, "new")
     assert Path("../weights").read_text() == "new"
     assert Path("../sub").samefile(Path.cwd())
+
+
+def permissions(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid
+
+
+def as_owner_of(path: Path, mode: int) -> None:
+    """Give a file or folder a mode and, where this user may, another owner and group."""
+    if os.geteuid() == 0:
+        os.chown(path, 12, 34)
+    path.chmod(mode)
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o2700, 0o700, 0o2775, 0o1777, 0o750])
+@pytest.mark.parametrize(
+    ("make", "save"),
+    [
+        (saelens_coder, "save_model"),
+        (training_coder, "save_inference_model"),
+        (topk_transcoder, "save_model"),
+        (sparsify_coder, "save_to_disk"),
+    ],
+)
+def test_a_save_keeps_the_permissions_of_what_it_replaces(
+    make: Callable[[int], Any], save: str, mode: int, tmp_path: Path
+):
+    folder = tmp_path / "run" / "coder"
+    getattr(make(8), save)(folder)
+    (folder / "sub" / "deep").mkdir(parents=True)
+    config, other = folder / "cfg.json", folder / "notes.txt"
+    other.write_text("mine")
+    for path in (config, other):
+        as_owner_of(path, 0o640)
+    for path in (folder / "sub" / "deep", folder / "sub", folder):
+        as_owner_of(path, mode)
+    paths = (config, other, folder / "sub" / "deep", folder / "sub", folder)
+    before = {path: permissions(path) for path in paths}
+    old = config.read_text()
+    for _ in range(2):
+        getattr(make(16), save)(folder)
+    assert config.read_text() != old
+    assert {path: permissions(path) for path in paths} == before
+
+
+@posix
+def test_folders_of_a_run_that_is_replaced_keep_theirs(tmp_path: Path):
+    (tmp_path / "run" / "layer").mkdir(parents=True)
+    (tmp_path / "run" / "best" / "layer").mkdir(parents=True)
+    for folder in ("layer", "best/layer"):
+        write_both(tmp_path / "run" / folder, "old")
+        (tmp_path / "run" / folder / "weights").chmod(0o600)
+    paths = [tmp_path / "run" / name for name in ("layer", "best/layer", "best", ".")]
+    for path in paths:
+        as_owner_of(path, 0o2700)
+    paths += [path / "weights" for path in paths[:2]]
+    before = {path: permissions(path) for path in paths}
+    with replacing(tmp_path / "run") as new:
+        (new / "layer").mkdir()
+        write_both(new / "layer", "new")
+    assert (tmp_path / "run" / "layer" / "weights").read_text() == "new"
+    assert {path: permissions(path) for path in paths} == before
+
+
+@posix
+@pytest.mark.parametrize("parent_mode", [0o755, 0o2755])
+@pytest.mark.parametrize("grandparent_mode", [0o755, 0o2755])
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_a_new_folder_gets_what_mkdir_gives(
+    mask: int, grandparent_mode: int, parent_mode: int, tmp_path: Path
+):
+    parent = tmp_path / "runs" / "run"
+    parent.mkdir(parents=True)
+    as_owner_of(parent.parent, grandparent_mode)
+    if os.geteuid() == 0:
+        os.chown(parent, 12, 56)
+    parent.chmod(parent_mode)
+    before = os.umask(mask)
+    try:
+        (parent / "plain").mkdir()
+        (parent / "plain" / "file").write_text("")
+        with replacing(parent / "coder") as new:
+            (new / "file").write_text("")
+    finally:
+        os.umask(before)
+    for name in (".", "file"):
+        assert permissions(parent / "coder" / name) == permissions(parent / "plain" / name)
+
+
+@posix
+def test_files_replaced_one_by_one_keep_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "coder"
+    folder.mkdir()
+    write_both(folder, "old")
+    as_owner_of(folder / "weights", 0o600)
+    before = permissions(folder / "weights")
+    monkeypatch.chdir(folder)
+    with replacing(folder) as new:
+        write_both(new, "new")
+    assert (folder / "weights").read_text() == "new"
+    assert permissions(folder / "weights") == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="access control lists of Linux")
+@pytest.mark.parametrize("exists", [True, False])
+def test_access_control_lists_are_kept_or_inherited(exists: bool, tmp_path: Path):
+    """User 12 may read and enter, by an entry that no mode can tell."""
+
+    def entry(tag: int, rights: int, who: int = 0xFFFFFFFF) -> bytes:
+        return struct.pack("<HHI", tag, rights, who)
+
+    entries = (entry(1, 7), entry(2, 5, 12), entry(4, 5), entry(16, 5), entry(32, 0))
+    acl = struct.pack("<I", 2) + b"".join(entries)
+    folder = tmp_path / "run" / "coder"
+    target = folder if exists else folder.parent
+    target.mkdir(parents=True)
+    default, access = "system.posix_acl_default", "system.posix_acl_access"
+    try:
+        os.setxattr(target, default, acl)
+    except OSError:
+        pytest.skip("the file system has no access control lists")
+    if exists:
+        os.setxattr(folder, access, acl)
+        expected = folder
+    else:
+        expected = folder.parent / "plain"
+        expected.mkdir()
+    (expected / "plain").write_text("")
+    wanted = {name: os.getxattr(expected, name) for name in (default, access)}
+    of_files = os.getxattr(expected / "plain", access)
+    with replacing(folder) as new:
+        write_both(new, "new")
+    assert {name: os.getxattr(folder, name) for name in (default, access)} == wanted
+    assert os.getxattr(folder / "weights", access) == of_files
