@@ -5,9 +5,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sae_binary_ext.checkpoints import saelens
+from sae_binary_ext.checkpoints import saelens, stock
 from sae_binary_ext.checkpoints.errors import CheckpointError
-from sae_binary_ext.checkpoints.files import Fields, read_json, read_tensors
+from sae_binary_ext.checkpoints.files import Fields, read_tensors
 from sae_binary_ext.checkpoints.formats import format_of
 from sae_binary_ext.checkpoints.portable import PortableCoder, Shape
 from sae_binary_ext.checkpoints.sources import SPARSITY_FILE, find_coders, read_coder
@@ -44,9 +44,11 @@ class Description:
     Attributes:
         name: of its folder in the source.
         format: a key of FORMATS.
-        coder: what it is and how it is built; None for an architecture that only its host knows.
         architecture: in a few words.
+        coder: what it is and how it is built; None for an architecture that only its host knows.
         firing: recorded statistics, or None.
+        details: lines on a coder that only its host knows, each with its label.
+        normalization: likewise, what happens to activations before they are encoded.
     """
 
     name: str
@@ -54,12 +56,15 @@ class Description:
     architecture: str
     coder: PortableCoder | None = None
     firing: Firing | None = None
+    details: tuple[tuple[str, str], ...] = ()
+    normalization: tuple[tuple[str, str], ...] = ()
 
     def lines(self) -> list[tuple[str, str]]:
         """What to show, each with its label."""
         lines = [("format", self.format), ("architecture", self.architecture)]
         if self.coder is not None:
-            lines += _shape_lines(self.coder) + _place_lines(self.coder)
+            lines += [*_shape_lines(self.coder), *self.normalization, *_place_lines(self.coder)]
+        lines += self.details
         if self.firing is not None:
             firing = self.firing
             lines.append(
@@ -87,17 +92,39 @@ def _describe(name: str, folder: Path, hookpoint: str | None) -> Description:
     form = format_of(folder)
     if form is None:
         raise CheckpointError(f"{folder}: holds no coder.")
-    config = folder / "cfg.json"
     if form == "saelens" and not saelens.is_portable(folder):
-        architecture = Fields(read_json(config), config).take("architecture", str, "standard")
-        return Description(name, form, f"{architecture}, of SAELens alone")
+        return _describe_stock(name, form, folder)
     coder = read_coder(folder, hookpoint)
-    rates = coder.firing_rates
+    scaling = saelens.scaling(folder) if form == "saelens" else None
+    return Description(
+        name,
+        form,
+        in_words(coder.shape),
+        coder,
+        _recorded_firing(folder, coder.shape.latents, coder.firing_rates),
+        normalization=tuple(stock.normalization_lines(coder.shape.normalize_activations, scaling)),
+    )
+
+
+def _describe_stock(name: str, form: str, folder: Path) -> Description:
+    config = stock.current_config(folder)
+    fields = Fields(config, folder / "cfg.json")
+    details = tuple(stock.lines(folder, config))
+    architecture = fields.take("architecture", str)
+    return Description(
+        name,
+        form,
+        stock.in_words(architecture),
+        firing=_recorded_firing(folder, fields.take_size("d_sae"), None),
+        details=details,
+    )
+
+
+def _recorded_firing(folder: Path, latents: int, rates: Tensor | None) -> Firing | None:
     if (folder / SPARSITY_FILE).is_file():
-        rates = _saelens_rates(folder / SPARSITY_FILE, coder.shape.latents)
+        rates = _saelens_rates(folder / SPARSITY_FILE, latents)
     # Rates of a coder that never trained are all zero.
-    firing = _firing(rates) if rates is not None and rates.any() else None
-    return Description(name, form, in_words(coder.shape), coder, firing)
+    return _firing(rates) if rates is not None and rates.any() else None
 
 
 def in_words(shape: Shape) -> str:

@@ -4,14 +4,14 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from sae_binary_ext.checkpoints import saelens, sparsify
+from sae_binary_ext.checkpoints import saelens, sparsify, stock
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.formats import FORMATS, format_of
 from sae_binary_ext.checkpoints.hook_names import place_in_saelens, place_in_sparsify
+from sae_binary_ext.checkpoints.normalization import with_decoder_norms_folded
 from sae_binary_ext.checkpoints.portable import PortableCoder
 from sae_binary_ext.checkpoints.sources import (
     METRICS_FILE,
@@ -55,11 +55,12 @@ def load_coder(
     """
     _check_host(host, ("saelens", "sparsify"))
     folder = find_coder(source, hookpoint)
-    stock = _stock_loader(folder, host)
-    if stock is not None:
-        return _plainly(folder, lambda: stock(device))
+    load_stock = _stock_loader(folder, host)
+    if load_stock is not None:
+        return _plainly(folder, lambda: load_stock(device))
     coder = read_coder(folder, hookpoint)
     if host == "sparsify":
+        coder = with_decoder_norms_folded(coder)
         return _plainly(folder, lambda: sparsify.to_coder(coder)).to(device)
     return _plainly(folder, lambda: saelens.to_coder(placed(coder, "saelens"))).to(device)
 
@@ -91,18 +92,27 @@ def convert(
     else:
         targets = _targets(found, Path(out), host)
     for target, folder in targets.items():
-        coder = placed(read_coder(folder, hookpoint), host)
         records = [folder / name for name in RECORDS]
-        _plainly(folder, partial(write_coder, coder, target, host, records))
+        load_stock = _stock_loader(folder, host)
+        if load_stock is not None:
+            write = load_stock("cpu").save_model
+        else:
+            write = partial(FORMATS[host].write, _expressible(read_coder(folder, hookpoint), host))
+        _plainly(folder, partial(_write_at_once, write, target, host, records))
     return list(targets)
+
+
+def _expressible(coder: PortableCoder, host: str) -> PortableCoder:
+    """The coder with its place in a format's words, and nothing that SAELens alone computes."""
+    coder = placed(coder, host)
+    return coder if host == "saelens" else with_decoder_norms_folded(coder)
 
 
 def _targets(found: dict[str, Path], out: Path, host: str) -> dict[Path, Path]:
     """Of each new folder, named as its host names the coder's hook, the old one."""
     targets: dict[Path, Path] = {}
     for name, folder in found.items():
-        place = placed(read_coder(folder), host).place
-        known = place.hookpoint if FORMATS[host].named_by_folder else place.hook_name
+        known = _name_of_place(folder, host)
         check_name(known or name)
         target = out / (known or name)
         if target in targets:
@@ -112,6 +122,14 @@ def _targets(found: dict[str, Path], out: Path, host: str) -> dict[Path, Path]:
             )
         targets[target] = folder
     return targets
+
+
+def _name_of_place(folder: Path, host: str) -> str | None:
+    if _stock_loader(folder, host) is not None:
+        hook_name = stock.current_config(folder).get("metadata", {}).get("hook_name")
+        return hook_name if isinstance(hook_name, str) else None
+    place = placed(read_coder(folder), host).place
+    return place.hookpoint if FORMATS[host].named_by_folder else place.hook_name
 
 
 def write_coder(coder: PortableCoder, target: Path, host: str, records: Iterable[Path]) -> None:
@@ -126,6 +144,12 @@ def write_coder(coder: PortableCoder, target: Path, host: str, records: Iterable
     Raises:
         CheckpointError: the format cannot tell the coder, or the folder holds other things.
     """
+    _write_at_once(partial(FORMATS[host].write, coder), target, host, records)
+
+
+def _write_at_once(
+    write: Callable[[Path], object], target: Path, host: str, records: Iterable[Path]
+) -> None:
     written = (FORMATS[host].config, FORMATS[host].weights, *RECORDS)
     others = [path.name for path in target.iterdir()] if target.is_dir() else []
     if not set(others) <= set(written):
@@ -134,7 +158,7 @@ def write_coder(coder: PortableCoder, target: Path, host: str, records: Iterable
             "one that a coder was written to in the same format before."
         )
     with replacing(target) as new:
-        FORMATS[host].write(coder, new)
+        write(new)
         for record in records:
             if record.is_file():
                 shutil.copyfile(record, new / record.name)
@@ -175,7 +199,7 @@ def coder_to_sparsify(coder: Any) -> Any:
     Raises:
         CheckpointError: sparsify has no place for something of it; the message names it.
     """
-    return sparsify.to_coder(saelens.from_coder(coder))
+    return sparsify.to_coder(with_decoder_norms_folded(saelens.from_coder(coder)))
 
 
 def _check_host(host: str, choices: tuple[str, ...]) -> None:
@@ -183,15 +207,11 @@ def _check_host(host: str, choices: tuple[str, ...]) -> None:
         raise CheckpointError(f"host={host!r}: choose one of {sorted(choices)}.")
 
 
-def _stock_loader(folder: Path, host: Host) -> Callable[[str], Any] | None:
-    """SAELens' own loader, for its architectures that no other format can tell."""
-    if host != "saelens" or format_of(folder) != "saelens" or saelens.is_portable(folder):
+def _stock_loader(folder: Path, host: str) -> Callable[[str], Any] | None:
+    """SAELens' own loader, for its own architectures and files."""
+    if host != "saelens" or format_of(folder) != "saelens" or not saelens.is_stock(folder):
         return None
-    import_module("sae_binary_ext.saelens")  # says what to install where SAELens is missing
-    import sae_lens
-
-    loader: Any = sae_lens.SAE
-    return lambda device: loader.load_from_disk(folder, device=device)
+    return partial(stock.load, folder)
 
 
 def _plainly(folder: Path, load: Callable[[], Any]) -> Any:

@@ -10,6 +10,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
+from sae_binary_ext.checkpoints import saelens, stock
 from sae_binary_ext.checkpoints.card import FIGURES, Facts, coder_card, repository_card
 from sae_binary_ext.checkpoints.describe import Description, describe
 from sae_binary_ext.checkpoints.errors import CheckpointError
@@ -118,9 +119,14 @@ def _stage_coder(folder: Path, described: Description, facts: Facts, target: Pat
     target.mkdir(parents=True)
     form = FORMATS[described.format]
     coder = described.coder
-    if coder is not None and (renamed := _with_names(coder, facts)) is not coder:
+    scaled = described.format == "saelens" and saelens.scaling(folder) is not None
+    if coder is not None and ((renamed := _with_names(coder, facts)) is not coder or scaled):
         form.write(renamed, target)
         described = replace(described, coder=renamed)
+    elif described.format == "saelens" and saelens.is_stock(folder):
+        stock.refuse_training_only(folder, stock.current_config(folder))
+        if scaled:
+            stock.load(folder).save_model(target)
     for file in (form.config, form.weights, SPARSITY_FILE):
         if (folder / file).is_file() and not (target / file).exists():
             (target / file).symlink_to((folder / file).resolve())

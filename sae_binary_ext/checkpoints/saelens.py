@@ -6,9 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+from sae_binary_ext.checkpoints import stock
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import Fields, clearly, read_json, read_tensors
+from sae_binary_ext.checkpoints.normalization import Scaling, folded, scaling_of
 from sae_binary_ext.checkpoints.portable import (
+    DTYPES,
     Place,
     PortableCoder,
     Shape,
@@ -18,7 +21,7 @@ from sae_binary_ext.checkpoints.portable import (
 from sae_binary_ext.coding.selection import CodeRule
 from sae_binary_ext.saving import NOTES_KEY
 
-WEIGHTS = "sae_weights.safetensors"
+WEIGHTS = stock.WEIGHTS
 # In SAELens' files, of each tensor its name, and whether it lies the other way round.
 PARAMETERS = {
     "encoder_weight": ("W_enc", True),
@@ -57,24 +60,32 @@ TRAINING_FIELDS = (
 )
 
 
-def is_portable(folder: Path) -> bool:
-    """Whether the folder's coder is of an architecture that other formats may have too."""
+def is_stock(folder: Path) -> bool:
+    """Whether the folder's coder is SAELens' own in its own words, which SAELens itself loads."""
     config = read_json(folder / "cfg.json")
     architecture = config.get("architecture")
     if architecture == "topk":
         # Before its version 6 SAELens wrote other fields, which SAELens itself translates.
-        return "metadata" in config
-    return architecture in tuple(ARCHITECTURES)
+        return stock.is_old(config)
+    return architecture not in tuple(ARCHITECTURES)
+
+
+def is_portable(folder: Path) -> bool:
+    """Whether the folder's coder is of an architecture that other formats may have too."""
+    return stock.current_config(folder).get("architecture") in tuple(ARCHITECTURES)
 
 
 def read(folder: Path) -> PortableCoder:
-    """The coder of a folder.
+    """The coder of a folder; the scale of a training checkpoint is folded in.
 
     Raises:
         CheckpointError: something is missing, damaged, or of an architecture without a portable
             form.
     """
     path = folder / "cfg.json"
+    if is_stock(folder):
+        stock.refuse(stock.current_config(folder).get("architecture"), path)
+        return from_coder(stock.load(folder))
     config = read_json(path)
     shape = _read_shape(config, path)
     metadata = _metadata(config, path)
@@ -87,13 +98,44 @@ def read(folder: Path) -> PortableCoder:
             for name in [names[key][0]]
         },
     )
-    dtype = Fields(config, path).take("dtype", str).removeprefix("torch.")
-    if dtype != str(stored["W_enc"].dtype).removeprefix("torch."):
-        raise CheckpointError(f"{path}: dtype={dtype!r}, and W_enc is {stored['W_enc'].dtype}.")
+    stored = _as_config_says(stored, config, path)
     tensors = {
         key: stored[name].T if turned else stored[name] for key, (name, turned) in names.items()
     }
-    return clearly(folder, lambda: _portable(shape, tensors, metadata))
+    coder = clearly(folder, lambda: _portable(shape, tensors, metadata))
+    return folded(coder, _scaling(folder, shape))
+
+
+def scaling(folder: Path) -> Scaling | None:
+    """The scale of a training checkpoint, which read folds in; None of any other coder.
+
+    Raises:
+        CheckpointError: as read.
+    """
+    path = folder / "cfg.json"
+    if is_stock(folder):
+        return stock.scaling(folder, stock.current_config(folder))
+    return _scaling(folder, _read_shape(read_json(path), path))
+
+
+def _scaling(folder: Path, shape: Shape) -> Scaling | None:
+    d_out = shape.d_out if shape.transcoder else None
+    return scaling_of(folder, shape.normalize_activations, shape.d_in, d_out)
+
+
+def _as_config_says(
+    stored: dict[str, Tensor], config: dict[str, Any], path: Path
+) -> dict[str, Tensor]:
+    """Tensors in the config's dtype, as SAELens casts them; thresholds stay as they are."""
+    name = Fields(config, path).take("dtype", str).removeprefix("torch.")
+    dtype = next((one for one in DTYPES.values() if str(one) == f"torch.{name}"), None)
+    if dtype is None or not all(tensor.dtype in DTYPES.values() for tensor in stored.values()):
+        raise CheckpointError(
+            f"{path}: dtype={name!r}, and W_enc is {stored['W_enc'].dtype}: expected floating "
+            "numbers of 16, 32 or 64 bits."
+        )
+    kept = ("log_threshold",)
+    return {key: one if key in kept else one.to(dtype) for key, one in stored.items()}
 
 
 def _portable(shape: Shape, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> PortableCoder:
@@ -112,6 +154,7 @@ def _portable(shape: Shape, tensors: dict[str, Tensor], metadata: dict[str, Any]
 
 
 def _read_shape(config: dict[str, Any], path: Path) -> Shape:
+    stock.refuse(config.get("architecture"), path)
     fields = Fields(config, path)
     binary, transcoder = fields.take_choice("architecture", ARCHITECTURES)
     d_in = fields.take_size("d_in")

@@ -13,6 +13,7 @@ from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import read_json
 from sae_binary_ext.checkpoints.formats import CODER_FILES, FORMATS, format_of
 from sae_binary_ext.checkpoints.hook_names import is_hookpoint
+from sae_binary_ext.checkpoints.normalization import SCALING_FILES
 from sae_binary_ext.checkpoints.portable import PortableCoder
 
 WEIGHTS = {form.weights for form in FORMATS.values()}
@@ -82,7 +83,7 @@ def _download(repository: str, hookpoint: str | None) -> dict[str, Path]:
     chosen = _choose(repository, hookpoint, files)
     for name in chosen:
         check_name(name)
-    names = (*CODER_FILES, SPARSITY_FILE, METRICS_FILE)
+    names = (*CODER_FILES, *SCALING_FILES, SPARSITY_FILE, METRICS_FILE)
     wanted = [(PurePosixPath(folder) / name).as_posix() for folder in chosen for name in names]
     return _under(Path(snapshot_download(repository, allow_patterns=[*wanted, RUN_CONFIG])), chosen)
 

@@ -132,7 +132,10 @@ CASES = {
         lambda: saelens_coder(TopKSAE, TopKSAEConfig, apply_b_dec_to_input=False), (SAELENS,)
     ),
     "saelens continuous rescaled": Case(
-        lambda: saelens_coder(TopKSAE, TopKSAEConfig, rescale_acts_by_decoder_norm=True), (SAELENS,)
+        lambda: saelens_coder(
+            TopKSAE, TopKSAEConfig, rescale_acts_by_decoder_norm=True, apply_b_dec_to_input=False
+        ),
+        (SAELENS,),
     ),
     "saelens continuous transcoder": Case(
         lambda: saelens_coder(TopKTranscoder, TopKTranscoderConfig), HOSTS

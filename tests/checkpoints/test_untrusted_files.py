@@ -50,9 +50,11 @@ def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 def assert_loaded_as_stored(sae: Any, folder: Path) -> None:
     state = sae.state_dict()
+    of_saelens = (folder / "sae_weights.safetensors").exists()
     for name, tensor in stored_tensors(folder).items():
-        # A threshold is held in float32 or wider.
-        stored = tensor.to(state[name].dtype) if name == "log_threshold" else tensor
+        # A threshold is held in float32 or wider. SAELens' tensors are cast as their config says.
+        cast = of_saelens or name == "log_threshold"
+        stored = tensor.to(state[name].dtype) if cast else tensor
         torch.testing.assert_close(state[name], stored, atol=0, rtol=0)
     if (folder / "cfg.json").exists():
         config = json.loads((folder / "cfg.json").read_text())
@@ -63,6 +65,7 @@ def assert_loaded_as_stored(sae: Any, folder: Path) -> None:
             assert getattr(sae.cfg, "selection", None) == selection
         else:
             assert sae.cfg.architecture() == config["architecture"].replace("_entropy", "")
+            assert str(sae.W_enc.dtype) == f"torch.{config['dtype'].removeprefix('torch.')}"
             for key in ("selection", "apply_b_dec_to_input", "normalize_activations"):
                 assert getattr(sae.cfg, key, None) == config.get(key)
 
@@ -207,11 +210,12 @@ def test_a_newer_version_s_notes_and_fields_are_refused(tmp_path: Path):
         load_coder(folder)
 
 
-def test_a_config_of_another_dtype_is_refused(tmp_path: Path):
+@pytest.mark.parametrize("dtype", ["float63", "int64"])
+def test_a_config_of_no_floating_dtype_is_refused(dtype: str, tmp_path: Path):
     folder = CASES["saelens topk"].save(tmp_path)
     config = json.loads((folder / "cfg.json").read_text())
-    (folder / "cfg.json").write_text(json.dumps({**config, "dtype": "float64"}))
-    with pytest.raises(CheckpointError, match=r"dtype='float64', and W_enc is torch.float32"):
+    (folder / "cfg.json").write_text(json.dumps({**config, "dtype": dtype}))
+    with pytest.raises(CheckpointError, match=rf"dtype='{dtype}', and W_enc is torch.float32"):
         load_coder(folder)
 
 
