@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
+from sae_binary_ext.checkpoints import elsewhere
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import read_json
 from sae_binary_ext.checkpoints.formats import CODER_FILES, FORMATS, format_of
@@ -104,7 +105,7 @@ def read_coder(folder: Path, hookpoint: str | None = None) -> PortableCoder:
     """
     name = format_of(folder)
     if name is None:
-        raise CheckpointError(f"{folder}: holds no coder; none of {sorted(WEIGHTS)}.")
+        raise elsewhere.no_coder(folder, _files_under(folder), WEIGHTS)
     coder = FORMATS[name].read(folder)
     place = coder.place
     if FORMATS[name].named_by_folder:
@@ -127,15 +128,17 @@ def _model_of_run(folder: Path) -> str | None:
 
 
 def _files_under(root: Path) -> list[str]:
-    return [file.relative_to(root).as_posix() for name in WEIGHTS for file in root.rglob(name)]
+    return [file.relative_to(root).as_posix() for file in root.rglob("*")]
 
 
 def _choose(source: str | Path, hookpoint: str | None, files: Iterable[str]) -> list[str]:
     """The folders, among those that hold one of these files, of the coders asked for."""
-    weights = [PurePosixPath(file) for file in files if PurePosixPath(file).name in WEIGHTS]
-    names = sorted({str(path.parent) for path in weights})
+    listed = list(files)
+    weights = [PurePosixPath(file) for file in listed if PurePosixPath(file).name in WEIGHTS]
+    folders = sorted({str(path.parent) for path in weights})
+    names = [name for name in folders if not elsewhere.is_openmoss(name, listed)]
     if not names:
-        raise CheckpointError(f"{source}: holds no coder; none of {sorted(WEIGHTS)}.")
+        raise elsewhere.no_coder(source, listed, WEIGHTS)
     if hookpoint in names:
         return [hookpoint]
     if "." in names:

@@ -1,0 +1,241 @@
+"""Layouts of published coders that are not read here: what they are, and what loads them."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_binary_ext.checkpoints.errors import CheckpointError
+
+SHARDS = "weights in several files"
+MODEL = "a whole model's weights, as transformers saves them"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A layout told by the name of one of its files.
+
+    Attributes:
+        what: whose coders they are.
+        pattern: regular expression of a weights file's path; its group `at` is what SAELens calls
+            the coder's folder.
+        converter: SAELens' name for its loader of the layout; None where it has none.
+        beside: a file that must lie in the folder too, for names that say too little; may use {at}.
+    """
+
+    what: str
+    pattern: str
+    converter: str | None = None
+    beside: str | None = None
+
+
+_BY_HAND = (
+    "Put the tensors that code one activation into a coder of SAELens (sae_lens.StandardSAE, "
+    "TopKSAE, JumpReLUSAE, …); its save_model(FOLDER) writes a folder that loads here."
+)
+# The first line that fits decides.
+LAYOUTS = (
+    Layout(SHARDS, r"(.*/)?(sae|sae_weights)-\d+-of-\d+\.safetensors"),
+    Layout(SHARDS, r"(.*/)?(sae|sae_weights)\.safetensors\.index\.json"),
+    Layout("Gemma Scope transcoders", r"(?P<at>.*transcoder.*)/params\.npz", "gemma_2_transcoder"),
+    Layout("Gemma Scope SAEs", r"(?P<at>.+)/params\.npz", "gemma_2"),
+    Layout("a Gemma Scope SAE without its folder", r"params\.npz"),
+    Layout("Gemma Scope 2 coders", r"(?P<at>.+)/params\.safetensors", "gemma_3"),
+    Layout(
+        "Gemma Scope 2 cross-layer transcoders",
+        r"(?P<at>.*clt.*/params_layer_\d+)\.safetensors",
+        "gemma_3",
+    ),
+    Layout(
+        "Llama Scope SAEs",
+        r"(?P<at>.+)/checkpoints/final\.safetensors",
+        "llama_scope",
+        "{at}/hyperparams.json",
+    ),
+    Layout(
+        "coders of OpenMOSS' Language-Model-SAEs",
+        r"(?P<at>.+)/sae_weights\.safetensors",
+        "llama_scope_r1_distill",
+        "{at}/config.json",
+    ),
+    Layout("SAEs of dictionary_learning", r"(?P<at>.+)/ae\.pt", "dictionary_learning_1"),
+    Layout("an SAE of dictionary_learning without its folder", r"ae\.pt"),
+    Layout(
+        "cross-layer transcoders of circuit-tracer",
+        r"(.*/)?W_(enc|dec)_(?P<at>\d+)\.safetensors",
+        "mntss_clt_layer_transcoder",
+    ),
+    Layout(
+        "transcoders of circuit-tracer",
+        r"(?P<at>(.*/)?layer_\d+\.safetensors)",
+        "mwhanna_transcoder",
+    ),
+    Layout("Qwen Scope SAEs", r"(?P<at>(.*/)?layer\d+\.sae\.pt)", "qwen_scope"),
+    Layout("SAEs of qresearch", r"(?P<at>.*DeepSeek.*SAE-l\d+\.pth?)", "deepseek_r1"),
+    Layout("Goodfire's SAEs", r"(?P<at>.*SAE-l\d+\.pth?)", "goodfire"),
+    Layout("temporal SAEs", r"(?P<at>.+)/latest_ckpt\.safetensors", "temporal", "{at}/conf.yaml"),
+    Layout(
+        "pickles of SAELens' first months (2024)",
+        r"(.*/)?(final_)?sparse_autoencoder_(?P<at>.*)\.pt|.*_log_feature_sparsity\.pt",
+    ),
+    Layout(
+        "attention SAEs of Kissane and others",
+        r"(?P<at>(?P<stem>.*)\.pt)",
+        "connor_rob_hook_z",
+        "{stem}_cfg.json",
+    ),
+    Layout("a crosscoder", r".*(crosscoder|cc_weights).*\.(safetensors|pt|pth|bin)"),
+    Layout(MODEL, r"(.*/)?(pytorch_)?model(-.*)?\.(safetensors|pt|pth|bin)"),
+)
+WEIGHTS_ENDINGS = (".safetensors", ".pt", ".pth", ".npz", ".bin", ".ckpt", ".pkl", ".h5", ".npy")
+
+
+def no_coder(source: object, files: Iterable[str], expected: Iterable[str]) -> CheckpointError:
+    """The error for a source without a coder of a format that is read here.
+
+    Args:
+        source: folder or repository's id, as the user gave it.
+        files: paths of all files in it.
+        expected: names of files that hold the weights of coders that are read.
+    """
+    listed = sorted(files)
+    found = _recognised(listed)
+    start = f"{source}: holds no coder; none of {sorted(expected)}."
+    if found is None:
+        return CheckpointError(f"{start} {_unknown(listed)}")
+    layout, match = found
+    start += f" It holds {layout.what}: {match[0]}."
+    if layout.what == SHARDS:
+        return CheckpointError(f"{start} {_joining(source, match)}")
+    if layout.converter is not None:
+        return CheckpointError(f"{start} {_by_saelens(str(source), layout, match)}")
+    return CheckpointError(f"{start} {_without_loader(layout, match)}")
+
+
+def is_openmoss(folder: str, files: Iterable[str]) -> bool:
+    """Whether a folder's sae_weights.safetensors is of another library that uses the same name."""
+    names = set(files)
+    prefix = "" if folder == "." else f"{folder}/"
+    here = {f"{prefix}sae_weights.safetensors", f"{prefix}config.json"}
+    return here <= names and f"{prefix}cfg.json" not in names
+
+
+def _recognised(files: list[str]) -> tuple[Layout, re.Match[str]] | None:
+    names = set(files)
+    for layout in LAYOUTS:
+        for name in files:
+            match = re.fullmatch(layout.pattern, name)
+            if match is None:
+                continue
+            if layout.beside is None or layout.beside.format(**match.groupdict()) in names:
+                return layout, match
+    return None
+
+
+def _unknown(files: list[str]) -> str:
+    weights = [name for name in files if name.endswith(WEIGHTS_ENDINGS)]
+    if not files:
+        return "It is empty."
+    if not weights:
+        return f"It holds no file of weights; there is {_some(files)}."
+    return f"Its weights are of a layout that is not known here: {_some(weights)}. {_BY_HAND}"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _joining(source: object, match: re.Match[str]) -> str:
+    """How to make one file of a sharded coder's."""
+    folder, _, name = match[0].rpartition("/")
+    stem = re.split(r"-\d+-of-|\.safetensors", name)[0]
+    local = Path(str(source)) / folder
+    download = ""
+    if not Path(str(source)).exists():
+        local = Path("FOLDER") / folder
+        download = f"Download it (hf download {source} --local-dir FOLDER) and join "
+    return (
+        f"{download or 'Join '}them:\n"
+        "  from pathlib import Path\n"
+        "  from safetensors.torch import load_file, save_file\n"
+        f"  folder = Path({str(local)!r})\n"
+        "  tensors = {}\n"
+        f"  for shard in folder.glob('{stem}-*-of-*.safetensors'):\n"
+        "      tensors |= load_file(shard)\n"
+        f"  save_file(tensors, folder / '{stem}.safetensors')"
+    )
+
+
+def _by_saelens(source: str, layout: Layout, match: re.Match[str]) -> str:
+    repository = _repository(source)
+    call, more = _call(repository, match["at"], str(layout.converter))
+    others = f" ({more} more releases have a coder of this name)" if more else ""
+    return f"SAELens loads it from the Hub: {call}{others}."
+
+
+def _repository(source: str) -> str | None:
+    """The Hub's id of a source; None of a folder that does not tell."""
+    cached = re.search(r"models--([^/]+?)--([^/]+)", source)
+    if cached is not None:
+        return f"{cached[1]}/{cached[2]}"
+    return None if Path(source).exists() else source
+
+
+def _call(repository: str | None, at: str, converter: str) -> tuple[str, int]:
+    """The call that loads a coder, and how many other releases may be meant."""
+    known = _releases(repository, at)
+    if known:
+        release, name = known[0]
+        return f"SAE.from_pretrained({release!r}, {name!r})", len(known) - 1
+    loader = _loader_name(converter)
+    where = repository or "USER/REPOSITORY"
+    return (
+        f"SAE.from_pretrained({where!r}, {at!r}, converter={loader}), with {loader} of "
+        "sae_lens.loading.pretrained_sae_loaders",
+        0,
+    )
+
+
+def _releases(repository: str | None, at: str) -> list[tuple[str, str]]:
+    """Releases that SAELens lists a coder under, each with the coder's id; one a repository."""
+    try:
+        from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+    except ModuleNotFoundError:
+        return []
+    found: dict[str, tuple[str, str]] = {}
+    for release, listed in get_pretrained_saes_directory().items():
+        if repository not in (None, listed.repo_id):
+            continue
+        for name, path in listed.saes_map.items():
+            if path == at:
+                found.setdefault(listed.repo_id, (release, name))
+    return list(found.values())
+
+
+def _loader_name(converter: str) -> str:
+    try:
+        from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
+    except ModuleNotFoundError:
+        return f"the loader {converter!r}"
+    return getattr(NAMED_PRETRAINED_SAE_LOADERS[converter], "__name__", converter)
+
+
+def _without_loader(layout: Layout, match: re.Match[str]) -> str:
+    gpt2 = re.search(r"gpt2-small_(blocks\.\d+\.hook_resid_pre)_24576", match[0])
+    if gpt2 is not None:
+        return (
+            "Its author has published it anew: SAE.from_pretrained('gpt2-small-res-jb', "
+            f"'{gpt2[1]}')."
+        )
+    if layout.what == MODEL:
+        return (
+            "Give the folder or repository of a coder here; the model that it reads belongs to "
+            "--model."
+        )
+    if "pickles" in layout.what:
+        return (
+            "A pickle may run code when it is read, so it is not. Look for the same coders in "
+            "today's form, which SAE.from_pretrained loads: SAELens lists them in "
+            "sae_lens.loading.pretrained_saes_directory.get_pretrained_saes_directory()."
+        )
+    return f"Neither this package nor SAELens reads it. {_BY_HAND}"
