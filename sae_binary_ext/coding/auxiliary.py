@@ -30,7 +30,7 @@ def auxiliary_error(
         rule: gives the surrogate.
 
     Returns:
-        A scalar summed over tokens, in squared units of the residual.
+        A scalar summed over tokens, float32 or wider, in squared units of the residual.
     """
     dead_latents = dead.nonzero().squeeze(-1)
     most = residual.shape[-1] // 2
@@ -40,4 +40,6 @@ def auxiliary_error(
     no_bias = torch.zeros_like(residual[0])
     picks = Picks(dead_latents[place], len(decoder_weight))
     predicted = decode_indices(codes, picks, decoder_weight, no_bias)
-    return (predicted - residual.detach()).square().sum() * (taken / most)
+    error = predicted - residual.detach()
+    error = error.to(torch.promote_types(error.dtype, torch.float32))
+    return error.square().sum() * (taken / most)

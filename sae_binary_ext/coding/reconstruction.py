@@ -34,17 +34,21 @@ def summed_variance(
             part of it. How far the ranks' means lie apart is then estimated from the part.
 
     Returns:
-        A scalar, in squared units of the target.
+        A scalar, float32 or the wider dtype of target, in squared units of the target; 0 where
+        there is no token.
     """
-    own_mean = target.mean(0)
+    target = target.to(torch.promote_types(target.dtype, torch.float32))
+    own_sum = target.sum(0)
+    own_mean = own_sum / max(len(target), 1)
     own = _squared_norms(target - own_mean).sum()
     within = own if of_whole_batch is None else of_whole_batch
     if group is None:
         return within
-    tokens = target.new_full((1,), len(target))
-    total = sum_over_ranks(torch.cat([own_mean * tokens, tokens]), group)
+    total = sum_over_ranks(torch.cat([own_sum, target.new_full((1,), len(target))]), group)
     between = len(target) * (own_mean - total[:-1] / total[-1]).square().sum()
-    return sum_over_ranks(within + between * (within / own), group)
+    # One token, or equal ones, have no variance that a part's share could be told by.
+    parts = torch.where(own > 0, within / own, 1.0)
+    return sum_over_ranks(within + between * parts, group)
 
 
 def _squared_norms(rows: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from sae_binary_ext.coding import (
     INITIAL_THRESHOLD,
     CodeRule,
     CollapseWatch,
-    Encoded,
     Encoder,
     FiniteRows,
     FiniteWatch,
@@ -31,33 +29,35 @@ from sae_binary_ext.coding import (
     attach_to_output,
     auxiliary_error,
     bernoulli_entropy,
-    binarise,
     check_finite,
     check_width,
-    covariance_penalty,
-    decode,
     decode_indices,
     encode_batch,
     encode_codes,
-    excess_rate,
-    fit_decoder,
-    fit_start,
-    gather_rows,
     infer_indices,
     infer_packed,
     pre_activations,
-    ramp,
-    sample_rows,
-    sampled_covariance_penalty,
     seeded,
-    starting_rate,
     sum_over_ranks,
     summed_variance,
 )
 from sae_binary_ext.saving import replacing
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
+from sae_binary_ext.sparsify.losses import (
+    batch_variance,
+    multi_topk_error,
+    over_variance,
+    regulariser,
+    summed_square,
+)
 from sae_binary_ext.sparsify.progress import TrainingProgress
-from sae_binary_ext.sparsify.skipping import finite_variance, forward_of_rows, mend_start
+from sae_binary_ext.sparsify.skipping import empty_output, forward_of_rows, mend_start
+from sae_binary_ext.sparsify.starting import (
+    Start,
+    start_from_data,
+    start_from_stock,
+    with_stock_thresholds,
+)
 
 # Share of the newest batch in the running firing rates.
 RATE_UPDATE = 0.01
@@ -100,6 +100,7 @@ class BinarySparseCoder(SparseCoder):
         )
         self.register_buffer("firing_rates", torch.zeros_like(self.log_threshold.data))
         self.progress = TrainingProgress()
+        self.start = Start()
         self._watch = FiniteWatch()
         self._finite_rows = FiniteRows()
         self._collapse_watch = CollapseWatch()
@@ -123,7 +124,7 @@ class BinarySparseCoder(SparseCoder):
         """Codes of hidden states, never sampled.
 
         Args:
-            x: [..., d_in].
+            x: [..., d_in], a single token among them.
 
         Returns:
             top_acts [..., m], exactly 0.0 or 1.0; top_indices [..., m]; pre_acts [..., latents].
@@ -135,9 +136,9 @@ class BinarySparseCoder(SparseCoder):
         """
         check_width(x, self.d_in)
         check_finite(x)
-        centred = x.to(self.dtype) - self._origin()
+        centred = x.to(self.dtype) - self.origin()
         pre = pre_activations(centred, self.encoder.weight.T, self.encoder.bias)
-        rows = pre.flatten(0, -2)
+        rows = pre.reshape(-1, self.num_latents)
         codes, index = active_latents(rows, self.log_threshold.exp(), self.rule)
         shape = (*pre.shape[:-1], codes.shape[-1])
         return EncoderOutput(codes.view(shape), index.view(shape), pre)
@@ -154,7 +155,8 @@ class BinarySparseCoder(SparseCoder):
         Raises:
             ValueError: x is not d_in wide, or not finite.
         """
-        return infer_packed(self._inference_encoder(x))
+        packed = infer_packed(self._inference_encoder(x))
+        return packed.view(*x.shape[:-1], packed.shape[-1])
 
     def encode_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and latents that encode returns, without its pre-activations or a gradient.
@@ -171,19 +173,23 @@ class BinarySparseCoder(SparseCoder):
         Raises:
             ValueError: x is not d_in wide, or not finite.
         """
-        return infer_indices(self._inference_encoder(x))
+        codes, index = infer_indices(self._inference_encoder(x))
+        shape = (*x.shape[:-1], codes.shape[-1])
+        return codes.view(shape), index.view(shape)
 
     def _inference_encoder(self, x: Tensor) -> Encoder:
         check_width(x, self.d_in)
         check_finite(x)
-        return self._encoder(x.to(self.dtype))
+        return self._encoder(x.reshape(-1, self.d_in).to(self.dtype))
 
     @override
     def decode(self, top_acts: Tensor, top_indices: Tensor) -> Tensor:
         """Reconstruction [..., d_in] of codes [..., m] at latents [..., m], without W_skip."""
-        picks = Picks(top_indices.flatten(0, -2), self.num_latents)
-        rows = decode_indices(top_acts.flatten(0, -2), picks, self._decoder(), self.b_dec)
-        return rows.unflatten(0, top_acts.shape[:-1])
+        width = top_acts.shape[-1]
+        picks = Picks(top_indices.reshape(-1, width), self.num_latents)
+        acts = top_acts.reshape(-1, width)
+        rows = decode_indices(acts, picks, self.decoder_weight(), self.b_dec)
+        return rows.view(*top_acts.shape[:-1], rows.shape[-1])
 
     # sparsify wraps its forward in bfloat16 autocast on a GPU. Not so here: encode, which runs
     # outside of it, would then give other codes than those trained on.
@@ -201,21 +207,31 @@ class BinarySparseCoder(SparseCoder):
         gumbel_binary samples in training mode where gradients are on.
 
         Args:
-            x: [tokens, d_in].
-            y: [tokens, d_in], the target; x itself where None.
+            x: [..., d_in].
+            y: [..., d_in], the target; x itself where None.
             dead_mask: bool [latents], latents that AuxK trains.
             total_variance: scalar, summed over tokens; that of y where None.
 
         Returns:
-            sparsify's ForwardOutput. latent_indices [latents] names the latents that fired in the
-            batch, of all ranks; the places of those that did not repeat the most frequent one.
-            latent_acts [latents] is 1. The gradient of fvu is that of fvu plus the losses on the
-            codes alone (entropy, covariance, dense latents), its value that of fvu alone.
+            sparsify's ForwardOutput. latent_indices [m] names the latents that fired in the batch,
+            of all ranks, each once. On a GPU, which would have to wait for their number, it is
+            [latents]: the places of those that did not fire repeat one that did. latent_acts [m]
+            is 1. The gradient of fvu is that of fvu plus the losses on the codes alone (entropy,
+            covariance, dense latents), its value that of fvu alone. The three losses are NaN, with
+            a gradient of 0, where the target has no variance (one token, or equal ones).
 
         Raises:
-            ValueError: x is not d_in wide, or x or y is not finite (on a GPU some steps later).
+            ValueError: x is not d_in wide, x or y is not finite (on a GPU some steps later), or a
+                Trainer's first batch has no token.
         """
         check_width(x, self.d_in)
+        if x.ndim != 2:
+            rows = x.reshape(-1, self.d_in)
+            targets = None if y is None else y.reshape(-1, self.d_in)
+            output = self.forward(rows, targets, dead_mask=dead_mask, total_variance=total_variance)
+            return output._replace(sae_out=output.sae_out.view(x.shape))
+        if not len(x) and (self.progress.first_batch or self.progress.group is None):
+            return empty_output(self, x)
         seen = (x,) if y is None else (x, y)
         if self.cfg.skip_non_finite:
             rows = self._finite_rows.of(*seen, step=self.progress.step)
@@ -227,41 +243,35 @@ class BinarySparseCoder(SparseCoder):
                 self._watch.check(values, self.progress.step)
         x = x.to(self.dtype)
         y = x if y is None else y.to(self.dtype)
-        if self.cfg.skip_non_finite:
-            total_variance = finite_variance(y, total_variance, self.progress.parts)
-            if self.progress.step == 0:
-                mend_start(self, x, y, self.progress.group)
-        if self.progress.fit_start:
-            self.progress.fit_start = False
-            self._fit_start(x, y)
+        self._start(x, y)
         with seeded(self.progress.noise_seed, self.device):
             if dead_mask is not None or self.cfg.multi_topk:
                 encoded, pre = encode_batch(self._encoder(x), noise=self._learns())
             else:
                 encoded, pre = encode_codes(self._encoder(x), noise=self._learns()), None
         skip = 0.0 if self.W_skip is None else x @ self.W_skip.mT
-        sae_out = encoded.decode(self._decoder(), self.b_dec) + skip
+        sae_out = encoded.decode(self.decoder_weight(), self.b_dec) + skip
         rates = encoded.firing_rates(self.progress.group)
         if self._learns():
             self._update_firing_rates(rates)
             self._watch_firing(rates, dead_mask)
         residual = y - sae_out
-        scale = summed_variance(y, self.progress.group, total_variance)
-        fvu = self._summed_square(residual) / scale
-        extra = self._regulariser(encoded, rates)
+        given = batch_variance(y, total_variance, self.progress, self.cfg.skip_non_finite)
+        variance = summed_variance(y, self.progress.group, given)
+        fvu = over_variance(summed_square(residual, self.progress), variance)
+        extra = regulariser(self.cfg, self.progress, encoded, rates)
         if extra is not None:
             fvu = attach_to_loss(fvu, extra)
             if self.progress.regulariser_share:
                 sae_out = attach_to_output(sae_out, extra * self.progress.regulariser_share)
-        # A list of the firings alone would have no length that a GPU's host knows in advance.
-        fired = torch.where(rates > 0, torch.arange(len(rates), device=x.device), rates.argmax())
+        fired = self._fired(rates)
         return ForwardOutput(
             sae_out,
             torch.ones_like(fired, dtype=sae_out.dtype),
             fired,
             fvu,
-            self._auxiliary_loss(pre, dead_mask, residual) / scale,
-            self._multi_topk_error(pre, y - skip) / scale,
+            self._auxiliary_loss(pre, dead_mask, residual, variance),
+            self._multi_topk_loss(pre, y - skip, variance),
         )
 
     @override
@@ -290,22 +300,28 @@ class BinarySparseCoder(SparseCoder):
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         # The first paper's files know no running rates.
-        rates = {"firing_rates": self.firing_rates}
-        return super().load_state_dict({**rates, **state_dict}, *args, **kwargs)
+        state = {"firing_rates": self.firing_rates, **with_stock_thresholds(self, state_dict)}
+        self.start.loaded = True
+        return super().load_state_dict(state, *args, **kwargs)
 
-    def _decoder(self) -> Tensor:
+    def decoder_weight(self) -> Tensor:
+        """W_dec, [latents, d_in].
+
+        Raises:
+            ValueError: the coder was loaded without.
+        """
         if self.W_dec is None:
             raise ValueError("This coder was loaded with decoder=False: it encodes only.")
         return self.W_dec
 
-    def _origin(self) -> Tensor:
+    def origin(self) -> Tensor:
         """What is subtracted from the input, [d_in]."""
         if not self.cfg.centres():
             return torch.zeros_like(self.b_dec)
         return self.b_dec if self.cfg.encoder_trains_b_dec else self.b_dec.detach()
 
     def _encoder(self, x: Tensor) -> Encoder:
-        origin = self._origin()
+        origin = self.origin()
         # The origin learns through the encoder's field, not through the input.
         centred = x - origin.detach()
         weight, bias = self.encoder.weight.T, self.encoder.bias
@@ -324,58 +340,39 @@ class BinarySparseCoder(SparseCoder):
         if self._collapse_watch.is_due(self.progress.step):
             self._collapse_watch.check(rates, dead_mask, self.progress.step)
 
-    @torch.no_grad()
-    def _fit_start(self, x: Tensor, y: Tensor) -> None:
-        rows = gather_rows(sample_rows(x - self._origin()), self.progress.group)
-        rate = self.cfg.initial_firing_rate or starting_rate(self.rule, self.num_latents)
-        start = fit_start(rows, self.encoder.weight.T, self.log_threshold, self.rule, rate)
-        self.encoder.weight.copy_(start.encoder_weight.T)
-        self.encoder.bias.copy_(start.encoder_bias)
-        if not self.cfg.transcode:
-            self._decoder().copy_(start.decoder_weight)
+    def _start(self, x: Tensor, y: Tensor) -> None:
+        """Set the initial parameters on a Trainer's first batch."""
+        progress = self.progress
+        if self.cfg.skip_non_finite and progress.step == 0:
+            mend_start(self, x, y, progress.group)
+        if not progress.fit_start:
             return
-        pre = pre_activations(rows, start.encoder_weight, start.encoder_bias)
-        codes = binarise(pre, self.log_threshold, self.rule)
-        targets = gather_rows(sample_rows(y), self.progress.group)
-        weight, bias = fit_decoder(codes, targets)
-        self._decoder().copy_(weight)
-        self.b_dec.copy_(bias)
+        progress.fit_start = False
+        if self.start.of_stock:
+            start_from_stock(self, x)
+        else:
+            start_from_data(self, x, y)
 
-    def _summed_square(self, error: Tensor) -> Tensor:
-        return sum_over_ranks(error.square().sum(), self.progress.group)
-
-    def _regulariser(self, encoded: Encoded, rates: Tensor) -> Tensor | None:
-        """Losses on the codes alone, in units of FVU; None where none is in force."""
-        cfg = self.cfg
-        share = ramp(self.progress.step, cfg.entropy_start_step, cfg.entropy_warm_up_steps)
-        losses: list[Tensor] = []
-        if share and cfg.entropy_alpha:
-            losses.append(share * cfg.entropy_alpha * bernoulli_entropy(rates).sum())
-        if share and cfg.covariance_alpha:
-            penalty = self._covariance_penalty(encoded.dense())
-            losses.append(share * cfg.covariance_alpha * penalty)
-        if cfg.dense_alpha:
-            losses.append(cfg.dense_alpha * excess_rate(rates, cfg.dense_rate))
-        return torch.stack(losses).sum() if losses else None
-
-    def _covariance_penalty(self, codes: Tensor) -> Tensor:
-        sample, group = self.cfg.covariance_sample, self.progress.group
-        if sample:
-            return sampled_covariance_penalty(codes, sample, self.progress.step, group)
-        return covariance_penalty(codes, group)
+    def _fired(self, rates: Tensor) -> Tensor:
+        """The latents with a firing rate [latents] above 0, int64; see forward."""
+        if rates.device.type == "cpu":
+            return rates.nonzero().flatten()
+        # Where none fired, one that fires often: it is taken as alive either way.
+        other = torch.where(rates.any(), rates.argmax(), self.firing_rates.argmax())
+        return torch.where(rates > 0, torch.arange(len(rates), device=rates.device), other)
 
     def _auxiliary_loss(
-        self, pre: Tensor | None, dead_mask: Tensor | None, residual: Tensor
+        self, pre: Tensor | None, dead_mask: Tensor | None, residual: Tensor, variance: Tensor
     ) -> Tensor:
         if pre is None or dead_mask is None or not dead_mask.any():
             return residual.new_zeros(())
         margin = pre - self.log_threshold.exp()
-        error = auxiliary_error(margin, dead_mask, residual, self._decoder(), self.rule)
-        return sum_over_ranks(error, self.progress.group)
+        error = auxiliary_error(margin, dead_mask, residual, self.decoder_weight(), self.rule)
+        return over_variance(sum_over_ranks(error, self.progress.group), variance)
 
-    def _multi_topk_error(self, pre: Tensor | None, target: Tensor) -> Tensor:
+    def _multi_topk_loss(self, pre: Tensor | None, target: Tensor, variance: Tensor) -> Tensor:
         if pre is None or not self.cfg.multi_topk:
             return target.new_zeros(())
-        wider = replace(self.rule, k=min(4 * self.cfg.k, self.num_latents))
-        codes = binarise(pre, self.log_threshold, wider)
-        return self._summed_square(target - decode(codes, self._decoder(), self.b_dec))
+        decoder = (self.decoder_weight(), self.b_dec)
+        error = multi_topk_error(pre, target, decoder, self.log_threshold, self.rule, self.progress)
+        return over_variance(error, variance)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
 from torch.distributed import ProcessGroup
 
 
@@ -15,8 +16,12 @@ class TrainingProgress:
         regulariser_share: weight of the losses on the codes alone (entropy, covariance, dense
             latents) in the gradient of the reconstruction itself, for training on the model's
             loss (ce, kl); 0 where the FVU is the loss and carries them.
+        first_batch: the Trainer is at its first batch.
         fit_start: set the initial parameters on the next batch.
-        parts: into how many parts the Trainer cuts a batch (micro_acc_steps).
+        parts: how many parts of this size the Trainer cuts the batch into (micro_acc_steps), a
+            number or a scalar. The losses on the codes alone are divided by it, as the FVU is.
+        variance: summed over the tokens of the whole batch, a scalar, where sparsify's is in too
+            narrow a dtype; None where sparsify's is right, or the part is the batch.
         noise_seed: seed of this batch's samples (gumbel_binary), so that a resumed run draws what
             an unbroken one does: sparsify saves no random state. None draws as torch does.
     """
@@ -24,6 +29,8 @@ class TrainingProgress:
     step: int = 0
     group: ProcessGroup | None = None
     regulariser_share: float = 0.0
+    first_batch: bool = False
     fit_start: bool = False
-    parts: int = 1
+    parts: float | Tensor = 1.0
+    variance: Tensor | None = None
     noise_seed: int | None = None

@@ -23,8 +23,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION
+from sae_binary_ext.coding.untouched import InitialParameters
 from sae_binary_ext.registration import warn_if_untested
 from sae_binary_ext.saving import replacing
+from sae_binary_ext.sparsify.batches import WholeBatch
 from sae_binary_ext.sparsify.coder import BinarySparseCoder
 from sae_binary_ext.sparsify.config import (
     BinarySparseCoderConfig,
@@ -32,6 +34,8 @@ from sae_binary_ext.sparsify.config import (
     check_activation,
 )
 from sae_binary_ext.sparsify.progress import TrainingProgress
+from sae_binary_ext.sparsify.starting import prepare_start
+from sae_binary_ext.sparsify.steps import group_as_saved, one_group_each, scale_steps
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +63,7 @@ def _build_binary_coders() -> None:
 
     def new(cls: type[SparseCoder], *args: Any, **kwargs: Any) -> SparseCoder:
         cfg = kwargs.get("cfg", args[1] if len(args) > 1 else None)
+        _check_config(cfg)
         if cls is SparseCoder and isinstance(cfg, BinarySparseCoderConfig) and cfg.is_binary():
             cls = BinarySparseCoder
         return object.__new__(cls)
@@ -94,6 +99,7 @@ def _offer_binary_fields() -> None:
     @functools.wraps(stock_post_init)
     def post_init(self: TrainConfig) -> None:
         stock_post_init(self)
+        _check_config(self.sae)
         if isinstance(self.sae, BinarySparseCoderConfig):
             self.sae = self.sae.for_training()
 
@@ -108,9 +114,18 @@ def _check_before_building() -> None:
     def init(self: Trainer, cfg: TrainConfig, *args: Any, **kwargs: Any) -> None:
         if isinstance(cfg.sae, BinarySparseCoderConfig):
             _check_k_decay(cfg.sae, cfg.k_decay_steps)
+            _check_seeds(cfg)
         stock_init(self, cfg, *args, **kwargs)
-        if isinstance(cfg.sae, BinarySparseCoderConfig) and cfg.optimizer == "signum":
+        if not isinstance(cfg.sae, BinarySparseCoderConfig):
+            return
+        if cfg.optimizer == "signum":
             _set_signum_rates(self)
+        if isinstance(self.best_loss, dict):
+            # sparsify's are named by hookpoint, and its save_best asks for those of each seed.
+            self.best_loss = dict.fromkeys(self.saes, float("inf"))
+        for coder in _binary_coders(self).values():
+            coder.start.initial = InitialParameters(coder)
+            coder.start.takes_stock = cfg.finetune is not None
 
     Trainer.__init__ = init
 
@@ -121,21 +136,22 @@ def _inform_while_training() -> None:
 
     @functools.wraps(stock_fit)
     def fit(self: Trainer) -> None:
-        binary = [coder for coder in self.saes.values() if isinstance(coder, BinarySparseCoder)]
-        handles = [
-            coder.register_forward_pre_hook(lambda coder, _: _inform(self, coder))
-            for coder in binary
-        ]
-        for coder in binary:
-            # The condition under which the Trainer sets its biases.
-            fresh = self.global_step == 0 and not self.cfg.finetune
-            coder.progress.fit_start = fresh and coder.cfg.initial_firing_rate != 0
+        binary = _binary_coders(self)
+        whole = WholeBatch(self)
+        handles = whole.watch() if binary and self.cfg.micro_acc_steps > 1 else []
+        for name, coder in binary.items():
+            inform = functools.partial(_inform, self, name, whole)
+            handles.append(coder.register_forward_pre_hook(inform, with_kwargs=True))
+            if self.global_step == 0:
+                prepare_start(name, coder)
+        if binary and self.global_step == 0:
+            one_group_each(self)
         try:
             stock_fit(self)
         finally:
             for handle in handles:
                 handle.remove()
-            for coder in binary:
+            for coder in binary.values():
                 coder.progress = TrainingProgress()
 
     Trainer.fit = fit
@@ -147,10 +163,14 @@ def _resume_where_training_was() -> None:
 
     @functools.wraps(stock_load)
     def load_state(self: Trainer, path: str) -> None:
+        if not isinstance(self.cfg.sae, BinarySparseCoderConfig):
+            stock_load(self, path)
+            return
+        group_as_saved(self, Path(path))
         stock_load(self, path)
-        if isinstance(self.cfg.sae, BinarySparseCoderConfig):
-            _skip_trained_batch(self)
-            _resume_schedule_free(self)
+        _load_counters(self, Path(path))
+        _skip_trained_batch(self)
+        _resume_schedule_free(self)
 
     Trainer.load_state = load_state
 
@@ -194,6 +214,26 @@ def _check_k_decay(sae: BinarySparseCoderConfig, k_decay_steps: int) -> None:
         )
 
 
+def _check_config(cfg: object) -> None:
+    """Raise ValueError where sparsify's own config has a binary activation."""
+    activation = getattr(cfg, "activation", None)
+    if activation in SELECTION_OF_ACTIVATION and not isinstance(cfg, BinarySparseCoderConfig):
+        raise ValueError(
+            f"activation={activation!r} in a {type(cfg).__name__}: binary activations have fields "
+            "that it lacks. Use sae_binary_ext.sparsify.BinarySparseCoderConfig("
+            f"activation={activation!r}, ...)."
+        )
+
+
+def _check_seeds(cfg: TrainConfig) -> None:
+    if cfg.loss_fn in ("ce", "kl") and len(cfg.init_seeds) > 1:
+        raise ValueError(
+            f"init_seeds={cfg.init_seeds} with loss_fn={cfg.loss_fn!r}: only one coder can take a "
+            "module's place while the model's loss is trained on, and the others would be saved "
+            "untrained. Give one seed a run."
+        )
+
+
 def _set_signum_rates(trainer: Trainer) -> None:
     """The first paper's learning rate for binary coders, where the user gave none."""
     if trainer.cfg.lr is not None:
@@ -205,17 +245,53 @@ def _set_signum_rates(trainer: Trainer) -> None:
     logger.info("Learning rates of the binary coders: %s", [f"{rate:.2e}" for rate in rates])
 
 
-def _inform(trainer: Trainer, coder: nn.Module) -> None:
+def _binary_coders(trainer: Trainer) -> dict[str, BinarySparseCoder]:
+    return {
+        name: coder for name, coder in trainer.saes.items() if isinstance(coder, BinarySparseCoder)
+    }
+
+
+def _inform(
+    trainer: Trainer,
+    name: str,
+    whole: WholeBatch,
+    coder: nn.Module,
+    inputs: tuple[Any, ...],
+    named: dict[str, Any],
+) -> None:
     if not isinstance(coder, BinarySparseCoder):
         return
-    cfg = trainer.cfg
-    coder.progress.step = trainer.global_step // cfg.grad_acc_steps
+    x = inputs[0] if inputs else named["x"]
+    y = inputs[1] if len(inputs) > 1 else named.get("y")
+    cfg, progress = trainer.cfg, coder.progress
+    progress.step = trainer.global_step // cfg.grad_acc_steps
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    coder.progress.parts = cfg.micro_acc_steps
-    coder.progress.noise_seed = trainer.global_step * ranks + rank
+    progress.noise_seed = trainer.global_step * ranks + rank
     # The model's loss is divided by this number of batches; so must be what rides on its gradient.
     end_to_end = cfg.loss_fn in ("ce", "kl")
-    coder.progress.regulariser_share = 1 / cfg.grad_acc_steps if end_to_end else 0.0
+    progress.regulariser_share = 1 / cfg.grad_acc_steps if end_to_end else 0.0
+    if cfg.micro_acc_steps > 1:
+        whole.inform(progress, name.partition("/")[0], len(x))
+    progress.first_batch = trainer.global_step == 0
+    if progress.first_batch and len(x):
+        coder.start.restore(coder)
+        # The first paper's start is of absolute lengths throughout.
+        if cfg.lr is None and coder.cfg.initial_firing_rate != 0:
+            scale_steps(trainer, coder, x, x if y is None else y)
+
+
+def _load_counters(trainer: Trainer, path: Path) -> None:
+    """Tokens since each latent fired, and best losses, of every seed's coder.
+
+    sparsify looks for them under the hookpoints' names, which several seeds' coders do not have.
+    """
+    device = trainer.model.device
+    for file in path.glob("rank_*_state.pt"):
+        state = torch.load(file, map_location=device, weights_only=True)
+        silent, best = state["num_tokens_since_fired"], state["best_loss"]
+        trainer.num_tokens_since_fired.update({n: silent[n] for n in trainer.saes if n in silent})
+        if isinstance(trainer.best_loss, dict) and isinstance(best, dict):
+            trainer.best_loss.update({n: best[n] for n in trainer.saes if n in best})
 
 
 def _skip_trained_batch(trainer: Trainer) -> None:

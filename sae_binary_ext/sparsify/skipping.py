@@ -1,6 +1,9 @@
-"""Training on where some tokens' activations are not finite (the config's skip_non_finite)."""
+"""Batches that have no token to train on, or some whose activations are not finite."""
+
+from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from sparsify import SparseCoder
@@ -10,6 +13,9 @@ from torch.distributed import ProcessGroup
 
 from sae_binary_ext.coding import sum_over_ranks
 from sae_binary_ext.coding.entropy import batch_tokens
+
+if TYPE_CHECKING:
+    from sae_binary_ext.sparsify.coder import BinarySparseCoder
 
 
 def forward_of_rows(
@@ -32,18 +38,29 @@ def forward_of_rows(
     return output._replace(sae_out=sae_out)
 
 
-def finite_variance(y: Tensor, of_whole_batch: Tensor | None, parts: int) -> Tensor | None:
-    """The variance that a batch's errors are compared with, summed over tokens.
+def empty_output(coder: BinarySparseCoder, x: Tensor) -> ForwardOutput:
+    """A coder's forward pass of a batch without tokens: nothing fires, and no gradient but 0.
 
     Args:
-        y: [tokens, d_in], the finite targets of a part of the batch.
-        of_whole_batch: scalar, what sparsify's Trainer took it to be: NaN where any token was not
-            finite. None where the part is the batch.
-        parts: how many parts of this size the batch has.
+        coder: in training or not.
+        x: [0, d_in].
+
+    Raises:
+        ValueError: it is the first batch of a Trainer, which the start is read off.
     """
-    if of_whole_batch is None or of_whole_batch.isfinite():
-        return of_whole_batch
-    return parts * (y - y.mean(0)).square().sum()
+    if coder.progress.first_batch:
+        raise ValueError(
+            "The first batch has no token to train on: exclude_tokens leaves out all of them. "
+            "Shuffle the data, raise batch_size, or give fewer exclude_tokens."
+        )
+    none = sum(parameter.sum() for parameter in coder.parameters()) * x.new_zeros(
+        (), dtype=coder.dtype
+    )
+    sae_out = x.to(coder.dtype) + none
+    fired = torch.zeros(0, dtype=torch.int64, device=x.device)
+    return ForwardOutput(
+        sae_out, sae_out.new_zeros(0), fired, none + torch.nan, none.detach(), none.detach()
+    )
 
 
 @torch.no_grad()

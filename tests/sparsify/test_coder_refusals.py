@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from sparsify import SparseCoder, SparseCoderConfig
+from sparsify import SparseCoder, SparseCoderConfig, TrainConfig
 
 import sae_binary_ext  # noqa: F401  # registers
 from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
@@ -29,6 +29,17 @@ def test_a_stock_activation_is_refused_by_the_binary_class():
         with pytest.raises(ValueError, match="activation='topk'"):
             BinarySparseCoder(D_IN, config)
         assert type(SparseCoder(D_IN, config)) is SparseCoder
+
+
+@pytest.mark.parametrize("activation", ["topk_binary", "binary"])
+def test_a_binary_activation_in_sparsify_s_own_config_is_refused_at_once(activation: str):
+    config = SparseCoderConfig(activation=activation)
+    message = f"activation='{activation}' in a SparseCoderConfig.*BinarySparseCoderConfig"
+    for build in (lambda: SparseCoder(D_IN, config), lambda: SparseCoder(D_IN, cfg=config)):
+        with pytest.raises(ValueError, match=message):
+            build()
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(config)
 
 
 def test_unit_decoder_rows_are_refused():
