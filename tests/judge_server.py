@@ -16,6 +16,8 @@ TOKENS, SLOW = 10, 1.0
 class JudgeServer(ThreadingHTTPServer):
     """Answers every request with what its rule makes of the messages; listens from start() on.
 
+    A rule returns the answer, or the fields of the message that holds it.
+
     Attributes:
         asked: messages of all requests, those that a fault met among them.
         answered: of those that were answered.
@@ -26,7 +28,7 @@ class JudgeServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, rule: Callable[[Messages], str]) -> None:
+    def __init__(self, rule: Callable[[Messages], str | dict[str, Any]]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.rule = rule
         self.asked: list[Messages] = []
@@ -78,7 +80,9 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer(messages)
 
     def _answer(self, messages: Messages) -> None:
-        message = {"role": "assistant", "content": self.server.rule(messages)}
+        said = self.server.rule(messages)
+        fields = said if isinstance(said, dict) else {"content": said}
+        message = {"role": "assistant", **fields}
         usage = {"prompt_tokens": TOKENS - 1, "completion_tokens": 1, "total_tokens": TOKENS}
         choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
         with self.server.lock:

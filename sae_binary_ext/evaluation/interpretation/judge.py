@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 from tqdm import tqdm
 
 from sae_binary_ext.evaluation.interpretation.packages import imported
+from sae_binary_ext.evaluation.interpretation.reasoning import answer_in, without_reasoning
 from sae_binary_ext.evaluation.progress import whole_lines
 
 # Of an answer whose server does not say; for the estimate before the start, too.
@@ -89,11 +90,12 @@ class Judge:
         self._known: dict[str, str] = {}
         self.spent = 0
         self._stopped: str | None = None
+        self._only_reasoned = False
         if answers.is_file():
             self._take_up()
 
     async def ask(self, messages: Messages, **settings: Any) -> str:
-        """The answer.
+        """The answer, without what the model wrote as reasoning; empty where that is all.
 
         Raises:
             JudgeStoppedError: the budget is spent, or the server does not answer.
@@ -101,7 +103,7 @@ class Judge:
         """
         key = _key([self.model, messages, settings])
         if key in self._known:
-            return self._known[key]
+            return self._answer(self._known[key])
         async with self._at_once:
             for _ in range(1 + MALFORMED_ASKED_AGAIN):
                 self._check_going()
@@ -111,13 +113,24 @@ class Judge:
                     logger.warning("judge: %s", error)
                     continue
                 self._note(key, text, tokens)
-                return text
+                return self._answer(text)
         raise MalformedAnswerError(f"{self._url} sent no answer {1 + MALFORMED_ASKED_AGAIN} times.")
 
     def check(self) -> None:
         """Raise JudgeStoppedError where a request has found that it cannot go on."""
         if self._stopped is not None:
             raise JudgeStoppedError(self._stopped)
+
+    def _answer(self, text: str) -> str:
+        answer = without_reasoning(text)
+        if not answer and not self._only_reasoned:
+            self._only_reasoned = True
+            logger.warning(
+                "judge: %s answered with nothing, or with reasoning alone; such answers count as "
+                "failed. Turn its reasoning off, or choose a model without.",
+                self.model,
+            )
+        return answer
 
     def _check_going(self) -> None:
         if self._stopped is None and self.spent >= self.budget:
@@ -132,7 +145,7 @@ class Judge:
             response = await self._client.chat.completions.create(
                 model=self.model, messages=messages, **settings
             )
-            text = response.choices[0].message.content
+            text = answer_in(response.choices[0].message)
         except self._openai.APIResponseValidationError as error:
             raise MalformedAnswerError(repr(error)) from error
         except self._openai.OpenAIError as error:
