@@ -55,6 +55,7 @@ class Hub(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
+        self.served_bytes = 0
         # Of "METHOD part-of-path", how many times such a request is cut off halfway.
         self.cuts: dict[str, int] = {}
 
@@ -119,6 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name.replace("_", "-"), value)
         self.end_headers()
         if self.command != "HEAD":
+            self.server.served_bytes += len(body)
             self.wfile.write(body[: len(body) // 2] if cut else body)
         if cut:
             self.close_connection = True

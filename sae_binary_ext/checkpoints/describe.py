@@ -1,16 +1,17 @@
 """What a coder on disk or on the Hub is, without a host."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from sae_binary_ext.checkpoints import saelens, stock
 from sae_binary_ext.checkpoints.errors import CheckpointError
-from sae_binary_ext.checkpoints.files import Fields, read_tensors
+from sae_binary_ext.checkpoints.files import Fields, has_values, read_tensors
 from sae_binary_ext.checkpoints.formats import format_of
+from sae_binary_ext.checkpoints.headers import described_folders
 from sae_binary_ext.checkpoints.portable import PortableCoder, Shape
-from sae_binary_ext.checkpoints.sources import SPARSITY_FILE, find_coders, read_coder
+from sae_binary_ext.checkpoints.sources import SPARSITY_FILE, read_coder
 from sae_binary_ext.coding.entropy import bernoulli_entropy
 
 # SAELens writes the decimal logarithm of a rate plus this.
@@ -45,10 +46,12 @@ class Description:
         name: of its folder in the source.
         format: a key of FORMATS.
         architecture: in a few words.
-        coder: what it is and how it is built; None for an architecture that only its host knows.
+        coder: what it is and how it is built; None for an architecture that only its host knows. Of
+            a repository its tensors are on the meta device, without values.
         firing: recorded statistics, or None.
         details: lines on a coder that only its host knows, each with its label.
         normalization: likewise, what happens to activations before they are encoded.
+        unread: its weights are on the Hub, and only their header was read.
     """
 
     name: str
@@ -58,6 +61,7 @@ class Description:
     firing: Firing | None = None
     details: tuple[tuple[str, str], ...] = ()
     normalization: tuple[tuple[str, str], ...] = ()
+    unread: bool = False
 
     def lines(self) -> list[tuple[str, str]]:
         """What to show, each with its label."""
@@ -65,6 +69,8 @@ class Description:
         if self.coder is not None:
             lines += [*_shape_lines(self.coder), *self.normalization, *_place_lines(self.coder)]
         lines += self.details
+        if self.unread:
+            lines.append(("weights", "names, sizes and dtypes checked; values not downloaded"))
         if self.firing is not None:
             firing = self.firing
             lines.append(
@@ -80,11 +86,19 @@ class Description:
 def describe(source: str | Path, hookpoint: str | None = None) -> list[Description]:
     """The coders of a source; it and hookpoint are as load_coder takes them.
 
+    Of a repository on the Hub only configs and the headers of weights are downloaded.
+
     Raises:
         CheckpointError: there are none, or a coder's files are damaged.
     """
-    found = find_coders(source, hookpoint)
-    return [_describe(name, folder, hookpoint) for name, folder in found.items()]
+    with described_folders(source, hookpoint) as found:
+        return [
+            replace(
+                _describe(name, folder, hookpoint),
+                unread=not all(map(has_values, folder.glob("*.safetensors"))),
+            )
+            for name, folder in found.items()
+        ]
 
 
 def _describe(name: str, folder: Path, hookpoint: str | None) -> Description:
@@ -92,7 +106,7 @@ def _describe(name: str, folder: Path, hookpoint: str | None) -> Description:
     form = format_of(folder)
     if form is None:
         raise CheckpointError(f"{folder}: holds no coder.")
-    if form == "saelens" and not saelens.is_portable(folder):
+    if form == "saelens" and saelens.is_stock(folder):
         return _describe_stock(name, form, folder)
     coder = read_coder(folder, hookpoint)
     scaling = saelens.scaling(folder) if form == "saelens" else None
@@ -124,7 +138,8 @@ def _recorded_firing(folder: Path, latents: int, rates: Tensor | None) -> Firing
     if (folder / SPARSITY_FILE).is_file():
         rates = _saelens_rates(folder / SPARSITY_FILE, latents)
     # Rates of a coder that never trained are all zero.
-    return _firing(rates) if rates is not None and rates.any() else None
+    recorded = rates is not None and not rates.is_meta and rates.any()
+    return _firing(rates) if rates is not None and recorded else None
 
 
 def in_words(shape: Shape) -> str:

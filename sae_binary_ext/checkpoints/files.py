@@ -1,10 +1,13 @@
 """Reading files that anyone may have written: nothing is run, nothing unbounded is allocated."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -14,6 +17,13 @@ from sae_binary_ext.checkpoints.errors import CheckpointError
 LARGEST_CONFIG_BYTES = 64 * 2**20
 # No width or k comes near; it keeps products of two of them small numbers.
 LARGEST_SIZE = 2**40
+# The dtypes of a coder's tensors, by safetensors' names.
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 
 T = TypeVar("T")
 
@@ -56,6 +66,26 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number of JSON")
 
 
+# Files of which only the header is here: the values of a repository's are not downloaded to
+# describe it.
+_HEADERS_ALONE: ContextVar[frozenset[Path]] = ContextVar("headers alone", default=frozenset())
+
+
+@contextmanager
+def headers_alone(paths: Iterable[Path]) -> Generator[None]:
+    """Within it, read_tensors gives tensors of these files on the meta device, without values."""
+    token = _HEADERS_ALONE.set(frozenset(paths))
+    try:
+        yield
+    finally:
+        _HEADERS_ALONE.reset(token)
+
+
+def has_values(path: Path) -> bool:
+    """Whether a weights file is here whole."""
+    return path not in _HEADERS_ALONE.get()
+
+
 def read_tensors(
     path: Path, shapes: dict[str, tuple[int, ...]], optional: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
@@ -84,9 +114,18 @@ def read_tensors(
                         f"{path}: {name} is {list(shape)} where its config asks for "
                         f"{list(shapes[name])}."
                     )
+            if not has_values(path):
+                return {name: _without_values(file.get_slice(name), path) for name in found}
             return {name: file.get_tensor(name) for name in found}
     except (SafetensorError, OSError, KeyError, RuntimeError, AttributeError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}.") from error
+
+
+def _without_values(tensor: Any, path: Path) -> Tensor:
+    dtype = DTYPES.get(tensor.get_dtype())
+    if dtype is None:
+        raise CheckpointError(f"{path}: holds {tensor.get_dtype()} where floats are expected.")
+    return torch.empty(tensor.get_shape(), dtype=dtype, device="meta")
 
 
 class Fields:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sae_binary_ext.checkpoints.errors import CheckpointError
-from sae_binary_ext.checkpoints.files import read_json, read_tensors
+from sae_binary_ext.checkpoints.files import has_values, read_json, read_tensors
 from sae_binary_ext.checkpoints.portable import PortableCoder
 
 SCALER = "activation_scaler.json"
@@ -124,7 +124,7 @@ def _whitening(folder: Path, width: int) -> Scaling | None:
     square = (width, width)
     stored = read_tensors(path, {"mean": (width,), "matrix": square, "inverse_matrix": square})
     tensors = {name: tensor.double() for name, tensor in stored.items()}
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
+    if has_values(path) and not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise CheckpointError(f"{path}: holds values that are not finite.")
     whitening = Whitening(tensors["mean"], tensors["matrix"], tensors["inverse_matrix"])
     return Scaling(WHITENING, whitening=whitening)

@@ -7,18 +7,12 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.checkpoints.errors import CheckpointError
+from sae_binary_ext.checkpoints.files import DTYPES
 from sae_binary_ext.coding.selection import CodeRule
 from sae_binary_ext.saving import NOTES_KEY
 
 # Of what a config of any format keeps under NOTES_KEY.
 NOTES_VERSION = 1
-
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
 
 
 @dataclass(frozen=True)
@@ -117,6 +111,8 @@ class PortableCoder:
             self._check(name, tensor, expected[name])
         if self.firing_rates is not None:
             self._check("firing_rates", self.firing_rates, (self.shape.latents,))
+            if self.firing_rates.is_meta:
+                return
             if not ((self.firing_rates >= 0) & (self.firing_rates <= 1)).all():
                 raise CheckpointError("firing_rates: rates lie between 0 and 1.")
 
@@ -139,6 +135,8 @@ class PortableCoder:
                 f"{name}: dtype {tensor.dtype} beside {self.dtype} of encoder_weight; the tensors "
                 "of a coder share one floating dtype."
             )
+        if tensor.is_meta:
+            return  # described by its file's header alone
         # A threshold of zero has the logarithm -inf.
         low = float("-inf") if name == "log_threshold" else -torch.finfo(tensor.dtype).max
         if not ((tensor >= low) & (tensor <= torch.finfo(tensor.dtype).max)).all():

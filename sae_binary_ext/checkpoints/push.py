@@ -24,6 +24,7 @@ from sae_binary_ext.checkpoints.sources import (
     check_name,
     errors_of_hub,
     find_coders,
+    repository_files,
 )
 
 logger = logging.getLogger(__name__)
@@ -164,7 +165,7 @@ def _published(repo_id: str) -> set[str]:
     weights = {form.weights for form in FORMATS.values()}
     with errors_of_hub(f"{repo_id}: cannot be reached"):
         try:
-            files = HfApi().list_repo_files(repo_id)
+            files = repository_files(repo_id)
         except RepositoryNotFoundError:
             return set()
     return {file.rpartition("/")[0] for file in files if file.rpartition("/")[2] in weights} - {""}

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from sae_binary_ext.checkpoints import stock
 from sae_binary_ext.checkpoints.errors import CheckpointError
-from sae_binary_ext.checkpoints.files import Fields, clearly, read_json, read_tensors
+from sae_binary_ext.checkpoints.files import DTYPES, Fields, clearly, read_json, read_tensors
 from sae_binary_ext.checkpoints.normalization import Scaling, folded, scaling_of
 from sae_binary_ext.checkpoints.portable import (
-    DTYPES,
     Place,
     PortableCoder,
     Shape,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from sae_binary_ext.checkpoints import elsewhere
 from sae_binary_ext.checkpoints.errors import CheckpointError
@@ -21,6 +21,7 @@ WEIGHTS = {form.weights for form in FORMATS.values()}
 # Beside a coder's own files: SAELens' firing statistics, and figures as the demo writes them.
 SPARSITY_FILE, METRICS_FILE = "sparsity.safetensors", "metrics.json"
 RUN_CONFIG = "config.json"  # sparsify's, in the folder of a run
+HUB_SECONDS = 10  # to wait for the Hub's answer
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -49,13 +50,11 @@ def find_coders(source: str | Path, hookpoint: str | None) -> dict[str, Path]:
     """
     if hookpoint is not None:
         check_name(hookpoint)
-    root = Path(source)
-    if not root.exists():
-        if isinstance(source, Path) or not REPOSITORY.fullmatch(source):
-            raise CheckpointError(f"{source}: is no folder and no repository's id (user/name).")
+    if is_repository(source):
         with errors_of_hub(f"{source}: cannot be downloaded"):
-            return _download(source, hookpoint)
-    return _under(root, _choose(source, hookpoint, _files_under(root)))
+            return _download(str(source), hookpoint)
+    root = Path(source)
+    return _under(root, choose(source, hookpoint, _files_under(root)))
 
 
 @contextmanager
@@ -71,19 +70,56 @@ def errors_of_hub(problem: str) -> Generator[None]:
         raise CheckpointError(f"{problem}: {error}") from error
 
 
-def _download(repository: str, hookpoint: str | None) -> dict[str, Path]:
+def is_repository(source: str | Path) -> bool:
+    """Whether a source is a repository's id rather than a folder.
+
+    Raises:
+        CheckpointError: it is neither.
+    """
+    if Path(source).exists():
+        return False
+    if isinstance(source, Path) or not REPOSITORY.fullmatch(source):
+        raise CheckpointError(f"{source}: is no folder and no repository's id (user/name).")
+    return True
+
+
+def repository_files(repository: str) -> list[str]:
+    """Paths of all files of a repository, asked for once."""
+    # Listing its tree would try six times, with pauses, where there is no network.
+    information = HfApi().model_info(repository, timeout=HUB_SECONDS)
+    return [one.rfilename for one in information.siblings or []]
+
+
+def reachable_files(repository: str) -> list[str] | None:
+    """As repository_files; None where the Hub does not answer and the cache has a copy."""
     try:
-        files = HfApi().list_repo_files(repository)
+        return repository_files(repository)
     except HfHubHTTPError:
         raise
     # No answer, for whatever reason.
-    except Exception:
-        # What was downloaded before serves without a network.
+    except Exception as error:
+        if _cached(repository) is None:
+            raise CheckpointError(
+                f"{repository}: the Hub cannot be reached ({type(error).__name__}), and no copy of "
+                "it was downloaded before. Check the network, or give a folder."
+            ) from error
+        return None
+
+
+def _cached(repository: str) -> Path | None:
+    """What was downloaded of a repository before, which serves without a network."""
+    try:
+        return Path(snapshot_download(repository, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _download(repository: str, hookpoint: str | None) -> dict[str, Path]:
+    files = reachable_files(repository)
+    if files is None:
         root = Path(snapshot_download(repository, local_files_only=True))
-        return _under(root, _choose(repository, hookpoint, _files_under(root)))
-    chosen = _choose(repository, hookpoint, files)
-    for name in chosen:
-        check_name(name)
+        return _under(root, choose(repository, hookpoint, _files_under(root)))
+    chosen = choose(repository, hookpoint, files)
     names = (*CODER_FILES, *SCALING_FILES, SPARSITY_FILE, METRICS_FILE)
     wanted = [(PurePosixPath(folder) / name).as_posix() for folder in chosen for name in names]
     return _under(Path(snapshot_download(repository, allow_patterns=[*wanted, RUN_CONFIG])), chosen)
@@ -131,8 +167,12 @@ def _files_under(root: Path) -> list[str]:
     return [file.relative_to(root).as_posix() for file in root.rglob("*")]
 
 
-def _choose(source: str | Path, hookpoint: str | None, files: Iterable[str]) -> list[str]:
-    """The folders, among those that hold one of these files, of the coders asked for."""
+def choose(source: str | Path, hookpoint: str | None, files: Iterable[str]) -> list[str]:
+    """The folders, among those that hold one of these files, of the coders asked for.
+
+    Raises:
+        CheckpointError: there are none, or a name leads out of the source.
+    """
     listed = list(files)
     weights = [PurePosixPath(file) for file in listed if PurePosixPath(file).name in WEIGHTS]
     folders = sorted({str(path.parent) for path in weights})
@@ -145,6 +185,8 @@ def _choose(source: str | Path, hookpoint: str | None, files: Iterable[str]) -> 
         return ["."]
     if hookpoint is not None:
         raise CheckpointError(f"{source}: holds no coder {hookpoint!r} but {names}.")
+    for name in names:
+        check_name(name)
     return names
 
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sae_binary_ext.checkpoints.errors import CheckpointError
-from sae_binary_ext.checkpoints.files import Fields, read_json
+from sae_binary_ext.checkpoints.files import Fields, has_values, read_json
 from sae_binary_ext.checkpoints.normalization import (
     WHITENED,
     Scaling,
@@ -72,6 +72,8 @@ def in_words(architecture: str) -> str:
     """What kind of coder it is."""
     if architecture in TRAINING_ONLY:
         return f"{architecture}, a training checkpoint that save_inference_model makes loadable"
+    if architecture == "topk":
+        return "TopK autoencoder, in a file of SAELens before version 6"
     return f"{architecture}, of SAELens alone"
 
 
@@ -188,11 +190,17 @@ def lines(folder: Path, config: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         ("sizes", f"{d_in} -> {latents} latents -> {d_out}"),
         ("dtype", fields.take("dtype", str, "float32").removeprefix("torch.")),
-        *([("selection", RULES[architecture])] if architecture in RULES else []),
+        *_selection(architecture, fields),
         *normalization_lines(config.get("normalize_activations"), scaling(folder, config)),
         *([("reshapes", str(reshaped))] if reshaped != "none" else []),
         *((label, name) for label, name in named.items() if isinstance(name, str)),
     ]
+
+
+def _selection(architecture: str, fields: Fields) -> list[tuple[str, str]]:
+    if architecture == "topk":
+        return [("selection", f"topk, k={fields.take_size('k')}")]
+    return [("selection", RULES[architecture])] if architecture in RULES else []
 
 
 def normalization_lines(mode: Any, scaling: Scaling | None) -> list[tuple[str, str]]:
@@ -209,7 +217,7 @@ def normalization_lines(mode: Any, scaling: Scaling | None) -> list[tuple[str, s
 def _expected(architecture: str, sizes: tuple[int, int, int]) -> dict[str, tuple[int, ...]] | None:
     """Shape of each tensor by name; None where SAELens alone knows."""
     d_in, latents, d_out = sizes
-    if architecture not in RULES or architecture == "temporal":
+    if architecture not in (*RULES, "topk") or architecture == "temporal":
         return None
     decoder = {"W_dec": (latents, d_out), "b_dec": (d_out,)}
     if architecture == "matching_pursuit":
@@ -234,7 +242,7 @@ def _check_weights(path: Path, architecture: str, sizes: tuple[int, int, int]) -
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             if expected is not None:
                 _compare(path, {**found}, expected)
-            for name in found:
+            for name in found if has_values(path) else ():
                 _check_finite(path, name, file.get_tensor(name))
     except (SafetensorError, OSError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}.") from error
