@@ -1,34 +1,40 @@
-"""The second paper's files: model.pt, a state dict, and config.pkl, a pickled dict.
+"""The second paper's files: a state dict and a pickled dict, under two pairs of names.
 
 Cho, Yang, Li, Kurkoski, Inoue, Binary Autoencoder for Mechanistic Interpretability of Large
-Language Models (arXiv 2509.20997). Both files are pickles, which can run anything: config.pkl goes
-through a reader that builds nothing but dicts, text and numbers, model.pt through torch's.
+Language Models (arXiv 2509.20997). Its training script writes report_T/model_T.pt and log_T.pkl, T
+being a time; its evaluation reads model.pt and config.pkl. Both are pickles, which can run
+anything: they are read by pickles.py and torch_files.py, which run nothing.
 """
 
-import io
+import logging
+import math
 import pickle
-import pickletools
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from sae_binary_ext.checkpoints.errors import CheckpointError
-from sae_binary_ext.checkpoints.files import Fields, clearly, read_bytes
+from sae_binary_ext.checkpoints.files import Fields, clearly, open_config
+from sae_binary_ext.checkpoints.pickles import PickleError, make_number, read_pickle
 from sae_binary_ext.checkpoints.portable import (
     PortableCoder,
     Shape,
     notes_of,
     read_notes,
 )
+from sae_binary_ext.checkpoints.torch_files import Saved, read_saved
 from sae_binary_ext.coding.selection import CodeRule
 from sae_binary_ext.saving import NOTES_KEY
 
+logger = logging.getLogger(__name__)
+
 WEIGHTS, CONFIG = "model.pt", "config.pkl"
+# As the training script names them.
+REPORT_WEIGHTS, REPORT_CONFIG = "model_*.pt", "log_*.pkl"
 FORMAT = "cho2025"
+PAPER_CODE = "https://github.com/hc495/Binary_Autoencoder"
 # In their state dict, of each tensor its name, and whether it lies the other way round.
 PARAMETERS = {
     "encoder_weight": ("encoder.weight", False),
@@ -36,23 +42,22 @@ PARAMETERS = {
     "decoder_weight": ("decoder.weight", True),
     "decoder_bias": ("decoder.bias", False),
 }
+DECODER_BIAS = "decoder.bias"
+# What DataParallel and torch.compile put before each name.
+WRAPPERS = ("module.", "_orig_mod.")
+# A log holds nine bytes for each step and curve: 330 MB of 2000 epochs over a million tokens.
+LARGEST_LOG_BYTES = 4 * 2**30
 # Both are the step at zero; they differ in their gradients only. "squarewave" is no step.
 BINARIZATIONS = ("sign", "sign_s")
-# What a pickle of dicts, lists, text and numbers is made of.
-PLAIN_OPCODES = {
-    "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "GET", "BINGET",
-    "LONG_BINGET", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "EMPTY_LIST", "LIST", "APPEND",
-    "APPENDS", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG1",
-    "FLOAT", "BINFLOAT", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE",
-}  # fmt: skip
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Reads what PLAIN_OPCODES can make, and no class or function."""
-
-    @override
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        raise pickle.UnpicklingError(f"{module_name}.{global_name} is asked for")
+# What a coder is where nothing beside its weights says so.
+UNSAID = {"binarization_type": "sign_s", "output_activation": "none"}
+# What the training scripts note of a run; none of it changes what a coder computes.
+RUN_FIELDS = (
+    "batch_size", "bias", "covarience_weight", "cuda", "current_time", "cycle_for_squarewave",
+    "dataset_split", "dont_save_log", "dont_save_model", "entropy_start_epoch",
+    "entropy_threshold", "entropy_weight", "feature_path", "layer", "layered_feature", "lr",
+    "num_epochs", "save_dir", "weight_decay",
+)  # fmt: skip
 
 
 def read(folder: Path) -> PortableCoder:
@@ -61,30 +66,67 @@ def read(folder: Path) -> PortableCoder:
     Raises:
         CheckpointError: something is missing, damaged or unsafe, or the coder has no 0/1 step.
     """
-    config = _read_config(folder / CONFIG)
-    state = _read_state(folder / WEIGHTS)
-    return clearly(folder, lambda: _portable(config, state, folder / CONFIG))
+    weights = _weights_in(folder)
+    saved = _read_saved(weights)
+    path = _config_beside(weights)
+    if path is None:
+        return clearly(folder, lambda: _portable(_without_config(saved, weights), saved, weights))
+    config = _read_config(path)
+    return clearly(folder, lambda: _portable(config, saved, path))
 
 
-def _portable(config: dict[str, Any], state: dict[str, Tensor], path: Path) -> PortableCoder:
-    notes = config.get(NOTES_KEY)
-    params = Fields(config, path).take("params", dict)
-    fields = Fields(params, path)
-    fields.take_choice("binarization_type", dict.fromkeys(BINARIZATIONS, True))
-    fields.take_choice("output_activation", {"none": True}, "none")
-    rate = fields.take_size("inner_expand_rate")
-    fields.finish(ignored=("cycle_for_squarewave",))
+def _weights_in(folder: Path) -> Path:
+    found = sorted({*folder.glob(WEIGHTS), *folder.glob(REPORT_WEIGHTS)})
+    if len(found) != 1:
+        raise CheckpointError(
+            f"{folder}: holds {[path.name for path in found]}, and a coder has a folder of its "
+            "own. Move each with its config (log_T.pkl belongs to model_T.pt) into one."
+        )
+    return found[0]
+
+
+def _config_beside(weights: Path) -> Path | None:
+    """The config of some weights: the log of the same time, config.pkl, or the only log."""
+    folder, time = weights.parent, weights.stem.removeprefix("model")
+    logs = sorted(folder.glob(REPORT_CONFIG))
+    candidates = [folder / f"log{time}.pkl", folder / CONFIG, *(logs if len(logs) == 1 else [])]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _without_config(saved: Saved, weights: Path) -> dict[str, Any]:
+    """What a whole module says of itself, or what the paper trains."""
+    told = {name: saved.attributes[name] for name in UNSAID if name in saved.attributes}
+    if not told:
+        logger.warning(
+            "%s: no config lies beside it. It is read as the paper's step at zero without output "
+            "activation; with binarization_type squarewave, or of its SAE baselines, it would "
+            "compute something else.",
+            weights,
+        )
+    return {**UNSAID, **told}
+
+
+def _portable(config: dict[str, Any], saved: Saved, path: Path) -> PortableCoder:
+    # A config written by hand, as the paper's readme has it, is the parameters themselves.
+    params = Fields(config, path).take("params", dict) if "params" in config else config
+    _check_params(params, path)
+    state = _state(saved, path)
     for name in ("encoder.weight", "decoder.weight"):
         if state[name].ndim != 2:
             raise CheckpointError(f"{name}: {state[name].ndim} dimensions where 2 are expected.")
     latents, d_in = state["encoder.weight"].shape
+    rate = params.get("inner_expand_rate", latents / d_in)
     if latents != d_in * rate:
         raise CheckpointError(
             f"inner_expand_rate={rate}, and encoder.weight is {[latents, d_in]}: {rate} times "
             f"{d_in} latents are expected."
         )
-    place, rates, settings = read_notes(notes)
+    place, rates, settings = read_notes(config.get(NOTES_KEY))
     rule = _read_rule(settings.pop("code_rule", {}), path)
+    kept = {key: value for key, value in params.items() if _is_plain(value)}
+    if DECODER_BIAS not in state:
+        kept["bias"] = False
+        state[DECODER_BIAS] = state["decoder.weight"].new_zeros(len(state["decoder.weight"]))
     tensors = {
         key: state[name].T if turned else state[name] for key, (name, turned) in PARAMETERS.items()
     }
@@ -92,7 +134,53 @@ def _portable(config: dict[str, Any], state: dict[str, Tensor], path: Path) -> P
     dtype = torch.promote_types(state["encoder.weight"].dtype, torch.float32)
     tensors["log_threshold"] = torch.full((latents,), -torch.inf, dtype=dtype)
     shape = Shape(d_in, d_in, latents, rule)
-    return PortableCoder(shape, tensors, place, rates, {**settings, FORMAT: params})
+    return PortableCoder(shape, tensors, place, rates, {**settings, FORMAT: kept})
+
+
+def _check_params(params: dict[str, Any], path: Path) -> None:
+    """Raise CheckpointError where a coder is none of a step at zero."""
+    _refuse_others(params, path)
+    fields = Fields(params, path)
+    fields.take_choice("binarization_type", dict.fromkeys(BINARIZATIONS, True))
+    fields.take_choice("output_activation", {"none": True}, "none")
+    # The tensors have the sizes.
+    fields.take_size("inner_expand_rate", 1)
+    fields.finish(ignored=(*RUN_FIELDS, NOTES_KEY))
+
+
+def _refuse_others(params: dict[str, Any], path: Path) -> None:
+    """Raise CheckpointError for the coders of the paper that are no step, with what loads them."""
+    binarization, activation = (params.get(name) for name in UNSAID)
+    reason = None
+    if "inner_activation" in params:
+        reason = (
+            f"inner_activation={params['inner_activation']!r}: one of the paper's baselines, whose "
+            "latents have values; SAE of module/SAE_baseline.py loads it"
+        )
+    elif binarization == "squarewave":
+        reason = (
+            "binarization_type='squarewave': its codes are 1 where a pre-activation modulo 2 is "
+            "below 1, which is no step; BinarizedAutoencoder of module/binarized_autoencoder.py "
+            "loads it"
+        )
+    elif activation in ("sigmoid", "tanh", "relu"):
+        reason = (
+            f"output_activation={activation!r}: outputs of SAELens' and sparsify's coders are "
+            "sums of decoder rows, with nothing after; BinarizedAutoencoder of "
+            "module/binarized_autoencoder.py loads it"
+        )
+    if reason is not None:
+        raise CheckpointError(
+            f"{path}: {reason} ({PAPER_CODE}). What loads here was trained with "
+            "--binarization_type sign or sign_s and --output_activation none."
+        )
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON can hold a setting."""
+    return isinstance(value, bool | int | str | None) or (
+        isinstance(value, float) and math.isfinite(value)
+    )
 
 
 def _read_rule(kept: dict[str, Any], path: Path) -> CodeRule:
@@ -106,53 +194,48 @@ def _read_rule(kept: dict[str, Any], path: Path) -> CodeRule:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    data = read_bytes(path)
     try:
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name not in PLAIN_OPCODES:
-                raise CheckpointError(
-                    f"{path}: asks to run code or build objects ({opcode.name}), which no config "
-                    "of this format does. Do not open it with pickle."
-                )
-            # An unpickler makes room for as many objects as the number says.
-            if "PUT" in opcode.name and not 0 <= int(argument or 0) <= len(data):
-                raise CheckpointError(f"{path}: {opcode.name} {argument} in {len(data)} bytes.")
-        config = _PlainUnpickler(io.BytesIO(data)).load()
-    except CheckpointError:
-        raise
-    # A damaged pickle raises whatever its damage leads to.
-    except Exception as error:
-        raise CheckpointError(f"{path}: is no pickled config: {error}.") from error
+        with open_config(path, LARGEST_LOG_BYTES) as stream:
+            config = read_pickle(stream, make_number)
+    except PickleError as error:
+        raise CheckpointError(
+            f"{path}: is no pickled config: {error}. Do not open it with pickle."
+        ) from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{path}: holds {type(config).__name__}, not a dict.")
     return config
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def _read_saved(path: Path) -> Saved:
     try:
-        size = path.stat().st_size
-        with zipfile.ZipFile(path) as archive:
-            # As torch.save writes it. Compressed, a small file could grow without bounds.
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise CheckpointError(f"{path}: is compressed; torch.save does not.")
-            if sum(entry.file_size for entry in archive.infolist()) > size:
-                raise CheckpointError(f"{path}: claims to hold more than its {size} bytes.")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    # torch.load raises whatever the damage leads to; it runs no code that the file brings.
+        return read_saved(path)
+    # Reading an archive raises whatever its damage leads to; nothing of the file is run.
     except Exception as error:
-        raise CheckpointError(f"{path}: cannot be read as a state dict: {error}.") from error
+        raise CheckpointError(
+            f"{path}: cannot be read as a state dict: {error}. If it is yours, load it where it "
+            f"was saved and save its weights alone: torch.save(model.state_dict(), '{WEIGHTS}')."
+        ) from error
+
+
+def _state(saved: Saved, path: Path) -> dict[str, Tensor]:
+    """The tensors by the paper's names, decoder.bias only where there is one."""
+    stored = {_without_wrappers(name): name for name in saved.places}
     names = {name for name, _ in PARAMETERS.values()}
-    if not isinstance(state, dict) or state.keys() != names:
-        found = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
-        raise CheckpointError(f"{path}: holds {found}, where {sorted(names)} are expected.")
-    for name, tensor in state.items():
-        plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided
-        # A view can claim to be any size.
-        if not plain or tensor.numel() * tensor.element_size() > size:
-            raise CheckpointError(f"{path}: {name} is no plain tensor of this file.")
-    return {name: tensor.detach() for name, tensor in state.items()}
+    if not names - {DECODER_BIAS} <= stored.keys() <= names:
+        raise CheckpointError(
+            f"{path}: weights of {sorted(stored)}, where {sorted(names)} are expected, the last "
+            "biases alone being optional."
+        )
+    try:
+        return {name: saved.tensor(stored[name]) for name in stored}
+    except PickleError as error:
+        raise CheckpointError(f"{path}: {error}.") from error
+
+
+def _without_wrappers(name: str) -> str:
+    while name.startswith(WRAPPERS):
+        name = name.partition(".")[2]
+    return name
 
 
 def write(coder: PortableCoder, folder: Path) -> None:
@@ -165,6 +248,7 @@ def write(coder: PortableCoder, folder: Path) -> None:
     _refuse_inexpressible(coder)
     before = coder.settings.get(FORMAT, {})
     params: dict[str, Any] = {
+        **{key: value for key, value in before.items() if key in RUN_FIELDS},
         "inner_expand_rate": shape.latents // shape.d_in,
         "binarization_type": before.get("binarization_type", BINARIZATIONS[0]),
         "output_activation": "none",
@@ -182,6 +266,8 @@ def write(coder: PortableCoder, folder: Path) -> None:
         name: (coder.tensors[key].T if turned else coder.tensors[key]).contiguous()
         for key, (name, turned) in PARAMETERS.items()
     }
+    if before.get("bias") is False and not state[DECODER_BIAS].any():
+        del state[DECODER_BIAS]
     folder.mkdir(parents=True, exist_ok=True)
     torch.save(state, folder / WEIGHTS)
     (folder / CONFIG).write_bytes(pickle.dumps({"params": params, NOTES_KEY: notes}, protocol=4))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,13 +34,23 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         CheckpointError: the file is missing, unreadable or far larger than any config.
     """
+    with open_config(path, LARGEST_CONFIG_BYTES) as stream:
+        return stream.read()
+
+
+@contextmanager
+def open_config(path: Path, most_bytes: int) -> Generator[BinaryIO]:
+    """A config, open for reading.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable or has more than most_bytes.
+    """
     try:
         size = path.stat().st_size
-        if size > LARGEST_CONFIG_BYTES:
-            raise CheckpointError(
-                f"{path}: {size} bytes, and a config has at most {LARGEST_CONFIG_BYTES}."
-            )
-        return path.read_bytes()
+        if size > most_bytes:
+            raise CheckpointError(f"{path}: {size} bytes, and a config has at most {most_bytes}.")
+        with path.open("rb") as stream:
+            yield stream
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}.") from error
 
@@ -168,6 +178,10 @@ class Fields:
                 f"{self._source}: {name}={_shortened(value)}: choose one of {sorted(choices)}."
             )
         return choices[value]
+
+    def holds(self, name: str) -> bool:
+        """Whether a field is there that nothing has taken yet."""
+        return name in self._values
 
     def skip(self, name: str, kinds: tuple[type, ...]) -> None:
         """Take a field that may be missing and is not read here.

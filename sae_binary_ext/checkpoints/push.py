@@ -121,7 +121,10 @@ def _stage_coder(folder: Path, described: Description, facts: Facts, target: Pat
     form = FORMATS[described.format]
     coder = described.coder
     scaled = described.format == "saelens" and saelens.scaling(folder) is not None
-    if coder is not None and ((renamed := _with_names(coder, facts)) is not coder or scaled):
+    # A training script's own names of its files carry its clock, and its log the run's curves.
+    named = (folder / form.weights).is_file() and (folder / form.config).is_file()
+    anew = scaled or not named
+    if coder is not None and ((renamed := _with_names(coder, facts)) is not coder or anew):
         form.write(renamed, target)
         described = replace(described, coder=renamed)
     elif described.format == "saelens" and saelens.is_stock(folder):

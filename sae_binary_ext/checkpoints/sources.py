@@ -12,12 +12,11 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from sae_binary_ext.checkpoints import elsewhere
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import read_json
-from sae_binary_ext.checkpoints.formats import CODER_FILES, FORMATS, format_of
+from sae_binary_ext.checkpoints.formats import CODER_FILES, FORMATS, WEIGHTS, format_of
 from sae_binary_ext.checkpoints.hook_names import is_hookpoint
 from sae_binary_ext.checkpoints.normalization import SCALING_FILES
 from sae_binary_ext.checkpoints.portable import PortableCoder
 
-WEIGHTS = {form.weights for form in FORMATS.values()}
 # Beside a coder's own files: SAELens' firing statistics, and figures as the demo writes them.
 SPARSITY_FILE, METRICS_FILE = "sparsity.safetensors", "metrics.json"
 RUN_CONFIG = "config.json"  # sparsify's, in the folder of a run
@@ -152,9 +151,14 @@ def read_coder(folder: Path, hookpoint: str | None = None) -> PortableCoder:
             # Whatever SAELens' names it had, they were another place's.
             place = replace(place, hookpoint=stated, hook_name=None, hook_name_out=None)
         place = replace(place, model_name=place.model_name or _model_of_run(folder.parent))
-    elif hookpoint is not None and place.hook_name is None:
+    elif hookpoint is not None and place.hook_name is None and not _is_path(hookpoint, folder):
         place = replace(place, hookpoint=hookpoint)
     return replace(coder, place=place)
+
+
+def _is_path(hookpoint: str, folder: Path) -> bool:
+    """Whether it names a folder, and no place in a model."""
+    return PurePosixPath(hookpoint).name == folder.resolve().name and not is_hookpoint(hookpoint)
 
 
 def _model_of_run(folder: Path) -> str | None:
@@ -174,7 +178,7 @@ def choose(source: str | Path, hookpoint: str | None, files: Iterable[str]) -> l
         CheckpointError: there are none, or a name leads out of the source.
     """
     listed = list(files)
-    weights = [PurePosixPath(file) for file in listed if PurePosixPath(file).name in WEIGHTS]
+    weights = [path for path in map(PurePosixPath, listed) if any(map(path.match, WEIGHTS))]
     folders = sorted({str(path.parent) for path in weights})
     names = [name for name in folders if not elsewhere.is_openmoss(name, listed)]
     if not names:
@@ -184,6 +188,9 @@ def choose(source: str | Path, hookpoint: str | None, files: Iterable[str]) -> l
     if "." in names:
         return ["."]
     if hookpoint is not None:
+        # The hookpoint of the only coder, whose files do not say it.
+        if len(names) == 1 and all(FORMATS["cho2025"].is_weights(path.name) for path in weights):
+            return names
         raise CheckpointError(f"{source}: holds no coder {hookpoint!r} but {names}.")
     for name in names:
         check_name(name)

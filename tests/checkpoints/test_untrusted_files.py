@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import shutil
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -32,12 +33,23 @@ CODERS = [
 ]
 
 
+def state_dict(folder: Path) -> dict[str, torch.Tensor]:
+    try:
+        return torch.load(folder / "model.pt", weights_only=True)
+    except RuntimeError:
+        # A damaged header. Each entry has its checksum: read at all, it is what was saved.
+        whole = folder.parents[1] / "whole" / HOOKPOINT
+        return torch.load(whole / "model.pt", weights_only=True)
+
+
 def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """What the file holds, by SAELens' names, read without this package."""
     if (folder / "model.pt").exists():
-        stored = torch.load(folder / "model.pt", weights_only=True)
+        stored = state_dict(folder)
         stored["W_dec"] = stored.pop("decoder.weight").T
-        stored["b_dec"] = stored.pop("decoder.bias")
+        # Trained without --bias, a decoder has none.
+        none = torch.zeros_like(stored["W_dec"][0])
+        stored["b_dec"] = stored.pop("decoder.bias", none)
     elif (folder / "sae.safetensors").exists():
         stored = load_file(folder / "sae.safetensors")
         stored.pop("firing_rates", None)
@@ -135,6 +147,39 @@ def evil_old_weights(folder: Path) -> None:
     torch.save(Evil(folder / "marker"), folder / "model.pt", _use_new_zipfile_serialization=False)
 
 
+def evil_log(folder: Path) -> None:
+    config = pickle.loads((folder / "config.pkl").read_bytes())
+    data = pickle.dumps({"log": Evil(folder / "marker"), **config})
+    (folder / "config.pkl").write_bytes(data)
+
+
+def evil_module(folder: Path) -> None:
+    """A module whose hooks and parts ask to run something when it is built."""
+    module = torch.nn.Linear(2, 2)
+    vars(module)["_forward_hooks"] = {0: Evil(folder / "marker")}
+    vars(module)["_modules"] = {"encoder": Evil(folder / "marker")}
+    torch.save(module, folder / "model.pt")
+
+
+def huge_old_storage(folder: Path) -> None:
+    """An old save that claims to hold 2**50 values."""
+    state = torch.load(folder / "model.pt", weights_only=True)
+    torch.save(state, folder / "model.pt", _use_new_zipfile_serialization=False)
+    count = struct.pack("<q", state["encoder.weight"].numel())
+    data = (folder / "model.pt").read_bytes()
+    assert data.count(count) >= 1
+    (folder / "model.pt").write_bytes(data.replace(count, struct.pack("<q", 2**50)))
+
+
+def deep_key(folder: Path) -> None:
+    """A dict's key that takes the processor's stack to hash."""
+    (folder / "config.pkl").write_bytes(b"\x80\x04}(" + b")" + b"\x85" * 10**6 + b"Nu.")
+
+
+def no_end(folder: Path) -> None:
+    (folder / "config.pkl").write_bytes(b"\x80\x04(G" + bytes(8) + b"}")
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -143,6 +188,11 @@ def evil_old_weights(folder: Path) -> None:
         (sparse_tensor, "encoder.weight is no plain tensor"),
         (huge_memo, "LONG_BINPUT 2147483647"),
         (evil_config, "asks to run code"),
+        (evil_log, "asks to run code"),
+        (evil_module, "cannot be read as a state dict"),
+        (huge_old_storage, "claims to hold more than its"),
+        (deep_key, "a key of tuple"),
+        (no_end, "is no pickled config"),
         (evil_weights, "cannot be read as a state dict"),
         (evil_old_weights, "cannot be read as a state dict"),
     ],
