@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from sae_binary_ext.checkpoints import sparsify
@@ -34,7 +35,10 @@ def write(coder: PortableCoder, folder: Path) -> None:
     shape = coder.shape
     sparsify.refuse_inexpressible(shape)
     if not shape.binary:
-        raise CheckpointError("activation='topk': the first paper's files hold binary coders.")
+        raise CheckpointError(
+            f"activation={shape.rule.selection!r}: the first paper's files hold binary coders. "
+            "Choose sparsify, whose files its coders with values are."
+        )
     subtracts = shape.rule.selection != "threshold" and not shape.transcoder
     if shape.subtracts_decoder_bias != subtracts:
         raise CheckpointError(
@@ -52,6 +56,10 @@ def write(coder: PortableCoder, folder: Path) -> None:
     notes["settings"] = {key: value for key, value in coder.settings.items() if key != FORMAT}
     config = {**idle, **fields, **PAPER_FIELDS, "d_in": shape.d_in, NOTES_KEY: notes}
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {sparsify.PARAMETERS[key]: value.contiguous() for key, value in coder.tensors.items()}
+    stored = dict(coder.tensors)
+    if shape.rule.selection == "gumbel" and (stored["log_threshold"] == -torch.inf).all():
+        # As the paper's, which have none.
+        del stored["log_threshold"]
+    tensors = {sparsify.PARAMETERS[key]: value.contiguous() for key, value in stored.items()}
     save_file(tensors, folder / sparsify.WEIGHTS)
     (folder / "cfg.json").write_text(json.dumps(config))

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sae_binary_ext.checkpoints.errors import CheckpointError
@@ -39,7 +40,7 @@ PARAMETERS = {
     "log_threshold": "log_threshold",
     "skip_weight": "W_skip",
 }
-RATES = "firing_rates"
+RATES, THRESHOLD = "firing_rates", "log_threshold"
 ACTIVATION_OF_SELECTION = {value: key for key, value in SELECTION_OF_ACTIVATION.items()}
 STE_OF_SURROGATE = {value: key for key, value in SURROGATE_OF_STE.items()}
 # Fields of sparsify and of this package that only training reads.
@@ -61,8 +62,13 @@ TRAINING_FIELDS: dict[str, tuple[type, ...]] = {
 
 
 def is_papers(config: dict[str, Any]) -> bool:
-    """Whether a config is one of the first paper's own."""
-    return "subtract_b_dec" not in config and not PAPER_FIELDS.keys().isdisjoint(config)
+    """Whether a config is one of the first paper's own.
+
+    Those of its earliest coders have no field that sparsify's have not.
+    """
+    binary = config.get("activation") in list(SELECTION_OF_ACTIVATION)
+    named = binary or not PAPER_FIELDS.keys().isdisjoint(config)
+    return named and "subtract_b_dec" not in config
 
 
 def read(folder: Path) -> PortableCoder:
@@ -78,9 +84,24 @@ def read(folder: Path) -> PortableCoder:
     optional: tuple[str, ...] = ()
     if shape.binary:
         # The first paper's files know no running rates.
-        sizes[RATES], optional = (shape.latents,), (RATES,)
+        sizes[RATES], optional = (shape.latents,), (RATES, THRESHOLD)
     stored = read_tensors(folder / WEIGHTS, sizes, optional)
+    if shape.binary and THRESHOLD not in stored:
+        stored[THRESHOLD] = _absent_threshold(shape, stored, folder / WEIGHTS)
     return clearly(folder, lambda: _portable(shape, stored, config))
+
+
+def _absent_threshold(shape: Shape, stored: dict[str, Tensor], path: Path) -> Tensor:
+    """Thresholds of zero for gumbel, whose largest latent of a group fires whatever it is."""
+    if shape.rule.selection != "gumbel":
+        raise CheckpointError(
+            f"{path}: holds no {THRESHOLD}. The paper's first coders (commit 474acfb of "
+            "EleutherAI/sparsify) have none: with topk_binary a latent fires above 1, and no later "
+            f"coder does. If yours is one of them, add {THRESHOLD} to the file, "
+            f"{shape.latents} zeros, which are the logarithms of 1."
+        )
+    dtype = torch.promote_types(stored[PARAMETERS["encoder_weight"]].dtype, torch.float32)
+    return torch.full((shape.latents,), -torch.inf, dtype=dtype)
 
 
 def _portable(shape: Shape, stored: dict[str, Tensor], config: dict[str, Any]) -> PortableCoder:
@@ -99,6 +120,7 @@ def _portable(shape: Shape, stored: dict[str, Tensor], config: dict[str, Any]) -
 def _read_shape(config: dict[str, Any], path: Path) -> Shape:
     fields = Fields(config, path)
     activation = fields.take("activation", str, "topk")
+    clearly(path, lambda: _refuse_variants(fields, activation))
     rule = clearly(path, lambda: _read_rule(fields, activation))
     d_in = fields.take_size("d_in")
     expansion = fields.take_size("expansion_factor", 32)
@@ -118,8 +140,35 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
     )
     for name, kinds in TRAINING_FIELDS.items():
         fields.skip(name, kinds)
+    if activation in STOCK_ACTIVATIONS:
+        # The paper's branch writes them of every coder.
+        fields.skip("ste", (str,))
+        fields.skip("ste_temperature", (float, int))
     fields.finish(ignored=(NOTES_KEY, PAPER_IDLE_FIELD))
     return shape
+
+
+def _refuse_variants(fields: Fields, activation: str) -> None:
+    """Raise CheckpointError for coders of the paper's branches that compute something else."""
+    if fields.take("tied_decoder", bool, False):
+        raise CheckpointError(
+            "tied_decoder=True: the decoder is the encoder's weight, and the file holds one of the "
+            "two. Store it under both names, encoder.weight and W_dec, and set tied_decoder to "
+            "false: codes and outputs stay the same."
+        )
+    if fields.take("matryoshka", bool, False):
+        raise CheckpointError(
+            "matryoshka=True: its first groups of latents were to be coders of their own, which "
+            "coders here do not know. To read it as one coder, set matryoshka to false: codes and "
+            "outputs stay the same."
+        )
+    if fields.holds("ste_thresh_est") and activation == "topk_binary":
+        raise CheckpointError(
+            "ste_thresh_est: a coder of EleutherAI/sparsify's branch binary-threshold, whose k "
+            "picked latents are 1 below their thresholds too; here a latent is 1 above its "
+            "threshold alone. That branch loads it; coders of branch binary load here."
+        )
+    fields.skip("ste_thresh_est", (bool,))
 
 
 def _read_rule(fields: Fields, activation: str) -> CodeRule:
@@ -129,9 +178,6 @@ def _read_rule(fields: Fields, activation: str) -> CodeRule:
             raise CheckpointError("signed=True: such coders are not read.")
         return CodeRule(activation, k)
     check_choice(ACTIVATIONS, activation=activation)
-    for name, idle in PAPER_FIELDS.items():
-        if fields.take(name, bool, idle) != idle:
-            raise CheckpointError(f"{name}=True: such coders are not read.")
     surrogate = fields.take_choice("ste", SURROGATE_OF_STE, "sigmoid")
     temperature = fields.take("ste_temperature", float, 2.0)
     return CodeRule(SELECTION_OF_ACTIVATION[activation], k, surrogate, temperature)
@@ -223,6 +269,9 @@ def _config(coder: PortableCoder) -> Any:
     before = coder.settings.get("sparsify", coder.settings.get("quirke2025", {}))
     restored = (*TRAINING_FIELDS, "expansion_factor")
     kept = {key: value for key, value in before.items() if key in restored}
+    if coder.shape.binary:
+        # How the first paper's coders were trained. Nothing rescales a binary coder's rows here.
+        kept.pop("normalize_decoder", None)
     if before.get("num_latents") == 0:
         # Its latents are given by expansion_factor.
         fields.pop("num_latents")

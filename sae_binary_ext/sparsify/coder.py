@@ -299,8 +299,11 @@ class BinarySparseCoder(SparseCoder):
 
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        # The first paper's files know no running rates.
-        state = {"firing_rates": self.firing_rates, **with_stock_thresholds(self, state_dict)}
+        # The first paper's files know no running rates, nor thresholds of gumbel_binary.
+        absent = {"firing_rates": self.firing_rates}
+        if self.cfg.activation == "gumbel_binary":
+            absent["log_threshold"] = torch.full_like(self.log_threshold, -torch.inf)
+        state = with_stock_thresholds(self, {**absent, **state_dict})
         self.start.loaded = True
         return super().load_state_dict(state, *args, **kwargs)
 

@@ -206,6 +206,9 @@ class BinarySparseCoderConfig(SparseCoderConfig):
             raise ValueError(f"{key}={value!r} is no field of {cls.__name__}: {sorted(known)}.")
         if drop_extra_fields and settings.get("activation") == "binary":
             settings.setdefault("subtract_b_dec", False)
+        if drop_extra_fields and settings.get("activation") in SELECTION_OF_ACTIVATION:
+            # The first paper's files say how their rows were trained; nothing rescales them here.
+            settings.pop("normalize_decoder", None)
         return dataclass_from_dict(cls, settings, drop_extra_fields=False)
 
     @classmethod
