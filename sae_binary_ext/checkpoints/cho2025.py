@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.checkpoints.errors import CheckpointError
-from sae_binary_ext.checkpoints.files import Fields, clearly, open_config
+from sae_binary_ext.checkpoints.files import Fields, clearly, open_config, shortened
 from sae_binary_ext.checkpoints.pickles import PickleError, make_number, read_pickle
 from sae_binary_ext.checkpoints.portable import (
     PortableCoder,
@@ -45,7 +45,7 @@ PARAMETERS = {
 DECODER_BIAS = "decoder.bias"
 # What DataParallel and torch.compile put before each name.
 WRAPPERS = ("module.", "_orig_mod.")
-# A log holds nine bytes for each step and curve: 330 MB of 2000 epochs over a million tokens.
+# A log holds nine bytes for each step and curve: 84 MB of 2000 epochs over a million tokens.
 LARGEST_LOG_BYTES = 4 * 2**30
 # Both are the step at zero; they differ in their gradients only. "squarewave" is no step.
 BINARIZATIONS = ("sign", "sign_s")
@@ -115,8 +115,8 @@ def _portable(config: dict[str, Any], saved: Saved, path: Path) -> PortableCoder
         if state[name].ndim != 2:
             raise CheckpointError(f"{name}: {state[name].ndim} dimensions where 2 are expected.")
     latents, d_in = state["encoder.weight"].shape
-    rate = params.get("inner_expand_rate", latents / d_in)
-    if latents != d_in * rate:
+    rate = params.get("inner_expand_rate")
+    if rate is not None and latents != d_in * rate:
         raise CheckpointError(
             f"inner_expand_rate={rate}, and encoder.weight is {[latents, d_in]}: {rate} times "
             f"{d_in} latents are expected."
@@ -154,8 +154,8 @@ def _refuse_others(params: dict[str, Any], path: Path) -> None:
     reason = None
     if "inner_activation" in params:
         reason = (
-            f"inner_activation={params['inner_activation']!r}: one of the paper's baselines, whose "
-            "latents have values; SAE of module/SAE_baseline.py loads it"
+            f"inner_activation={shortened(params['inner_activation'])}: one of the paper's "
+            "baselines, whose latents have values; SAE of module/SAE_baseline.py loads it"
         )
     elif binarization == "squarewave":
         reason = (
@@ -223,8 +223,8 @@ def _state(saved: Saved, path: Path) -> dict[str, Tensor]:
     names = {name for name, _ in PARAMETERS.values()}
     if not names - {DECODER_BIAS} <= stored.keys() <= names:
         raise CheckpointError(
-            f"{path}: weights of {sorted(stored)}, where {sorted(names)} are expected, the last "
-            "biases alone being optional."
+            f"{path}: holds weights {sorted(stored)}, where {sorted(names)} are expected "
+            f"({DECODER_BIAS} may be missing)."
         )
     try:
         return {name: saved.tensor(stored[name]) for name in stored}

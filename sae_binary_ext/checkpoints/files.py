@@ -1,6 +1,7 @@
 """Reading files that anyone may have written: nothing is run, nothing unbounded is allocated."""
 
 import json
+import reprlib
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -24,6 +25,9 @@ DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+
+_BRIEFLY = reprlib.Repr()
+_BRIEFLY.maxlevel, _BRIEFLY.maxlist, _BRIEFLY.maxstring, _BRIEFLY.maxother = 3, 80, 80, 80
 
 T = TypeVar("T")
 
@@ -157,7 +161,7 @@ class Fields:
         # bool is an int to Python and not to a config.
         if type(value) is not kind:
             raise CheckpointError(
-                f"{self._source}: {name}={_shortened(value)} where {kind.__name__} is expected."
+                f"{self._source}: {name}={shortened(value)} where {kind.__name__} is expected."
             )
         return value
 
@@ -175,7 +179,7 @@ class Fields:
         value = self.take(name, str, default)
         if value not in choices:
             raise CheckpointError(
-                f"{self._source}: {name}={_shortened(value)}: choose one of {sorted(choices)}."
+                f"{self._source}: {name}={shortened(value)}: choose one of {sorted(choices)}."
             )
         return choices[value]
 
@@ -192,7 +196,7 @@ class Fields:
         if name in self._values and type(value := self._values.pop(name)) not in kinds:
             expected = " or ".join(kind.__name__ for kind in kinds)
             raise CheckpointError(
-                f"{self._source}: {name}={_shortened(value)} where {expected} is expected."
+                f"{self._source}: {name}={shortened(value)} where {expected} is expected."
             )
 
     def finish(self, ignored: tuple[str, ...] = ()) -> None:
@@ -200,13 +204,14 @@ class Fields:
         left = sorted(self._values.keys() - set(ignored))
         if left:
             raise CheckpointError(
-                f"{self._source}: unknown fields {_shortened(left)}. A newer version of the "
+                f"{self._source}: unknown fields {shortened(left)}. A newer version of the "
                 "package that wrote it may know them."
             )
 
 
-def _shortened(value: Any) -> str:
-    text = repr(value)
+def shortened(value: Any) -> str:
+    """A value in 80 characters, however deep and long it is."""
+    text = _BRIEFLY.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 

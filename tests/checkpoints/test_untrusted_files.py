@@ -176,6 +176,12 @@ def deep_key(folder: Path) -> None:
     (folder / "config.pkl").write_bytes(b"\x80\x04}(" + b")" + b"\x85" * 10**6 + b"Nu.")
 
 
+def deep_value(folder: Path) -> None:
+    """A field's value that takes the processor's stack to print."""
+    head = b"\x80\x04}(X\x06\0\0\0params}(X\x11\0\0\0binarization_type"
+    (folder / "config.pkl").write_bytes(head + b"]" * 10**6 + b"a" * (10**6 - 1) + b"uu.")
+
+
 def no_end(folder: Path) -> None:
     (folder / "config.pkl").write_bytes(b"\x80\x04(G" + bytes(8) + b"}")
 
@@ -192,6 +198,7 @@ def no_end(folder: Path) -> None:
         (evil_module, "cannot be read as a state dict"),
         (huge_old_storage, "claims to hold more than its"),
         (deep_key, "a key of tuple"),
+        (deep_value, r"binarization_type=.* where str is expected"),
         (no_end, "is no pickled config"),
         (evil_weights, "cannot be read as a state dict"),
         (evil_old_weights, "cannot be read as a state dict"),
