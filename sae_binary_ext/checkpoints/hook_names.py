@@ -9,14 +9,27 @@ import re
 from dataclasses import dataclass, replace
 
 from sae_binary_ext.checkpoints.errors import CheckpointError
+from sae_binary_ext.checkpoints.modules import (
+    GEMMA,
+    GEMMA_AFTER_1,
+    GPT2,
+    HOOK,
+    LLAMA,
+    NEOX,
+    OLMO_2,
+    Module,
+    holds,
+    parse_module,
+    part_of,
+    whole_of,
+    with_wrapper,
+)
 from sae_binary_ext.checkpoints.portable import Place
 
-# Names of models, by how they are built. After the normalisations that follow attention and MLP in
-# some models, TransformerLens' hook_mlp_out and hook_attn_out are no module's output.
-LLAMA = r"llama|mistral|qwen-?[23]|smollm"
-GEMMA = r"gemma"
-NEOX = r"pythia|neox"
-GPT2 = r"gpt-?2"
+# A bridge's hook of the last normalisation.
+LAST_NORM = "ln_final.hook_out"
+# SAELens' class of models whose hooks are modules, named as transformers names them.
+MODULES_CLASS = "AutoModelForCausalLM"
 
 
 @dataclass(frozen=True)
@@ -39,14 +52,13 @@ class HookName:
     to_saelens_only: bool = False
 
 
-def _module(hookpoint: str, block: str, models: str, **further: bool) -> HookName:
+def _module(hookpoint: str, block: str, models: str) -> HookName:
     """The line of a module inside a block, by the hooks that TransformerBridge puts around it."""
     return HookName(
-        f"{hookpoint}",
+        hookpoint,
         f"blocks.{{layer}}.{block}.hook_out",
         f"blocks.{{layer}}.{block}.hook_in" if block == "mlp" else None,
         models,
-        **further,
     )
 
 
@@ -70,55 +82,141 @@ HOOK_NAMES = [
     _module("layers.{layer}.attention", "attn", NEOX),
     _module("h.{layer}.mlp", "mlp", GPT2),
     _module("h.{layer}.attn", "attn", GPT2),
-    # Of models that no line above knows.
+    # Of models that no line above knows. Attention and MLP are among the PARTS of modules.py.
     HookName("layers.{layer}", *_RESIDUAL, to_saelens_only=True),
     HookName("h.{layer}", *_RESIDUAL, to_saelens_only=True),
-    _module("layers.{layer}.mlp", "mlp", "", to_saelens_only=True),
-    _module("h.{layer}.mlp", "mlp", "", to_saelens_only=True),
-    _module("layers.{layer}.self_attn", "attn", "", to_saelens_only=True),
-    _module("layers.{layer}.attention", "attn", "", to_saelens_only=True),
-    _module("h.{layer}.attn", "attn", "", to_saelens_only=True),
     HookName("embed_tokens", "embed.hook_out", to_saelens_only=True),
+    HookName("embed_in", "embed.hook_out", to_saelens_only=True),
+    HookName("wte", "embed.hook_out", to_saelens_only=True),
     # Modules of a model that SAELens loads as AutoModelForCausalLM.
-    HookName("layers.{layer}", "model.layers.{layer}"),
     HookName(
         "layers.{layer}.mlp",
         "model.layers.{layer}.mlp",
         "model.layers.{layer}.post_attention_layernorm",
         models=LLAMA,
     ),
-    HookName("layers.{layer}.mlp", "model.layers.{layer}.mlp"),
-    HookName("layers.{layer}.self_attn", "model.layers.{layer}.self_attn"),
-    HookName("embed_tokens", "model.embed_tokens"),
-    HookName("h.{layer}", "transformer.h.{layer}"),
-    HookName("h.{layer}.mlp", "transformer.h.{layer}.mlp"),
 ]
+
+# Names of one activation inside a block, TransformerLens' own and a bridge's.
+ALIASES = {
+    "hook_resid_pre": "hook_in",
+    "hook_resid_post": "hook_out",
+    "mlp.hook_post": "mlp.out.hook_in",
+    "attn.hook_z": "attn.o.hook_in",
+    "attn.o.hook_out": "attn.hook_out",
+    "mlp.out.hook_out": "mlp.hook_out",
+}
+# Only where no normalisation comes between the module and the residual stream.
+ALIASES_OF_LAST = {
+    "hook_attn_out": "attn.hook_out",
+    "hook_mlp_out": "mlp.hook_out",
+    "ln2.hook_out": "mlp.hook_in",
+}
 
 
 def place_in_saelens(place: Place, transcoder: bool) -> Place:
     """The place with SAELens' names, translated from the hookpoint where they are missing.
 
     Raises:
-        CheckpointError: no line of HOOK_NAMES holds for the hookpoint.
+        CheckpointError: nothing is known of the hookpoint in such a model.
     """
     named = place.hook_name is not None and (not transcoder or place.hook_name_out is not None)
     if named or place.hookpoint is None:
         return place
+    hooks = _hooks(place.hookpoint, place.model_name, transcoder)
+    if hooks is None:
+        raise CheckpointError(_unknown(place.hookpoint, place.model_name, transcoder))
+    return replace(place, hook_name=hooks[0], hook_name_out=hooks[1] if transcoder else None)
+
+
+def _hooks(hookpoint: str, model_name: str | None, transcoder: bool) -> tuple[str, str] | None:
+    """SAELens' names of what a coder reads and of what it reconstructs."""
+    module = parse_module(hookpoint)
+    names = [hookpoint] if module is None else [hookpoint, module.name]
+    if module is not None and not transcoder and (whole := whole_of(module)) is not None:
+        names.append(whole)
+    for name in names:
+        if (hooks := _hooks_by_table(name, model_name, transcoder)) is not None:
+            return hooks
+    return None if module is None else _hooks_within(module, model_name, transcoder)
+
+
+def _hooks_by_table(
+    hookpoint: str, model_name: str | None, transcoder: bool
+) -> tuple[str, str] | None:
     for line in HOOK_NAMES:
-        layer = _layer(line.hookpoint, place.hookpoint)
+        layer = _layer(line.hookpoint, hookpoint)
         source = line.hook_name_in if transcoder else line.hook_name
-        if layer is None or source is None or not _holds(line, place.model_name):
-            continue
-        return replace(
-            place,
-            hook_name=source.format(layer=layer),
-            hook_name_out=line.hook_name.format(layer=layer) if transcoder else None,
-        )
-    raise CheckpointError(
-        f"hookpoint={place.hookpoint!r} of model {place.model_name!r}: no SAELens name is known "
-        f"for {'its input and output' if transcoder else 'it'}. Say where the coder belongs "
-        "(hookpoint='layers.9'), or insert a line into sae_binary_ext.checkpoints.HOOK_NAMES."
+        if layer is not None and source is not None and holds(line.models, model_name):
+            return source.format(layer=layer), line.hook_name.format(layer=layer)
+    return None
+
+
+def _hooks_within(
+    module: Module, model_name: str | None, transcoder: bool
+) -> tuple[str, str] | None:
+    """Of a part of a block, or of the last normalisation."""
+    if module.layer is None:
+        last = not transcoder and module.name in ("norm", "ln_f", "final_layer_norm")
+        return (LAST_NORM, LAST_NORM) if last else None
+    part = part_of(module, model_name)
+    if part is None:
+        return None
+    if part.hook is None:
+        # SAELens hooks a module's output by its own name, in models that transformers loads.
+        name = None if transcoder else with_wrapper(module, model_name)
+        return None if name is None else (name, name)
+    source = part.hook_in if transcoder else part.hook
+    if source is None:
+        return None
+    return f"blocks.{module.layer}.{source}", f"blocks.{module.layer}.{part.hook}"
+
+
+def _unknown(hookpoint: str, model_name: str | None, transcoder: bool) -> str:
+    what = "its input and output" if transcoder else "it"
+    return (
+        f"hookpoint={hookpoint!r} of model {model_name!r}: no SAELens name is known for {what}. "
+        "If the name is wrong, say where the coder belongs (hookpoint='layers.9', or --hook "
+        "layers.9 to compare it). If it is right, load the coder with host='sparsify', or insert "
+        "a line into sae_binary_ext.checkpoints.HOOK_NAMES."
     )
+
+
+def model_class_of(hook_name: str | None) -> str | None:
+    """SAELens' class of model for a hook, where only one class has it."""
+    module = None if hook_name is None else parse_module(hook_name)
+    return MODULES_CLASS if module is not None and module.wrappers else None
+
+
+def same_place(first: str, second: str, model_name: str | None) -> bool:
+    """Whether two hookpoints, hooks or module names are one activation of a model."""
+    return _canonical(first, model_name) == _canonical(second, model_name)
+
+
+def stated_hook(name: str, model_name: str | None) -> str:
+    """What SAELens calls a place that its user names: a hook, a module or a hookpoint."""
+    return name if model_class_of(name) is not None else _hook_of(name, model_name)
+
+
+def _hook_of(name: str, model_name: str | None) -> str:
+    if HOOK.fullmatch(name):
+        return name
+    hooks = _hooks(name, model_name, transcoder=False)
+    return name if hooks is None else hooks[0]
+
+
+def _canonical(name: str, model_name: str | None) -> str:
+    hook = as_output(_hook_of(name, model_name))
+    layer = re.match(r"blocks\.(\d+)\.", hook)
+    if layer is None:
+        return {"hook_embed": "embed.hook_out"}.get(hook, hook)
+    head, block = layer.group(), hook[layer.end() :]
+    aliases = (
+        ALIASES
+        if model_name is None or holds(f"{GEMMA_AFTER_1}|{OLMO_2}", model_name)
+        else {**ALIASES, **ALIASES_OF_LAST}
+    )
+    return head + aliases.get(block, block)
 
 
 def place_in_sparsify(place: Place, transcoder: bool) -> Place:
@@ -131,7 +229,7 @@ def place_in_sparsify(place: Place, transcoder: bool) -> Place:
         return place
     output = place.hook_name_out if transcoder else as_output(place.hook_name)
     for line in HOOK_NAMES:
-        if line.to_saelens_only or not _holds(line, place.model_name):
+        if line.to_saelens_only or not holds(line.models, place.model_name):
             continue
         layer = _layer(line.hook_name, output or "")
         if layer is None:
@@ -139,6 +237,9 @@ def place_in_sparsify(place: Place, transcoder: bool) -> Place:
         source = (line.hook_name_in or "").format(layer=layer)
         if not transcoder or source == place.hook_name:
             return replace(place, hookpoint=line.hookpoint.format(layer=layer))
+    module = parse_module(place.hook_name)
+    if module is not None and not transcoder:
+        return replace(place, hookpoint=module.name)
     raise CheckpointError(
         f"hook_name={place.hook_name!r}, hook_name_out={place.hook_name_out!r} of model "
         f"{place.model_name!r}: no hookpoint of sparsify is known for it. Give hookpoint=..., or "
@@ -156,8 +257,14 @@ def as_output(hook_name: str) -> str:
 
 
 def is_hookpoint(name: str) -> bool:
-    """Whether a folder's name is a hookpoint that some line of HOOK_NAMES knows."""
-    return any(_layer(line.hookpoint, name) is not None for line in HOOK_NAMES)
+    """Whether a folder's name is a module of a language model, or in some line of HOOK_NAMES."""
+    known = any(_layer(line.hookpoint, name) is not None for line in HOOK_NAMES)
+    return known or parse_module(name) is not None
+
+
+def is_place(name: str) -> bool:
+    """Whether a name is a hookpoint or a hook of TransformerLens."""
+    return is_hookpoint(name) or HOOK.fullmatch(name) is not None
 
 
 def _layer(template: str, name: str) -> str | None:
@@ -165,9 +272,3 @@ def _layer(template: str, name: str) -> str | None:
     pattern = re.escape(template).replace(re.escape("{layer}"), r"(?P<layer>\d+)")
     match = re.fullmatch(pattern, name)
     return None if match is None else match.groupdict().get("layer", "")
-
-
-def _holds(line: HookName, model_name: str | None) -> bool:
-    if not line.models:
-        return True
-    return model_name is not None and re.search(line.models, model_name.lower()) is not None

@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 from sae_binary_ext.checkpoints import HOOK_NAMES, CheckpointError, HookName, load_coder
-from sae_binary_ext.checkpoints.hook_names import place_in_saelens, place_in_sparsify
+from sae_binary_ext.checkpoints.hook_names import (
+    place_in_saelens,
+    place_in_sparsify,
+    same_place,
+)
 from sae_binary_ext.checkpoints.portable import Place
 from tests.checkpoints.coders import CASES
 
@@ -32,6 +36,101 @@ TRANSCODERS = [
     (GPT2, "h.3.mlp", "blocks.3.mlp.hook_in", "blocks.3.hook_mlp_out"),
     (GEMMA, "layers.9.mlp", "blocks.9.mlp.hook_in", "blocks.9.mlp.hook_out"),
 ]
+
+
+OLMO2, LATER_GEMMA, FIRST_GEMMA = "allenai/OLMo-2-0425-1B", "google/gemma-3-1b", "google/gemma-2b"
+# Parts of a block. tests/integration/test_hook_names.py compares the activations.
+PARTS = [
+    (LLAMA, "layers.5.mlp.down_proj", "blocks.5.hook_mlp_out"),
+    (LLAMA, "layers.5.mlp.gate_proj", "blocks.5.mlp.hook_pre"),
+    (LLAMA, "layers.5.mlp.up_proj", "blocks.5.mlp.hook_pre_linear"),
+    # What the gate lets through has no hook of TransformerLens: hook_post is a product with it.
+    (LLAMA, "layers.5.mlp.act_fn", "model.layers.5.mlp.act_fn"),
+    (LLAMA, "layers.5.self_attn.o_proj", "blocks.5.hook_attn_out"),
+    (LLAMA, "layers.5.self_attn.q_proj", "model.layers.5.self_attn.q_proj"),
+    (LLAMA, "layers.5.input_layernorm", "blocks.5.ln1.hook_out"),
+    # hook_normalized is what the normalisation has before it multiplies by its weights.
+    (LLAMA, "layers.5.post_attention_layernorm", "blocks.5.ln2.hook_out"),
+    (LLAMA, "norm", "ln_final.hook_out"),
+    (NEOX, "layers.5.attention.dense", "blocks.5.hook_attn_out"),
+    (NEOX, "layers.5.mlp.dense_4h_to_h", "blocks.5.hook_mlp_out"),
+    (NEOX, "layers.5.mlp.dense_h_to_4h", "blocks.5.mlp.hook_pre"),
+    (NEOX, "layers.5.mlp.act", "blocks.5.mlp.hook_post"),
+    (NEOX, "layers.5.post_attention_layernorm", "blocks.5.ln2.hook_out"),
+    (NEOX, "layers.5.attention.query_key_value", "gpt_neox.layers.5.attention.query_key_value"),
+    (GPT2, "h.5.mlp.act", "blocks.5.mlp.hook_post"),
+    (GPT2, "h.5.mlp.c_proj", "blocks.5.hook_mlp_out"),
+    (GPT2, "h.5.attn.c_proj", "blocks.5.hook_attn_out"),
+    (GPT2, "h.5.ln_2", "blocks.5.ln2.hook_out"),
+    (GEMMA, "layers.5.mlp.down_proj", "blocks.5.mlp.hook_out"),
+    (GEMMA, "layers.5.post_attention_layernorm", "blocks.5.hook_attn_out"),
+    (LATER_GEMMA, "layers.5.post_feedforward_layernorm", "blocks.5.hook_mlp_out"),
+    (GEMMA, "layers.5.pre_feedforward_layernorm", "blocks.5.ln2.hook_out"),
+    (FIRST_GEMMA, "layers.5.post_attention_layernorm", "blocks.5.ln2.hook_out"),
+    (OLMO2, "layers.5.post_attention_layernorm", "blocks.5.hook_attn_out"),
+    (OLMO2, "layers.5", "blocks.5.hook_resid_post"),
+    (None, "layers.5.mlp.down_proj", "blocks.5.mlp.out.hook_out"),
+    (None, "h.5.attn.c_proj", "blocks.5.attn.o.hook_out"),
+    (None, "layers.5.feed_forward", "blocks.5.mlp.hook_out"),
+]
+WRAPPERS = ("model.", "transformer.", "gpt_neox.", "language_model.", "model.language_model.")
+
+
+@pytest.mark.parametrize(("model", "hookpoint", "hook_name"), PARTS)
+def test_parts_of_a_block_have_names_in_saelens(model: str | None, hookpoint: str, hook_name: str):
+    place = place_in_saelens(Place(hookpoint=hookpoint, model_name=model), False)
+    assert place.hook_name == hook_name
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize(("model", "hookpoint", "hook_name"), [*AUTOENCODERS, *PARTS])
+def test_wrappers_of_a_language_model_change_no_place(
+    model: str | None, hookpoint: str, hook_name: str, wrapper: str
+):
+    place = place_in_saelens(Place(hookpoint=wrapper + hookpoint, model_name=model), False)
+    # A module's own name, where SAELens has no other, comes with the wrapper that was given.
+    own = wrapper + hookpoint if hook_name.endswith(hookpoint) else hook_name
+    assert place.hook_name == own
+    module = Place(hook_name=wrapper + hookpoint)
+    assert place_in_sparsify(module, False).hookpoint == hookpoint
+
+
+def test_transcoders_of_parts_read_their_inputs():
+    for hookpoint, source, target in (
+        ("layers.5.mlp.down_proj", "blocks.5.mlp.hook_post", "blocks.5.mlp.out.hook_out"),
+        ("model.layers.5.mlp", "blocks.5.mlp.hook_in", "blocks.5.hook_mlp_out"),
+    ):
+        place = place_in_saelens(Place(hookpoint=hookpoint, model_name=LLAMA), True)
+        assert (place.hook_name, place.hook_name_out) == (source, target)
+
+
+@pytest.mark.parametrize(
+    "hookpoint",
+    ["vision_tower.encoder.layers.5", "layers.5.mlp.experts.3", "layers.5.mlp.act_fn.0"],
+)
+def test_modules_that_are_no_part_of_a_language_model_s_block_are_errors(hookpoint: str):
+    with pytest.raises(CheckpointError, match="no SAELens name is known"):
+        place_in_saelens(Place(hookpoint=hookpoint, model_name=LLAMA), False)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "model", "same"),
+    [
+        ("layers.8", "blocks.9.hook_resid_pre", None, True),
+        ("blocks.8.hook_out", "model.layers.8", None, True),
+        ("blocks.8.hook_in", "layers.7", None, True),
+        ("blocks.8.hook_mlp_out", "blocks.8.mlp.hook_out", LLAMA, True),
+        ("blocks.8.hook_mlp_out", "blocks.8.mlp.hook_out", GEMMA, False),
+        ("blocks.8.hook_mlp_out", "layers.8.mlp", LLAMA, True),
+        ("blocks.8.hook_mlp_out", "layers.8.mlp", GEMMA, False),
+        ("hook_embed", "embed_tokens", LLAMA, True),
+        ("layers.8", "layers.9", LLAMA, False),
+        ("layers.8", "layers.8.mlp", LLAMA, False),
+    ],
+)
+def test_places_have_several_names(first: str, second: str, model: str | None, same: bool):
+    assert same_place(first, second, model) is same
+    assert same_place(second, first, model) is same
 
 
 @pytest.mark.parametrize(("model", "hookpoint", "hook_name"), AUTOENCODERS)
@@ -97,16 +196,16 @@ def test_a_block_s_hook_of_an_unknown_model_is_no_hookpoint(model: str | None):
         place_in_sparsify(place, False)
 
 
-@pytest.mark.parametrize("hookpoint", ["layers.9.mlp.down_proj", "layers.x", "Layers.9", "lm_head"])
+@pytest.mark.parametrize("hookpoint", ["layers.9.mlp.router", "layers.x", "Layers.9", "lm_head"])
 def test_an_unknown_hookpoint_is_an_error(hookpoint: str):
     with pytest.raises(CheckpointError, match="no SAELens name is known"):
         place_in_saelens(Place(hookpoint=hookpoint, model_name=LLAMA), False)
 
 
 def test_transcoders_without_a_hook_for_their_input_are_refused():
-    attention = Place(hookpoint="layers.9.self_attn", model_name=LLAMA)
-    with pytest.raises(CheckpointError, match="its input and output"):
-        place_in_saelens(attention, True)
+    for hookpoint in ("layers.9.self_attn", "layers.9.self_attn.o_proj", "layers.9.mlp.act_fn"):
+        with pytest.raises(CheckpointError, match="its input and output"):
+            place_in_saelens(Place(hookpoint=hookpoint, model_name=LLAMA), True)
     crossed = Place(None, "blocks.8.mlp.hook_in", "blocks.9.hook_mlp_out", LLAMA)
     with pytest.raises(CheckpointError, match=r"hook_name='blocks.8.mlp.hook_in'"):
         place_in_sparsify(crossed, True)

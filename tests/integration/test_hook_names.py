@@ -24,24 +24,43 @@ SIZES: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden
 HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
 TOKENS: dict[str, Any] = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 LAYERS = ("layers.1", "layers.1.mlp")
+NORMS = ("layers.1.input_layernorm", "layers.1.post_attention_layernorm", "norm")
+# Of models whose MLPs have a gate.
+PARTS = (
+    *LAYERS, *NORMS, "layers.1.self_attn", "layers.1.self_attn.o_proj",
+    "layers.1.mlp.down_proj", "layers.1.mlp.gate_proj", "layers.1.mlp.up_proj",
+)  # fmt: skip
+OF_NEOX = (
+    *LAYERS, *NORMS[:2], "final_layer_norm", "layers.1.attention", "layers.1.attention.dense",
+    "layers.1.mlp.act", "layers.1.mlp.dense_h_to_4h", "layers.1.mlp.dense_4h_to_h",
+)  # fmt: skip
+OF_GPT2 = (
+    "h.1", "h.1.mlp", "h.1.attn", "wte", "h.1.ln_1", "h.1.ln_2", "ln_f", "h.1.mlp.act",
+    "h.1.mlp.c_fc", "h.1.mlp.c_proj", "h.1.attn.c_proj",
+)  # fmt: skip
+AROUND = ("layers.1.pre_feedforward_layernorm", "layers.1.post_feedforward_layernorm")
 # Of each kind of model, a name that says so, its sizes, and its hookpoints.
 MODELS = {
-    "llama": ("SmolLM2", SIZES | HEADS, (*LAYERS, "layers.1.self_attn", "embed_tokens")),
-    "mistral": ("Mistral-7B", SIZES | HEADS, (*LAYERS, "layers.1.self_attn")),
-    "qwen2": ("Qwen2.5-0.5B", SIZES | HEADS, (*LAYERS, "layers.1.self_attn")),
-    "gemma2": ("gemma-2-2b", SIZES | HEADS, (*LAYERS, "layers.1.self_attn")),
-    "gpt_neox": (
-        "pythia-70m",
-        SIZES | {"num_attention_heads": 2},
-        (*LAYERS, "layers.1.attention", "embed_in"),
+    "llama": ("SmolLM2", SIZES | HEADS, (*PARTS, "embed_tokens")),
+    "mistral": ("Mistral-7B", SIZES | HEADS, PARTS),
+    "qwen2": ("Qwen2.5-0.5B", SIZES | HEADS, PARTS),
+    "gemma": ("gemma-2b", SIZES | HEADS, PARTS),
+    "gemma2": ("gemma-2-2b", SIZES | HEADS, (*PARTS, *AROUND)),
+    "gemma3_text": ("gemma-3-1b", SIZES | HEADS, (*PARTS, *AROUND)),
+    "olmo2": (
+        "OLMo-2-0425-1B",
+        SIZES | {"num_attention_heads": 2, "num_key_value_heads": 1},
+        (*(part for part in PARTS if "input" not in part), AROUND[1]),
     ),
-    "gpt2": (
-        "gpt2",
-        {"n_embd": 16, "n_layer": 2, "n_head": 2},
-        ("h.1", "h.1.mlp", "h.1.attn", "wte"),
-    ),
+    "gpt_neox": ("pythia-70m", SIZES | {"num_attention_heads": 2}, (*OF_NEOX, "embed_in")),
+    "gpt2": ("gpt2", {"n_embd": 16, "n_layer": 2, "n_head": 2}, OF_GPT2),
 }
-TRANSCODED = ("layers.1", "layers.1.mlp", "h.1", "h.1.mlp")
+# What a place is called depends on the model.
+NEEDS_MODEL = (*NORMS, *AROUND, "h.1.mlp.act", "layers.1.mlp.act")
+TRANSCODED = (
+    "layers.1", "layers.1.mlp", "h.1", "h.1.mlp", "layers.1.mlp.down_proj", "h.1.mlp.c_proj",
+    "h.1.mlp.c_fc", "layers.1.mlp.gate_proj", "layers.1.mlp.act", "h.1.mlp.act",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -52,6 +71,10 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **MODELS[kind][1], **TOKENS, initializer_range=0.5)
     plain = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in plain.parameters():
+        if parameter.ndim == 1:
+            # Normalisations start with weights of 1, which hide whether they were applied.
+            parameter.data += 0.5 * torch.randn_like(parameter)
     plain.save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(50)}, unk_token="w0"))
     PreTrainedTokenizerFast(
@@ -92,14 +115,32 @@ def test_both_names_are_the_same_activation(model: Any):
     for hookpoint in hookpoints:
         source, output = of_module(plain, hookpoint, tokens)
         for model_name in (name, None):
-            if model_name is None and hookpoint in ("embed_in", "wte"):
-                continue  # names of a known kind of model alone
+            if model_name is None and hookpoint in NEEDS_MODEL:
+                continue
             place = Place(hookpoint=hookpoint, model_name=model_name)
             found = at_hook(bridge, place_in_saelens(place, False).hook_name or "", tokens)
-            torch.testing.assert_close(found, output, atol=1e-3, rtol=1e-3, msg=hookpoint)
+            torch.testing.assert_close(
+                found,
+                output,
+                atol=1e-3,
+                rtol=1e-3,
+                msg=lambda text, name=hookpoint: f"{name}: {text}",
+            )
             if hookpoint in TRANSCODED:
                 both = place_in_saelens(place, True)
                 found = at_hook(bridge, both.hook_name or "", tokens)
-                torch.testing.assert_close(found, source, atol=1e-3, rtol=1e-3, msg=hookpoint)
+                torch.testing.assert_close(
+                    found,
+                    source,
+                    atol=1e-3,
+                    rtol=1e-3,
+                    msg=lambda text, name=hookpoint: f"{name}: {text}",
+                )
                 found = at_hook(bridge, both.hook_name_out or "", tokens)
-                torch.testing.assert_close(found, output, atol=1e-3, rtol=1e-3, msg=hookpoint)
+                torch.testing.assert_close(
+                    found,
+                    output,
+                    atol=1e-3,
+                    rtol=1e-3,
+                    msg=lambda text, name=hookpoint: f"{name}: {text}",
+                )
