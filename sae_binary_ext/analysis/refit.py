@@ -20,7 +20,13 @@ from sae_binary_ext.analysis.text import Text, read_activations
 from sae_binary_ext.checkpoints import saelens
 from sae_binary_ext.checkpoints.formats import format_of
 from sae_binary_ext.checkpoints.load import placed, write_coder
-from sae_binary_ext.checkpoints.sources import METRICS_FILE, SPARSITY_FILE, find_coder, read_coder
+from sae_binary_ext.checkpoints.sources import (
+    METRICS_FILE,
+    SPARSITY_FILE,
+    find_coder,
+    read_coder,
+    stated_place,
+)
 from sae_binary_ext.evaluation.metrics import measure
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 from sae_binary_ext.saelens.transcoder_base import TranscoderFields
@@ -112,8 +118,8 @@ def refit(
         ValueError: the coder has values for codes, its files do not say where it belongs, or the
             text is too short; or out holds figures, which would not be the new decoder's.
     """
-    folder = find_coder(source, hookpoint)
-    portable = read_coder(folder, hookpoint)
+    name, folder = find_coder(source, hookpoint)
+    portable = read_coder(folder, stated_place(name, hookpoint))
     if not portable.shape.binary:
         raise ValueError(f"{source}: refit takes binary coders, and this one's codes have values.")
     if (Path(out) / METRICS_FILE).exists():

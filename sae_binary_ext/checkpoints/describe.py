@@ -11,7 +11,7 @@ from sae_binary_ext.checkpoints.files import Fields, has_values, read_tensors
 from sae_binary_ext.checkpoints.formats import format_of
 from sae_binary_ext.checkpoints.headers import described_folders
 from sae_binary_ext.checkpoints.portable import PortableCoder, Shape
-from sae_binary_ext.checkpoints.sources import SPARSITY_FILE, read_coder
+from sae_binary_ext.checkpoints.sources import SPARSITY_FILE, read_coder, stated_place
 from sae_binary_ext.coding.entropy import bernoulli_entropy
 
 # SAELens writes the decimal logarithm of a rate plus this.
@@ -94,21 +94,27 @@ def describe(source: str | Path, hookpoint: str | None = None) -> list[Descripti
     with described_folders(source, hookpoint) as found:
         return [
             replace(
-                _describe(name, folder, hookpoint),
+                describe_folder(name, folder, hookpoint),
                 unread=not all(map(has_values, folder.glob("*.safetensors"))),
             )
             for name, folder in found.items()
         ]
 
 
-def _describe(name: str, folder: Path, hookpoint: str | None) -> Description:
+def describe_folder(name: str, folder: Path, hookpoint: str | None = None) -> Description:
+    """The coder of a folder that every_coder found under this name.
+
+    Raises:
+        CheckpointError: its files are damaged, or belong at another place than hookpoint.
+    """
+    stated = stated_place(name, hookpoint)
     name = folder.resolve().name if name == "." else name
     form = format_of(folder)
     if form is None:
         raise CheckpointError(f"{folder}: holds no coder.")
     if form == "saelens" and saelens.is_stock(folder):
         return _describe_stock(name, form, folder)
-    coder = read_coder(folder, hookpoint)
+    coder = read_coder(folder, stated)
     scaling = saelens.scaling(folder) if form == "saelens" else None
     return Description(
         name,

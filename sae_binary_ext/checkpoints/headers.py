@@ -14,13 +14,13 @@ from sae_binary_ext.checkpoints.files import headers_alone
 from sae_binary_ext.checkpoints.formats import CODER_FILES
 from sae_binary_ext.checkpoints.normalization import SCALING_FILES
 from sae_binary_ext.checkpoints.sources import (
-    RUN_CONFIG,
     SPARSITY_FILE,
     choose,
     errors_of_hub,
-    find_coders,
+    every_coder,
     is_repository,
     reachable_files,
+    run_configs,
 )
 
 
@@ -41,12 +41,12 @@ def described_folders(source: str | Path, hookpoint: str | None) -> Generator[di
         with errors_of_hub(f"{source}: cannot be downloaded"):
             files = reachable_files(str(source))
     if files is None:
-        yield find_coders(source, hookpoint)
+        yield every_coder(source, hookpoint)
         return
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary) / str(source).rpartition("/")[2]
         with errors_of_hub(f"{source}: cannot be downloaded"):
-            names = choose(str(source), hookpoint, files)
+            names = choose(str(source), hookpoint, files, list)
             weights = _download(str(source), names, set(files), root)
         with headers_alone(weights):
             yield {name: root / name for name in names}
@@ -57,7 +57,7 @@ def _download(repository: str, names: list[str], files: set[str], root: Path) ->
     kept = (*CODER_FILES, *SCALING_FILES, SPARSITY_FILE)
     paths = {(PurePosixPath(name) / one).as_posix() for name in names for one in kept} & files
     large = {path for path in paths if path.endswith(".safetensors") and not _is_small(path)}
-    small = sorted(paths - large) + [RUN_CONFIG] * (RUN_CONFIG in files)
+    small = sorted(paths - large | run_configs(names) & files)
     snapshot = Path(snapshot_download(repository, allow_patterns=small))
     for path in small:
         (root / path).parent.mkdir(parents=True, exist_ok=True)

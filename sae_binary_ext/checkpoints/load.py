@@ -4,22 +4,31 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from sae_binary_ext.checkpoints import saelens, sparsify, stock
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.formats import FORMATS, format_of
-from sae_binary_ext.checkpoints.hook_names import place_in_saelens, place_in_sparsify
+from sae_binary_ext.checkpoints.hook_names import (
+    model_class_of,
+    place_in_saelens,
+    place_in_sparsify,
+    stated_hook,
+)
 from sae_binary_ext.checkpoints.normalization import with_decoder_norms_folded
-from sae_binary_ext.checkpoints.portable import PortableCoder
+from sae_binary_ext.checkpoints.portable import Place, PortableCoder
+from sae_binary_ext.checkpoints.runs import with_text_settings
 from sae_binary_ext.checkpoints.sources import (
     METRICS_FILE,
     SPARSITY_FILE,
     check_name,
+    check_stated,
     find_coder,
     find_coders,
+    is_told,
     read_coder,
+    stated_place,
 )
 from sae_binary_ext.saving import replacing
 
@@ -40,8 +49,9 @@ def load_coder(
     Args:
         source: a coder's folder, a folder of such folders, or the id of a Hub repository of either.
             Formats: SAELens', sparsify's, and the files of both papers.
-        hookpoint: the coder's folder in the source. Where the source is a coder's own folder, its
-            hookpoint (layers.9), if its files do not tell.
+        hookpoint: the coder's folder in the source ("." for its root). If the source is a coder's
+            own folder whose files and name do not tell where it belongs, its hookpoint (layers.9)
+            or SAELens' name of its hook.
         host: whose coder to return.
         device: where to put it.
 
@@ -54,15 +64,31 @@ def load_coder(
         ModuleNotFoundError: the host is not installed; the message says how to install it.
     """
     _check_host(host, ("saelens", "sparsify"))
-    folder = find_coder(source, hookpoint)
+    name, folder = find_coder(source, hookpoint)
+    stated = stated_place(name, hookpoint)
     load_stock = _stock_loader(folder, host)
     if load_stock is not None:
-        return _plainly(folder, lambda: load_stock(device))
-    coder = read_coder(folder, hookpoint)
+        return _at_place(_plainly(folder, lambda: load_stock(device)), stated, folder)
+    coder = read_coder(folder, stated)
     if host == "sparsify":
         coder = with_decoder_norms_folded(coder)
-        return _plainly(folder, lambda: sparsify.to_coder(coder)).to(device)
+        return _plainly(folder, lambda: sparsify.for_inference(coder)).to(device)
     return _plainly(folder, lambda: saelens.to_coder(placed(coder, "saelens"))).to(device)
+
+
+def load_candidate(folder: Path, hook: str | None, device: str = "cpu") -> Any:
+    """A coder for SAELens, of a folder that find_coders found.
+
+    Args:
+        folder: the coder's own.
+        hook: a hook or a hookpoint, where it belongs if its files do not tell.
+        device: where to put it.
+
+    Raises:
+        CheckpointError: as load_coder.
+    """
+    untold = _stock_loader(folder, "saelens") is None and not is_told(read_coder(folder).place)
+    return load_coder(folder, hook if untold else None, device=device)
 
 
 def convert(
@@ -91,13 +117,15 @@ def convert(
         targets = {Path(out): folder for folder in found.values()}
     else:
         targets = _targets(found, Path(out), host)
+    (name, *_) = found
     for target, folder in targets.items():
+        stated = stated_place(name, hookpoint)
         records = [folder / name for name in RECORDS]
         load_stock = _stock_loader(folder, host)
         if load_stock is not None:
-            write = load_stock("cpu").save_model
+            write = _at_place(load_stock("cpu"), stated, folder).save_model
         else:
-            write = partial(FORMATS[host].write, _expressible(read_coder(folder, hookpoint), host))
+            write = partial(FORMATS[host].write, _expressible(read_coder(folder, stated), host))
         _plainly(folder, partial(_write_at_once, write, target, host, records))
     return list(targets)
 
@@ -112,9 +140,7 @@ def _targets(found: dict[str, Path], out: Path, host: str) -> dict[Path, Path]:
     """Of each new folder, named as its host names the coder's hook, the old one."""
     targets: dict[Path, Path] = {}
     for name, folder in found.items():
-        known = _name_of_place(folder, host)
-        check_name(known or name)
-        target = out / (known or name)
+        target = out / _new_name(name, folder, host)
         if target in targets:
             raise CheckpointError(
                 f"{folder.name} and {targets[target].name} belong both at {target.name}: convert "
@@ -124,12 +150,29 @@ def _targets(found: dict[str, Path], out: Path, host: str) -> dict[Path, Path]:
     return targets
 
 
-def _name_of_place(folder: Path, host: str) -> str | None:
+def _new_name(name: str, folder: Path, host: str) -> str:
+    """A coder's path among conversions, by its host's name of its hook."""
     if _stock_loader(folder, host) is not None:
         hook_name = stock.current_config(folder).get("metadata", {}).get("hook_name")
-        return hook_name if isinstance(hook_name, str) else None
-    place = placed(read_coder(folder), host).place
-    return place.hookpoint if FORMATS[host].named_by_folder else place.hook_name
+        own = Place(hook_name=hook_name if isinstance(hook_name, str) else None)
+        return renamed(name, own, own.hook_name or name)
+    coder = read_coder(folder)
+    place = placed(coder, host).place
+    known = place.hookpoint if FORMATS[host].named_by_folder else place.hook_name
+    return renamed(name, coder.place, known or name)
+
+
+def renamed(name: str, place: Place, known: str) -> str:
+    """A coder's path with the folder that its place named renamed.
+
+    What stands before (best) and after it (seed0) tells coders of one place apart. Without such a
+    folder the new name is the whole path.
+    """
+    parts = PurePosixPath(name).parts
+    own = [index for index, part in enumerate(parts) if part in (place.hookpoint, place.hook_name)]
+    kept = [*parts[: own[0]], known, *parts[own[-1] + 1 :]] if own else [known]
+    check_name("/".join(kept))
+    return "/".join(kept)
 
 
 def write_coder(coder: PortableCoder, target: Path, host: str, records: Iterable[Path]) -> None:
@@ -166,8 +209,20 @@ def _write_at_once(
 
 def placed(coder: PortableCoder, host: str) -> PortableCoder:
     """The coder with its place in a format's words."""
-    translate = place_in_sparsify if FORMATS[host].named_by_folder else place_in_saelens
-    return replace(coder, place=translate(coder.place, coder.shape.transcoder))
+    if FORMATS[host].named_by_folder:
+        return replace(coder, place=place_in_sparsify(coder.place, coder.shape.transcoder))
+    coder = replace(coder, place=place_in_saelens(coder.place, coder.shape.transcoder))
+    return _with_model_class(coder) if host == "saelens" else coder
+
+
+def _with_model_class(coder: PortableCoder) -> PortableCoder:
+    """The coder with the class of models that has its hook, where only one has."""
+    name = model_class_of(coder.place.hook_name)
+    told = coder.settings.get("saelens", {})
+    if name is None or "model_class_name" in told:
+        return coder
+    settings = {**coder.settings, "saelens": {**told, "model_class_name": name}}
+    return replace(coder, settings=settings)
 
 
 def coder_to_saelens(
@@ -185,7 +240,8 @@ def coder_to_saelens(
     """
     portable = sparsify.from_coder(coder)
     place = replace(portable.place, hookpoint=hookpoint, model_name=model_name)
-    return saelens.to_coder(placed(replace(portable, place=place), "saelens"))
+    told = with_text_settings(replace(portable, place=place), {})
+    return saelens.to_coder(placed(told, "saelens"))
 
 
 def coder_to_sparsify(coder: Any) -> Any:
@@ -212,6 +268,16 @@ def _stock_loader(folder: Path, host: str) -> Callable[[str], Any] | None:
     if host != "saelens" or format_of(folder) != "saelens" or not saelens.is_stock(folder):
         return None
     return partial(stock.load, folder)
+
+
+def _at_place(coder: Any, stated: str | None, folder: Path) -> Any:
+    """SAELens' own coder, after its files were found to belong where its user states."""
+    metadata = coder.cfg.metadata
+    if stated is not None and metadata.hook_name is None:
+        metadata.hook_name = stated_hook(stated, metadata.model_name)
+    elif stated is not None:
+        check_stated(folder, [metadata.hook_name], stated, metadata.model_name)
+    return coder
 
 
 def _plainly(folder: Path, load: Callable[[], Any]) -> Any:

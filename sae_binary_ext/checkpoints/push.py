@@ -12,14 +12,14 @@ from huggingface_hub.utils import validate_repo_id
 
 from sae_binary_ext.checkpoints import saelens, stock
 from sae_binary_ext.checkpoints.card import FIGURES, Facts, coder_card, repository_card
-from sae_binary_ext.checkpoints.describe import Description, describe
+from sae_binary_ext.checkpoints.describe import Description, describe_folder
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import read_json
 from sae_binary_ext.checkpoints.formats import FORMATS
 from sae_binary_ext.checkpoints.portable import PortableCoder
+from sae_binary_ext.checkpoints.runs import completed_by_run, run_config
 from sae_binary_ext.checkpoints.sources import (
     METRICS_FILE,
-    RUN_CONFIG,
     SPARSITY_FILE,
     check_name,
     errors_of_hub,
@@ -96,7 +96,7 @@ def push(
 def _stage(path: Path, repo_id: str, given: Facts, staged: Path, online: bool) -> Upload:
     """Lay out what is uploaded: a coder's own files, and the cards."""
     folders = find_coders(path, None)
-    described = describe(path)
+    described = [describe_folder(name, folder) for name, folder in folders.items()]
     facts = [
         _facts(folder, one, given) for folder, one in zip(folders.values(), described, strict=True)
     ]
@@ -123,8 +123,10 @@ def _stage_coder(folder: Path, described: Description, facts: Facts, target: Pat
     scaled = described.format == "saelens" and saelens.scaling(folder) is not None
     # A training script's own names of its files carry its clock, and its log the run's curves.
     named = (folder / form.weights).is_file() and (folder / form.config).is_file()
-    anew = scaled or not named
-    if coder is not None and ((renamed := _with_names(coder, facts)) is not coder or anew):
+    # The run's config stays behind, and what it alone says goes into the coder's own.
+    anew = scaled or not named or completed_by_run(folder)
+    renamed = None if coder is None else _with_names(coder, facts)
+    if renamed is not None and (renamed is not coder or anew):
         form.write(renamed, target)
         described = replace(described, coder=renamed)
     elif described.format == "saelens" and saelens.is_stock(folder):
@@ -203,10 +205,8 @@ def _facts(folder: Path, described: Description, given: Facts) -> Facts:
 
 def _run_of(folder: Path) -> dict[str, Any]:
     """What the hosts' runners write down beside a coder, or in the folder of a run."""
-    for path in (folder / SAELENS_RUN_CONFIG, folder.parent / RUN_CONFIG):
-        if path.is_file():
-            return read_json(path)
-    return {}
+    path = folder / SAELENS_RUN_CONFIG
+    return read_json(path) if path.is_file() else run_config(folder)
 
 
 def _figures(folder: Path) -> tuple[dict[str, Any] | None, str]:

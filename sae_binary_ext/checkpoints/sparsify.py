@@ -19,6 +19,13 @@ from sae_binary_ext.checkpoints.portable import (
     notes_of,
     read_notes,
 )
+from sae_binary_ext.checkpoints.runs import (
+    centres_transcoders,
+    completed,
+    run_config,
+    with_centring_folded,
+)
+from sae_binary_ext.checkpoints.sparsify_forks import OF_FORKS, SIGNED, refuse_forks
 from sae_binary_ext.coding.checks import check_choice
 from sae_binary_ext.coding.paper_names import (
     ACTIVATIONS,
@@ -78,7 +85,8 @@ def read(folder: Path) -> PortableCoder:
         CheckpointError: something is missing or damaged, or the activation has no portable form.
     """
     path = folder / "cfg.json"
-    config = read_json(path)
+    own, run = read_json(path), run_config(folder)
+    config = completed(own, run, path)
     shape = _read_shape(config, path)
     sizes = {PARAMETERS[key]: size for key, size in shape.tensors().items()}
     optional: tuple[str, ...] = ()
@@ -88,7 +96,10 @@ def read(folder: Path) -> PortableCoder:
     stored = read_tensors(folder / WEIGHTS, sizes, optional)
     if shape.binary and THRESHOLD not in stored:
         stored[THRESHOLD] = _absent_threshold(shape, stored, folder / WEIGHTS)
-    return clearly(folder, lambda: _portable(shape, stored, config))
+    coder = clearly(folder, lambda: _portable(shape, stored, config))
+    if shape.transcoder and centres_transcoders(own, run):
+        return with_centring_folded(coder)
+    return coder
 
 
 def _absent_threshold(shape: Shape, stored: dict[str, Tensor], path: Path) -> Tensor:
@@ -128,6 +139,7 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
     transcoder = fields.take("transcode", bool, False)
     # A file of activation binary that does not say was trained without.
     subtracts = fields.take("subtract_b_dec", bool, activation != "binary")
+    refuse_forks(config, path)
     shape = Shape(
         d_in=d_in,
         d_out=d_in,
@@ -144,7 +156,7 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
         # The paper's branch writes them of every coder.
         fields.skip("ste", (str,))
         fields.skip("ste_temperature", (float, int))
-    fields.finish(ignored=(NOTES_KEY, PAPER_IDLE_FIELD))
+    fields.finish(ignored=(NOTES_KEY, PAPER_IDLE_FIELD, *OF_FORKS))
     return shape
 
 
@@ -175,7 +187,7 @@ def _read_rule(fields: Fields, activation: str) -> CodeRule:
     k = fields.take_size("k", 32)
     if activation in STOCK_ACTIVATIONS:
         if fields.take("signed", bool, False):
-            raise CheckpointError("signed=True: such coders are not read.")
+            raise CheckpointError(SIGNED)
         return CodeRule(activation, k)
     check_choice(ACTIVATIONS, activation=activation)
     surrogate = fields.take_choice("ste", SURROGATE_OF_STE, "sigmoid")
@@ -214,6 +226,17 @@ def to_coder(coder: PortableCoder) -> Any:
     if coder.firing_rates is not None and coder.shape.binary:
         state[RATES] = coder.firing_rates
     made.load_state_dict(state)  # which copies
+    return made
+
+
+def for_inference(coder: PortableCoder) -> Any:
+    """As to_coder, without multi_topk.
+
+    With it sparsify's forward pass returns the 4k largest latents' reconstruction, which is there
+    for a second training loss, as its own.
+    """
+    made = to_coder(coder)
+    made.cfg.multi_topk = False
     return made
 
 

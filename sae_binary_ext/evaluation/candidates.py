@@ -8,8 +8,8 @@ from typing import Any
 from sae_lens import SAE
 from torch import Tensor
 
-from sae_binary_ext.checkpoints import load_coder
-from sae_binary_ext.checkpoints.hook_names import as_output
+from sae_binary_ext.checkpoints.hook_names import as_output, same_place, stated_hook
+from sae_binary_ext.checkpoints.load import load_candidate
 from sae_binary_ext.checkpoints.sources import find_coders
 from sae_binary_ext.saelens.splice import HookedModel, resolve_hook
 
@@ -80,7 +80,8 @@ def load_candidates(
 
     Args:
         sources: coders' folders, folders of such folders, or Hub ids of either.
-        hook_name: where coders belong whose files do not tell.
+        hook_name: where coders belong whose files do not tell: a hook, a module of the model or a
+            hookpoint.
         device: where to put them.
 
     Raises:
@@ -134,16 +135,17 @@ def at_common_sites(
 
 
 def _candidate(name: str, folder: Path, hook_name: str | None, device: str) -> Candidate:
-    coder: SAE[Any] = load_coder(folder, device=device)
+    coder: SAE[Any] = load_candidate(folder, hook_name, device)
     metadata = coder.cfg.metadata
     own = metadata.hook_name
     if own is None and hook_name is None:
         raise ValueError(
             f"{name}: its files do not say which hook it was trained on. Name it with --hook."
         )
-    if own is not None and hook_name not in (None, own):
+    model_name = metadata.model_name
+    if own is not None and hook_name and not same_place(own, hook_name, model_name):
         raise ValueError(f"{name}: was trained on {own}, and not on --hook {hook_name}.")
-    read = own or hook_name or ""
+    read = own or stated_hook(hook_name or "", model_name)
     return Candidate(name, folder, coder, Site(read, metadata.hook_name_out or read))
 
 
