@@ -1,5 +1,6 @@
 """Up and down a Hub on loopback, by huggingface_hub itself."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,30 @@ def test_a_second_push_keeps_the_first_s_coders_on_the_card(hub: Hub, tmp_path: 
     root = Path(snapshot_download(REPO))
     assert (root / "saelens" / "cfg.json").is_file()
     assert (root / "second" / "cfg.json").is_file()
+
+
+@pytest.mark.parametrize("name", [f"{HOOKPOINT}/seed0", f"best/{HOOKPOINT}"])
+def test_a_run_s_config_comes_with_a_coder_from_any_depth(name: str, hub: Hub, tmp_path: Path):
+    folder = CASES["sparsify continuous"].save(tmp_path / "source")
+    config = json.loads((folder / "cfg.json").read_text())
+    # As before February 2025, when the run alone said that its coders are transcoders.
+    old = {key: config[key] for key in ("num_latents", "expansion_factor", "k", "d_in")}
+    (folder / "cfg.json").write_text(json.dumps(old))
+    files = {f"{name}/{path}": data for path, data in contents(folder).items()}
+    run = {"model": MODEL, "transcode": True, "ctx_len": 64}
+    hub.add(REPO, {**files, "config.json": json.dumps(run).encode()})
+    metadata = load_coder(REPO, name).cfg.metadata
+    assert (metadata.hook_name_out, metadata.model_name) == (OUTPUT_HOOK, MODEL)
+    assert metadata.context_size == 64
+    (described,) = describe(REPO)
+    assert described.architecture == "TopK transcoder"
+    with pytest.raises(CheckpointError, match=r"no coder 'layers.1' but"):
+        load_coder(REPO, "layers.1")
+
+
+def test_a_stranger_s_weights_in_a_repository_do_not_hide_its_coders(hub: Hub, tmp_path: Path):
+    folder = CASES["sparsify continuous"].save(tmp_path / "source")
+    hub.add(REPO, {"model.pt": b"of a language model", **contents(folder.parent)})
+    assert [each.name for each in describe(REPO)] == [HOOKPOINT]
+    with pytest.raises(CheckpointError, match=r"no coder 'layers.1' but"):
+        load_coder(REPO, "layers.1")
