@@ -218,15 +218,24 @@ def refit(arguments: list[str]) -> int:
         "are. Text is read with the coder's own model, at the place its files name.",
     )
     parser.add_argument("out", type=Path, help="folder of the refitted coder, in the same format")
-    parser.add_argument("--dataset", required=True, help="texts: a Hub id, or a folder")
+    parser.add_argument("--dataset", required=True, help="texts: a Hub id, a file or a folder")
     parser.add_argument("--model", help="Hub id or folder; the one that the coder's files name")
     parser.add_argument("--tokens", type=int, default=300_000, help="to fit on (%(default)s)")
     parser.add_argument("--context_size", type=int, help="tokens a row; the coder's own, or 256")
+    parser.add_argument("--split", help="of the dataset; train")
+    parser.add_argument("--text_column", help="column of the texts; text")
     options = parser.parse_args(arguments)
 
     from sae_binary_ext import analysis
 
-    text = analysis.Text(options.dataset, options.model, options.tokens, options.context_size)
+    text = analysis.Text(
+        options.dataset,
+        options.model,
+        options.tokens,
+        options.context_size,
+        options.split,
+        options.text_column,
+    )
     done = analysis.refit(options.source, options.out, text, options.hookpoint)
     print(
         f"FVU {done.fvu_before:.4f} -> {done.fvu_after:.4f} on {done.measured_tokens} tokens "

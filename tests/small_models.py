@@ -22,6 +22,34 @@ def save_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def save_gpt2(folder: Path) -> None:
+    """Two layers, four heads, 32 positions; biases, and norms with weights of their own."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_embd=16,
+        n_layer=2,
+        n_head=4,
+        n_positions=32,
+        n_ctx=32,  # which TransformerLens reads
+        initializer_range=0.3,
+        vocab_size=VOCABULARY,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(std=0.2)
+            elif "ln" in name:
+                parameter.normal_(1, 0.3)
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+
+
 def save_wide_model(folder: Path) -> None:
     """Of the sizes that the documents name: SmolLM2's width, up to layer 9."""
     import torch

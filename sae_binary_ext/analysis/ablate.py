@@ -31,6 +31,7 @@ from sae_binary_ext.analysis.report import (
     write_analysis,
 )
 from sae_binary_ext.coding.checks import check_at_least, check_choice
+from sae_binary_ext.evaluation.applied import output_of_changed
 from sae_binary_ext.evaluation.bootstrap import (
     Estimate,
     WeightedSums,
@@ -236,10 +237,8 @@ def _read(
                 variance.add(tokens)
             for candidate in opened.candidates:
                 if candidate.site == site:
-                    coder: Any = candidate.coder
-                    inputs = source[batch.where].to(coder.device, torch.float32)
-                    with torch.no_grad():
-                        running[candidate.name].add(coder.encode(inputs))
+                    codes = batch.codes(candidate.coder, opened.hooks[site][0])
+                    running[candidate.name].add(codes)
     return _in_batches(chosen), variances, running
 
 
@@ -308,8 +307,7 @@ class _Measuring:
             def replacement(
                 source: Tensor, target: Tensor, error: Tensor = error, row: _Rows = row
             ) -> Tensor:
-                codes = self._coder.encode(source.to(self._coder.device, torch.float32))
-                output = self._coder.decode(change(codes))
+                output = output_of_changed(self._coder, source, change)
                 squared = (output - target.to(output)).double().square().sum(-1).cpu()
                 error.copy_(torch.where(row.where, squared, 0.0).sum(1))
                 return output

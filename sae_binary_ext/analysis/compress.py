@@ -43,7 +43,6 @@ from sae_binary_ext.evaluation.running import (
     CoderFigures,
     RunningFigures,
     RunningVariance,
-    TokenBatch,
 )
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
@@ -211,10 +210,9 @@ def _write_packed(
         for batch in read_text(opened, config):
             weights = document_weights(batch.text.documents)
             for site, variance in variances.items():
-                inputs, targets = batch.activations(opened.hooks[site])
-                tokens = TokenBatch(inputs, targets, batch.text, batch.where, weights)
+                tokens = batch.tokens(opened.hooks[site], weights)
                 variance.add(tokens)
-                vectors[site].add(targets)
+                vectors[site].add(tokens.targets)
                 for candidate in opened.candidates:
                     if candidate.site == site:
                         active = figures[candidate.name].add(tokens)

@@ -114,8 +114,7 @@ def run_entropy(coders: list[str], config: EntropyConfig) -> Analysis:
         weights = document_weights(batch.text.documents)
         found: dict[Site, TokenBatch] = {}
         for site, variance in variances.items():
-            inputs, targets = batch.activations(opened.hooks[site])
-            found[site] = TokenBatch(inputs, targets, batch.text, batch.where, weights)
+            found[site] = batch.tokens(opened.hooks[site], weights)
             variance.add(found[site])
         for candidate, running, gathered in zip(opened.candidates, figures, codes, strict=True):
             tokens = found[candidate.site]

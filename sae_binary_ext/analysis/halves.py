@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.analysis.reading import OpenedModel, ReadingConfig, read_text
+from sae_binary_ext.evaluation.applied import reads_sequences
 from sae_binary_ext.evaluation.bootstrap import document_weights
 from sae_binary_ext.evaluation.running import (
     CoderFigures,
@@ -53,6 +54,7 @@ def read_halves(
         ValueError: there is but one document.
     """
     states = {pair: Halves([], []) for pair in pairs}
+    keeps_rows = any(reads_sequences(each.coder) for each in opened.candidates)
     names = {name for pair in states for name in pair}
     for batch in read_text(opened, config, more_hooks=names):
         to_measure = torch.tensor(batch.text.documents) % 2 == 1
@@ -65,7 +67,14 @@ def read_halves(
                 own.fitted.append((inputs[fitted], targets[fitted]))
             if measured.any():
                 own.measured.append(
-                    TokenBatch(inputs[measured], targets[measured], batch.text, measured, weights)
+                    TokenBatch(
+                        inputs[measured],
+                        targets[measured],
+                        batch.text,
+                        measured,
+                        weights,
+                        inputs if keeps_rows else None,
+                    )
                 )
     for own in states.values():
         if not own.fitted or not own.measured:

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from sae_binary_ext.analysis.in_context import frequent_words, in_context_prompts
 from sae_binary_ext.analysis.reading import OpenedModel, ReadingConfig, read_text
 from sae_binary_ext.evaluation.in_model import read_hooks
+from sae_binary_ext.saelens.models import positions_of
 
 POSITIONS = (1, 2, 4, 8, 16, 32, 63)
 # Lines before the last question, and those of them after which states are taken.
@@ -80,7 +81,7 @@ def states_of_positions(
     Raises:
         ValueError: there are too few rows.
     """
-    positions = [at for at in POSITIONS if config.first_position <= at < config.context_size]
+    positions = [at for at in POSITIONS if config.first_position <= at < opened.context_size]
     positions_of = torch.tensor(positions)
 
     def rows() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
@@ -101,7 +102,7 @@ def states_of_prompts(
     are drawn from the text by the seed, and there is a prompt for each row of so many tokens.
 
     Raises:
-        ValueError: the text has too few words.
+        ValueError: the text has too few words, or the model too few positions for a prompt.
     """
     words = frequent_words(opened.documents())
     if len(words) <= EXAMPLES:
@@ -109,13 +110,19 @@ def states_of_prompts(
             f"dataset={config.dataset!r}: has {len(words)} words of lower-case letters, and a "
             f"prompt takes {EXAMPLES + 1}. Give a longer text."
         )
-    prompts = max(config.tokens // config.context_size, 1)
+    positions = positions_of(opened.model)
+    prompts = max(config.tokens // opened.context_size, 1)
 
     def rows() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         made = in_context_prompts(words, opened.tokenizer, prompts, EXAMPLES, seed)
         opened.outliers.start()
         with tqdm(total=prompts, desc="Reading", unit="prompts") as progress:
             for text, due in made:
+                if positions is not None and text.tokens.shape[1] > positions:
+                    raise ValueError(
+                        f"prompts='in_context': a prompt has {text.tokens.shape[1]} tokens, and "
+                        f"the model {positions} positions. Give a model with more of them."
+                    )
                 found = read_hooks(opened.model, hooks.values(), text.tokens)
                 where = opened.outliers.within(found, text.positions(config.first_position))
                 places = due[:, LAST_EXAMPLES]

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.analysis.outliers import OutlyingTokens
 from sae_binary_ext.demo.model import MODEL_NAME, export_smollm2
+from sae_binary_ext.evaluation.applied import codes_of
 from sae_binary_ext.evaluation.candidates import (
     Candidate,
     Site,
@@ -26,9 +27,10 @@ from sae_binary_ext.evaluation.documents import (
     read_documents,
 )
 from sae_binary_ext.evaluation.in_model import read_hooks
-from sae_binary_ext.evaluation.models import open_model
-from sae_binary_ext.evaluation.stream import batches_of
-from sae_binary_ext.evaluation.text_config import TextConfig
+from sae_binary_ext.evaluation.models import fitting_context, open_model
+from sae_binary_ext.evaluation.running import TokenBatch
+from sae_binary_ext.evaluation.stream import RowCut, batches_of
+from sae_binary_ext.evaluation.text_config import TextConfig, check_first_position
 from sae_binary_ext.saelens.models import load_hooked_model
 from sae_binary_ext.saelens.splice import HookedModel
 
@@ -63,6 +65,7 @@ class OpenedModel:
         text_name: what is read with it.
         documents: gives the texts, from the first on each time it is called.
         outliers: the tokens that the last reading left out.
+        context_size: tokens a row at most, no more than the model has positions.
     """
 
     candidates: list[Candidate]
@@ -73,6 +76,7 @@ class OpenedModel:
     text_name: str
     documents: Callable[[], Iterator[str]]
     outliers: OutlyingTokens
+    context_size: int
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,15 @@ class ReadBatch:
         """Inputs [tokens, d_in] and targets [tokens, d_out] at the positions that count."""
         source, target = (self.found[name][self.where] for name in hooks)
         return source, target
+
+    def tokens(self, hooks: tuple[str, str], weights: Tensor) -> TokenBatch:
+        """The same for RunningFigures, with the weights of document_weights."""
+        inputs, targets = self.activations(hooks)
+        return TokenBatch(inputs, targets, self.text, self.where, weights, self.found[hooks[0]])
+
+    def codes(self, coder: Any, hook: str) -> Tensor:
+        """Codes [tokens, latents] at the positions that count, of a coder that reads this hook."""
+        return codes_of(coder, self.found[hook], self.where)
 
 
 def open_coders(sources: Iterable[str], config: ReadingConfig, folder: Path) -> OpenedModel:
@@ -119,8 +132,9 @@ def open_coders(sources: Iterable[str], config: ReadingConfig, folder: Path) -> 
         name,
         tokenizer,
         config.dataset or HELD_OUT_ARTICLES,
-        lambda: read_documents(config.dataset),
+        lambda: read_documents(config.text_source()),
         OutlyingTokens(config.norm_limit),
+        _context_size(model, config),
     )
 
 
@@ -146,9 +160,16 @@ def open_model_alone(config: ReadingConfig, folder: Path) -> OpenedModel:
         name,
         tokenizer,
         config.dataset or ALL_ARTICLES,
-        lambda: read_all_documents(config.dataset),
+        lambda: read_all_documents(config.text_source()),
         OutlyingTokens(config.norm_limit),
+        _context_size(model, config),
     )
+
+
+def _context_size(model: HookedModel, config: ReadingConfig) -> int:
+    context_size = fitting_context(model, config.context_size)
+    check_first_position(config.first_position, context_size)
+    return context_size
 
 
 def settings_of(opened: OpenedModel, config: ReadingConfig) -> dict[str, str]:
@@ -162,6 +183,7 @@ def settings_of(opened: OpenedModel, config: ReadingConfig) -> dict[str, str]:
         "model": opened.model_name,
         "dataset": opened.text_name,
         "tokens_left_out": opened.outliers.left_out,
+        "context_size": opened.context_size,
     }
     return {key: str(value) for key, value in (asdict(config) | found).items()}
 
@@ -187,7 +209,8 @@ def read_text(
         ValueError: there is no text, or a coder has other widths than the model's activations.
     """
     names = {name for pair in opened.hooks.values() for name in pair} | set(more_hooks)
-    batches = batches_of(opened.documents(), opened.tokenizer, config, config.tokens)
+    cut = RowCut(opened.context_size, config.first_position)
+    batches = batches_of(opened.documents(), opened.tokenizer, cut, config.tokens)
     opened.outliers.start()
     with tqdm(total=config.tokens, desc=description, unit="tokens", unit_scale=True) as progress:
         read = 0

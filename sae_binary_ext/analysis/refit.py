@@ -27,6 +27,7 @@ from sae_binary_ext.checkpoints.sources import (
     read_coder,
     stated_place,
 )
+from sae_binary_ext.evaluation.applied import heads_side_by_side
 from sae_binary_ext.evaluation.metrics import measure
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 from sae_binary_ext.saelens.transcoder_base import TranscoderFields
@@ -62,8 +63,9 @@ def refit_decoder(
     if not pull > 0:
         raise ValueError(f"pull={pull!r}: give a positive number of tokens.")
     fit = DecoderFit(*coder.W_dec.shape, device=coder.W_dec.device)
-    for x, target in batches:
-        fit.add(coder.encode(x) != 0, _decoder_target(coder, x, target))
+    with heads_side_by_side(coder):
+        for x, target in batches:
+            fit.add(coder.encode(x) != 0, _decoder_target(coder, x, target))
     if fit.tokens == 0:
         raise ValueError("batches: no activations to refit the decoder on.")
     subtracts = coder.cfg.apply_b_dec_to_input

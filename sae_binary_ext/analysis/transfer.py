@@ -190,7 +190,8 @@ def firing_shift(home: Tensor, there: Tensor) -> float:
 
 def _scaled(batch: TokenBatch, factor: float) -> TokenBatch:
     # Of both error and variance: a FVU has no scale.
-    return replace(batch, inputs=batch.inputs * factor, targets=batch.targets * factor)
+    rows = None if batch.rows is None else batch.rows * factor
+    return replace(batch, inputs=batch.inputs * factor, targets=batch.targets * factor, rows=rows)
 
 
 def _row(found: Transferred) -> list[Value]:

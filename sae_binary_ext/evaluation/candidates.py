@@ -1,5 +1,6 @@
 """The coders of a comparison, of any format, and where they belong."""
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,10 +9,22 @@ from typing import Any
 from sae_lens import SAE
 from torch import Tensor
 
-from sae_binary_ext.checkpoints.hook_names import as_output, same_place, stated_hook
+from sae_binary_ext.checkpoints.errors import CheckpointError
+from sae_binary_ext.checkpoints.hook_names import (
+    as_output,
+    place_in_saelens,
+    place_in_sparsify,
+    same_place,
+    stated_hook,
+)
 from sae_binary_ext.checkpoints.load import load_candidate
+from sae_binary_ext.checkpoints.portable import Place
 from sae_binary_ext.checkpoints.sources import find_coders
+from sae_binary_ext.saelens.hook_views import HookView
+from sae_binary_ext.saelens.models import official_name
 from sae_binary_ext.saelens.splice import HookedModel, resolve_hook
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -91,7 +104,7 @@ def load_candidates(
     folders = [folder for source in sources for folder in find_coders(source, None).values()]
     names = _short_names(folders)
     return [
-        _candidate(name, folder, hook_name, device)
+        candidate_of(load_candidate(folder, hook_name, device), name, folder, hook_name)
         for name, folder in zip(names, folders, strict=True)
     ]
 
@@ -126,16 +139,62 @@ def at_common_sites(
     sites: dict[tuple[str, str], Site] = {}
     joined: list[Candidate] = []
     for candidate in candidates:
-        own = candidate.site
-        source = resolve_hook(model, "hook_name", own.hook_name)
-        target = resolve_hook(model, "hook_name_out", own.hook_name_out)
+        source, target = _hooks_of(candidate, model)
         hooks = as_output(source), as_output(target)
-        joined.append(replace(candidate, site=sites.setdefault(hooks, own)))
+        joined.append(replace(candidate, site=sites.setdefault(hooks, candidate.site)))
     return joined, {site: hooks for hooks, site in sites.items()}
 
 
-def _candidate(name: str, folder: Path, hook_name: str | None, device: str) -> Candidate:
-    coder: SAE[Any] = load_candidate(folder, hook_name, device)
+def _hooks_of(candidate: Candidate, model: HookedModel) -> tuple[str, str]:
+    """The model's own names of what a coder reads and of what it gives."""
+    try:
+        return _resolved(candidate.site, model)
+    except ValueError:
+        site = _translated(candidate)
+        if site is None:
+            raise
+        return _resolved(site, model)
+
+
+def _resolved(site: Site, model: HookedModel) -> tuple[str, str]:
+    source = resolve_hook(model, "hook_name", site.hook_name)
+    return source, resolve_hook(model, "hook_name_out", site.hook_name_out)
+
+
+def _translated(candidate: Candidate) -> Site | None:
+    """A site named by modules (model.layers.9), as SAELens names hooks; None: there is no name."""
+    site, transcoder = candidate.site, candidate.is_transcoder
+    place = Place(
+        hook_name=site.hook_name,
+        hook_name_out=site.hook_name_out if transcoder else None,
+        model_name=candidate.model_name,
+    )
+    try:
+        hookpoint = place_in_sparsify(place, transcoder).hookpoint
+        found = place_in_saelens(
+            Place(hookpoint=hookpoint, model_name=candidate.model_name), transcoder
+        )
+    except CheckpointError:
+        return None
+    if found.hook_name is None:
+        return None
+    return Site(found.hook_name, found.hook_name_out or found.hook_name)
+
+
+def candidate_of(
+    coder: SAE[Any], name: str, folder: Path = Path(), hook_name: str | None = None
+) -> Candidate:
+    """A coder as readers of text take it.
+
+    Args:
+        coder: any SAELens coder. One of attn.hook_z takes all heads side by side from now on.
+        name: what to call it.
+        folder: where it was read.
+        hook_name: where it belongs if its metadata does not tell.
+
+    Raises:
+        ValueError: its metadata names another hook, or none and hook_name is None.
+    """
     metadata = coder.cfg.metadata
     own = metadata.hook_name
     if own is None and hook_name is None:
@@ -145,8 +204,15 @@ def _candidate(name: str, folder: Path, hook_name: str | None, device: str) -> C
     model_name = metadata.model_name
     if own is not None and hook_name and not same_place(own, hook_name, model_name):
         raise ValueError(f"{name}: was trained on {own}, and not on --hook {hook_name}.")
-    read = own or stated_hook(hook_name or "", model_name)
-    return Candidate(name, folder, coder, Site(read, metadata.hook_name_out or read))
+    source, target = own or stated_hook(hook_name or "", model_name), metadata.hook_name_out
+    read = _view(source, metadata.hook_head_index)
+    coder.turn_off_forward_pass_hook_z_reshaping()
+    given = read if target is None else _view(target, metadata.hook_head_index_out)
+    return Candidate(name, folder, coder, Site(read, given))
+
+
+def _view(hook_name: str, head: int | None) -> str:
+    return hook_name if head is None else str(HookView(hook_name, head))
 
 
 def _short_names(folders: list[Path]) -> list[str]:
@@ -171,21 +237,25 @@ def common_model(candidates: list[Candidate], model: str | None) -> str:
 
     Args:
         candidates: whose files may name it.
-        model: Hub id or folder; None takes the one that the coders' files name.
+        model: Hub id or folder, which is taken whatever the files name; None takes the one that
+            they name. Two names of one model (gpt2-small, openai-community/gpt2) count as one.
 
     Raises:
-        ValueError: the coders' files name another model, several, or none at all.
+        ValueError: model is None, and the coders' files name several, or none at all.
     """
     named = {each.model_name: each.name for each in candidates if each.model_name is not None}
-    if model is None:
-        if len(named) != 1:
-            raise ValueError(
-                f"model: the coders' files name {sorted(named) or 'none'}. Name it with --model, "
-                "and compare coders of one model."
-            )
-        return next(iter(named))
-    # A folder may hold any model; coders' widths tell whether it is the right one.
-    for name, coder in named.items():
-        if name != model and not Path(model).exists() and not Path(name).exists():
-            raise ValueError(f"{coder}: was trained on {name}, and not on --model {model}.")
-    return model
+    if model is not None:
+        for name, coder in named.items():
+            # A folder may hold any model; coders' widths tell whether it is the right one.
+            if official_name(name) != official_name(model) and not Path(model).exists():
+                logger.warning("%s was trained on %s, and is read in %s.", coder, name, model)
+        return model
+    official = {official_name(name): coder for name, coder in named.items()}
+    if len(official) != 1:
+        by_coder = ", ".join(f"{coder}: {name}" for name, coder in named.items())
+        raise ValueError(
+            f"model: the coders' files name {sorted(named) or 'none'}"
+            f"{f' ({by_coder})' if named else ''}. Compare coders of one model; if these are "
+            "names of one, or none is given, name it with --model."
+        )
+    return next(iter(named if len(named) == 1 else official))

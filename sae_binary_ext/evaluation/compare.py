@@ -1,7 +1,7 @@
 """Coders of either host and any format, measured on the same tokens of the same model."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from sae_binary_ext.evaluation.candidates import Candidate, Site, at_common_site
 from sae_binary_ext.evaluation.documents import TextBatch
 from sae_binary_ext.evaluation.in_model import read_hooks
 from sae_binary_ext.evaluation.matching import JointCounts, Matches
+from sae_binary_ext.evaluation.models import fitting_context
 from sae_binary_ext.evaluation.predictability import Predictability, predictability
 from sae_binary_ext.evaluation.progress import SavedProgress, fingerprint
 from sae_binary_ext.evaluation.running import (
@@ -126,12 +127,18 @@ class Comparison:
         sources: tuple[str, ...] = (),
     ) -> None:
         check_alike(candidates)
+        amount = replace(amount, context_size=fitting_context(model, amount.context_size))
         self._model, self._amount = model, amount
         candidates, self._hooks = at_common_sites(candidates, model)
         self._candidates, self._sites = candidates, list(self._hooks)
         self._sums = _Sums(candidates, self._sites, amount.latents)
         progress = SavedProgress(saved, fingerprint(candidates, amount, sources), self._sums)
         self._stream = TextStream(documents, tokenizer, amount, progress)
+
+    @property
+    def context_size(self) -> int:
+        """Tokens a row at most: as amount has it, or as many as the model has positions."""
+        return self._amount.context_size
 
     def run(self) -> list[ComparedCoder]:
         """Measure all; after an interruption, what was not measured yet.
@@ -180,11 +187,12 @@ class Comparison:
         weights = document_weights(text.documents)
         batches: dict[Site, TokenBatch] = {}
         for site, variance in zip(self._sites, self._sums.variances, strict=True):
+            rows = found[self._hooks[site][0]]
             inputs, targets = (found[name][where] for name in self._hooks[site])
             for candidate in self._candidates:
                 if candidate.site == site:
                     candidate.check_widths(inputs, targets)
-            batches[site] = TokenBatch(inputs, targets, text, where, weights)
+            batches[site] = TokenBatch(inputs, targets, text, where, weights, rows)
             variance.add(batches[site])
         fired = [
             figures.add(batches[candidate.site])

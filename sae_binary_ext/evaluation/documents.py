@@ -1,6 +1,6 @@
 """Text to measure on: documents of any source, cut into rows of tokens."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from datasets import load_dataset, load_from_disk
+from datasets import DatasetDict, load_dataset, load_from_disk
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.demo.text import read_held_out_articles, read_wikipedia_sample
+from sae_binary_ext.evaluation.text_source import TextSource
 
 HELD_OUT_ARTICLES = "Wikipedia sample of gensim, articles not trained on"
 ALL_ARTICLES = "Wikipedia sample of gensim, all articles"
-TEXT_COLUMN = "text"
+TEXT_COLUMN, DEFAULT_SPLIT = "text", "train"
+# What save_to_disk writes into the folder of a Dataset and of a DatasetDict.
+SAVED_BY_DATASETS = ("state.json", "dataset_dict.json")
 # Of each file ending, the loader of datasets that reads it.
 LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text"}
 
@@ -42,41 +45,49 @@ class TextBatch:
         return (position >= first) & (position < self.lengths[:, None])
 
 
-def read_documents(source: str | None) -> Iterator[str]:
+def read_documents(source: TextSource | str | None) -> Iterator[str]:
     """Texts, one by one.
 
     Args:
-        source: a Hub dataset's id (its split "train", as a stream), a file (.txt, each one
-            document, .parquet, .json, .jsonl, .csv), a folder of such files or one written by
-            datasets' save_to_disk; None for those articles of the embedded Wikipedia sample that
-            the demo does not train on.
+        source: which; a string is a dataset with split and column left to be found. None, and a
+            source without a dataset, are those articles of the embedded Wikipedia sample that the
+            demo does not train on.
 
     Raises:
-        ValueError: there is nothing of the kind, or it has no column of texts.
+        ValueError: there is nothing of the kind, or no such split or column.
     """
-    if source is None:
+    source = source if isinstance(source, TextSource) else TextSource(source)
+    if source.dataset is None:
         yield from read_held_out_articles()
         return
-    dataset = _open(source)
     column: str | None = None
-    for entry in dataset:
-        column = column or _text_column(source, cast(dict[str, Any], entry))
-        yield cast(dict[str, Any], entry)[column]
+    for entry in open_dataset(source.dataset, source.split):
+        column = column or text_column(source, entry)
+        yield entry[column]
 
 
-def read_all_documents(source: str | None) -> Iterator[str]:
-    """Texts, as read_documents gives them; None for all articles of the embedded sample."""
-    if source is None:
+def read_all_documents(source: TextSource | str | None) -> Iterator[str]:
+    """Texts as read_documents gives them; without a dataset all articles of the sample."""
+    if (source.dataset if isinstance(source, TextSource) else source) is None:
         return (text for _, text in read_wikipedia_sample())
     return read_documents(source)
 
 
-def _open(source: str) -> Iterable[Any]:
+def open_dataset(source: str, split: str | None = None) -> Iterable[dict[str, Any]]:
+    """A dataset of the Hub, of a file or of a folder, in datasets' own class.
+
+    Args:
+        source: as TextSource.dataset.
+        split: as TextSource.split.
+
+    Raises:
+        ValueError: there is nothing of the kind, or it has no such split.
+    """
     path = Path(source)
-    if path.is_dir() and (path / "state.json").is_file():
-        return cast(Iterable[Any], load_from_disk(source))
+    if path.is_dir() and any((path / name).is_file() for name in SAVED_BY_DATASETS):
+        return _saved_dataset(source, split)
     if not path.exists():
-        return _load(source)
+        return _load(source, source, split)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*.*"))
     endings = {file.suffix for file in files} & LOADERS.keys()
     if len(endings) != 1:
@@ -85,26 +96,67 @@ def _open(source: str) -> Iterable[Any]:
             f"{sorted(endings) or 'none of them'}."
         )
     ending = endings.pop()
-    named = [str(file) for file in files if file.suffix == ending]
-    options = {"sample_by": "document"} if ending == ".txt" else {}
-    return _load(LOADERS[ending], data_files=named, **options)
+    options: dict[str, Any] = {"sample_by": "document"} if ending == ".txt" else {}
+    if split is None or path.is_file():
+        options["data_files"] = [str(file) for file in files if file.suffix == ending]
+    else:
+        # datasets reads the splits off the files' names.
+        options["data_dir"] = source
+    return _load(source, LOADERS[ending], split, **options)
 
 
-def _load(source: str, **options: Any) -> Iterable[Any]:
+def _saved_dataset(source: str, split: str | None) -> Iterable[dict[str, Any]]:
+    """What save_to_disk wrote: one dataset, or one of each split."""
+    found: Any = load_from_disk(source)
+    if not isinstance(found, DatasetDict):
+        if split not in (None, str(found.split)):
+            raise ValueError(
+                f"split={split!r}: {source!r} is one dataset without splits. Leave split out."
+            )
+        return found
+    only = next(iter(found)) if len(found) == 1 else DEFAULT_SPLIT
+    chosen = split or only
+    if chosen not in found:
+        raise ValueError(
+            f"split={chosen!r}: {source!r} has the splits {sorted(map(str, found))}. Name one with "
+            "--split."
+        )
+    return cast(Any, found[chosen])
+
+
+def _load(source: str, loader: str, split: str | None, **options: Any) -> Iterable[dict[str, Any]]:
+    chosen = split or DEFAULT_SPLIT
     try:
-        return load_dataset(source, split="train", streaming=True, **options)
+        return cast(Any, load_dataset(loader, split=chosen, streaming=True, **options))
     except (OSError, ValueError) as error:
-        raise ValueError(f"dataset={source!r}: cannot be read: {error}") from error
+        named = f", split={chosen!r}" if "split" in str(error) else ""
+        hint = " Name one with --split." if named else ""
+        raise ValueError(f"dataset={source!r}{named}: cannot be read: {error}{hint}") from error
 
 
-def _text_column(source: str, entry: dict[str, Any]) -> str:
+def text_column(source: TextSource, entry: Mapping[str, Any]) -> str:
+    """The column of the texts.
+
+    Args:
+        source: which may name it.
+        entry: the first of the dataset.
+
+    Raises:
+        ValueError: there is no such column, or which one holds texts is not clear.
+    """
     texts = [name for name, value in entry.items() if isinstance(value, str)]
-    if TEXT_COLUMN in texts:
-        return TEXT_COLUMN
+    wanted = source.text_column or TEXT_COLUMN
+    if wanted in texts:
+        return wanted
+    if source.text_column is not None:
+        raise ValueError(
+            f"text_column={wanted!r}: dataset {source.dataset!r} has no such column of texts. It "
+            f"has {texts or 'none'} of its columns {sorted(entry)}."
+        )
     if len(texts) != 1:
         raise ValueError(
-            f"dataset={source!r}: has no column {TEXT_COLUMN!r}, and which one holds the texts is "
-            f"not clear: {sorted(entry)}."
+            f"dataset={source.dataset!r}: has no column {TEXT_COLUMN!r}, and which one holds the "
+            f"texts is not clear: {sorted(entry)}. Name it with --text_column."
         )
     return texts[0]
 

@@ -9,7 +9,9 @@ from transformers import PreTrainedModel
 
 from sae_binary_ext.checkpoints.hook_names import place_in_sparsify
 from sae_binary_ext.checkpoints.portable import Place
+from sae_binary_ext.evaluation.applied import codes_of
 from sae_binary_ext.evaluation.candidates import Candidate, check_alike
+from sae_binary_ext.evaluation.models import settings_of_model
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,20 @@ def hookpoint_encoders(
 
     Raises:
         CheckpointError: no module is known to give what a coder reads.
-        ValueError: there are no coders, autoencoders beside transcoders, two at one module, or the
-            model lacks the module.
+        ValueError: there are no coders, autoencoders beside transcoders, two at one module, one of
+            a model that was processed when loaded, or the model lacks the module.
     """
     candidates = list(candidates)
     check_alike(candidates)
     transcode = candidates[0].is_transcoder
     encoders: dict[str, Callable[[Tensor], Tensor]] = {}
     for candidate in candidates:
+        if settings := settings_of_model(candidate):
+            told = ", ".join(f"{key}={value}" for key, value in settings.items())
+            raise ValueError(
+                f"{candidate.name}: its files say to load the model with {told}, and delphi reads "
+                "the model as Hugging Face has it. Use sae-binary interpret, which follows them."
+            )
         module = _module_of(candidate, model)
         if module in encoders:
             raise ValueError(
@@ -86,8 +94,8 @@ def _encoder(candidate: Candidate) -> Callable[[Tensor], Tensor]:
                 f"{candidate.name}: takes {coder.cfg.d_in} dimensions, and the module gives "
                 f"{activations.shape[-1]}. It was trained on another model or hook."
             )
-        rows = activations.flatten(0, -2).to(coder.device, torch.float32)
-        codes = coder.encode(rows).to(activations.device, torch.float32)
+        everywhere = torch.ones(activations.shape[:-1], dtype=torch.bool, device=activations.device)
+        codes = codes_of(coder, activations, everywhere).to(activations.device, torch.float32)
         return codes.unflatten(0, activations.shape[:-1])
 
     return encode

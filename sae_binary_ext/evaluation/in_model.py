@@ -9,6 +9,8 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sae_binary_ext.evaluation.applied import heads_side_by_side
+from sae_binary_ext.saelens.hook_views import HookView
 from sae_binary_ext.saelens.splice import HookedModel, Splice, SplicedLosses, resolve_hook
 
 ROWS_PER_FORWARD = 8
@@ -50,7 +52,8 @@ class SplicedModel:
         def loss(rows: Tensor, where: Tensor) -> Tensor:
             return self._splice.replaced(rows, where, lambda x, _: coder(x))
 
-        spliced = self._mean_loss(loss, "Splicing")
+        with heads_side_by_side(coder):
+            spliced = self._mean_loss(loss, "Splicing")
         return SplicedLosses(self.clean, self.ablated, spliced)
 
     def _mean_loss(self, loss: Callable[[Tensor, Tensor], Tensor], description: str) -> float:
@@ -107,20 +110,23 @@ def read_hooks(model: HookedModel, hook_names: Iterable[str], tokens: Tensor) ->
         tokens: int64 [rows, context].
 
     Returns:
-        Of each hook [rows, context, width].
+        Of each hook [rows, context, width], the heads of a hook that has some side by side.
 
     Raises:
         ValueError: the model does not pass through one of them.
     """
-    names = set(hook_names)
+    views = {name: HookView.of(name) for name in hook_names}
     found: dict[str, Tensor] = {}
     points = cast(Mapping[str, nn.Module], model.hook_dict)
 
-    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        return lambda _, __, output: found.update({name: output})
+    def keep(name: str, view: HookView) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda _, __, output: found.update({name: view.read(model, output)})
 
-    handles = [points[name].register_forward_hook(keep(name)) for name in names]
-    layers = [extract_stop_at_layer_from_tlens_hook_name(name) for name in names]
+    handles = [
+        points[view.hook_name].register_forward_hook(keep(name, view))
+        for name, view in views.items()
+    ]
+    layers = [extract_stop_at_layer_from_tlens_hook_name(view.hook_name) for view in views.values()]
     known = [layer for layer in layers if layer is not None]
     stop = {"stop_at_layer": max(known)} if len(known) == len(layers) else {}
     try:
@@ -128,6 +134,6 @@ def read_hooks(model: HookedModel, hook_names: Iterable[str], tokens: Tensor) ->
     finally:
         for handle in handles:
             handle.remove()
-    if missing := names - found.keys():
+    if missing := views.keys() - found.keys():
         raise ValueError(f"{sorted(missing)}: the model does not pass through these hooks.")
     return found

@@ -1,5 +1,6 @@
 """Latents as a reader meets them: in their text, and by the tokens that they promote."""
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,8 @@ from sae_binary_ext.evaluation.documents import token_texts
 from sae_binary_ext.saelens.splice import HookedModel
 
 PROMOTED = 8
+# Hooks with no vectors of the residual stream, though some are as wide.
+INSIDE_A_BLOCK = re.compile(r"attn\.hook_[qkvz]|mlp\.hook_(pre|post)|hook_(normalized|scale)")
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class LatentView:
         rate: its firing rate.
         contexts: (text, whether it is active) of each token, in reading order.
         promoted: tokens whose logits its decoder row raises most, the strongest first; none where
-            the row is not of the residual stream's width.
+            the row is no vector of the residual stream.
         matches: (name of another coder, its latent, correlation) of the latents that fire most
             like it; none where it never or always fires.
     """
@@ -46,7 +49,9 @@ def latent_views(
     """
     text = token_texts(tokenizer)
     coder, samples, rates = compared.candidate.coder, compared.samples, compared.figures.rates
-    promoted = promoted_tokens(coder.W_dec[samples.latents.to(coder.device)], model)
+    rows = coder.W_dec[samples.latents.to(coder.device)]
+    inside = INSIDE_A_BLOCK.search(compared.candidate.site.hook_name_out)
+    promoted = [[] for _ in rows] if inside else promoted_tokens(rows, model)
     views = [
         LatentView(
             latent,

@@ -9,6 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_binary_ext.coding.entropy import FiringRates
+from sae_binary_ext.evaluation.applied import apply_to_tokens
 
 TOKENS_PER_BATCH = 4096
 DENSE_RATES = (0.1, 0.5)
@@ -52,17 +53,22 @@ def measure(coder: SAE[Any], activations: Tensor, targets: Tensor | None = None)
         coder: any SAELens coder, binary or stock.
         activations: [tokens, d_in]; processed in batches, in float32.
         targets: [tokens, d_out], what a transcoder is to predict; the activations where None.
+
+    Raises:
+        ValueError: the coder reads whole sequences (temporal coders).
     """
     targets = activations if targets is None else targets
     rates = FiringRates(coder.cfg.d_sae)
     mean = targets.double().mean(0)
     squared_error = variance = 0.0
-    batches = zip(activations.split(TOKENS_PER_BATCH), targets.split(TOKENS_PER_BATCH), strict=True)
-    for x, target in tqdm(list(batches), "Measuring", leave=False):
-        codes = coder.encode(x.float())
-        squared_error += (coder.decode(codes) - target.float()).double().square().sum().item()
+    parts = apply_to_tokens(coder, activations, TOKENS_PER_BATCH * coder.cfg.d_sae)
+    batches = zip(parts, targets.split(TOKENS_PER_BATCH), strict=True)
+    number = -(-len(targets) // TOKENS_PER_BATCH)
+    for part, target in tqdm(batches, "Measuring", number, leave=False):
+        error = part.output - target.to(part.output.device).float()
+        squared_error += error.double().square().sum().item()
         variance += (target - mean).square().sum().item()
-        rates.update(codes)
+        rates.update(part.codes)
     low, high = ((rates.rates > rate).sum().item() for rate in DENSE_RATES)
     return CoderMetrics(
         fvu=squared_error / variance,

@@ -36,6 +36,7 @@ class CompareConfig(TextConfig):
     """Folder of a run of sae-binary interpret on these coders: the report shows its scores, too."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.amount()
 
     def amount(self) -> Amount:
@@ -76,18 +77,20 @@ def run_compare(
         interpretability = read_interpretability(config.interpretation, names)
     config.output.mkdir(parents=True, exist_ok=True)
     name, model, tokenizer = open_model(candidates, config.model, config.output, config.device)
+    source = config.text_source()
     comparison = Comparison(
         candidates,
         model,
         tokenizer,
-        lambda: read_documents(config.dataset),
+        lambda: read_documents(source),
         config.amount(),
         config.output / "progress.safetensors",
-        (name, config.dataset or HELD_OUT_ARTICLES),
+        (name, *source.names(HELD_OUT_ARTICLES)),
     )
     compared = comparison.run()
     run = {key: str(value) for key, value in asdict(config).items()}
     run |= {"model": name, "dataset": config.dataset or HELD_OUT_ARTICLES}
+    run |= {"context_size": str(comparison.context_size)}
     write_comparison(compared, run, config.output)
     views = [latent_views(each, model, tokenizer) for each in compared]
     page = config.output / "report.html"

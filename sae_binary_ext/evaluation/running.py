@@ -1,6 +1,6 @@
 """A coder's figures from a stream of activations, in memory that does not grow with the tokens."""
 
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,12 @@ from sae_lens import SAE
 from torch import Tensor, nn
 
 from sae_binary_ext.coding.entropy import bernoulli_entropy
+from sae_binary_ext.evaluation.applied import (
+    Applied,
+    apply_to_rows,
+    apply_to_tokens,
+    reads_sequences,
+)
 from sae_binary_ext.evaluation.bootstrap import Estimate, WeightedSums, estimate_of
 from sae_binary_ext.evaluation.documents import TextBatch
 from sae_binary_ext.evaluation.neighbours import nearest_rows
@@ -33,6 +39,7 @@ class TokenBatch:
         text: the rows.
         where: bool [rows, context], the positions that the activations are of, row by row.
         weights: float64 [rows, 1 + REPLICATES], from document_weights.
+        rows: [rows, context, d_in], inputs of whole rows, for coders that read sequences.
     """
 
     inputs: Tensor
@@ -40,6 +47,7 @@ class TokenBatch:
     text: TextBatch
     where: Tensor
     weights: Tensor
+    rows: Tensor | None = None
 
     @property
     def row_of_token(self) -> Tensor:
@@ -181,21 +189,16 @@ class RunningFigures(nn.Module):
             bool [tokens, latents], which latents are active, on the CPU.
         """
         coder, rows = self._coder[0], len(batch.weights)
-        size = max(CODES_AT_ONCE // coder.cfg.d_sae, 1)
         fired: list[Tensor] = []
         values: list[Tensor] = []
-        for part in torch.arange(len(batch.inputs)).split(size):
-            inputs, targets = (
-                each[part].to(coder.device, torch.float32) for each in (batch.inputs, batch.targets)
-            )
-            started = _now(coder.device)
-            codes = coder.encode(inputs)
-            self.seconds += _now(coder.device) - started
+        for part in _applied_to(coder, batch):
+            codes, targets = part.codes, batch.targets[part.tokens]
+            self.seconds += part.seconds
             # In float32: sums of bools would go by way of int64, and these are exact.
             active = (codes != 0).float()
             self.stores_values |= (codes != active).any().cpu()
-            figures = _figures_of(active, coder.decode(codes).float(), targets)
-            row_of_token = batch.row_of_token[part]
+            figures = _figures_of(active, part.output.float(), targets.to(codes.device).float())
+            row_of_token = batch.row_of_token[part.tokens]
             by_row = sums_by_row(figures, row_of_token, rows)
             self.sums.add(by_row, batch.weights)
             self.documents.add(by_row[:, [ERROR]], batch.text.documents)
@@ -256,7 +259,7 @@ def _figures_of(active: Tensor, output: Tensor, targets: Tensor) -> Tensor:
     return torch.stack([torch.ones_like(error), error, cosine, number, number**2], dim=1)
 
 
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+def _applied_to(coder: Any, batch: TokenBatch) -> Iterator[Applied]:
+    if reads_sequences(coder) and batch.rows is not None:
+        return apply_to_rows(coder, batch.rows, batch.where, CODES_AT_ONCE)
+    return apply_to_tokens(coder, batch.inputs, CODES_AT_ONCE)

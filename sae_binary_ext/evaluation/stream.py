@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from tqdm import tqdm
@@ -27,6 +28,14 @@ class Rows(Protocol):
 
     @property
     def first_position(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class RowCut:
+    """Rows by their two numbers alone."""
+
+    context_size: int
+    first_position: int
 
 
 class TextStream:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_binary_ext.coding.checks import check_at_least
+from sae_binary_ext.evaluation.text_source import TextSource
 
 
 @dataclass
@@ -28,10 +29,19 @@ class TextConfig:
     """Positions before it are left out: at position 0 most models have an attention sink."""
     device: str = "cpu"
     """Where model and coders are."""
+    split: str | None = None
+    """Split of the dataset; train, or the only one that a folder of save_to_disk has."""
+    text_column: str | None = None
+    """Column of the texts; text, or the only column of strings."""
 
     def __post_init__(self) -> None:
         check_at_least(1, tokens=self.tokens)
         check_first_position(self.first_position, self.context_size)
+        self.text_source()
+
+    def text_source(self) -> TextSource:
+        """Which texts are read."""
+        return TextSource(self.dataset, self.split, self.text_column)
 
 
 def check_first_position(first_position: int, context_size: int) -> None:

@@ -1,34 +1,170 @@
-"""Models that coders are attached to."""
+"""Models that coders are attached to, loaded as the coders' files say."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from sae_lens import SAETransformerBridge
+from sae_lens import HookedSAETransformer, SAETransformerBridge
 from sae_lens.load_model import load_model
+from sae_lens.util import DTYPE_MAP, dtype_to_str, str_to_dtype
+from transformer_lens.loading_from_pretrained import make_model_alias_map
+from transformer_lens.supported_models import OFFICIAL_MODEL_NAMES
 
 from sae_binary_ext.saelens.splice import HookedModel
 
+HOOKED_TRANSFORMER = "HookedTransformer"
 BRIDGES = ("TransformerBridge", "SAETransformerBridge")
+# Organisations that the Hub moved models to which TransformerLens knows without one.
+MOVED_TO = ("openai-community/", "distilbert/")
+# What TransformerLens does to weights where it is asked to, and its defaults: neither
+# from_pretrained_no_processing nor a bridge does any of it unasked.
+PROCESSING = {
+    "fold_ln": False,
+    "center_writing_weights": False,
+    "center_unembed": False,
+    "fold_value_biases": False,
+    "refactor_factored_attn_matrices": False,
+}
+# Other settings that decide activations, with their defaults.
+DEFAULTS: dict[str, Any] = {
+    "dtype": "float32",
+    "revision": None,
+    "checkpoint_index": None,
+    "checkpoint_value": None,
+    "checkpoint_label": None,
+    "first_n_layers": None,
+    "n_ctx": None,
+    "hf_config_overrides": None,
+}
+NOT_OF_BRIDGES = {"checkpoint_label", "first_n_layers"}
+# Settings that decide none. A coder's file has no say in whether a model's own code is run.
+OF_NO_EFFECT = (
+    "attn_implementation",
+    "cache_dir",
+    "default_padding_side",
+    "default_prepend_bos",
+    "device",
+    "device_map",
+    "local_files_only",
+    "low_cpu_mem_usage",
+    "max_memory",
+    "move_to_device",
+    "n_devices",
+    "token",
+    "trust_remote_code",
+    "use_safetensors",
+)
 
 
-def load_hooked_model(class_name: str | None, name: str, device: str) -> HookedModel:
+def official_name(name: str) -> str:
+    """One name for a model that has several: gpt2 for gpt2-small and openai-community/gpt2.
+
+    Args:
+        name: Hub id, TransformerLens' alias, or a folder, whose full path is its name.
+    """
+    known = make_model_alias_map()
+    for prefix in ("", *MOVED_TO):
+        if name.startswith(prefix) and (found := known.get(name.removeprefix(prefix).lower())):
+            return found
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def decisive_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The part of model_from_pretrained_kwargs that decides activations, defaults left out.
+
+    Equal for settings that load the same model.
+
+    Args:
+        settings: as a coder's metadata has them.
+
+    Raises:
+        ValueError: a setting is not known, and might change activations.
+    """
+    found = dict(settings or {})
+    if "torch_dtype" in found:
+        found["dtype"] = found.pop("torch_dtype")
+    if found.get("dtype") in DTYPE_MAP:
+        found["dtype"] = dtype_to_str(DTYPE_MAP[found["dtype"]])
+    defaults = PROCESSING | DEFAULTS
+    unknown = sorted(found.keys() - defaults.keys() - set(OF_NO_EFFECT))
+    if unknown:
+        raise ValueError(
+            f"model_from_pretrained_kwargs={settings}: {unknown} may change activations, and is "
+            f"not followed here. Known are {sorted(defaults)}. If it changes nothing, delete it "
+            "from the coder's cfg.json."
+        )
+    return {
+        key: value
+        for key, value in sorted(found.items())
+        if key in defaults and value != defaults[key]
+    }
+
+
+def load_hooked_model(
+    class_name: str | None, name: str, device: str, settings: Mapping[str, Any] | None = None
+) -> HookedModel:
     """The model of a coder.
 
     Args:
         class_name: as a coder's metadata names it; None for a TransformerBridge.
         name: Hub id or folder.
         device: where to put it.
+        settings: model_from_pretrained_kwargs of the coder's metadata.
 
     Raises:
-        ValueError: a folder for HookedTransformer, which loads models by name alone.
+        ValueError: a setting that is not known, or that the class does not have; or a folder for
+            HookedTransformer, which loads models by name alone.
     """
+    decisive = decisive_settings(settings)
+    # Aliases are TransformerLens' alone.
+    name = make_model_alias_map().get(name.lower(), name)
     if class_name is None or class_name in BRIDGES:
-        return SAETransformerBridge.boot_transformers(name, device=device)
-    if class_name == "HookedTransformer" and Path(name).is_dir():
-        raise ValueError(
-            f"model_class_name='HookedTransformer' of the coders: it loads models by name, and "
-            f"{name!r} is a folder. Give the model's name on the Hub. Or set "
-            "metadata.model_class_name in each coder's cfg.json to 'TransformerBridge', which has "
-            "the same hook names, or to 'AutoModelForCausalLM', whose hooks are modules "
-            "(model.layers.9): both load folders."
+        return _load_bridge(name, device, decisive)
+    if class_name == HOOKED_TRANSFORMER:
+        if Path(name).is_dir():
+            raise ValueError(
+                f"model_class_name={HOOKED_TRANSFORMER!r} of the coders: it loads models by name, "
+                f"and {name!r} is a folder. Give the model's name on the Hub. Or set "
+                "metadata.model_class_name in each coder's cfg.json to 'TransformerBridge', which "
+                "has the same hook names, or to 'AutoModelForCausalLM', whose hooks are modules "
+                "(model.layers.9): both load folders."
+            )
+        # SAELens' subclass has the hook mlp.hook_in, which transcoders read, besides.
+        return HookedSAETransformer.from_pretrained_no_processing(
+            official_name(name), device=device, **decisive
         )
-    return load_model(class_name, name, device=device)
+    if processing := sorted(decisive.keys() & PROCESSING.keys()):
+        raise ValueError(
+            f"model_from_pretrained_kwargs: {class_name} has no {processing}. Models of "
+            f"{HOOKED_TRANSFORMER} and {BRIDGES[0]} have."
+        )
+    return load_model(class_name, name, device=device, model_from_pretrained_kwargs=decisive)
+
+
+def known_to_hooked_transformer(name: str) -> bool:
+    """Whether HookedTransformer has a model of this name; it takes no folder."""
+    return official_name(name) in OFFICIAL_MODEL_NAMES
+
+
+def positions_of(model: HookedModel) -> int | None:
+    """How many tokens a row of the model has at most; None where it does not say."""
+    config: Any = getattr(model, "cfg", None)
+    if config is not None:
+        return getattr(config, "n_ctx", None)
+    config = getattr(getattr(model, "model", None), "config", None)
+    return getattr(config, "max_position_embeddings", None)
+
+
+def _load_bridge(name: str, device: str, decisive: dict[str, Any]) -> HookedModel:
+    processing = {key: decisive.pop(key, value) for key, value in PROCESSING.items()}
+    if unknown := sorted(decisive.keys() & NOT_OF_BRIDGES):
+        raise ValueError(
+            f"model_from_pretrained_kwargs: a TransformerBridge has no {unknown}. Give a model "
+            f"that {HOOKED_TRANSFORMER} knows by name."
+        )
+    if "dtype" in decisive:
+        decisive["dtype"] = str_to_dtype(decisive["dtype"])
+    model: Any = SAETransformerBridge.boot_transformers(name, device=device, **decisive)
+    if any(processing.values()):
+        model.enable_compatibility_mode(disable_warnings=True, **processing)
+    return model

@@ -7,7 +7,7 @@ are one.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -22,6 +22,7 @@ from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
+from sae_binary_ext.saelens.hook_views import HookView
 from sae_binary_ext.saelens.pairs import PAIRS, PairScaler
 
 # What SAELens trains on and attaches coders to.
@@ -37,11 +38,14 @@ def resolve_hook(model: HookedModel, field_name: str, hook_name: str) -> str:
     Args:
         model: any model that SAELens trains on.
         field_name: names the field in the error.
-        hook_name: a hook or an alias of one.
+        hook_name: a hook or an alias of one, or a head of it as HookView names it.
 
     Raises:
         ValueError: the model has no such hook.
     """
+    view = HookView.of(hook_name)
+    if view.head is not None:
+        return str(replace(view, hook_name=resolve_hook(model, field_name, view.hook_name)))
     hooks = cast(Mapping[str, Any], model.hook_dict)
     if hook_name in hooks:
         return hook_name
@@ -82,8 +86,8 @@ class Splice:
 
     Attributes:
         model: any model that SAELens trains on, hooked.
-        hook_name: the activation that is read.
-        hook_name_out: the activation that is replaced.
+        hook_name: the activation that is read, or a head of it as HookView names it.
+        hook_name_out: the activation that is replaced, likewise.
         model_kwargs: passed on with every forward pass.
     """
 
@@ -152,19 +156,21 @@ class Splice:
     ) -> tuple[Tensor, Tensor]:
         source: list[Tensor] = []
         passed: list[bool] = []
+        views = HookView.of(self.hook_name), HookView.of(self.hook_name_out)
 
         def keep(_: nn.Module, __: Any, output: Tensor) -> None:
-            source.append(output)
+            source.append(views[0].read(self.model, output))
 
-        def replace(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        def put_in(_: nn.Module, __: Any, output: Tensor) -> Tensor:
             passed.append(True)
-            return put(source.pop(), output)
+            new = put(source.pop(), views[1].read(self.model, output))
+            return views[1].write(self.model, output, new)
 
         # On the points themselves: a SAETransformerBridge's run_with_hooks passes over points that
         # a coder was attached to and taken from again.
         points = cast(Mapping[str, nn.Module], self.model.hook_dict)
-        handles = [points[self.hook_name].register_forward_hook(keep)]
-        handles.append(points[self.hook_name_out].register_forward_hook(replace))
+        handles = [points[views[0].hook_name].register_forward_hook(keep)]
+        handles.append(points[views[1].hook_name].register_forward_hook(put_in))
         try:
             output = self.model(
                 tokens, return_type="both", loss_per_token=True, **self.model_kwargs

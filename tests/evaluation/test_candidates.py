@@ -113,7 +113,7 @@ def trained_on(*models: str | None) -> list[Candidate]:
     ]
 
 
-def test_the_model_is_that_of_all_coders(tmp_path: Path):
+def test_the_model_is_that_of_all_coders(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     assert common_model(trained_on("a/one", None, "a/one"), None) == "a/one"
     assert common_model(trained_on("a/one", None), "a/one") == "a/one"
     # What a folder holds is not known by its name.
@@ -122,5 +122,36 @@ def test_the_model_is_that_of_all_coders(tmp_path: Path):
         common_model(trained_on("a/one", "a/two"), None)
     with pytest.raises(ValueError, match=r"name none.*--model"):
         common_model(trained_on(None), None)
-    with pytest.raises(ValueError, match="coder 1: was trained on a/two, and not on --model a/one"):
-        common_model(trained_on("a/one", "a/two"), "a/one")
+    assert not caplog.records
+    # Names do not tell a mirror from another model: the user has the last word.
+    assert common_model(trained_on("a/one", "a/two"), "a/one") == "a/one"
+    assert caplog.messages == ["coder 1 was trained on a/two, and is read in a/one."]
+
+
+@pytest.mark.parametrize(
+    ("names", "official"),
+    [
+        (("gpt2-small", "openai-community/gpt2"), "gpt2"),
+        (("gpt2", "openai-community/gpt2"), "gpt2"),
+        (("gpt2-xl", "openai-community/gpt2-xl"), "gpt2-xl"),
+        (("distilgpt2", "distilbert/distilgpt2"), "distilgpt2"),
+        (("gemma-2-2b", "google/gemma-2-2b"), "google/gemma-2-2b"),
+        (("pythia-70m-deduped", "EleutherAI/pythia-70m-deduped"), "EleutherAI/pythia-70m-deduped"),
+    ],
+)
+def test_two_names_of_one_model_are_one(
+    names: tuple[str, str], official: str, caplog: pytest.LogCaptureFixture
+):
+    assert common_model(trained_on(*names), None) == official
+    for name in names:
+        assert common_model(trained_on(*names), name) == name
+        # One name alone stays as it is.
+        assert common_model(trained_on(name, None), None) == name
+    assert not caplog.records
+
+
+def test_names_that_are_near_are_not_one():
+    with pytest.raises(ValueError, match=r"coder 0: gpt2-small, coder 1: gpt2-medium"):
+        common_model(trained_on("gpt2-small", "gpt2-medium"), None)
+    with pytest.raises(ValueError, match=r"gemma-2-2b-it"):
+        common_model(trained_on("gemma-2-2b", "google/gemma-2-2b-it"), None)

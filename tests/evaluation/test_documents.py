@@ -2,12 +2,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from sae_binary_ext.demo.text import read_wikipedia_sample
 from sae_binary_ext.evaluation.documents import cut_rows, read_all_documents, read_documents
+from sae_binary_ext.evaluation.text_source import TextSource
 
 TEXTS = ["w1 w2 w3 w4 w5", "w6", "", "w7 w8 w9 w1 w2 w3"]
 
@@ -86,3 +87,53 @@ def test_text_that_cannot_be_read_is_named(tmp_path: Path):
         next(read_documents(str(tmp_path / "b.parquet")))
     with pytest.raises(ValueError, match="dataset='/nowhere/at/all'"):
         next(read_documents("/nowhere/at/all"))
+
+
+SPLITS = {"train": ["w1", "w2"], "test": ["w3"]}
+
+
+def save_splits(folder: Path, **splits: list[str]) -> str:
+    """A folder as DatasetDict.save_to_disk writes it, with two columns of strings."""
+    columns = {name: {"body": texts, "title": texts[::-1]} for name, texts in splits.items()}
+    datasets = {name: Dataset.from_dict(entries) for name, entries in columns.items()}
+    DatasetDict(datasets).save_to_disk(folder)
+    return str(folder)
+
+
+def test_a_split_and_a_column_are_chosen_by_name(tmp_path: Path):
+    folder = save_splits(tmp_path / "both", **SPLITS)
+    for split, expected in ((None, SPLITS["train"]), *SPLITS.items()):
+        for column in ("body", "title"):
+            found = list(read_documents(TextSource(folder, split, column)))
+            assert found == (expected if column == "body" else expected[::-1])
+            assert list(read_all_documents(TextSource(folder, split, column))) == found
+    # The only split needs no name.
+    alone = save_splits(tmp_path / "alone", validation=["w4"])
+    assert list(read_documents(TextSource(alone, text_column="body"))) == ["w4"]
+
+
+def test_splits_of_a_folder_of_files_are_read_off_their_names(tmp_path: Path):
+    for name, texts in SPLITS.items():
+        Dataset.from_dict({"text": texts}).to_parquet(tmp_path / f"{name}.parquet")
+    for name, texts in SPLITS.items():
+        assert list(read_documents(TextSource(str(tmp_path), name))) == texts
+
+
+def test_splits_and_columns_that_are_not_there_are_named(tmp_path: Path):
+    folder = save_splits(tmp_path / "both", dev=["w1"], test=["w3"])
+    for split, column, message in (
+        (None, "body", r"split='train'.*has the splits \['dev', 'test'\].*--split"),
+        ("nowhere", "body", r"split='nowhere'.*\['dev', 'test'\]"),
+        ("dev", None, r"which one holds the texts.*\['body', 'title'\].*--text_column"),
+        ("dev", "text", r"text_column='text'.*\['body', 'title'\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            next(read_documents(TextSource(folder, split, column)))
+    Dataset.from_dict({"text": ["w1"]}).save_to_disk(tmp_path / "one")
+    with pytest.raises(ValueError, match=r"split='dev'.*one dataset without splits"):
+        next(read_documents(TextSource(str(tmp_path / "one"), "dev")))
+    Dataset.from_dict({"text": ["w1"]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"split='dev': cannot be read: .*train.*--split"):
+        next(read_documents(TextSource(str(tmp_path / "a.parquet"), "dev")))
+    with pytest.raises(ValueError, match=r"split='dev'.*embedded articles.*Name a dataset"):
+        TextSource(None, "dev")

@@ -6,7 +6,7 @@ from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sae_binary_ext.demo.model import export_smollm2
-from tests.small_models import VOCABULARY, save_tokenizer
+from tests.small_models import VOCABULARY, save_gpt2, save_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,14 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     ).save_pretrained(folder)
     save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random GPT-2 in a folder that, from the one around it, has its name on the Hub."""
+    folder = tmp_path_factory.mktemp("hub") / "gpt2"
+    save_gpt2(folder)
     return folder
 
 

@@ -2,10 +2,8 @@
 
 from dataclasses import asdict
 from random import Random
-from typing import Any
 
 import plotly.graph_objects as go
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,11 +20,13 @@ from sae_binary_ext.analysis.comsem.scores import ComsemFigures, ComsemScore, fi
 from sae_binary_ext.analysis.latent_groups import RunningLatents
 from sae_binary_ext.analysis.reading import (
     OpenedModel,
+    ReadBatch,
     open_coders,
     read_text,
     settings_of,
 )
 from sae_binary_ext.analysis.report import Analysis, Column, Table, write_analysis
+from sae_binary_ext.evaluation.candidates import Candidate
 from sae_binary_ext.evaluation.documents import token_texts
 from sae_binary_ext.evaluation.interpretation.judge import Asked, Judge, ask_about
 from sae_binary_ext.evaluation.interpretation.with_delphi import EMBEDDING_MODEL, Embeddings
@@ -104,8 +104,7 @@ def _given_tokens(opened: OpenedModel, config: ComsemConfig) -> dict[str, GivenT
     running = {each.name: RunningLatents(each.coder.cfg.d_sae) for each in opened.candidates}
     for batch in read_text(opened, config, "Means"):
         for candidate in opened.candidates:
-            inputs, _ = batch.activations(opened.hooks[candidate.site])
-            running[candidate.name].add(_codes(candidate.coder, inputs))
+            running[candidate.name].add(_codes(candidate, opened, batch))
     most = config.shown + config.asked
     given = {
         each.name: GivenTokens(each.coder.cfg.d_sae, config.latents, most)
@@ -113,17 +112,16 @@ def _given_tokens(opened: OpenedModel, config: ComsemConfig) -> dict[str, GivenT
     }
     for batch in read_text(opened, config, "Giving tokens"):
         for candidate in opened.candidates:
-            inputs, _ = batch.activations(opened.hooks[candidate.site])
-            codes = _codes(candidate.coder, inputs)
+            codes = _codes(candidate, opened, batch)
             scores = prominence(candidate.coder, codes, running[candidate.name])
             found = give(scores, config.burstiest)
             given[candidate.name].add(batch.text, batch.where, codes, found)
     return given
 
 
-@torch.no_grad()
-def _codes(coder: Any, inputs: Tensor) -> Tensor:
-    return coder.encode(inputs.to(coder.device, torch.float32)).to("cpu", torch.float32)
+def _codes(candidate: Candidate, opened: OpenedModel, batch: ReadBatch) -> Tensor:
+    source, _ = opened.hooks[candidate.site]
+    return batch.codes(candidate.coder, source).cpu().float()
 
 
 def _embedded(embeddings: Embeddings, asking: Asking) -> list[ComsemScore]:

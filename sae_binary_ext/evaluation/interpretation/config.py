@@ -51,6 +51,7 @@ class InterpretConfig(JudgeFields, TextConfig):
     """Windows in one request."""
 
     def __post_init__(self) -> None:
+        self.text_source()
         self.amount()
         self.counts()
         self.check_judge_fields()
@@ -69,6 +70,7 @@ class InterpretConfig(JudgeFields, TextConfig):
     def settings(self) -> "InterpretConfig":
         """What decides a judge's score: neither where it runs nor who else is asked."""
         own = ("model", "dataset", "hook", "tokens", "context_size", "first_position", "window")
+        own += ("split", "text_column")
         more = ("latents", "shown", "asked", "sampling", "negatives", "judge_windows")
         return InterpretConfig(**{name: getattr(self, name) for name in own + more})
 

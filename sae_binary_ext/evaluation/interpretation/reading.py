@@ -1,7 +1,7 @@
 """One pass over the text: what some latents of each coder do in it."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.coding.checks import check_at_least
+from sae_binary_ext.evaluation.applied import codes_of, reads_sequences
 from sae_binary_ext.evaluation.candidates import Candidate, at_common_sites, check_alike
 from sae_binary_ext.evaluation.documents import TextBatch
 from sae_binary_ext.evaluation.in_model import read_hooks
@@ -19,6 +20,7 @@ from sae_binary_ext.evaluation.interpretation.windows import (
     Windows,
     cut_windows,
 )
+from sae_binary_ext.evaluation.models import fitting_context
 from sae_binary_ext.evaluation.progress import SavedProgress, fingerprint
 from sae_binary_ext.evaluation.samples import LatentSamples
 from sae_binary_ext.evaluation.stream import TextStream
@@ -150,6 +152,7 @@ def read_latents(
             no text.
     """
     check_alike(candidates)
+    amount = replace(amount, context_size=fitting_context(model, amount.context_size))
     candidates, hooks = at_common_sites(candidates, model)
     reading = Reading([each.coder.cfg.d_sae for each in candidates], amount)
     progress = SavedProgress(saved, fingerprint(candidates, amount, sources), reading)
@@ -160,14 +163,25 @@ def read_latents(
         found = read_hooks(model, {name for pair in hooks.values() for name in pair}, text.tokens)
         active: list[Tensor] = []
         for candidate, counts in zip(candidates, reading.coders, strict=True):
-            inputs, targets = (found[name][where] for name in hooks[candidate.site])
+            inputs, targets = (found[name] for name in hooks[candidate.site])
             candidate.check_widths(inputs, targets)
-            codes, margins = codes_and_margins(candidate.coder, inputs, counts.places.latents)
+            latents = counts.places.latents
+            codes, margins = _codes_and_margins(candidate.coder, inputs, where, latents)
             active.append(counts.add(text, where, windows, codes, margins))
         reading.pool.add(windows, torch.cat(active, dim=1))
 
     TextStream(documents, tokenizer, amount, progress).go_on("read", "Reading", amount.tokens, read)
     return reading
+
+
+def _codes_and_margins(
+    coder: Any, rows: Tensor, where: Tensor, latents: Tensor
+) -> tuple[Tensor, Tensor]:
+    if not reads_sequences(coder):
+        return codes_and_margins(coder, rows[where], latents)
+    codes = codes_of(coder, rows, where)
+    codes = codes[:, latents.to(codes.device)].to("cpu", torch.float32)
+    return codes, codes
 
 
 @torch.no_grad()

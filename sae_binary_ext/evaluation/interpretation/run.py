@@ -60,12 +60,13 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
         imported("delphi.scorers")
     candidates = load_candidates(coders, config.hook, config.device)
     name, model, tokenizer = open_model(candidates, config.model, config.output, config.device)
-    sources = name, config.dataset or ALL_ARTICLES
+    source = config.text_source()
+    sources = name, *source.names(ALL_ARTICLES)
     reading = read_latents(
         candidates,
         model,
         tokenizer,
-        lambda: read_all_documents(config.dataset),
+        lambda: read_all_documents(source),
         config.amount(),
         config.output / "read.safetensors",
         sources,
