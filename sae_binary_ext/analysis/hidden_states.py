@@ -1,6 +1,7 @@
 """Hidden states of a model: of its layers, of positions of a text, and in prompts."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from tqdm import tqdm
 
 from sae_binary_ext.analysis.in_context import frequent_words, in_context_prompts
 from sae_binary_ext.analysis.reading import OpenedModel, ReadingConfig, read_text
+from sae_binary_ext.evaluation.documents import TextBatch
 from sae_binary_ext.evaluation.in_model import read_hooks
 from sae_binary_ext.saelens.models import positions_of
 
@@ -118,11 +120,7 @@ def states_of_prompts(
         opened.outliers.start()
         with tqdm(total=prompts, desc="Reading", unit="prompts") as progress:
             for text, due in made:
-                if positions is not None and text.tokens.shape[1] > positions:
-                    raise ValueError(
-                        f"prompts='in_context': a prompt has {text.tokens.shape[1]} tokens, and "
-                        f"the model {positions} positions. Give a model with more of them."
-                    )
+                text = _within(text, int(due.max()), positions)
                 found = read_hooks(opened.model, hooks.values(), text.tokens)
                 where = opened.outliers.within(found, text.positions(config.first_position))
                 places = due[:, LAST_EXAMPLES]
@@ -131,6 +129,24 @@ def states_of_prompts(
                 progress.update(len(due))
 
     return _states_at(rows(), list(LAST_EXAMPLES), hooks, most)
+
+
+def _within(text: TextBatch, last: int, positions: int | None) -> TextBatch:
+    """Prompts no longer than the model has positions; the last answer alone may be cut off.
+
+    Raises:
+        ValueError: the last position of interest is beyond them.
+    """
+    if positions is None or text.tokens.shape[1] <= positions:
+        return text
+    if last >= positions:
+        raise ValueError(
+            f"prompts='in_context': a prompt has its last question at position {last}, and the "
+            f"model has {positions} positions. Give a model with more of them."
+        )
+    return replace(
+        text, tokens=text.tokens[:, :positions], lengths=text.lengths.clamp(max=positions)
+    )
 
 
 def _states_at(
