@@ -246,7 +246,8 @@ def _coder_class(shape: Shape) -> Any:
 
     if not shape.binary and shape.rule.selection != "topk":
         raise CheckpointError(
-            f"activation={shape.rule.selection!r}: SAELens has no such architecture."
+            f"activation={shape.rule.selection!r}: SAELens has no such architecture. Load "
+            "the coder with host='sparsify'."
         )
     if shape.skip and not shape.transcoder:
         raise CheckpointError(

@@ -291,7 +291,8 @@ def choose(
     if within := [name for name in names if name.startswith(f"{hookpoint}/")]:
         return within
     only = _without_checkpoints(names)
-    if only == [ROOT] or (len(only) == 1 and _is_unplaced(only[0], listed)):
+    may_be_root = only == [ROOT] and (names == only or is_place(hookpoint))
+    if may_be_root or (len(only) == 1 and _is_unplaced(only[0], listed)):
         # Its files say whether it is that coder; read_coder looks.
         return only
     raise CheckpointError(f"{source}: holds no coder {hookpoint!r} but {names}.")

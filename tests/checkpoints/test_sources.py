@@ -121,6 +121,10 @@ def test_all_of_a_runner_s_output_is_described_and_its_last_coder_taken(tmp_path
     assert torch.equal(load_coder(output).W_dec, SAE.load_from_disk(output).W_dec)
     step = SAE.load_from_disk(output / "checkpoints/abc/1000")
     assert torch.equal(load_coder(output, "checkpoints/abc/1000").W_dec, step.W_dec)
+    with pytest.raises(
+        CheckpointError, match=r"'checkpoints/abc/3000' but \['.', 'checkpoints/abc/"
+    ):
+        load_coder(output, "checkpoints/abc/3000")
     assert convert(output, tmp_path / "out", "sparsify") == [tmp_path / "out"]
     assert len(load_candidates([str(output)])) == 1
 
