@@ -125,9 +125,21 @@ def convert(
         if load_stock is not None:
             write = _at_place(load_stock("cpu"), stated, folder).save_model
         else:
-            write = partial(FORMATS[host].write, _expressible(read_coder(folder, stated), host))
+            coder = _expressible(_to_convert(folder, stated, host), host)
+            write = partial(FORMATS[host].write, coder)
         _plainly(folder, partial(_write_at_once, write, target, host, records))
     return list(targets)
+
+
+def _to_convert(folder: Path, stated: str | None, host: str) -> PortableCoder:
+    """The coder of a folder, at the place stated if its own hook has no name in the format."""
+    if stated is not None and FORMATS[host].named_by_folder:
+        coder = read_coder(folder)
+        try:
+            placed(coder, host)
+        except CheckpointError:
+            return replace(coder, place=replace(coder.place, hookpoint=stated))
+    return read_coder(folder, stated)
 
 
 def _expressible(coder: PortableCoder, host: str) -> PortableCoder:

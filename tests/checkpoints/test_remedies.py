@@ -1,0 +1,159 @@
+"""What errors tell the user to do is done, and works. Others stand in test_published_*.py."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sae_lens import StandardSAE, StandardSAEConfig
+
+from sae_binary_ext.checkpoints import CheckpointError, convert, load_coder, push
+from sae_binary_ext.cli import main
+from sae_binary_ext.saelens.models import load_hooked_model
+from tests.checkpoints.coders import CASES, LATENTS, D
+from tests.small_models import save_tokenizer
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A mistake, what its error says to do, and that done.
+
+    Attributes:
+        prepare: makes the files in a folder and returns the coder's, or the coders'.
+        mistake: raises.
+        says: what the error tells.
+        follow: does that.
+    """
+
+    prepare: Callable[[Path], Path]
+    mistake: Callable[[Path], Any]
+    says: str
+    follow: Callable[[Path], Any]
+
+
+def sparsify_elsewhere(root: Path) -> Path:
+    """A coder of sparsify in a folder that is no hookpoint."""
+    return CASES["sparsify topk_binary"].save(root).rename(root / "mine")
+
+
+def saelens_at(hook: str) -> Callable[[Path], Path]:
+    def prepare(root: Path) -> Path:
+        coder = CASES["saelens topk"].make()
+        coder.cfg.metadata.hook_name = hook
+        coder.save_model(root / "coder")
+        return root / "coder"
+
+    return prepare
+
+
+def several(root: Path) -> Path:
+    for name in ("a", "b"):
+        CASES["saelens topk"].make().save_model(root / "run" / name)
+    return root / "run"
+
+
+def standard(root: Path) -> Path:
+    StandardSAE(StandardSAEConfig(d_in=D, d_sae=LATENTS)).save_model(root / "coder")
+    return root / "coder"
+
+
+def occupied(root: Path) -> Path:
+    folder = CASES["saelens topk"].save(root)
+    (root / "out").mkdir()
+    (root / "out" / "notes.txt").touch()
+    return folder
+
+
+def of_this_machine(root: Path) -> Path:
+    coder = CASES["saelens topk"].make()
+    coder.cfg.metadata.model_name = str(root)
+    coder.save_model(root / "coder")
+    return root / "coder"
+
+
+REMEDIES = {
+    "a folder that is no hookpoint": Remedy(
+        sparsify_elsewhere, load_coder, "hookpoint='layers.9'",
+        lambda source: load_coder(source, hookpoint="layers.9"),
+    ),
+    "the same on the command line": Remedy(
+        sparsify_elsewhere, lambda source: convert(source, source.parent / "out"),
+        "hookpoint='layers.9'",
+        lambda source: main(
+            ["convert", str(source), str(source.parent / "out"), "--hookpoint", "layers.9"]
+        ),
+    ),
+    "a hook that sparsify has no name for": Remedy(
+        saelens_at("blocks.3.attn.hook_q"),
+        lambda source: convert(source, source.parent / "out", "sparsify"),
+        "Give hookpoint=",
+        lambda source: convert(
+            source, source.parent / "out", "sparsify", hookpoint="layers.3.self_attn.q_proj"
+        ),
+    ),
+    "several coders": Remedy(
+        several, load_coder, "choose one of ['a', 'b']", lambda source: load_coder(source, "b")
+    ),
+    "several coders of one hook": Remedy(
+        several, lambda source: convert(source, source.parent / "out"), "hookpoint=...",
+        lambda source: [
+            convert(source, source.parent / name, hookpoint=name) for name in ("a", "b")
+        ],
+    ),
+    "a coder that is not there": Remedy(
+        several, lambda source: load_coder(source, "c"), "['a', 'b']",
+        lambda source: load_coder(source, "a"),
+    ),
+    "an architecture of SAELens alone": Remedy(
+        standard, lambda source: load_coder(source, host="sparsify"), "host='saelens'",
+        lambda source: load_coder(source, host="saelens"),
+    ),
+    "a folder that holds other things": Remedy(
+        occupied, lambda source: convert(source, source.parent / "out"), "Choose a new folder",
+        lambda source: convert(source, source.parent / "new"),
+    ),
+    "a model of this machine": Remedy(
+        of_this_machine, lambda source: push(source, "me/coders", dry_run=True),
+        "model='user/name'",
+        lambda source: push(source, "me/coders", dry_run=True, model="user/name"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REMEDIES)
+def test_the_remedy_works(name: str, tmp_path: Path):
+    remedy = REMEDIES[name]
+    source = remedy.prepare(tmp_path)
+    with pytest.raises(CheckpointError) as refusal:
+        remedy.mistake(source)
+    assert remedy.says in str(refusal.value)
+    remedy.follow(source)
+
+
+def test_a_hookpoint_that_is_told_stands_in_the_new_files(tmp_path: Path):
+    source = saelens_at("blocks.3.attn.hook_q")(tmp_path)
+    convert(source, tmp_path / "out", "sparsify", hookpoint="layers.3.self_attn.q_proj")
+    notes = json.loads((tmp_path / "out" / "cfg.json").read_text())["sae_binary_ext"]
+    assert notes["place"]["hookpoint"] == "layers.3.self_attn.q_proj"
+    # What SAELens can name, it names: the folder chosen is no place.
+    convert(several(tmp_path), tmp_path / "other", "sparsify", hookpoint="a")
+    notes = json.loads((tmp_path / "other" / "cfg.json").read_text())["sae_binary_ext"]
+    assert notes["place"]["hookpoint"] == "layers.3.mlp"
+
+
+def test_a_folder_for_a_hooked_transformer(tmp_path: Path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=60,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    with pytest.raises(ValueError, match="model_class_name='HookedTransformer'") as refusal:
+        load_hooked_model("HookedTransformer", str(tmp_path), "cpu")
+    for class_name in ("TransformerBridge", "AutoModelForCausalLM"):
+        assert f"'{class_name}'" in str(refusal.value)
+        assert load_hooked_model(class_name, str(tmp_path), "cpu").tokenizer is not None
