@@ -25,6 +25,8 @@ from sae_binary_ext.saelens.models import official_name
 from sae_binary_ext.saelens.splice import HookedModel, resolve_hook
 
 logger = logging.getLogger(__name__)
+# Values of seqpos_slice that leave out no more than the beginning-of-text token.
+ALL_POSITIONS = ((None,), (None, None), (0, None), (1, None))
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,25 @@ def load_candidates(
         ValueError: a coder's files name another hook, or none and hook_name is None.
     """
     folders = [folder for source in sources for folder in find_coders(source, None).values()]
-    names = _short_names(folders)
-    return [
+    candidates = [
         candidate_of(load_candidate(folder, hook_name, device), name, folder, hook_name)
-        for name, folder in zip(names, folders, strict=True)
+        for name, folder in zip(_short_names(folders), folders, strict=True)
     ]
+    for candidate in candidates:
+        _warn_of_positions(candidate)
+    return candidates
+
+
+def _warn_of_positions(candidate: Candidate) -> None:
+    """All coders are measured on the same positions, also on those that one was not trained on."""
+    positions = candidate.coder.cfg.metadata.seqpos_slice
+    if positions and tuple(positions) not in ALL_POSITIONS:
+        logger.warning(
+            "%s was trained on the positions %s of a row alone (seqpos_slice), and is measured on "
+            "all from --first_position on.",
+            candidate.name,
+            list(positions),
+        )
 
 
 def check_alike(candidates: list[Candidate]) -> None:

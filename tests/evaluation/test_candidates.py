@@ -155,3 +155,23 @@ def test_names_that_are_near_are_not_one():
         common_model(trained_on("gpt2-small", "gpt2-medium"), None)
     with pytest.raises(ValueError, match=r"gemma-2-2b-it"):
         common_model(trained_on("gemma-2-2b", "google/gemma-2-2b-it"), None)
+
+
+@pytest.mark.parametrize(
+    ("positions", "warned"), [(None, False), ((1, None), False), ((5, -5), True), ((2, None), True)]
+)
+def test_positions_that_a_coder_was_not_trained_on_are_told(
+    positions: Any, warned: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    load_candidates([save("topk", tmp_path / "a", hook_name=HOOK, seqpos_slice=positions)])
+    assert any("a was trained on the positions" in each for each in caplog.messages) == warned
+
+
+def test_a_head_is_a_site_of_its_own(tmp_path: Path):
+    hook = "blocks.3.attn.hook_z"
+    heads = [
+        save("topk", tmp_path / f"head{head}", hook_name=hook, hook_head_index=head)
+        for head in (0, 5)
+    ]
+    found = load_candidates([*heads, save("topk", tmp_path / "all", hook_name=hook)])
+    assert [str(each.site) for each in found] == [f"{hook}[0]", f"{hook}[5]", hook]
