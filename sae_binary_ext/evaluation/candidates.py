@@ -165,11 +165,14 @@ def _hooks_of(candidate: Candidate, model: HookedModel) -> tuple[str, str]:
     """The model's own names of what a coder reads and of what it gives."""
     try:
         return _resolved(candidate.site, model)
-    except ValueError:
-        site = _translated(candidate)
-        if site is None:
+    except ValueError as error:
+        if (site := _translated(candidate)) is None:
             raise
-        return _resolved(site, model)
+        try:
+            return _resolved(site, model)
+        except ValueError:
+            # The name that the user knows is the coder's own.
+            raise error from None
 
 
 def _resolved(site: Site, model: HookedModel) -> tuple[str, str]:
