@@ -294,6 +294,12 @@ class BinarySparseCoder(SparseCoder):
             ValueError: weights were spoilt by values that are not finite.
         """
         self._watch.check_now()
+        bad = [name for name, values in self.named_parameters() if not values.isfinite().all()]
+        if bad:
+            raise ValueError(
+                f"{', '.join(bad)}: NaN or infinite values. Nothing was saved, and the checkpoint "
+                "before stays. Lower the learning rate, or look at the activations."
+            )
         with replacing(Path(path)) as new:
             super().save_to_disk(new)
 

@@ -76,6 +76,19 @@ def test_trains_resumes_and_finetunes(arguments: list[str], tmp_path: Path):
         torch.testing.assert_close(tuned[name], resumed[name], atol=1e-6, rtol=0)
 
 
+def test_finetunes_a_stock_coder_into_a_binary_one(arguments: list[str], tmp_path: Path):
+    sparsify(*arguments, "--run_name", "stock")
+    stock = tmp_path / "checkpoints" / "stock"
+    barely = ("--optimizer", "adam", "--lr", "1e-9", "--run_name", "tuned")
+    sparsify(*arguments, "--activation", "topk_binary", "--finetune", str(stock), *barely)
+    coder = SparseCoder.load_from_disk(tmp_path / "checkpoints" / "tuned" / "layers.0.mlp")
+    assert type(coder) is BinarySparseCoder
+    before = load_file(stock / "layers.0.mlp" / "sae.safetensors")
+    for name, values in (("encoder.weight", coder.encoder.weight), ("W_dec", coder.W_dec)):
+        cosines = torch.cosine_similarity(values, before[name])
+        torch.testing.assert_close(cosines, torch.ones_like(cosines), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("asked", [(), ("--activation", "topk")], ids=["by default", "asked for"])
 def test_a_stock_activation_trains_a_stock_coder(
     asked: tuple[str, ...], arguments: list[str], tmp_path: Path

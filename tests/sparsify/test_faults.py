@@ -1,5 +1,7 @@
 """What goes wrong in training is noticed, and does no harm."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -31,6 +33,16 @@ def test_a_batch_in_parts_is_weighed_by_its_finite_tokens():
     assert part.fvu.item() == pytest.approx(whole.fvu.item() / 2)
     given = coder(x, total_variance=torch.tensor(7.0))
     assert given.fvu.item() == pytest.approx((x - whole.sae_out).square().sum().item() / 7)
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path):
+    coder = coder_of()
+    coder.save_to_disk(tmp_path)
+    before = (tmp_path / "sae.safetensors").read_bytes()
+    coder.encoder.bias.data[3] = float("nan")
+    with pytest.raises(ValueError, match=r"encoder\.bias: NaN or infinite.*learning rate"):
+        coder.save_to_disk(tmp_path)
+    assert (tmp_path / "sae.safetensors").read_bytes() == before
 
 
 def test_a_firing_collapse_is_warned_of(caplog: pytest.LogCaptureFixture):
