@@ -5,6 +5,7 @@ predicts another, so here hook_name is read and hook_name_out replaced; for an a
 are one.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.prefetch import PrefetchingIterator
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformer_lens import HookedRootModule
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
@@ -76,8 +78,12 @@ class SplicedLosses:
 
     @property
     def recovered(self) -> float:
-        """Share of the loss between zero ablation and the clean model that splicing keeps."""
-        return (self.ablated - self.spliced) / (self.ablated - self.clean)
+        """Share of the loss between zero ablation and the clean model that splicing keeps.
+
+        NaN where zeros cost nothing.
+        """
+        cost = self.ablated - self.clean
+        return (self.ablated - self.spliced) / cost if cost else math.nan
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,7 @@ class Splice:
             where: bool [rows, context], the positions replaced.
 
         Returns:
-            [rows, context - 1], in nats.
+            [rows, context - 1], float32 or wider, in nats.
         """
         return self.replaced(tokens, where, lambda _, target: torch.zeros_like(target))
 
@@ -182,7 +188,12 @@ class Splice:
             raise ValueError(
                 f"hook_name_out={self.hook_name_out!r}: the model does not pass through it."
             )
-        return output[0], output[1]
+        logits, losses = output[0], output[1]
+        if torch.finfo(losses.dtype).bits < 32:
+            # bfloat16 tells losses of 8 nats apart by 0.06.
+            scores = logits[:, :-1].float().transpose(1, 2)
+            losses = F.cross_entropy(scores, tokens[:, 1:].to(scores.device), reduction="none")
+        return logits, losses
 
 
 @dataclass
@@ -209,7 +220,16 @@ class TranscoderEvaluator:
         activation_scalers: dict[str, ActivationScaler],
         hook_names: dict[str, str],
     ) -> dict[str, Any]:
-        """Figures of each transcoder, by its name and theirs."""
+        """Figures of each transcoder, by its name and theirs.
+
+        Raises:
+            ValueError: n_eval_batches is below 1.
+        """
+        if self.n_eval_batches < 1:
+            raise ValueError(
+                f"n_eval_batches={self.n_eval_batches!r}: cross-entropies need at least 1 batch. "
+                "To train without them, set eval_every_n_wandb_logs beyond the run's last step."
+            )
         prefetching = isinstance(data_provider, PrefetchingIterator)
         # The prefetching thread reads tokens from the same store.
         with data_provider.paused() if prefetching else nullcontext():
@@ -229,11 +249,11 @@ class TranscoderEvaluator:
         for _ in range(self.n_eval_batches):
             tokens = self.activations_store.get_batch_tokens(self.eval_batch_size_prompts)
             where = self._trained_positions(tokens)
-            totals["clean"] += splice.clean(tokens, where).mean().item()
-            totals["ablated"] += splice.ablated(tokens, where).mean().item()
+            totals["clean"] += _mean(splice.clean(tokens, where))
+            totals["ablated"] += _mean(splice.ablated(tokens, where))
             for name, sae in saes.items():
                 replacement = _scaled_forward(sae, scalers[name])
-                totals[name] += splice.replaced(tokens, where, replacement).mean().item()
+                totals[name] += _mean(splice.replaced(tokens, where, replacement))
         means = {name: total / self.n_eval_batches for name, total in totals.items()}
         figures: dict[str, Any] = {}
         for name in saes:
@@ -255,12 +275,16 @@ class TranscoderEvaluator:
         return where
 
 
+def _mean(losses: Tensor) -> float:
+    return losses.double().mean().item()
+
+
 def _scaled_forward(
     sae: TrainingSAE[Any], scaler: ActivationScaler
 ) -> Callable[[Tensor, Tensor], Tensor]:
     pairs = cast(PairScaler, scaler)  # PairTrainer has no other
 
     def replacement(source: Tensor, target: Tensor) -> Tensor:
-        return pairs.target.unscale(sae(pairs.input.scale(source.to(sae.device))))
+        return pairs.target.unscale(sae(pairs.input.scale(source.to(sae.W_enc))))
 
     return replacement
