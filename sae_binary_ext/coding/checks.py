@@ -39,3 +39,13 @@ def check_layer_norm(normalize_activations: str, d_in: int) -> None:
             f"normalize_activations={normalize_activations!r} with d_in=1: a single number has no "
             "deviation. Choose another, or none."
         )
+
+
+def check_training_dtype(dtype: str) -> None:
+    """Raise ValueError where Adam turns weights into NaN: its epsilon, 1e-8, is 0 in float16."""
+    if dtype.removeprefix("torch.") in ("float16", "half"):
+        raise ValueError(
+            f"dtype={dtype!r}: SAELens' optimizer divides by 0 in float16, in stock coders too. "
+            'Train in "float32" or "bfloat16". The saved coder can be loaded in float16, with '
+            'SAE.load_from_disk(path, dtype="float16").'
+        )

@@ -1,9 +1,11 @@
 """Notices non-finite values in training without making a GPU wait, or leaves them out."""
 
 import logging
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 logger = logging.getLogger(__name__)
 
@@ -16,13 +18,18 @@ class FiniteWatch:
     a few steps late, names the step it belongs to, and no step waits.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, error_of: Callable[[int], ValueError] | None = None) -> None:
+        """
+        Args:
+            error_of: makes the error of a step's number; None takes that of activations.
+        """
+        self._error_of = error_of or non_finite_activations
         # int64 scalar on the GPU: the first bad step, -1 while all is well.
         self._first_bad_step: Tensor | None = None
         self._in_flight: tuple[Tensor, torch.cuda.Event] | None = None
 
     def __deepcopy__(self, memo: object) -> "FiniteWatch":
-        return FiniteWatch()
+        return FiniteWatch(self._error_of)
 
     def check(self, values: Tensor, step: int) -> None:
         """Look at a step's values.
@@ -37,7 +44,7 @@ class FiniteWatch:
         finite = _all_finite(values)
         if not values.is_cuda:
             if not finite:
-                raise _error(step)
+                raise self._error_of(step)
             return
         if self._first_bad_step is None:
             self._first_bad_step = torch.full((), -1, dtype=torch.int64, device=values.device)
@@ -50,7 +57,7 @@ class FiniteWatch:
         if self._first_bad_step is not None:
             step = int(self._first_bad_step.item())
             if step >= 0:
-                raise _error(step)
+                raise self._error_of(step)
 
     def _poll(self, first_bad_step: Tensor) -> None:
         if self._in_flight is not None:
@@ -58,7 +65,7 @@ class FiniteWatch:
             if not done.query():
                 return
             if copy.item() >= 0:
-                raise _error(int(copy.item()))
+                raise self._error_of(int(copy.item()))
         copy = torch.empty((), dtype=torch.int64, pin_memory=True)
         copy.copy_(first_bad_step, non_blocking=True)
         done = torch.cuda.Event()
@@ -94,7 +101,7 @@ class FiniteRows:
             return None
         finite = torch.stack([array.flatten(1).isfinite().all(-1) for array in values]).all(0)
         if not finite.any():
-            raise _error(step)
+            raise non_finite_activations(step)
         self.skipped += int((~finite).sum().item())
         # As often as their number doubles: a model that overflows does so in every batch.
         if self.skipped >= self._next_warning:
@@ -106,6 +113,104 @@ class FiniteRows:
                 self.skipped,
             )
         return finite
+
+
+class FiniteBatches(Iterator[Tensor]):
+    """Batches that an estimate is made from, without the tokens that are not finite.
+
+    Attributes:
+        tokens: how many tokens were passed on so far.
+        skipped: how many were left out.
+    """
+
+    def __init__(
+        self, batches: Iterator[Tensor], estimate: str, *, skip: bool, count: int, needed: int = 1
+    ) -> None:
+        """
+        Args:
+            batches: yields [tokens, ...], all of a token's values in its row.
+            estimate: names the estimate in errors.
+            skip: leave tokens out that are not finite, instead of stopping.
+            count: how many batches the estimate reads.
+            needed: how many tokens it takes at least.
+        """
+        self._batches = batches
+        self._estimate = estimate
+        self._skip = skip
+        self._count = count
+        self._needed = needed
+        self._read = 0
+        self.tokens = 0
+        self.skipped = 0
+
+    @override
+    def __next__(self) -> Tensor:
+        """The next batch, [tokens, ...], float32 or its wider dtype; it may have no tokens.
+
+        Raises:
+            ValueError: it is not finite, and such tokens are not to be skipped; or it is the last,
+                and there were too few tokens.
+        """
+        batch = next(self._batches)
+        # float16 has no room for a norm.
+        batch = batch.to(torch.promote_types(batch.dtype, torch.float32))
+        self._read += 1
+        if not _all_finite(batch):
+            if not self._skip:
+                raise ValueError(
+                    f"The estimate of {self._estimate} read NaN or infinite activations in its "
+                    f"batch {self._read}. Look at the model's dtype (float16 overflows where "
+                    "bfloat16 does not), or leave such tokens out with skip_non_finite=True."
+                )
+            finite = batch.flatten(1).isfinite().all(-1)
+            self.skipped += int((~finite).sum().item())
+            batch = batch[finite]
+        self.tokens += len(batch)
+        if self._read == self._count:
+            self._check_tokens()
+        return batch
+
+    def _check_tokens(self) -> None:
+        if self.tokens < self._needed:
+            raise ValueError(
+                f"The estimate of {self._estimate} had {self.tokens} tokens with finite "
+                f"activations in {self._read} batches, and needs {self._needed}. Give it more "
+                "batches "
+                "(n_batches_for_norm_estimate), or look at the model's dtype."
+            )
+        if self.skipped:
+            logger.warning(
+                "The estimate of %s left out %d tokens with NaN or infinite activations.",
+                self._estimate,
+                self.skipped,
+            )
+
+
+def check_parameters(parameters: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse to save a coder with a value that is no number; waits for a GPU.
+
+    Args:
+        parameters: names and values of any shape. A log_threshold of -inf, a threshold of zero, is
+            accepted.
+
+    Raises:
+        ValueError: a value is NaN or infinite. It names every such parameter.
+    """
+    spoilt = [name for name, values in parameters if not _may_be_saved(name, values.detach())]
+    if spoilt:
+        raise ValueError(
+            f"The coder is not saved: {', '.join(spoilt)} holds NaN or infinite values, so "
+            "training has diverged. Go on from the last checkpoint, with a lower learning rate or "
+            "in float32, and look at the activations."
+        )
+
+
+def _may_be_saved(name: str, values: Tensor) -> bool:
+    if not values.is_floating_point() or values.is_meta:
+        return True
+    if name.rpartition(".")[2] == "log_threshold":
+        values = values.clamp_min(torch.finfo(values.dtype).min)
+    return bool(_all_finite(values))
 
 
 def check_finite(values: Tensor) -> None:
@@ -124,8 +229,19 @@ def _all_finite(values: Tensor) -> Tensor:
     return torch.stack(values.aminmax()).isfinite().all()
 
 
-def _error(step: int) -> ValueError:
+def non_finite_activations(step: int) -> ValueError:
+    """The error of a training step whose activations cannot be trained on."""
     return ValueError(
-        f"Training step {step} received NaN or infinite activations. Look at the model's dtype "
-        "(float16 overflows where bfloat16 does not) and at the batch of that step."
+        f"Training step {step} received NaN or infinite activations, or a token of norm 0 under "
+        "constant_norm_rescale. Look at the model's dtype (float16 overflows where bfloat16 does "
+        "not) and at the batch of that step. To leave such tokens out, set skip_non_finite=True."
+    )
+
+
+def non_finite_loss(step: int) -> ValueError:
+    """The error of a training step whose loss is no number, though its activations are."""
+    return ValueError(
+        f"Training step {step} has a loss that is NaN or infinite. Look at how large the "
+        "activations of its batch are, scale them (normalize_activations), or lower the learning "
+        "rate, and go on from the last checkpoint."
     )

@@ -22,6 +22,8 @@ THRESHOLD_STARTING_RATE = 0.02
 PICKED_STARTING_RATE = 0.05
 # More tokens than this say no more about scale and quantiles, and a step of a host may bring 65536.
 MOST_TOKENS = 4096
+# Standard deviation of tokens beside their root mean square that is more than float32's rounding.
+LEAST_SPREAD = 1e-6
 
 
 def starting_rate(rule: CodeRule, latents: int) -> float:
@@ -34,6 +36,16 @@ def starting_rate(rule: CodeRule, latents: int) -> float:
 def sample_rows(x: Tensor) -> Tensor:
     """At most MOST_TOKENS rows of x [tokens, d], evenly spread."""
     return x[:: -(-len(x) // MOST_TOKENS)]
+
+
+def has_spread(x: Tensor) -> bool:
+    """Whether a scale can be read off tokens [tokens, d], which differ by more than rounding.
+
+    Reads on the host.
+    """
+    rows = x.double()
+    spread = (rows - rows.mean(0)).square().sum()
+    return bool(spread > LEAST_SPREAD**2 * rows.square().sum())
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,9 @@ def fit_start(
 ) -> FittedStart:
     """Initial parameters of an autoencoder whose latents fire at a given rate on a batch.
 
+    All are finite. Where the tokens are all the same, or there is one alone, they tell no scale,
+    and the encoder's directions are given norm 1.
+
     Args:
         centred: [tokens, d_in], inputs minus what the coder subtracts.
         encoder_weight: [d_in, latents], initial directions.
@@ -70,15 +85,15 @@ def fit_start(
     """
     centred = sample_rows(centred).float()
     directions = encoder_weight.float()
-    directions = directions / directions.norm(dim=0)
+    directions = directions / directions.norm(dim=0).clamp_min(torch.finfo(torch.float32).tiny)
     projections = centred @ directions
-    scale = projections.std(dim=0).square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    scale = _spread(projections)
     directions = directions / scale
     projections /= scale
 
     # Half way between the last token that fires and the first that does not: a token right at its
     # threshold would fire or not by rounding.
-    firing = min(max(round(rate * len(centred)), 1), len(centred) - 1)
+    firing = max(min(max(round(rate * len(centred)), 1), len(centred) - 1), 0)
     around = projections.topk(firing + 1, dim=0).values[-2:]
     bias = log_threshold.float().exp() - around.mean(dim=0)
     del projections  # as large as all that a training step makes
@@ -88,6 +103,14 @@ def fit_start(
     fit = (centred * reconstruction).sum() / reconstruction.square().sum().clamp_min(1e-12)
     dtype = encoder_weight.dtype
     return FittedStart(directions.to(dtype), bias.to(dtype), (directions.T * fit).to(dtype))
+
+
+def _spread(projections: Tensor) -> Tensor:
+    """Root mean square of the latents' standard deviations over tokens; 1 where it is 0."""
+    if len(projections) < 2:
+        return projections.new_ones(())
+    spread = projections.std(dim=0).square().mean().sqrt()
+    return torch.where(spread > torch.finfo(spread.dtype).tiny, spread, 1.0)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 from typing_extensions import override
 
-from sae_binary_ext.coding.checks import check_layer_norm, check_rate
+from sae_binary_ext.coding.checks import check_layer_norm, check_rate, check_training_dtype
 from sae_binary_ext.coding.decode import decode
 from sae_binary_ext.coding.encode import Encoder, binarise, check_width, pre_activations
 from sae_binary_ext.coding.encoded import DenseCodes, Encoded, encode_deferring
@@ -30,7 +30,11 @@ from sae_binary_ext.coding.initialization import INITIAL_THRESHOLD, fit_start, s
 from sae_binary_ext.coding.selection import SELECTIONS, CodeRule, learning_by_default
 from sae_binary_ext.coding.surrogate import SURROGATES
 from sae_binary_ext.saelens.firing import FiringLossFields
-from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE, NonFiniteFields
+from sae_binary_ext.saelens.first_batch import (
+    FirstBatchTrainingSAE,
+    NonFiniteFields,
+    TrainedBefore,
+)
 from sae_binary_ext.saelens.saving import SavedAtOnce
 
 
@@ -211,7 +215,7 @@ class BinarySAE(BinaryCoder):
 
 @dataclass
 class BinaryTrainingSAEConfig(
-    NonFiniteFields, FiringLossFields, BinaryCodeConfig, TrainingSAEConfig
+    TrainedBefore, NonFiniteFields, FiringLossFields, BinaryCodeConfig, TrainingSAEConfig
 ):
     """Config for training a binary autoencoder; the bases have further fields.
 
@@ -243,6 +247,7 @@ class BinaryTrainingSAEConfig(
         super().__post_init__()
         if self.initial_firing_rate is not None:
             check_rate(initial_firing_rate=self.initial_firing_rate)
+        check_training_dtype(self.dtype)
         self.check_firing_fields()
         if self.encoder_trains_b_dec and not self.apply_b_dec_to_input:
             raise ValueError(
@@ -371,10 +376,10 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         return output
 
     @override
-    def _apply(self, *args: Any, **kwargs: Any) -> "BinaryTrainingSAE":
+    def _apply_to_parameters(self, *args: Any, **kwargs: Any) -> Any:
         # Module.to() casts every parameter; the threshold goes on learning in float32, unrounded.
         before = self.log_threshold.data
-        out = super()._apply(*args, **kwargs)
+        out = super()._apply_to_parameters(*args, **kwargs)
         after = self.log_threshold.data
         source = after if before.is_meta else before
         wide = torch.promote_types(after.dtype, torch.float32)
@@ -382,6 +387,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         return out
 
     @override
+    @torch.no_grad()
     def fit_to_first_batch(self, batch: Tensor) -> None:
         check_width(batch, self.cfg.d_in)
         normalised = self.run_time_activation_norm_fn_in(batch.to(self.dtype))

@@ -75,7 +75,8 @@ class EntropyLossFields:
         if self.entropy_coefficient:
             bits = bernoulli_entropy(rates_of(codes)).sum()
             losses["entropy_loss"] = self.entropy_coefficient * scale * bits
-        if self.covariance_coefficient:
+        # One token alone has neither variance nor covariance.
+        if self.covariance_coefficient and len(codes) > 1:
             if self.covariance_sample:
                 penalty = sampled_covariance_penalty(codes, self.covariance_sample, step)
             else:

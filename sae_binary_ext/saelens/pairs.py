@@ -6,7 +6,7 @@ columns before the target's, and is shuffled, scaled and batched as one.
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhitening
@@ -14,6 +14,8 @@ from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.types import DataProvider
 from torch import Tensor
 from typing_extensions import override
+
+from sae_binary_ext.saelens.scaling import estimate_scale
 
 # Under this name SAELens' multi-hook trainer finds the pairs in a batch.
 PAIRS = "pairs"
@@ -137,6 +139,9 @@ class PairScaler(ActivationScaler):
             d_in: width of the inputs.
             data_provider: yields pairs, [tokens, d_in + d_out].
             n_batches_for_norm_estimate: how many batches to read.
+
+        Raises:
+            ValueError: inputs or targets are all 0, or one is not finite.
         """
         # Both in one pass over the model's activations: of a target its norm is kept, whose own
         # norm is itself.
@@ -151,12 +156,9 @@ class PairScaler(ActivationScaler):
                 target_norms.append(target.norm(dim=-1, keepdim=True))
                 yield pairs[:, :d_in]
 
-        source, target = ActivationScaler(), ActivationScaler()
-        source.estimate_scaling_factor(d_in, inputs(), n_batches_for_norm_estimate)
-        target.estimate_scaling_factor(d_out, iter(target_norms), n_batches_for_norm_estimate)
-        self.scaling_factor = PairFactors(
-            cast(float, source.scaling_factor), cast(float, target.scaling_factor)
-        )
+        source = estimate_scale(d_in, inputs(), n_batches_for_norm_estimate)
+        target = estimate_scale(d_out, iter(target_norms), n_batches_for_norm_estimate)
+        self.scaling_factor = PairFactors(source, target)
 
     @override
     @torch.no_grad()

@@ -26,6 +26,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_binary_ext.saelens.pairs import PAIRS, PairScaler, check_pairs, pair_batches
+from sae_binary_ext.saelens.scaling import SCALE, WHITENING, finite_batches
 from sae_binary_ext.saelens.splice import HookedModel, TranscoderEvaluator, resolve_hook
 from sae_binary_ext.saelens.transcoder_base import TranscoderFields
 
@@ -112,19 +113,25 @@ class PairTrainer(MultiSAETrainer):
     @override
     @torch.no_grad()
     def _estimate_scaling_factors(self) -> None:
-        pairs = (batch[PAIRS] for batch in self.data_provider)
         batches = self.cfg.n_batches_for_norm_estimate
-        for mode in ("expected_average_only_in", "covariance_whitening"):
-            scalers = [
-                trainer.activation_scaler
+        for mode in (SCALE, WHITENING):
+            scaled = [
+                trainer
                 for name, trainer in self.trainers.items()
                 if self.saes[name].cfg.normalize_activations == mode
             ]
+            scalers = [trainer.activation_scaler for trainer in scaled]
             # A resumed run has its statistics from the checkpoint.
             if not scalers or scalers[0].scaling_factor or scalers[0].whitening:
                 continue
+            pairs = finite_batches(
+                (batch[PAIRS] for batch in self.data_provider),
+                mode,
+                batches,
+                skip_non_finite=all(trainer.sae.cfg.skip_non_finite for trainer in scaled),
+            )
             estimate = PairScaler(next(iter(self.saes.values())).cfg.d_in)
-            if mode == "covariance_whitening":
+            if mode == WHITENING:
                 estimate.estimate_whitening(estimate.d_in, pairs, batches)
             else:
                 estimate.estimate_scaling_factor(estimate.d_in, pairs, batches)

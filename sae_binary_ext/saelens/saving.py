@@ -6,6 +6,7 @@ from typing import Any
 from sae_lens.saes.sae import SAE
 from typing_extensions import override
 
+from sae_binary_ext.coding.finite import check_parameters
 from sae_binary_ext.saving import replacing
 
 
@@ -14,7 +15,12 @@ class SavedAtOnce(SAE[Any]):
 
     @override
     def save_model(self, path: str | Path) -> tuple[Path, Path]:
-        """Write sae_weights.safetensors and cfg.json; returns their paths."""
+        """Write sae_weights.safetensors and cfg.json; returns their paths.
+
+        Raises:
+            ValueError: a parameter is not finite; nothing is written then.
+        """
+        check_parameters(self.named_parameters())
         with replacing(Path(path)) as new:
             weights, config = super().save_model(new)
         return Path(path) / weights.name, Path(path) / config.name

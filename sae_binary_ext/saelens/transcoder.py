@@ -6,6 +6,7 @@ Binary transcoders are those of Quirke, Shabalin, Belrose, Binary Sparse Coding 
 
 from dataclasses import dataclass
 
+import torch
 from sae_lens.saes.sae import TrainStepInput
 from sae_lens.saes.topk_sae import (
     TopKSAE,
@@ -17,7 +18,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_binary_ext.coding.auxiliary import auxiliary_error
-from sae_binary_ext.coding.checks import check_at_least
+from sae_binary_ext.coding.checks import check_at_least, check_training_dtype
 from sae_binary_ext.coding.encode import Encoder
 from sae_binary_ext.coding.encoded import Encoded, encode_batch
 from sae_binary_ext.coding.initialization import fit_decoder, fit_start, sample_rows
@@ -28,7 +29,11 @@ from sae_binary_ext.saelens.autoencoder import (
     BinaryTrainingSAEConfig,
 )
 from sae_binary_ext.saelens.entropy import EntropyLossFields
-from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE, NonFiniteFields
+from sae_binary_ext.saelens.first_batch import (
+    FirstBatchTrainingSAE,
+    NonFiniteFields,
+    TrainedBefore,
+)
 from sae_binary_ext.saelens.pairs import split_pairs
 from sae_binary_ext.saelens.saving import SavedAtOnce
 from sae_binary_ext.saelens.transcoder_base import (
@@ -135,6 +140,7 @@ class BinaryTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOv
         return losses
 
     @override
+    @torch.no_grad()
     def fit_to_first_batch(self, batch: Tensor) -> None:
         rows = sample_rows(batch).to(self.dtype)
         x, target = split_pairs(rows, self.cfg.d_in, self.cfg.d_out or 0)
@@ -167,7 +173,9 @@ class TopKTranscoder(SkipConnection, SavedAtOnce, TopKSAE, TranscoderBase):
 
 
 @dataclass
-class TopKTranscoderTrainingSAEConfig(NonFiniteFields, TranscoderFields, TopKTrainingSAEConfig):
+class TopKTranscoderTrainingSAEConfig(
+    TrainedBefore, NonFiniteFields, TranscoderFields, TopKTrainingSAEConfig
+):
     """Config for training a TopK transcoder: SAELens' TopK fields and those of the other bases.
 
     With decoder_init_norm None the decoder starts at zero, as sparsify's does, and there is no norm
@@ -180,6 +188,7 @@ class TopKTranscoderTrainingSAEConfig(NonFiniteFields, TranscoderFields, TopKTra
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_training_dtype(self.dtype)
         if self.rescale_acts_by_decoder_norm and self.decoder_init_norm is None:
             raise ValueError(
                 "rescale_acts_by_decoder_norm=True with decoder_init_norm=None: the decoder starts "
@@ -209,6 +218,7 @@ class TopKTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOver
     cfg: TopKTranscoderTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @override
+    @torch.no_grad()
     def fit_to_first_batch(self, batch: Tensor) -> None:
         x, target = split_pairs(batch.to(self.dtype), self.cfg.d_in, self.cfg.d_out or 0)
         self.b_dec.copy_(target.mean(0))
