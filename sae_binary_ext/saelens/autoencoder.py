@@ -30,11 +30,7 @@ from sae_binary_ext.coding.initialization import INITIAL_THRESHOLD, fit_start, s
 from sae_binary_ext.coding.selection import SELECTIONS, CodeRule, learning_by_default
 from sae_binary_ext.coding.surrogate import SURROGATES
 from sae_binary_ext.saelens.firing import FiringLossFields
-from sae_binary_ext.saelens.first_batch import (
-    FirstBatchTrainingSAE,
-    NonFiniteFields,
-    TrainedBefore,
-)
+from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE, TrainingFields
 from sae_binary_ext.saelens.saving import SavedAtOnce
 
 
@@ -215,7 +211,7 @@ class BinarySAE(BinaryCoder):
 
 @dataclass
 class BinaryTrainingSAEConfig(
-    TrainedBefore, NonFiniteFields, FiringLossFields, BinaryCodeConfig, TrainingSAEConfig
+    TrainingFields, FiringLossFields, BinaryCodeConfig, TrainingSAEConfig
 ):
     """Config for training a binary autoencoder; the bases have further fields.
 
@@ -316,8 +312,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
 
     @override
     def _origin(self) -> Tensor:
-        origin = super()._origin()
-        return origin if self.cfg.encoder_trains_b_dec else origin.detach()
+        return super()._origin() if self.cfg.encoder_trains_b_dec else super()._origin().detach()
 
     @override
     def _checked_input(self, x: Tensor) -> Tensor:

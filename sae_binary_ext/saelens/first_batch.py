@@ -34,8 +34,8 @@ FEWEST_TOKENS = 32
 
 
 @dataclass
-class NonFiniteFields:
-    """What is done about activations that are NaN or infinite.
+class TrainingFields:
+    """What all training configs of this package share.
 
     Args:
         skip_non_finite: leave such tokens out of training and of the estimates before it, and count
@@ -44,10 +44,6 @@ class NonFiniteFields:
     """
 
     skip_non_finite: bool = False
-
-
-class TrainedBefore:
-    """Configs of training that a saved coder's config turns back into."""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any]) -> Any:

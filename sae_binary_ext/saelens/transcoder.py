@@ -29,11 +29,7 @@ from sae_binary_ext.saelens.autoencoder import (
     BinaryTrainingSAEConfig,
 )
 from sae_binary_ext.saelens.entropy import EntropyLossFields
-from sae_binary_ext.saelens.first_batch import (
-    FirstBatchTrainingSAE,
-    NonFiniteFields,
-    TrainedBefore,
-)
+from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE, TrainingFields
 from sae_binary_ext.saelens.pairs import split_pairs
 from sae_binary_ext.saelens.saving import SavedAtOnce
 from sae_binary_ext.saelens.transcoder_base import (
@@ -173,9 +169,7 @@ class TopKTranscoder(SkipConnection, SavedAtOnce, TopKSAE, TranscoderBase):
 
 
 @dataclass
-class TopKTranscoderTrainingSAEConfig(
-    TrainedBefore, NonFiniteFields, TranscoderFields, TopKTrainingSAEConfig
-):
+class TopKTranscoderTrainingSAEConfig(TrainingFields, TranscoderFields, TopKTrainingSAEConfig):
     """Config for training a TopK transcoder: SAELens' TopK fields and those of the other bases.
 
     With decoder_init_norm None the decoder starts at zero, as sparsify's does, and there is no norm
