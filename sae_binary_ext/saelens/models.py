@@ -121,7 +121,7 @@ def load_hooked_model(
     if class_name is None or class_name in BRIDGES:
         return _load_bridge(name, device, decisive)
     if class_name == HOOKED_TRANSFORMER:
-        if Path(name).is_dir():
+        if Path(name).is_dir() and not known_to_hooked_transformer(name):
             raise ValueError(
                 f"model_class_name={HOOKED_TRANSFORMER!r} of the coders: it loads models by name, "
                 f"and {name!r} is a folder. Give the model's name on the Hub. Or set "

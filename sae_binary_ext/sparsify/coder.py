@@ -41,6 +41,7 @@ from sae_binary_ext.coding import (
     sum_over_ranks,
     summed_variance,
 )
+from sae_binary_ext.coding.finite import check_parameters
 from sae_binary_ext.saving import replacing
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
 from sae_binary_ext.sparsify.losses import (
@@ -291,15 +292,10 @@ class BinarySparseCoder(SparseCoder):
         """Write cfg.json and sae.safetensors, both at once (see saving.replacing).
 
         Raises:
-            ValueError: weights were spoilt by values that are not finite.
+            ValueError: a parameter is not finite; nothing is written then.
         """
         self._watch.check_now()
-        bad = [name for name, values in self.named_parameters() if not values.isfinite().all()]
-        if bad:
-            raise ValueError(
-                f"{', '.join(bad)}: NaN or infinite values. Nothing was saved, and the checkpoint "
-                "before stays. Lower the learning rate, or look at the activations."
-            )
+        check_parameters(self.named_parameters())
         with replacing(Path(path)) as new:
             super().save_to_disk(new)
 
