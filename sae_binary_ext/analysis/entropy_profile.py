@@ -103,7 +103,7 @@ class EntropyProfileConfig(ReadingConfig):
         check_choice(ALONG, along=self.along)
         check_choice(PROMPTS, prompts=self.prompts)
         if self.prompts == "in_context" and self.along != "positions":
-            raise ValueError("prompts='in_context': needs along='positions'.")
+            raise ValueError("prompts='in_context': needs along='positions'. Set both.")
         check_at_least(100, states=self.states)
         check_at_least(8, latents=self.latents)
         check_at_least(BATCH, training_states=self.training_states)

@@ -59,12 +59,12 @@ class CodeRule:
                 "takes surrogate 'sigmoid' alone."
             )
         check_positive(surrogate_temperature=self.surrogate_temperature)
-        check_choice(SURROGATE_LATENTS, surrogate_latents=self.surrogate_latents)
         if self.competes and self.selection != "topk":
             raise ValueError(
                 f"surrogate_latents={self.surrogate_latents!r} with selection={self.selection!r}: "
                 "topk alone takes it. Leave it out."
             )
+        check_choice(SURROGATE_LATENTS, surrogate_latents=self.surrogate_latents)
         if self.k < 1:
             raise ValueError(f"k={self.k!r}: give a whole number of at least 1.")
 
@@ -96,7 +96,9 @@ class CodeRule:
         if limits.groups and latents % self.k:
             raise ValueError(
                 f"k={self.k}: selection {self.selection!r} splits the latents into k equal groups "
-                f"and {latents} is not a multiple of {self.k}."
+                f"and {latents} is not a multiple of {self.k}. Give k of "
+                f"{next(k for k in range(self.k, 0, -1) if latents % k == 0)}, or another that "
+                f"divides {latents}."
             )
 
 

@@ -59,7 +59,8 @@ class DemoConfig:
             raise ValueError(f"context_size={self.context_size}: SmolLM2 takes 2 to 8192 tokens.")
         if self.batch_size > self.training_tokens:
             raise ValueError(
-                f"batch_size={self.batch_size}: more than training_tokens={self.training_tokens}."
+                f"batch_size={self.batch_size}: more than training_tokens={self.training_tokens}. "
+                f"Give at most {self.training_tokens}."
             )
 
     @property

@@ -222,7 +222,10 @@ def candidate_of(
         )
     model_name = metadata.model_name
     if own is not None and hook_name and not same_place(own, hook_name, model_name):
-        raise ValueError(f"{name}: was trained on {own}, and not on --hook {hook_name}.")
+        raise ValueError(
+            f"{name}: was trained on {own}, and not on --hook {hook_name}. Leave --hook out, and "
+            "measure coders whose files name no hook on their own."
+        )
     source, target = own or stated_hook(hook_name or "", model_name), metadata.hook_name_out
     read = _view(source, metadata.hook_head_index)
     coder.turn_off_forward_pass_hook_z_reshaping()
@@ -239,7 +242,7 @@ def _short_names(folders: list[Path]) -> list[str]:
     resolved = [folder.resolve() for folder in folders]
     if len(set(resolved)) < len(resolved):
         twice = next(str(folder) for folder in resolved if resolved.count(folder) > 1)
-        raise ValueError(f"{twice}: is named twice.")
+        raise ValueError(f"{twice}: is named twice. Name it once.")
     return [_short_name(folder, resolved) for folder in resolved]
 
 

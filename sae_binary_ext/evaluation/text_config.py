@@ -46,6 +46,7 @@ class TextConfig:
 
 def check_first_position(first_position: int, context_size: int) -> None:
     """Raise ValueError where a row has no prediction from this position on."""
+    check_at_least(2, context_size=context_size)
     if not 0 <= first_position < context_size - 1:
         raise ValueError(
             f"first_position={first_position}: give a number from 0 to two less than "

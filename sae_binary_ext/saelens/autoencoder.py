@@ -248,7 +248,7 @@ class BinaryTrainingSAEConfig(
         if self.encoder_trains_b_dec and not self.apply_b_dec_to_input:
             raise ValueError(
                 "encoder_trains_b_dec=True with apply_b_dec_to_input=False: the encoder does not "
-                "see b_dec. Leave one of them out."
+                "see b_dec. Leave encoder_trains_b_dec out."
             )
 
     @override

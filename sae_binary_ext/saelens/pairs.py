@@ -75,7 +75,9 @@ def check_pairs(
     except KeyError as error:
         raise ValueError(
             f"hook {error.args[0]!r}: the model has such a hook and does not pass through it. Some "
-            "have to be switched on in the model first (set_use_hook_mlp_in, for instance)."
+            "hooks must be switched on: load the model yourself, switch the hook on, for instance "
+            "with model.set_use_hook_mlp_in(True), and give the model to the runner as "
+            "override_model."
         ) from error
     source, target = activations[hook_name], activations[hook_name_out]
     if source.shape[:2] != target.shape[:2]:
@@ -90,7 +92,8 @@ def check_pairs(
     ):
         if activation.shape[-1] != width:
             raise ValueError(
-                f"{field}={width}: the activations at {hook!r} are {activation.shape[-1]} wide."
+                f"{field}={width}: the activations at {hook!r} are {activation.shape[-1]} wide. "
+                f"Give {field}={activation.shape[-1]}."
             )
 
 

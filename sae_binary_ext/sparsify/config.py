@@ -275,13 +275,13 @@ class BinarySparseCoderConfig(SparseCoderConfig):
                 "takes ste 'sigmoid' alone."
             )
         check_positive(ste_temperature=self.ste_temperature)
-        if self.ste_latents is not None:
-            check_choice(SURROGATE_LATENTS, ste_latents=self.ste_latents)
-        if self.ste_latents in ("near", "all") and self.activation != "topk_binary":
+        if self.ste_latents not in (None, "selected") and self.activation != "topk_binary":
             raise ValueError(
                 f"ste_latents={self.ste_latents!r} with activation={self.activation!r}: "
                 "topk_binary alone takes it. Leave it out."
             )
+        if self.ste_latents is not None:
+            check_choice(SURROGATE_LATENTS, ste_latents=self.ste_latents)
 
     def _check_stock(self) -> None:
         if self.normalize_decoder is None:

@@ -33,7 +33,7 @@ CONFIGS = [
     ("fields", "message"),
     [
         ({"tokens": 0}, "tokens=0: give a number of at least 1"),
-        ({"context_size": 1}, "first_position=1.*two less than context_size=1"),
+        ({"context_size": 1}, "context_size=1: give a number of at least 2"),
         ({"first_position": 63, "context_size": 64}, "first_position=63"),
         ({"first_position": -1}, "first_position=-1"),
     ],

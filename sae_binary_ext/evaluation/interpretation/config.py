@@ -59,7 +59,10 @@ class InterpretConfig(JudgeFields, TextConfig):
         check_choice(NEGATIVES, negatives=self.negatives)
         check_choice(JUDGES, judge=self.judge)
         if self.negatives == "hard" and self.judge == "tokens":
-            raise ValueError("negatives='hard': needs an embedding; judge='tokens' has none.")
+            raise ValueError(
+                "negatives='hard': needs an embedding; judge='tokens' has none. Set "
+                "negatives='random', or judge='embedding'."
+            )
         check_at_least(1, judge_windows=self.judge_windows)
         if self.judge_windows > FEWEST_ASKED:
             raise ValueError(

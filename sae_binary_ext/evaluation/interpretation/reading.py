@@ -48,10 +48,12 @@ class TextAmount:
 
     def __post_init__(self) -> None:
         check_at_least(1, tokens=self.tokens, window=self.window, latents=self.latents)
-        if not 0 <= self.first_position <= self.context_size - self.window:
+        check_at_least(0, first_position=self.first_position)
+        if self.first_position + self.window > self.context_size:
             raise ValueError(
                 f"first_position={self.first_position}: no window of {self.window} tokens is left "
-                f"of context_size={self.context_size}."
+                f"of context_size={self.context_size}. Give a context_size of at least "
+                f"{self.first_position + self.window}, or a smaller window."
             )
 
 

@@ -66,7 +66,10 @@ def read_interpretability(folder: Path, coders: Iterable[str]) -> Interpretabili
     found = [entry for entry in document["coders"] if entry["name"] in names]
     if not found:
         scored = sorted({entry["name"] for entry in document["coders"]})
-        raise ValueError(f"interpretation={folder}: is of {scored}, and not of {names}.")
+        raise ValueError(
+            f"interpretation={folder}: is of {scored}, and not of {names}. Leave it out, or run "
+            "sae-binary interpret on these coders."
+        )
     return Interpretability([_row(entry) for entry in found], _by_rate(found))
 
 

@@ -1,0 +1,134 @@
+"""Every field of every config that an error tells how to set is set as the error tells."""
+
+import re
+from dataclasses import MISSING, fields
+from typing import Any
+
+import pytest
+
+from sae_binary_ext.analysis.ablate import AblateConfig
+from sae_binary_ext.analysis.comsem.config import ComsemConfig
+from sae_binary_ext.analysis.entropy_check import EntropyCheckConfig
+from sae_binary_ext.analysis.entropy_profile import EntropyProfileConfig
+from sae_binary_ext.analysis.gradients import GradientsConfig
+from sae_binary_ext.analysis.multi_bit import MultiBitConfig
+from sae_binary_ext.analysis.reading import ReadingConfig
+from sae_binary_ext.analysis.text import Text
+from sae_binary_ext.coding.selection import CodeRule
+from sae_binary_ext.demo.config import DemoConfig
+from sae_binary_ext.evaluation import CompareConfig
+from sae_binary_ext.evaluation.interpretation.config import InterpretConfig
+from sae_binary_ext.saelens import (
+    BinaryEntropyTrainingSAEConfig,
+    BinarySAEConfig,
+    BinaryTrainingSAEConfig,
+    BinaryTranscoderConfig,
+    BinaryTranscoderTrainingSAEConfig,
+    TopKTranscoderTrainingSAEConfig,
+)
+from sae_binary_ext.sparsify import BinarySparseCoderConfig
+
+SIZES: dict[str, Any] = {"d_in": 8, "d_sae": 16, "k": 4}
+CONFIGS: dict[type, dict[str, Any]] = {
+    CodeRule: {},
+    BinarySAEConfig: SIZES,
+    BinaryTrainingSAEConfig: SIZES,
+    BinaryEntropyTrainingSAEConfig: SIZES,
+    BinaryTranscoderConfig: SIZES,
+    BinaryTranscoderTrainingSAEConfig: SIZES,
+    TopKTranscoderTrainingSAEConfig: SIZES,
+    BinarySparseCoderConfig: {},
+    CompareConfig: {},
+    InterpretConfig: {},
+    ReadingConfig: {},
+    AblateConfig: {},
+    ComsemConfig: {},
+    EntropyCheckConfig: {},
+    EntropyProfileConfig: {},
+    GradientsConfig: {},
+    MultiBitConfig: {},
+    Text: {"dataset": "texts"},
+    DemoConfig: {},
+}
+NUMBERS: tuple[Any, ...] = (-1, 0, 1, 0.25, 7, 10**9, float("nan"), float("inf"))
+WRONG: tuple[Any, ...] = (*NUMBERS, "no such", "float16")
+
+NUMBER = r"(-?[0-9]+(?:\.[0-9]+)?)"
+REMEDIES: dict[str, Any] = {
+    r"choose one of (.+)\.": lambda found: found[1].split(", "),
+    r"choose (\w+), (\w+) or (\w+);": lambda found: list(found.groups()),
+    rf"give (?:a number|numbers) of at least {NUMBER}": lambda found: [int(found[1])],
+    rf"[Gg]ive at most {NUMBER}": lambda found: [int(found[1])],
+    r"dimensions=\[(\d+).*Give at most as many": lambda found: [int(found[1])],
+    r"give a whole number of at least 1": lambda found: [1],
+    r"give the width of the output, at least 1": lambda found: [1],
+    r"give a positive number": lambda found: [1e-3, 1],
+    r"give a number between 0 and 1": lambda found: [0.01, 0.5, 0.99],
+    r"give a share above 0\.5, up to 1": lambda found: [0.51, 1],
+    r"give an even number": lambda found: [2],
+    r"SmolLM2 takes 2 to 8192 tokens": lambda found: [2, 8192],
+    rf"give a number from 0 to two less than context_size={NUMBER}": lambda found: [
+        0, int(found[1]) - 2,
+    ],
+    rf"Give a context_size of at least {NUMBER}": lambda found: [{"context_size": int(found[1])}],
+    rf"give {NUMBER} at most": lambda found: [int(found[1])],
+    r'Train in "(\w+)" or "(\w+)"': lambda found: list(found.groups()),
+    r"inf leaves no token out": lambda found: [float("inf")],
+    r"Set both": lambda found: [{"prompts": "in_context", "along": "positions"}],
+}  # fmt: skip
+
+
+def told(message: str) -> list[Any]:
+    """The values, or settings of several fields, that an error proposes; none where it does not."""
+    return [
+        value
+        for pattern, values in REMEDIES.items()
+        if (found := re.search(pattern, message))
+        for value in values(found)
+    ]
+
+
+def refusal(config: type, settings: dict[str, Any]) -> str | None:
+    """What a config says of settings; None where it takes them, or they are of another type."""
+    try:
+        config(**settings)
+    except ValueError as error:
+        return str(error)
+    except (TypeError, AttributeError, AssertionError):
+        return None
+    return None
+
+
+def follow(config: type, settings: dict[str, Any], message: str, lists: set[str]) -> int:
+    """Do what an error tells, and what the next one tells of another field.
+
+    Returns:
+        How many remedies were followed.
+    """
+    followed = 0
+    name = message.partition("=")[0]
+    for value in told(message):
+        own = value if isinstance(value, dict) else {name: [value] if name in lists else value}
+        again = refusal(config, settings | own)
+        if again is not None:
+            assert again != message, (message, own)
+            assert told(again), (message, own, again)
+            follow(config, settings | own, again, lists)
+        followed += 1
+    return followed
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)
+def test_a_field_is_set_as_its_error_tells(config: type):
+    followed = 0
+    lists = {
+        field.name
+        for field in fields(config)
+        if field.default_factory is not MISSING and isinstance(field.default_factory(), list)
+    }
+    for field in (field for field in fields(config) if field.init):
+        for wrong in WRONG:
+            settings = CONFIGS[config] | {field.name: [wrong] if field.name in lists else wrong}
+            if (message := refusal(config, settings)) is not None:
+                followed += follow(config, settings, message, lists)
+    assert followed > 1
