@@ -190,6 +190,11 @@ REMEDIES = {
             place.compare(each) for each in (place.coders[0], with_settings(place, fold_ln=True))
         ],
     ),
+    "a setting of the model that is not known": Remedy(
+        lambda place: place.compare(with_settings(place, attention_dir="causal")),
+        "delete it from the coder's cfg.json",
+        lambda place: place.compare(with_settings(place)),
+    ),
     "no such hook": Remedy(
         lambda place: place.compare(
             sparsify_elsewhere(place), "--model", place.model, "--hook", "blocks.0.hook_nowhere"
