@@ -199,12 +199,16 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
         tokens = torch.cat([self._tokens_so_far, batch])
         if len(tokens) < FEWEST_TOKENS:
             self._tokens_so_far = tokens
-        # Inputs come first in the rows of a transcoder.
-        elif has_spread(tokens[:, : self.cfg.d_in]):
+        elif self._tells_scales(tokens):
             self._starts_fresh, self._tokens_so_far = False, None
             self.fit_to_first_batch(tokens)
         else:
             self._tokens_so_far = batch[:0]
+
+    def _tells_scales(self, tokens: Tensor) -> bool:
+        # In the rows of a transcoder targets follow inputs, and set the decoder.
+        inputs, targets = tokens[:, : self.cfg.d_in], tokens[:, self.cfg.d_in :]
+        return has_spread(inputs) and (targets.shape[1] == 0 or has_spread(targets))
 
     def _changed_parameters(self) -> list[str]:
         # On the meta device there was nothing to remember.

@@ -48,6 +48,24 @@ def test_a_first_batch_of_equal_tokens_is_not_started_from(
     assert found < 1.3 * expected + 0.1
 
 
+@pytest.mark.parametrize("first", [0.0, 10.0])
+def test_a_first_batch_of_equal_targets_is_not_started_from(
+    first: float, clustered_activations: Tensor
+):
+    inputs = clustered_activations[:, :10]
+    pairs = torch.cat([inputs, 5 * clustered_activations[:, 10:].relu() + 3], dim=1)
+    config = BinaryTranscoderTrainingSAEConfig(d_in=10, d_out=6, d_sae=64, k=8)
+    late = pairs.clone()
+    late[:200, 10:] = first
+
+    def error(rows: Tensor) -> float:
+        trained = trainer_for(config, rows, steps=60).fit()
+        missed = (trained(inputs[200:]) - pairs[200:, 10:]).square().sum()
+        return (missed / (pairs[200:, 10:] - pairs[200:, 10:].mean(0)).square().sum()).item()
+
+    assert error(late) < 1.3 * error(pairs) + 0.1
+
+
 @each_config
 def test_batches_of_one_token_train(name: str, clustered_activations: Tensor):
     trainer = trainer_for(CONFIGS[name], clustered_activations)
