@@ -18,7 +18,7 @@ from sae_binary_ext.checkpoints.hook_names import (
 )
 from sae_binary_ext.checkpoints.normalization import with_decoder_norms_folded
 from sae_binary_ext.checkpoints.portable import Place, PortableCoder
-from sae_binary_ext.checkpoints.runs import with_text_settings
+from sae_binary_ext.checkpoints.runs import SEED, with_text_settings
 from sae_binary_ext.checkpoints.sources import (
     METRICS_FILE,
     SPARSITY_FILE,
@@ -178,11 +178,12 @@ def renamed(name: str, place: Place, known: str) -> str:
     """A coder's path with the folder that its place named renamed.
 
     What stands before (best) and after it (seed0) tells coders of one place apart. Without such a
-    folder the new name is the whole path.
+    folder the new name is the whole path, or stands above a seed's.
     """
     parts = PurePosixPath(name).parts
+    seed = [part for part in parts[-1:] if SEED.fullmatch(part)]
     own = [index for index, part in enumerate(parts) if part in (place.hookpoint, place.hook_name)]
-    kept = [*parts[: own[0]], known, *parts[own[-1] + 1 :]] if own else [known]
+    kept = [*parts[: own[0]], known, *parts[own[-1] + 1 :]] if own else [known, *seed]
     check_name("/".join(kept))
     return "/".join(kept)
 

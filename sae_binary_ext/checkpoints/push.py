@@ -16,8 +16,9 @@ from sae_binary_ext.checkpoints.describe import Description, describe_folder
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import read_json
 from sae_binary_ext.checkpoints.formats import FORMATS
+from sae_binary_ext.checkpoints.hook_names import is_hookpoint
 from sae_binary_ext.checkpoints.portable import PortableCoder
-from sae_binary_ext.checkpoints.runs import completed_by_run, run_config
+from sae_binary_ext.checkpoints.runs import SEED, completed_by_run, run_config
 from sae_binary_ext.checkpoints.sources import (
     METRICS_FILE,
     SPARSITY_FILE,
@@ -96,7 +97,10 @@ def push(
 def _stage(path: Path, repo_id: str, given: Facts, staged: Path, online: bool) -> Upload:
     """Lay out what is uploaded: a coder's own files, and the cards."""
     folders = find_coders(path, None)
-    described = [describe_folder(name, folder) for name, folder in folders.items()]
+    described = [
+        _with_place_in_name(describe_folder(name, folder), folder)
+        for name, folder in folders.items()
+    ]
     facts = [
         _facts(folder, one, given) for folder, one in zip(folders.values(), described, strict=True)
     ]
@@ -113,6 +117,14 @@ def _stage(path: Path, repo_id: str, given: Facts, staged: Path, online: bool) -
     files = [file for file in sorted(staged.rglob("*")) if file.is_file()]
     sizes = {file.relative_to(staged).as_posix(): file.stat().st_size for file in files}
     return Upload(repo_id, sizes, cards)
+
+
+def _with_place_in_name(described: Description, folder: Path) -> Description:
+    """The coder under a name that tells its place: a seed's alone does not."""
+    above = folder.resolve().parent.name
+    if SEED.fullmatch(described.name) and is_hookpoint(above):
+        return replace(described, name=f"{above}/{described.name}")
+    return described
 
 
 def _stage_coder(folder: Path, described: Description, facts: Facts, target: Path) -> Description:

@@ -169,6 +169,17 @@ def test_seeds_are_published_with_the_model_of_their_run(tmp_path: Path):
     assert MODEL in upload.cards[f"{SEEDS[0]}/README.md"]
 
 
+def test_seeds_of_one_hookpoint_s_folder_keep_their_names_and_their_place(tmp_path: Path):
+    folder = run_of_coders(tmp_path / "run", *SEEDS[:2]) / "layers.1"
+    written = convert(folder, tmp_path / "out")
+    expected = {f"{RESID.format(1)}/seed0", f"{RESID.format(1)}/seed7"}
+    assert {str(path.relative_to(tmp_path / "out")) for path in written} == expected
+    for source, names in ((folder, SEEDS[:2]), (folder / "seed7", SEEDS[1:2])):
+        upload = push(source, "me/coders", dry_run=True)
+        weights = {file for file in upload.files if file.endswith(".safetensors")}
+        assert weights == {f"{name}/sae.safetensors" for name in names}
+
+
 def test_what_the_run_alone_says_is_published_with_the_coder(tmp_path: Path):
     run = run_of_coders(tmp_path / "run", HOOKPOINT, transcode=True)
     config = json.loads((run / HOOKPOINT / "cfg.json").read_text())
