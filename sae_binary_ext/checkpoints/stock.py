@@ -43,6 +43,8 @@ _SKIPS = ("skip_transcoder", "jumprelu_skip_transcoder")
 _LEGACY_TENSORS = ("scaling_factor",)
 
 T = TypeVar("T")
+# What files of SAELens before its version 6 may be activated by, for SAELens 6 to compute it.
+OLD_ACTIVATIONS = ("relu", "topk", "jumprelu")
 
 
 def is_old(config: dict[str, Any]) -> bool:
@@ -62,10 +64,24 @@ def current_config(folder: Path) -> dict[str, Any]:
     architecture = config.get("architecture")
     if not is_old(config) or architecture not in (None, "topk", *RULES):
         return config
+    if architecture in TRAINING_ONLY:
+        return config
+    _check_old_activation(config, path)
     import_module("sae_binary_ext.saelens")  # says what to install where SAELens is missing
     from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
 
     return _hosts(folder, lambda: handle_config_defaulting(config))
+
+
+def _check_old_activation(config: dict[str, Any], path: Path) -> None:
+    # SAELens 6 drops this field, and would compute ReLU or topk in its place.
+    name = config.get("activation_fn_str", config.get("activation_fn"))
+    if name not in (None, *OLD_ACTIVATIONS):
+        raise CheckpointError(
+            f"{path}: activation_fn={name!r}: SAELens 6 has coders of {OLD_ACTIVATIONS} alone, and "
+            "would give other codes without a word. Use it in the SAELens that wrote it: "
+            "pip install 'sae-lens<6'."
+        )
 
 
 def in_words(architecture: str) -> str:

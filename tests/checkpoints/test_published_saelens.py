@@ -300,6 +300,19 @@ def test_a_repository_of_many_hooks_converts_to_folders_of_their_names(tmp_path:
     assert [folder.name for folder in written] == [f"blocks.{i}.hook_resid_pre" for i in range(3)]
 
 
+@pytest.mark.parametrize("activation", ["tanh-relu", "abs_topk"])
+@pytest.mark.parametrize("architecture", ["standard", "topk"])
+def test_an_old_activation_that_saelens_6_would_replace_is_refused(
+    activation: str, architecture: str, tmp_path: Path
+):
+    fields = {"activation_fn_str": activation, "activation_fn_kwargs": {"k": K}}
+    case = Published({**OLD, "architecture": architecture, **fields}, relu, old=True)
+    case.publish(tmp_path / "coder")
+    for read in (load_coder, describe):
+        with pytest.raises(CheckpointError, match=f"activation_fn='{activation}'.*sae-lens<6"):
+            read(tmp_path / "coder")
+
+
 def test_a_runner_s_output_uploaded_whole_is_its_final_coder(tmp_path: Path):
     tensors = CASES["6, topk"].publish(tmp_path / "output")
     CASES["6, topk's checkpoint"].publish(tmp_path / "output" / "checkpoints" / "abc" / "1000")
