@@ -19,10 +19,10 @@ import torch
 from sae_lens import SAETransformerBridge
 
 from benchmarks.measure import ROUNDS
-from sae_binary_ext.demo.text import read_wikipedia_sample
-from sae_binary_ext.evaluation import Amount, Comparison, load_candidates
-from sae_binary_ext.evaluation.documents import cut_rows
-from sae_binary_ext.evaluation.in_model import ROWS_PER_FORWARD
+from sae_binary_ext.bundled.wikipedia import read_wikipedia_sample
+from sae_binary_ext.measure import Amount, Comparison, load_candidates
+from sae_binary_ext.measure.documents import cut_rows
+from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD
 
 CODERS = 4
 WARM_UP_TOKENS = 2000

@@ -18,11 +18,11 @@ from sae_binary_ext.coding import (
     binarise,
     covariance_penalty,
     decode,
-    encode_codes,
     minibatch_entropy,
     pre_activations,
     sampled_covariance_penalty,
 )
+from sae_binary_ext.coding.forms import encode_codes
 
 # Tokens, latents, share of ones. A trained coder has 1% to 2%, one without an entropy loss up to
 # half (the paper's start).

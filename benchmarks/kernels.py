@@ -11,10 +11,12 @@ import torch
 import triton.testing
 from torch import Tensor
 
+from benchmarks import triton as kernels
 from benchmarks.hosts import WIDTH
 from benchmarks.measure import median_seconds, repeat
-from sae_binary_ext.coding import CodeRule, Picks, kernels, pack
-from sae_binary_ext.coding.encode import pick_above
+from sae_binary_ext.coding import CodeRule, pack
+from sae_binary_ext.coding.forms.margins import pick_above
+from sae_binary_ext.coding.kernels import Picks
 
 COLUMNS = (
     "product",

@@ -29,14 +29,10 @@ from benchmarks.reconstruction.activations import MAIN_SITE, Split, compute_miss
 from benchmarks.reconstruction.cases import LATENTS, Case, sparing
 from benchmarks.reconstruction.results import find_results, read_results
 from benchmarks.reconstruction.training import train
-from sae_binary_ext.analysis import (
-    DecoderFit,
-    level_entropy,
-    level_thresholds,
-    with_levels,
-)
-from sae_binary_ext.analysis.refit import PULL
 from sae_binary_ext.coding import bernoulli_entropy
+from sae_binary_ext.commands import level_entropy, level_thresholds, with_levels
+from sae_binary_ext.measure import DecoderFit
+from sae_binary_ext.measure.refit import PULL
 
 TOKENS_A_BATCH = 2048
 LEVELS = (1, 2, 4)

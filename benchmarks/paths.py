@@ -17,10 +17,9 @@ from sae_binary_ext.coding import (
     binarise,
     decode,
     decode_indices,
-    encode_indices,
-    picks_indices,
     pre_activations,
 )
+from sae_binary_ext.coding.forms import encode_indices, picks_indices
 
 NARROW = ((256, 4096), (512, 4096), (1024, 4096))
 
@@ -35,7 +34,7 @@ def rows_of() -> Iterator[tuple[object, ...]]:
             rule = CodeRule("topk", k)
 
             def sparse(x: Tensor = x, p: list[Tensor] = parameters, rule: CodeRule = rule) -> None:
-                codes, picks, _ = encode_indices(Encoder(x, *p[:4], rule))
+                codes, picks, _, _ = encode_indices(Encoder(x, *p[:4], rule))
                 decode_indices(codes, picks, *p[4:]).square().sum().backward()
 
             def dense(x: Tensor = x, p: list[Tensor] = parameters, rule: CodeRule = rule) -> None:

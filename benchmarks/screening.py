@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.measure import compare, print_table, repeat
 from sae_binary_ext.coding import CodeRule, Encoder
-from sae_binary_ext.coding.screening import may_screen, pick_from_all, pick_screened
+from sae_binary_ext.coding.forms.screening import may_screen, pick_from_all, pick_screened
 
 # Dimensions, latents, tokens, and latents of a token that are found.
 SHAPES = (

@@ -20,11 +20,11 @@ from sparsify import SparseCoderConfig, TrainConfig, Trainer
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer
 
+from sae_binary_ext.bundled.smollm2 import export_smollm2
 from sae_binary_ext.checkpoints import load_coder
-from sae_binary_ext.demo.activations import tokenised_rows
-from sae_binary_ext.demo.config import FIRST_POSITION, DemoConfig
-from sae_binary_ext.demo.model import export_smollm2
-from sae_binary_ext.evaluation import SplicedModel, measure, read_pairs
+from sae_binary_ext.commands.demo.activations import tokenised_rows
+from sae_binary_ext.commands.demo.config import FIRST_POSITION, DemoConfig
+from sae_binary_ext.measure import SplicedModel, measure, read_pairs
 from sae_binary_ext.saelens import (
     BinaryTranscoderTrainingSAEConfig,
     TopKTranscoderTrainingSAEConfig,

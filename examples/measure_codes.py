@@ -9,7 +9,8 @@ python examples/measure_codes.py MODEL DATASET CODER
 import sys
 from pathlib import Path
 
-from sae_binary_ext.analysis import (
+from sae_binary_ext.checkpoints import load_coder
+from sae_binary_ext.commands import (
     AblateConfig,
     CompressConfig,
     EntropyConfig,
@@ -19,7 +20,6 @@ from sae_binary_ext.analysis import (
     run_compress,
     run_entropy,
 )
-from sae_binary_ext.checkpoints import load_coder
 
 model, dataset, coder = sys.argv[1:4]
 settings = {"model": model, "dataset": dataset, "tokens": 4000, "context_size": 128}

@@ -9,7 +9,8 @@ python examples/study_coders.py MODEL DATASET CODER
 import sys
 from pathlib import Path
 
-from sae_binary_ext.analysis import (
+from sae_binary_ext.checkpoints import load_coder
+from sae_binary_ext.commands import (
     EntropyProfileConfig,
     GradientsConfig,
     MultiBitConfig,
@@ -19,7 +20,6 @@ from sae_binary_ext.analysis import (
     run_multi_bit,
     run_transfer,
 )
-from sae_binary_ext.checkpoints import load_coder
 
 model, dataset, coder = sys.argv[1:4]
 settings = {"model": model, "dataset": dataset, "context_size": 64}

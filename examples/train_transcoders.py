@@ -11,7 +11,7 @@ import sys
 import torch
 from sae_lens import SAE, LoggingConfig, SAETransformerBridge
 
-from sae_binary_ext.evaluation import SplicedModel, measure, read_pairs
+from sae_binary_ext.measure import SplicedModel, measure, read_pairs
 from sae_binary_ext.saelens import (
     BinaryTranscoderTrainingSAEConfig,
     TopKTranscoderTrainingSAEConfig,

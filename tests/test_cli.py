@@ -1,9 +1,13 @@
+import subprocess
+import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
 
 from sae_binary_ext import __version__
 from sae_binary_ext.cli import main
+from sae_binary_ext.commands.command import add_option, find_commands
 
 
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]):
@@ -41,7 +45,28 @@ def test_a_wrong_demo_option_is_named(capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize("arguments", [["run"], ["run", "-m"]])
 def test_run_without_a_target_fails(arguments: list[str]):
-    assert main(arguments) == 2
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("name", find_commands())
+def test_help_is_there_at_once(name: str):
+    """Settings import no host and no torch, whose import alone takes seconds."""
+    script = (
+        "import sys; from sae_binary_ext.cli import main\n"
+        f"try: main([{name!r}, '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'sae_lens', 'sparsify'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_options_take_dashes_and_underscores():
+    parser = ArgumentParser()
+    add_option(parser, "--training_tokens")
+    assert parser.parse_args(["--training-tokens", "5"]).training_tokens == "5"
+    assert parser.parse_args(["--training_tokens", "5"]).training_tokens == "5"
 
 
 @pytest.mark.integration

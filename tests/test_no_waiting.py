@@ -13,13 +13,13 @@ from sae_lens.saes.sae import TrainStepInput
 from sparsify import SparseCoder
 from torch import Tensor
 
-from sae_binary_ext.coding import FiniteWatch
 from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAEConfig,
     BinaryTrainingSAEConfig,
     BinaryTranscoderTrainingSAEConfig,
 )
 from sae_binary_ext.sparsify import BinarySparseCoderConfig
+from sae_binary_ext.training import FiniteWatch
 
 D_IN, LATENTS, K, TOKENS = 16, 512, 8, 64
 LOSSES = {

@@ -32,7 +32,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
         *(
             pytest.param(imports, marks=pytest.mark.integration)
             for imports in (
-                "from sae_binary_ext.saelens.entropy import BinaryEntropyTrainingSAEConfig",
+                "from sae_binary_ext.saelens.binary_entropy import BinaryEntropyTrainingSAEConfig",
                 "import sae_binary_ext; sae_binary_ext.register(); import sae_lens; "
                 "sae_binary_ext.register(); "
                 "from sae_binary_ext.saelens.register import register; register()",

@@ -15,13 +15,11 @@ import torch
 from sae_lens import SAE, LoggingConfig, TopKTrainingSAEConfig
 from sparsify import SparseCoder, SparseCoderConfig
 
-from sae_binary_ext.analysis.entropy_profile import EntropyProfileConfig
-from sae_binary_ext.analysis.gradients import GradientsConfig
-from sae_binary_ext.analysis.latent_choice import with_latents
-from sae_binary_ext.analysis.levels import check_has_levels
-from sae_binary_ext.coding.finite import FiniteBatches
-from sae_binary_ext.evaluation.interpretation.config import InterpretConfig
-from sae_binary_ext.evaluation.text_source import TextSource
+from sae_binary_ext.commands.entropy_profile.entropy_profile_run import EntropyProfileConfig
+from sae_binary_ext.commands.gradients.gradients_run import GradientsConfig
+from sae_binary_ext.commands.interpret.config import InterpretConfig
+from sae_binary_ext.commands.multi_bit.levels import check_has_levels
+from sae_binary_ext.measure.latent_choice import with_latents
 from sae_binary_ext.saelens import (
     BinarySAE,
     BinarySAEConfig,
@@ -34,7 +32,9 @@ from sae_binary_ext.saelens import (
     TranscoderRunnerConfig,
 )
 from sae_binary_ext.saelens.pairs import split_pairs
+from sae_binary_ext.settings import TextSource
 from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
+from sae_binary_ext.training.finite import FiniteBatches
 from tests.integration.saelens_helpers import hooked_transformer
 from tests.saelens.helpers import trainer_for
 from tests.sparsify.trainers import coder_in, trainer_on

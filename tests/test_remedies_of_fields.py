@@ -6,18 +6,18 @@ from typing import Any
 
 import pytest
 
-from sae_binary_ext.analysis.ablate import AblateConfig
-from sae_binary_ext.analysis.comsem.config import ComsemConfig
-from sae_binary_ext.analysis.entropy_check import EntropyCheckConfig
-from sae_binary_ext.analysis.entropy_profile import EntropyProfileConfig
-from sae_binary_ext.analysis.gradients import GradientsConfig
-from sae_binary_ext.analysis.multi_bit import MultiBitConfig
-from sae_binary_ext.analysis.reading import ReadingConfig
-from sae_binary_ext.analysis.text import Text
 from sae_binary_ext.coding.selection import CodeRule
-from sae_binary_ext.demo.config import DemoConfig
-from sae_binary_ext.evaluation import CompareConfig
-from sae_binary_ext.evaluation.interpretation.config import InterpretConfig
+from sae_binary_ext.commands import CompareConfig
+from sae_binary_ext.commands.ablate.ablate_run import AblateConfig
+from sae_binary_ext.commands.comsem.config import ComsemConfig
+from sae_binary_ext.commands.demo.config import DemoConfig
+from sae_binary_ext.commands.entropy_check.entropy_check_run import EntropyCheckConfig
+from sae_binary_ext.commands.entropy_profile.entropy_profile_run import EntropyProfileConfig
+from sae_binary_ext.commands.gradients.gradients_run import GradientsConfig
+from sae_binary_ext.commands.interpret.config import InterpretConfig
+from sae_binary_ext.commands.multi_bit.multi_bit_run import MultiBitConfig
+from sae_binary_ext.measure.reading import ReadingConfig
+from sae_binary_ext.measure.text import Text
 from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAEConfig,
     BinarySAEConfig,

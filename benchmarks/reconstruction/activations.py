@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from sae_binary_ext.demo.activations import tokenised_rows
-from sae_binary_ext.demo.config import FIRST_POSITION, DemoConfig
-from sae_binary_ext.demo.model import export_smollm2
+from sae_binary_ext.bundled.smollm2 import export_smollm2
+from sae_binary_ext.commands.demo.activations import tokenised_rows
+from sae_binary_ext.commands.demo.config import FIRST_POSITION, DemoConfig
 
 # 1400 rows of 255 tokens to train on, and 120 of each other part of a Split.
 TRAINING_TOKENS, OTHER_TOKENS = 357_000, 30_600

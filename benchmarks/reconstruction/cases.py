@@ -104,8 +104,8 @@ def _near(k: int, name: str = "", **fields: Any) -> Case:
 
 
 def _stock(k: int, name: str = "", **settings: Any) -> Case:
-    # SAELens' default norm of 0.1 left most of topk's latents dead (see demo/coders.py), and with
-    # its default of 1000 steps their loss hardly comes into force in the 2788 of a run.
+    # SAELens' default norm of 0.1 left most of topk's latents dead (see commands/demo/coders.py).
+    # With its default of 1000 steps their loss hardly comes into force in the 2788 of a run.
     fields = {"k": k, "decoder_init_norm": 1.0}
     settings = {"lr": 1e-3, "adam_beta2": 0.999, "dead_feature_window": 100} | settings
     return Case(f"topk, k={k}{name}", "topk", fields, **settings)

@@ -10,8 +10,8 @@ from benchmarks.reconstruction.activations import Site, load, read_rows
 from benchmarks.reconstruction.cases import Case
 from benchmarks.reconstruction.results import PARTS, Figures, Result
 from benchmarks.reconstruction.training import in_pairs, train
-from sae_binary_ext.demo.config import FIRST_POSITION
-from sae_binary_ext.evaluation import CoderMetrics, SplicedModel, measure
+from sae_binary_ext.commands.demo.config import FIRST_POSITION
+from sae_binary_ext.measure import CoderMetrics, SplicedModel, measure
 
 SPLICED_ROWS = 16
 

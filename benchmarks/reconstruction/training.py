@@ -11,8 +11,8 @@ from torch import Tensor
 
 from benchmarks.reconstruction.activations import Site, Split
 from benchmarks.reconstruction.cases import Case
-from sae_binary_ext.analysis import refit_decoder
-from sae_binary_ext.demo.coders import shuffled_batches
+from sae_binary_ext.commands.demo.coders import shuffled_batches
+from sae_binary_ext.measure import refit_decoder
 from sae_binary_ext.saelens.pairs import PAIRS, split_pairs
 from sae_binary_ext.saelens.runner import PairTrainer
 

@@ -26,7 +26,7 @@ from sae_binary_ext.checkpoints.runs import (
     with_centring_folded,
 )
 from sae_binary_ext.checkpoints.sparsify_forks import OF_FORKS, SIGNED, refuse_forks
-from sae_binary_ext.coding.checks import check_choice
+from sae_binary_ext.checks import check_choice
 from sae_binary_ext.coding.paper_names import (
     ACTIVATIONS,
     PAPER_FIELDS,

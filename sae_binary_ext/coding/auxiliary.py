@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.coding.decode import decode_indices
-from sae_binary_ext.coding.indexed import Picks
+from sae_binary_ext.coding.kernels.sparse import Picks
 from sae_binary_ext.coding.selection import CodeRule
 from sae_binary_ext.coding.surrogate import fired
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from sae_binary_ext.coding.indexed import whole_matrix
-from sae_binary_ext.coding.parts import cached_parts
-from sae_binary_ext.coding.ranks import sum_over_ranks
-from sae_binary_ext.coding.seeding import seeded
+from sae_binary_ext.coding.kernels.cache_blocks import cached_parts
+from sae_binary_ext.coding.kernels.ranks import sum_over_ranks
+from sae_binary_ext.coding.kernels.seeding import seeded
+from sae_binary_ext.coding.kernels.sparse import whole_matrix
 
 # Entries of a block of columns. Dense products want it large (64 MB in float32, a handful at a
 # time), sums of rows want it within reach of the processor's cache.

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding.indexed import Picks
+from sae_binary_ext.coding.kernels.sparse import Picks
 
 
 def decode(codes: Tensor, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def decode_indices(
 
 
 class _RowSum(torch.autograd.Function):
-    """Codes @ weight, of whose factors the latents that cannot fire take no part."""
+    """Codes @ weight, skipping latents that learn but cannot fire."""
 
     @staticmethod
     def forward(ctx: Any, codes: Tensor, weight: Tensor, picks: Picks) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from sae_binary_ext.coding.ranks import sum_over_ranks
+from sae_binary_ext.coding.kernels.ranks import sum_over_ranks
 
 
 def bernoulli_entropy(rate: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding.encode import Encoder
-from sae_binary_ext.coding.encoded import encode_codes
+from sae_binary_ext.coding.decode import decode
+from sae_binary_ext.coding.encode import binarise
 from sae_binary_ext.coding.selection import SELECTIONS, CodeRule
 
 INITIAL_THRESHOLD = 0.004  # of the first paper's code
@@ -20,6 +20,8 @@ THRESHOLD_STARTING_RATE = 0.02
 # More candidates a token than k: started at k / latents = 0.007 instead, topk coders ended with
 # twice as many dead latents and an FVU of 0.275 instead of 0.266 (4608 latents, SmolLM2 layer 9).
 PICKED_STARTING_RATE = 0.05
+# Tokens whose codes are made at once.
+PART = 1024
 # More tokens than this say no more about scale and quantiles, and a step of a host may bring 65536.
 MOST_TOKENS = 4096
 # Standard deviation of tokens beside their root mean square that is more than float32's rounding.
@@ -98,8 +100,13 @@ def fit_start(
     bias = log_threshold.float().exp() - around.mean(dim=0)
     del projections  # as large as all that a training step makes
 
-    encoder = Encoder(centred, directions, bias, log_threshold, torch.zeros_like(centred[0]), rule)
-    reconstruction = encode_codes(encoder).decode(directions.T, encoder.origin)
+    # A part of the tokens at a time: all of their codes take as much memory as a training step.
+    none = torch.zeros_like(centred[0])
+    parts = [
+        decode(binarise(rows @ directions + bias, log_threshold, rule), directions.T, none)
+        for rows in centred.split(PART)
+    ]
+    reconstruction = torch.cat(parts)
     fit = (centred * reconstruction).sum() / reconstruction.square().sum().clamp_min(1e-12)
     dtype = encoder_weight.dtype
     return FittedStart(directions.to(dtype), bias.to(dtype), (directions.T * fit).to(dtype))

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding.checks import check_choice, check_positive
-from sae_binary_ext.coding.largest import largest, largest_and_next
+from sae_binary_ext.checks import check_choice, check_positive
+from sae_binary_ext.coding.kernels.largest import largest, largest_and_next
 from sae_binary_ext.coding.surrogate import SURROGATES, step
 
 SURROGATE_LATENTS = ("selected", "near", "all")
@@ -224,21 +224,6 @@ def select_codes(margin: Tensor, rule: CodeRule, noise: bool) -> Tensor:
     values, index = pick_latents(margin, rule)
     codes = step(values, rule.surrogate, rule.surrogate_temperature)
     return scatter_codes(codes, index, margin.shape[-1])
-
-
-def ones_first(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Index form of dense codes.
-
-    Args:
-        codes: bool [..., latents].
-
-    Returns:
-        uint8 codes and the latents they belong to, both [..., m], m being the largest number of
-        ones in a row, at least 1; no latent stands twice in a row.
-    """
-    most = int(codes.sum(-1).max().item()) if codes.numel() else 1
-    ones, index = codes.to(torch.uint8).topk(max(most, 1), dim=-1)
-    return ones, index
 
 
 SELECTIONS: dict[str, Selection] = {

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sae_binary_ext.coding.checks import check_at_least, check_rate
+from sae_binary_ext.checks import check_at_least, check_rate
 from sae_binary_ext.coding.entropy import excess_rate
-from sae_binary_ext.coding.reconstruction import total_variance
+from sae_binary_ext.coding.variance import total_variance
 
 
 @dataclass

@@ -13,19 +13,18 @@ from sae_lens.saes.sae import TrainingSAE, TrainStepInput, TrainStepOutput
 from torch import Tensor
 from typing_extensions import override
 
-from sae_binary_ext.coding.checks import check_training_dtype
-from sae_binary_ext.coding.collapse import CollapseWatch
-from sae_binary_ext.coding.entropy import firing_rates
-from sae_binary_ext.coding.finite import (
+from sae_binary_ext.checks import check_training_dtype
+from sae_binary_ext.coding.initialization import has_spread
+from sae_binary_ext.saelens.resuming import FoldedScale, folded_scale
+from sae_binary_ext.saving import replacing
+from sae_binary_ext.training.collapse import CollapseWatch
+from sae_binary_ext.training.finite import (
     FiniteRows,
     FiniteWatch,
     check_parameters,
     non_finite_loss,
 )
-from sae_binary_ext.coding.initialization import has_spread
-from sae_binary_ext.coding.untouched import InitialParameters
-from sae_binary_ext.saelens.resuming import FoldedScale, folded_scale
-from sae_binary_ext.saving import replacing
+from sae_binary_ext.training.untouched import InitialParameters
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +60,11 @@ class TrainingFields:
         return super().from_dict(config_dict)  # pyright: ignore
 
 
+def fired_rates(codes: Tensor) -> Tensor:
+    """Firing rate of each latent, float32 [d_sae], of codes [tokens, d_sae], sparse or dense."""
+    return codes.bool().float().sum(0).to_dense() / len(codes)
+
+
 class FirstBatchTrainingSAE(TrainingSAE[Any]):
     """A coder in training whose first batch sets its parameters, unless somebody has set them.
 
@@ -93,11 +97,15 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         step_input = self._before_step(step_input)  # pyright: ignore
-        output = super().training_forward_pass(step_input)
+        output = self.step_losses(step_input)
         if self.cfg.skip_non_finite:
             output.metrics["skipped_tokens"] = self._finite_rows.skipped
         self._after_step(step_input, output)  # pyright: ignore
         return output
+
+    def step_losses(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """Losses of a batch of finite tokens, as SAELens' own step returns them."""
+        return super().training_forward_pass(step_input)
 
     @override
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -239,6 +247,5 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
         step = step_input.n_training_steps
         self._loss_watch.check(output.loss.detach(), step)
         if self._collapse_watch.is_due(step):
-            fired = output.feature_acts.to_dense() > 0
-            rates = firing_rates(fired.to(torch.float32))
+            rates = fired_rates(output.feature_acts)
             self._collapse_watch.check(rates, step_input.dead_neuron_mask, step)

@@ -23,7 +23,7 @@ from sae_binary_ext.saelens.autoencoder import (
     BinaryTrainingSAE,
     BinaryTrainingSAEConfig,
 )
-from sae_binary_ext.saelens.entropy import (
+from sae_binary_ext.saelens.binary_entropy import (
     BinaryEntropyTrainingSAE,
     BinaryEntropyTrainingSAEConfig,
 )

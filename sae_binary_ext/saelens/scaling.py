@@ -8,7 +8,7 @@ from sae_lens.training.types import DataProvider
 from torch import Tensor
 from typing_extensions import override
 
-from sae_binary_ext.coding.finite import FiniteBatches
+from sae_binary_ext.training.finite import FiniteBatches
 
 # The modes of normalize_activations whose statistics SAELens estimates before training.
 SCALE, WHITENING = "expected_average_only_in", "covariance_whitening"

@@ -145,6 +145,10 @@ class SkipConnection(SAE[Any]):
     def decode_with_input(self, feature_acts: Tensor, x: Tensor) -> Tensor:
         """Output [..., d_out] of any codes [..., d_sae] for an input [..., d_in]."""
         output = super().decode(feature_acts)  # pyright: ignore[reportAbstractUsage]
+        return self.with_skip(output, x)
+
+    def with_skip(self, output: Tensor, x: Tensor) -> Tensor:
+        """The output [..., d_out] of the codes, plus W_skip's part of the input [..., d_in]."""
         return output if self.W_skip is None else output + x.to(self.dtype) @ self.W_skip.T
 
     @override

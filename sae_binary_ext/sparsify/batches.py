@@ -9,7 +9,7 @@ from torch import distributed as dist
 from torch.utils.hooks import RemovableHandle
 
 from sae_binary_ext.coding import summed_variance
-from sae_binary_ext.sparsify.progress import TrainingProgress
+from sae_binary_ext.sparsify.trainer_state import TrainingProgress
 
 
 class WholeBatch:

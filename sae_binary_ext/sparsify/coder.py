@@ -19,29 +19,22 @@ from typing_extensions import override
 from sae_binary_ext.coding import (
     INITIAL_THRESHOLD,
     CodeRule,
-    CollapseWatch,
     Encoder,
-    FiniteRows,
-    FiniteWatch,
-    Picks,
-    active_latents,
-    attach_to_loss,
-    attach_to_output,
     auxiliary_error,
     bernoulli_entropy,
-    check_finite,
     check_width,
     decode_indices,
+    pre_activations,
+    summed_variance,
+)
+from sae_binary_ext.coding.forms import (
     encode_batch,
     encode_codes,
     infer_indices,
     infer_packed,
-    pre_activations,
-    seeded,
-    sum_over_ranks,
-    summed_variance,
 )
-from sae_binary_ext.coding.finite import check_parameters
+from sae_binary_ext.coding.forms.margins import active_latents
+from sae_binary_ext.coding.kernels import Picks, seeded, sum_over_ranks
 from sae_binary_ext.saving import replacing
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
 from sae_binary_ext.sparsify.losses import (
@@ -51,13 +44,22 @@ from sae_binary_ext.sparsify.losses import (
     regulariser,
     summed_square,
 )
-from sae_binary_ext.sparsify.progress import TrainingProgress
 from sae_binary_ext.sparsify.skipping import empty_output, forward_of_rows, mend_start
 from sae_binary_ext.sparsify.starting import (
     Start,
     start_from_data,
     start_from_stock,
     with_stock_thresholds,
+)
+from sae_binary_ext.sparsify.trainer_state import TrainingProgress
+from sae_binary_ext.training import (
+    CollapseWatch,
+    FiniteRows,
+    FiniteWatch,
+    attach_to_loss,
+    attach_to_output,
+    check_finite,
+    check_parameters,
 )
 
 # Share of the newest batch in the running firing rates.

@@ -7,7 +7,7 @@ from simple_parsing.helpers.serialization.serializable import from_dict as datac
 from sparsify import SparseCoderConfig, TrainConfig
 from typing_extensions import override
 
-from sae_binary_ext.coding.checks import (
+from sae_binary_ext.checks import (
     check_at_least,
     check_choice,
     check_positive,

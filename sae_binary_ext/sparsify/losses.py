@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.coding import (
-    Encoded,
     bernoulli_entropy,
     binarise,
     covariance_penalty,
@@ -14,12 +13,13 @@ from sae_binary_ext.coding import (
     excess_rate,
     ramp,
     sampled_covariance_penalty,
-    sum_over_ranks,
     summed_variance,
 )
+from sae_binary_ext.coding.forms import Encoded
+from sae_binary_ext.coding.kernels import sum_over_ranks
 from sae_binary_ext.coding.selection import CodeRule
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
-from sae_binary_ext.sparsify.progress import TrainingProgress
+from sae_binary_ext.sparsify.trainer_state import TrainingProgress
 
 
 def regulariser(

@@ -23,7 +23,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION
-from sae_binary_ext.coding.untouched import InitialParameters
 from sae_binary_ext.registration import warn_if_untested
 from sae_binary_ext.saving import replacing
 from sae_binary_ext.sparsify.batches import WholeBatch
@@ -33,9 +32,10 @@ from sae_binary_ext.sparsify.config import (
     CommandLineCoderConfig,
     check_activation,
 )
-from sae_binary_ext.sparsify.progress import TrainingProgress
 from sae_binary_ext.sparsify.starting import prepare_start
 from sae_binary_ext.sparsify.steps import group_as_saved, one_group_each, scale_steps
+from sae_binary_ext.sparsify.trainer_state import TrainingProgress
+from sae_binary_ext.training.untouched import InitialParameters
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from sparsify.sparse_coder import ForwardOutput
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from sae_binary_ext.coding import sum_over_ranks
 from sae_binary_ext.coding.entropy import batch_tokens
+from sae_binary_ext.coding.kernels import sum_over_ranks
 
 if TYPE_CHECKING:
     from sae_binary_ext.sparsify.coder import BinarySparseCoder

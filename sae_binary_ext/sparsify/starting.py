@@ -15,12 +15,12 @@ from sae_binary_ext.coding import (
     binarise,
     fit_decoder,
     fit_start,
-    gather_rows,
     pre_activations,
     sample_rows,
     starting_rate,
 )
-from sae_binary_ext.coding.untouched import InitialParameters
+from sae_binary_ext.coding.kernels import gather_rows
+from sae_binary_ext.training.untouched import InitialParameters
 
 if TYPE_CHECKING:
     from sae_binary_ext.sparsify.coder import BinarySparseCoder

@@ -11,7 +11,7 @@ from sae_lens import StandardSAE, StandardSAEConfig
 
 from sae_binary_ext.checkpoints import CheckpointError, convert, load_coder, push
 from sae_binary_ext.cli import main
-from sae_binary_ext.saelens.models import load_hooked_model
+from sae_binary_ext.saelens.hooked_model import load_hooked_model
 from tests.checkpoints.coders import CASES, LATENTS, D
 from tests.small_models import save_tokenizer
 

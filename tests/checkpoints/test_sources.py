@@ -20,7 +20,7 @@ from sae_binary_ext.checkpoints import (
     load_coder,
     push,
 )
-from sae_binary_ext.evaluation.candidates import load_candidates
+from sae_binary_ext.measure.candidates import load_candidates
 from tests.checkpoints.coders import CASES, HOOKPOINT, MODEL, OUTPUT_HOOK, D, K
 
 RESID = "blocks.{}.hook_resid_post"

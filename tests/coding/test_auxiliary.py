@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from sae_binary_ext.coding import reference
 from sae_binary_ext.coding.auxiliary import auxiliary_error
 from sae_binary_ext.coding.selection import CodeRule
-from tests import reference
 from tests.cases import LATENTS, each_rule
 
 D_OUT = 6

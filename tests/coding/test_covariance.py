@@ -3,10 +3,9 @@ import torch
 from torch import Tensor
 
 import sae_binary_ext.coding.covariance as module
-import sae_binary_ext.coding.indexed as indexed
-import sae_binary_ext.coding.parts as parts
-from sae_binary_ext.coding import covariance_penalty, sampled_covariance_penalty
-from tests import reference
+import sae_binary_ext.coding.kernels.cache_blocks as parts
+import sae_binary_ext.coding.kernels.sparse as indexed
+from sae_binary_ext.coding import covariance_penalty, reference, sampled_covariance_penalty
 from tests.limits import little_memory
 
 

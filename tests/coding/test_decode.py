@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sae_binary_ext.coding.decode import decode, decode_indices
-from sae_binary_ext.coding.indexed import Picks
+from sae_binary_ext.coding.kernels.sparse import Picks
 from sae_binary_ext.coding.selection import scatter_codes
 
 TOKENS, LATENTS, K, D = 30, 20, 4, 6

@@ -2,17 +2,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding import parts
-from sae_binary_ext.coding.encode import (
-    Encoder,
-    active_latents,
-    binarise,
-    check_width,
-    pre_activations,
-)
-from sae_binary_ext.coding.picked import encode_indices, picks_indices
+from sae_binary_ext.coding import reference
+from sae_binary_ext.coding.encode import Encoder, binarise, check_width, pre_activations
+from sae_binary_ext.coding.forms.margins import active_latents
+from sae_binary_ext.coding.forms.picked import encode_indices, picks_indices
+from sae_binary_ext.coding.kernels import cache_blocks as parts
 from sae_binary_ext.coding.selection import CodeRule, scatter_codes, select_codes
-from tests import reference
 from tests.cases import LATENTS, each_indexed_rule, each_rule
 
 D_IN = 7
@@ -79,7 +74,9 @@ def test_index_form_equals_the_reference_in_value_and_every_gradient(rule: CodeR
 
     x, weight, bias, log_threshold, origin = ours
     centred = split_off_origin(x, origin)
-    codes, picks, pre = encode_indices(Encoder(centred, weight, bias, log_threshold, origin, rule))
+    codes, picks, _, pre = encode_indices(
+        Encoder(centred, weight, bias, log_threshold, origin, rule)
+    )
     dense = scatter_codes(codes, picks.index, LATENTS)
     loss = torch.zeros((), dtype=torch.float64)
     if outputs != "pre-activations":
@@ -102,7 +99,7 @@ def test_index_form_equals_the_reference_in_value_and_every_gradient(rule: CodeR
 def test_both_forms_give_the_same_codes_in_low_precision(rule: CodeRule):
     x, weight, bias, log_threshold, origin = (p.detach().bfloat16() for p in parameters())
     threshold = log_threshold.float()
-    codes, picks, pre = encode_indices(Encoder(x, weight, bias, threshold, origin, rule))
+    codes, picks, _, pre = encode_indices(Encoder(x, weight, bias, threshold, origin, rule))
     dense = binarise(pre, threshold, rule)
     assert codes.dtype == torch.bfloat16
     assert torch.equal(scatter_codes(codes, picks.index, LATENTS), dense)

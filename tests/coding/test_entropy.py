@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from sae_binary_ext.coding import reference
 from sae_binary_ext.coding.entropy import (
     FiringRates,
     bernoulli_entropy,
@@ -11,7 +12,6 @@ from sae_binary_ext.coding.entropy import (
     minibatch_entropy,
     ramp,
 )
-from tests import reference
 
 
 def some_codes(tokens: int = 50, latents: int = 12) -> torch.Tensor:

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from sae_binary_ext.coding import reference
 from sae_binary_ext.coding.selection import CodeRule
 from sae_binary_ext.coding.surrogate import RESTE_SMALLEST_MARGIN, SURROGATES, reste, step
-from tests import reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -8,7 +8,7 @@ from sae_lens import TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from sparsify import SparseCoder, SparseCoderConfig
 
-from sae_binary_ext.evaluation import CompareConfig
+from sae_binary_ext.commands import CompareConfig
 from sae_binary_ext.saelens import BinarySAE, BinarySAEConfig
 from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
 

@@ -5,7 +5,7 @@ import torch
 from datasets import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sae_binary_ext.demo.model import export_smollm2
+from sae_binary_ext.bundled.smollm2 import export_smollm2
 from tests.small_models import VOCABULARY, save_gpt2, save_tokenizer
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from sae_binary_ext.analysis.reading import ReadBatch, ReadingConfig, open_coders, read_text
 from sae_binary_ext.checkpoints import load_coder
 from sae_binary_ext.cli import main
+from sae_binary_ext.measure.reading import ReadBatch, open_coders, read_text
 from sae_binary_ext.saelens.splice import Splice
+from sae_binary_ext.settings import ReadingConfig
 from tests.integration.compare_helpers import CONTEXT, HOOK, save_coders
 
 pytestmark = pytest.mark.integration

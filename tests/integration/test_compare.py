@@ -24,8 +24,9 @@ from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor, nn
 
 from sae_binary_ext.cli import main
-from sae_binary_ext.evaluation import compare, in_model
-from sae_binary_ext.evaluation.run import run_compare
+from sae_binary_ext.commands.compare.compare_run import run_compare
+from sae_binary_ext.measure import comparison as compare
+from sae_binary_ext.measure import in_model
 from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAEConfig,
     BinarySAE,

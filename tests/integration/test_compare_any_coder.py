@@ -13,7 +13,8 @@ from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor
 
 import sae_binary_ext.saelens  # noqa: F401  (registers its architectures)
-from sae_binary_ext.analysis import (
+from sae_binary_ext.checkpoints import load_coder
+from sae_binary_ext.commands import (
     AblateConfig,
     EntropyConfig,
     TransferConfig,
@@ -21,14 +22,14 @@ from sae_binary_ext.analysis import (
     run_entropy,
     run_transfer,
 )
-from sae_binary_ext.analysis.refit import refit
-from sae_binary_ext.analysis.text import Text
-from sae_binary_ext.checkpoints import load_coder
-from sae_binary_ext.evaluation.candidates import load_candidates
-from sae_binary_ext.evaluation.documents import read_documents
-from sae_binary_ext.evaluation.interpretation.reading import TextAmount, read_latents
-from sae_binary_ext.evaluation.models import open_model
-from sae_binary_ext.evaluation.run import run_compare
+from sae_binary_ext.commands.compare.compare_run import run_compare
+from sae_binary_ext.commands.interpret.config import TextAmount
+from sae_binary_ext.commands.interpret.drawn_windows import read_latents
+from sae_binary_ext.measure.candidates import load_candidates
+from sae_binary_ext.measure.documents import read_documents
+from sae_binary_ext.measure.models import open_model
+from sae_binary_ext.measure.refit import refit
+from sae_binary_ext.measure.text import Text
 from tests.integration.compare_helpers import LATENTS, WIDTH, config_of
 
 CONTEXT, HEADS = 16, 4

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from sae_binary_ext.cli import main
-from sae_binary_ext.evaluation import compare, in_model, progress, run_compare
+from sae_binary_ext.commands import run_compare
+from sae_binary_ext.measure import comparison as compare
+from sae_binary_ext.measure import in_model, progress
 from tests.integration.compare_helpers import config_of, save_coders
 
 

@@ -12,12 +12,12 @@ from sae_lens.saes.sae import SAEMetadata
 from sparsify import SparseCoder, SparseCoderConfig
 from transformers import AutoModelForCausalLM
 
-from sae_binary_ext.analysis import EntropyConfig, run_entropy
-from sae_binary_ext.analysis.refit import refit
-from sae_binary_ext.analysis.text import Text, read_activations
 from sae_binary_ext.cli import main
-from sae_binary_ext.evaluation import hookpoint_encoders, load_candidates
-from sae_binary_ext.evaluation.run import run_compare
+from sae_binary_ext.commands import EntropyConfig, run_entropy
+from sae_binary_ext.commands.compare.compare_run import run_compare
+from sae_binary_ext.measure import hookpoint_encoders, load_candidates
+from sae_binary_ext.measure.refit import refit
+from sae_binary_ext.measure.text import Text, read_activations
 from sae_binary_ext.saelens import BinarySAE, BinarySAEConfig
 from tests.integration.compare_helpers import WIDTH, config_of
 

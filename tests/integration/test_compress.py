@@ -9,20 +9,21 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from sae_binary_ext.analysis.code_encodings import ENCODINGS
-from sae_binary_ext.analysis.code_file import CodeFileError, read_header
-from sae_binary_ext.analysis.compress import check_compressible, decompress
-from sae_binary_ext.analysis.reading import ReadingConfig, open_coders, read_text
-from sae_binary_ext.analysis.vector_sizes import RunningVectors
 from sae_binary_ext.checkpoints import load_coder
 from sae_binary_ext.cli import main
-from sae_binary_ext.evaluation.metrics import measure
+from sae_binary_ext.commands.compress.code_encodings import ENCODINGS
+from sae_binary_ext.commands.compress.code_file import CodeFileError, read_header
+from sae_binary_ext.commands.compress.compress_run import check_compressible, decompress
+from sae_binary_ext.commands.compress.vector_sizes import RunningVectors
+from sae_binary_ext.measure.metrics import measure
+from sae_binary_ext.measure.reading import open_coders, read_text
 from sae_binary_ext.saelens import (
     BinarySAE,
     BinarySAEConfig,
     BinaryTranscoder,
     BinaryTranscoderConfig,
 )
+from sae_binary_ext.settings import ReadingConfig
 from tests.integration.compare_helpers import CONTEXT, HOOK, LATENTS, WIDTH, save_coders
 
 pytestmark = pytest.mark.integration

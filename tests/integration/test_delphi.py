@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 from sae_binary_ext.checkpoints import CheckpointError
 from sae_binary_ext.cli import main
-from sae_binary_ext.evaluation import Candidate, hookpoint_encoders, load_candidates
+from sae_binary_ext.measure import Candidate, hookpoint_encoders, load_candidates
 from sae_binary_ext.saelens import (
     BinarySAE,
     BinarySAEConfig,

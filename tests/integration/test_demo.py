@@ -9,8 +9,9 @@ import torch
 from sae_lens import SAE
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from sae_binary_ext.demo import DemoConfig, activations
-from sae_binary_ext.demo.pipeline import run_demo
+from sae_binary_ext.commands import DemoConfig
+from sae_binary_ext.commands.demo import activations
+from sae_binary_ext.commands.demo.demo_run import run_demo
 
 pytestmark = pytest.mark.integration
 

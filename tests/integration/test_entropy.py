@@ -9,19 +9,16 @@ import pytest
 import torch
 from datasets import Dataset
 
-from sae_binary_ext.analysis.entropy_check import EntropyCheckConfig, check
-from sae_binary_ext.analysis.entropy_profile import EntropyProfileConfig
-from sae_binary_ext.analysis.hidden_states import states_of_positions, states_of_prompts
-from sae_binary_ext.analysis.known_states import correlated, fair
-from sae_binary_ext.analysis.reading import (
-    ReadingConfig,
-    open_coders,
-    open_model_alone,
-    read_text,
-)
 from sae_binary_ext.cli import main
-from sae_binary_ext.evaluation.metrics import measure
+from sae_binary_ext.commands.entropy_check.config import EntropyCheckConfig
+from sae_binary_ext.commands.entropy_check.entropy_check_run import check
+from sae_binary_ext.commands.entropy_check.known_states import correlated, fair
+from sae_binary_ext.commands.entropy_profile.config import EntropyProfileConfig
+from sae_binary_ext.measure.hidden_states import states_of_positions, states_of_prompts
+from sae_binary_ext.measure.metrics import measure
+from sae_binary_ext.measure.reading import open_coders, open_model_alone, read_text
 from sae_binary_ext.saelens.splice import resolve_hook
+from sae_binary_ext.settings import ReadingConfig
 from tests.integration.compare_helpers import CONTEXT, HOOK, save_coders
 
 pytestmark = pytest.mark.integration

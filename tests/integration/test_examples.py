@@ -8,7 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from sae_binary_ext.demo.text import read_wikipedia_sample
+from sae_binary_ext.bundled.wikipedia import read_wikipedia_sample
 from sae_binary_ext.saelens import BinarySAE, BinarySAEConfig
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

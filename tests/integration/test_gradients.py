@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sae_binary_ext.analysis.gradients import GradientsConfig
 from sae_binary_ext.cli import main
 from sae_binary_ext.coding import SURROGATES
+from sae_binary_ext.commands.gradients.config import GradientsConfig
 
 pytestmark = pytest.mark.integration
 

@@ -15,11 +15,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_binary_ext.cli import main
-from sae_binary_ext.evaluation.interpretation import InterpretConfig, reading, run_interpret
-from sae_binary_ext.evaluation.interpretation.examples import ActiveExamples, LatentExamples
-from sae_binary_ext.evaluation.interpretation.judge import Judge
-from sae_binary_ext.evaluation.interpretation.language_model import LanguageModelScorer
-from sae_binary_ext.evaluation.interpretation.scores import f1_of
+from sae_binary_ext.commands import InterpretConfig, run_interpret
+from sae_binary_ext.commands.interpret import drawn_windows as reading
+from sae_binary_ext.commands.interpret.examples import ActiveExamples, LatentExamples
+from sae_binary_ext.commands.interpret.interpret_scores import f1_of
+from sae_binary_ext.commands.interpret.language_model import LanguageModelScorer
+from sae_binary_ext.measure.judge import Judge
 from tests.integration.compare_helpers import LATENTS, save_coders
 from tests.judge_server import JudgeServer, Messages
 
@@ -93,7 +94,7 @@ def test_an_interrupted_run_goes_on(
         return read_hooks(*args)
 
     monkeypatch.setattr(reading, "read_hooks", interrupted)
-    monkeypatch.setattr("sae_binary_ext.evaluation.progress.SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr("sae_binary_ext.measure.progress.SECONDS_BETWEEN_SAVES", 0.0)
     broken = config_of(tiny_model_folder, tiny_dataset, tmp_path / "broken")
     with pytest.raises(KeyboardInterrupt):
         run_interpret(coders[:2], broken)

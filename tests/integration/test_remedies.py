@@ -12,8 +12,7 @@ from datasets import Dataset, DatasetDict
 from sae_lens import SAE
 
 from sae_binary_ext.cli import main
-from sae_binary_ext.evaluation.documents import read_documents
-from sae_binary_ext.evaluation.text_source import TextSource
+from sae_binary_ext.measure.documents import read_documents
 from sae_binary_ext.saelens import (
     BinarySAE,
     BinarySAEConfig,
@@ -22,6 +21,7 @@ from sae_binary_ext.saelens import (
     BinaryTranscoderTrainingSAEConfig,
     TranscoderTrainingRunner,
 )
+from sae_binary_ext.settings import TextSource
 from tests.integration.compare_helpers import HOOK, save_coders
 from tests.integration.saelens_helpers import hooked_transformer
 from tests.integration.test_transcoder_runner import run_config

@@ -15,8 +15,8 @@ from sae_lens.evals import get_eval_everything_config, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 
+from sae_binary_ext.bundled.wikipedia import read_wikipedia_sample
 from sae_binary_ext.cli import main
-from sae_binary_ext.demo.text import read_wikipedia_sample
 from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAEConfig,
     BinarySAE,

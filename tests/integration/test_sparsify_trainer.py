@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 import sae_binary_ext  # noqa: F401  # registers
-from sae_binary_ext.demo.text import read_wikipedia_sample
+from sae_binary_ext.bundled.wikipedia import read_wikipedia_sample
 from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
 from tests.fresh import run_fresh
 from tests.integration.sparsify_helpers import (

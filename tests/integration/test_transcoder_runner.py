@@ -12,8 +12,8 @@ from datasets import Dataset
 from sae_lens import SAE, LoggingConfig, TrainingSAE
 from sae_lens.load_model import HookedProxyLM, load_model
 
-from sae_binary_ext.demo.text import read_wikipedia_sample
-from sae_binary_ext.evaluation import SplicedModel, measure, read_pairs
+from sae_binary_ext.bundled.wikipedia import read_wikipedia_sample
+from sae_binary_ext.measure import SplicedModel, measure, read_pairs
 from sae_binary_ext.saelens import (
     BinaryTrainingSAEConfig,
     BinaryTranscoder,

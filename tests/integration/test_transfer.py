@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from sae_binary_ext.analysis.reading import ReadingConfig, open_coders, read_text
 from sae_binary_ext.checkpoints import load_coder
 from sae_binary_ext.cli import main
-from sae_binary_ext.evaluation.metrics import measure
+from sae_binary_ext.measure.metrics import measure
+from sae_binary_ext.measure.reading import open_coders, read_text
+from sae_binary_ext.settings import ReadingConfig
 from tests.integration.compare_helpers import CONTEXT, HOOK, save_coders
 
 pytestmark = pytest.mark.integration

@@ -7,9 +7,9 @@ import torch
 from sae_lens import SAE, TrainingSAE
 from sae_lens.saes.sae import TrainStepInput
 from torch import Tensor
+from typing_extensions import override
 
-from sae_binary_ext.coding import scatter_codes, unpack
-from sae_binary_ext.coding.deferred import Deferred
+from sae_binary_ext.coding import reference, scatter_codes, unpack
 from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAEConfig,
     BinarySAE,
@@ -17,7 +17,6 @@ from sae_binary_ext.saelens import (
     BinaryTrainingSAE,
     BinaryTrainingSAEConfig,
 )
-from tests import reference
 from tests.cases import SELECTIONS, each_selection
 from tests.saelens.helpers import fvu, trainer_for
 
@@ -88,7 +87,7 @@ def test_codes_are_exactly_zero_or_one_and_survive_saving(
 ):
     x = torch.randn(shape)
     trainer = trainer_for(config_like(config, dtype=dtype), torch.randn(1000, D_IN), steps=3)
-    training_codes = trainer.step(torch.randn(200, D_IN)).feature_acts
+    training_codes = trainer.step(torch.randn(200, D_IN)).feature_acts.to_dense()
     trained = trainer.fit()
     trained.save_inference_model(tmp_path)
     loaded = SAE.load_from_disk(tmp_path)
@@ -226,7 +225,7 @@ def test_pre_activations_carry_gradients_to_the_encoder():
     assert sae.W_enc.grad.abs().sum() > 0
 
 
-def test_a_step_leaves_codes_and_pre_activations_to_those_who_read_them(
+def test_a_step_hands_on_the_codes_and_pre_activations_that_it_used(
     clustered_activations: Tensor,
 ):
     config = BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K)
@@ -235,13 +234,28 @@ def test_a_step_leaves_codes_and_pre_activations_to_those_who_read_them(
     trainer.step(batch)
     before = copy.deepcopy(trainer.sae)
     output = trainer.step(batch)
-    for unread in (output.feature_acts, output.hidden_pre):
-        assert isinstance(unread, Deferred)
-        assert not unread.is_computed
-    # After the optimiser's step: those of the weights before it.
     codes, pre = before.codes_and_pre_activations(batch, noise=False)
-    assert torch.equal(output.feature_acts, codes)
-    torch.testing.assert_close(output.hidden_pre, pre)
+    assert torch.equal(output.feature_acts.to_dense(), codes)
+    held = output.hidden_pre.to_dense()
+    torch.testing.assert_close(held[held != 0], pre[held != 0])
+    assert ((held != 0).sum(-1) == K).all()
+
+
+def test_a_subclass_that_reads_codes_gets_them_dense_with_gradient(clustered_activations: Tensor):
+    read: list[Tensor] = []
+
+    class Reading(BinaryTrainingSAE):
+        @override
+        def calculate_aux_loss(self, step_input: Any, feature_acts: Tensor, **rest: Any) -> Any:
+            read.append(feature_acts)
+            return {"own": feature_acts.sum()}
+
+    sae = Reading(BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K))
+    batch = clustered_activations[:50]
+    output = sae.training_forward_pass(TrainStepInput(batch, {}, None, 0, False))
+    assert read[0].requires_grad
+    assert read[0].shape == (50, D_SAE)
+    assert output.losses["own"] == read[0].sum()
 
 
 @each_config
@@ -249,7 +263,7 @@ def test_a_coder_trains_under_autocast(
     config: BinaryTrainingSAEConfig, clustered_activations: Tensor
 ):
     trainer = trainer_for(config, clustered_activations, steps=5, autocast=True)
-    codes = trainer.step(clustered_activations[:200]).feature_acts
+    codes = trainer.step(clustered_activations[:200]).feature_acts.to_dense()
     assert set(codes.flatten().tolist()) <= {0.0, 1.0}
     trained = trainer.fit()
     assert trained.log_threshold.dtype == torch.float32
@@ -308,7 +322,7 @@ def test_a_fresh_coder_starts_at_the_firing_rate_asked_for(clustered_activations
     )
     sae = TrainingSAE.from_dict(config.to_dict())
     output = sae.training_forward_pass(TrainStepInput(clustered_activations, {}, None, 0, False))
-    assert output.feature_acts.mean().item() == pytest.approx(0.03, abs=1e-3)
+    assert output.feature_acts.to_dense().mean().item() == pytest.approx(0.03, abs=1e-3)
     torch.testing.assert_close(sae.b_dec.detach(), clustered_activations.mean(0))
 
 

@@ -8,12 +8,12 @@ from sae_lens import TrainingSAE
 from sae_lens.saes.sae import TrainStepInput
 from torch import Tensor
 
+from sae_binary_ext.coding import reference
 from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAEConfig,
     BinaryTrainingSAEConfig,
     BinaryTranscoderTrainingSAEConfig,
 )
-from tests import reference
 from tests.saelens.helpers import fvu, trainer_for
 
 D_IN, D_SAE, K = 16, 128, 8

@@ -162,10 +162,10 @@ def test_firing_rates_are_shares_of_the_tokens_trained_on(clustered_activations:
     for batch in [*rows[:1000].split(200), rows[1000:1100]]:
         output = trainer.step(batch)
         trainer.n_training_steps += 1
-        fired += output.feature_acts.sum(0)
+        fired += output.feature_acts.to_dense().sum(0)
         tokens += int(batch.isfinite().all(1).sum())
         logged = trainer.build_train_step_log_dict(output, trainer.n_training_samples)
-        l0 = output.feature_acts.sum(1).mean().item()
+        l0 = output.feature_acts.to_dense().sum(1).mean().item()
         assert logged["metrics/l0"] == pytest.approx(l0)
     assert tokens == 704
     torch.testing.assert_close(trainer.feature_sparsity, fired / tokens)

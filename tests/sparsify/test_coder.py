@@ -12,12 +12,12 @@ import sae_binary_ext  # noqa: F401  # registers
 from sae_binary_ext.coding import (
     covariance_penalty,
     minibatch_entropy,
+    reference,
     sampled_covariance_penalty,
     scatter_codes,
     unpack,
 )
 from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
-from tests import reference
 
 D_IN, LATENTS, K, TOKENS = 8, 128, 4, 50
 ACTIVATIONS = ("topk_binary", "groupmax_binary", "gumbel_binary", "binary")

@@ -10,9 +10,8 @@ from sparsify import SparseCoderConfig
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from sae_binary_ext.coding import covariance_penalty, minibatch_entropy
+from sae_binary_ext.coding import covariance_penalty, minibatch_entropy, reference
 from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
-from tests import reference
 from tests.sparsify.test_coder import reference_output
 from tests.sparsify.trainers import (
     HOOKPOINT,

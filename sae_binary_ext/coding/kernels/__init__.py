@@ -1,20 +1,12 @@
-"""Triton kernels of the products with codes, each with a torch twin that is its reference.
+"""Products, searches, sums and draws that know no coder."""
 
-No coder takes them yet: they agree with their twins in Triton's interpreter and compile for
-NVIDIA's compute capability 9.0, but whether they are faster no GPU has been asked
-(benchmarks/gpu.py asks).
-"""
-
-from sae_binary_ext.coding.kernels.covariances import covariance_signs, signed_sums
-from sae_binary_ext.coding.kernels.picking import pack_bits, pick_largest
-from sae_binary_ext.coding.kernels.row_sums import row_dots, row_sums, segment_sums
+from sae_binary_ext.coding.kernels.ranks import gather_rows, sum_over_ranks
+from sae_binary_ext.coding.kernels.seeding import seeded
+from sae_binary_ext.coding.kernels.sparse import Picks
 
 __all__ = [
-    "covariance_signs",
-    "pack_bits",
-    "pick_largest",
-    "row_dots",
-    "row_sums",
-    "segment_sums",
-    "signed_sums",
+    "Picks",
+    "gather_rows",
+    "seeded",
+    "sum_over_ranks",
 ]

@@ -1,0 +1,20 @@
+"""Triton kernels of the products with codes, each with a torch twin that is its reference.
+
+No coder takes them yet: they agree with their twins in Triton's interpreter and compile for
+NVIDIA's compute capability 9.0, but whether they are faster no GPU has been asked
+(benchmarks/gpu.py asks).
+"""
+
+from benchmarks.triton.covariances import covariance_signs, signed_sums
+from benchmarks.triton.picking import pack_bits, pick_largest
+from benchmarks.triton.row_sums import row_dots, row_sums, segment_sums
+
+__all__ = [
+    "covariance_signs",
+    "pack_bits",
+    "pick_largest",
+    "row_dots",
+    "row_sums",
+    "segment_sums",
+    "signed_sums",
+]

@@ -1,0 +1,153 @@
+"""Which latents of a token may be among its largest, by upper bounds of their margins.
+
+Two strategies. LargestBounds takes exactly the top m bounds: fewer candidates. BoundsAbove takes
+all bounds above a cut at mean + c * std of the token: one pass.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sae_binary_ext.coding.kernels.cache_blocks import cached_parts, rows_of_part
+from sae_binary_ext.coding.kernels.largest import largest
+
+# SHORT: numbers of probe tokens that may lack candidates; the cheapest cut of these is taken.
+# PRICE: time of a candidate over the time of a latent if all margins are made.
+SHORT, PRICE = (0, 1, 2, 3, 5, 8, 13, 21, 32), 2.5
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Some latents of each token.
+
+    Attributes:
+        starts: int64 [tokens + 1], where each token's start in column, and where the last one's
+            end.
+        column: int64 [entries], latents, none twice for a token.
+        others: float32 [tokens], what no other latent's bound exceeds. Of no meaning for a token
+            without candidates.
+    """
+
+    starts: Tensor
+    column: Tensor
+    others: Tensor
+
+    def rows(self, fewest: int) -> Tensor:
+        """Each token's entries in a row of its own.
+
+        Args:
+            fewest: places of a row, at least.
+
+        Returns:
+            Places in column, int64 [tokens, places], len(column) where a token has fewer.
+        """
+        counts = self.starts.diff()
+        place = torch.arange(max(int(counts.max()), fewest), device=counts.device)
+        entry = self.starts[:-1].unsqueeze(-1) + place
+        return entry.masked_fill_(place >= counts.unsqueeze(-1), len(self.column))
+
+
+class Finder(Protocol):
+    """Finds candidates."""
+
+    def __call__(self, bounds: Tensor) -> Candidates:
+        """Of bounds, bfloat16 [tokens, latents]."""
+        ...
+
+
+@dataclass(frozen=True)
+class LargestBounds:
+    """The same number of candidates for each token.
+
+    Attributes:
+        count: how many.
+    """
+
+    count: int
+
+    def __call__(self, bounds: Tensor) -> Candidates:
+        found = [largest(part, self.count) for part in cached_parts(bounds)]
+        values, index = (torch.cat(each) for each in zip(*found, strict=True))
+        starts = torch.arange(0, index.numel() + 1, self.count, device=index.device)
+        return Candidates(starts, index.flatten(), values.amin(-1).float())
+
+
+@dataclass(frozen=True)
+class BoundsAbove:
+    """All bounds that are so many standard deviations above their token's mean.
+
+    Attributes:
+        deviations: how many, float32 scalar.
+        most: a token with more candidates than this gets none.
+    """
+
+    deviations: Tensor
+    most: int
+
+    @classmethod
+    def of_least_work(cls, bounds: Tensor, least: Tensor, most: int) -> "BoundsAbove":
+        """Where few tokens are short of candidates and the others have few.
+
+        Lower values leave fewer tokens of which all margins are needed, and more candidates.
+
+        Args:
+            bounds: float32 [tokens, latents], of more tokens than the last of SHORT.
+            least: float32 [tokens], the bounds that these need as candidates.
+            most: see the attribute.
+        """
+        tokens, latents = bounds.shape
+        mean, deviation = spread(bounds)
+        tried = ((least - mean) / deviation).sort().values[list(SHORT)]
+        work: list[Tensor] = []
+        for short, deviations in zip(SHORT, tried, strict=True):
+            counts = (bounds >= (mean + deviations * deviation).unsqueeze(-1)).float().sum(-1)
+            whole = (short + (counts > most).sum()) / tokens
+            work.append(PRICE * counts.clamp_max(most).mean() + whole * latents)
+        return cls(tried[torch.stack(work).argmin()], most)
+
+    def __call__(self, bounds: Tensor) -> Candidates:
+        above, least = self._above(bounds)
+        starts, column = _entries(above)
+        counts = starts.diff()
+        if counts.max() > self.most:
+            starts, column = _entries(above & (counts <= self.most).unsqueeze(-1))
+        return Candidates(starts, column, least)
+
+    def _above(self, bounds: Tensor) -> tuple[Tensor, Tensor]:
+        """Which bounds are above, bool [tokens, latents], and what, float32 [tokens]."""
+        above = torch.empty_like(bounds, dtype=torch.bool)
+        leasts: list[Tensor] = []
+        size = rows_of_part(bounds.shape[1])
+        # In bfloat16 torch takes twice as long to compare, and its norms have too few digits.
+        room = bounds.new_empty(size, bounds.shape[1], dtype=torch.float32)
+        for part, out in zip(bounds.split(size), above.split(size), strict=True):
+            wide = room[: len(part)].copy_(part)
+            mean, deviation = spread(wide)
+            least = mean + self.deviations * deviation
+            torch.ge(wide, least.unsqueeze(-1), out=out)
+            leasts.append(least)
+        return above, torch.cat(leasts)
+
+
+def spread(bounds: Tensor) -> tuple[Tensor, Tensor]:
+    """Each token's mean and standard deviation.
+
+    Args:
+        bounds: float32 [tokens, latents].
+
+    Returns:
+        Both [tokens].
+    """
+    mean = bounds.mean(-1)
+    # torch's own standard deviation takes fifteen times as long.
+    square = torch.linalg.vector_norm(bounds, dim=-1).square() / bounds.shape[-1]
+    return mean, (square - mean.square()).clamp_min(0).sqrt()
+
+
+def _entries(above: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each row's entries start, [rows + 1], and the columns of all of them."""
+    row, column = above.nonzero(as_tuple=True)
+    rows = torch.arange(len(above) + 1, device=row.device)
+    return torch.searchsorted(row, rows), column

@@ -1,0 +1,237 @@
+"""Codes of a batch in whichever form is cheapest, so that adapters need not choose."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+from typing_extensions import override
+
+from sae_binary_ext.coding.competing import find_cutoff
+from sae_binary_ext.coding.decode import decode, decode_indices
+from sae_binary_ext.coding.encode import Encoder, binarise
+from sae_binary_ext.coding.entropy import batch_tokens
+from sae_binary_ext.coding.forms.every_latent import codes_to_learn, decode_codes_above, dense_codes
+from sae_binary_ext.coding.forms.margins import pick_above
+from sae_binary_ext.coding.forms.picked import encode_indices, encode_picks, picks_indices
+from sae_binary_ext.coding.kernels.ranks import sum_over_ranks
+from sae_binary_ext.coding.kernels.sparse import CodeMatrix, Picks, SparseMatrix, code_matrix
+from sae_binary_ext.coding.selection import scatter_codes
+
+
+@dataclass(eq=False)
+class Encoded(ABC):
+    """Codes of a batch.
+
+    Attributes:
+        tokens: number of tokens.
+        latents: number of latents.
+    """
+
+    tokens: int
+    latents: int
+
+    @abstractmethod
+    def dense(self) -> Tensor:
+        """Codes [tokens, latents], 0.0 or 1.0, with gradient."""
+
+    @abstractmethod
+    def for_host(self) -> tuple[Tensor, Tensor]:
+        """Codes and pre-activations as SAELens' trainer takes them, without gradient.
+
+        Returns:
+            Both [tokens, latents]: sparse COO where the form knows the entries, else dense. A
+            sparse tensor of pre-activations holds those of the codes' entries alone.
+        """
+
+    @abstractmethod
+    def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
+        """Reconstruction [tokens, d_out]; see coding.decode."""
+
+    @abstractmethod
+    def counts(self) -> Tensor:
+        """Sum of the codes over tokens, [latents], with gradient; float32 or wider."""
+
+    def firing_rates(self, group: ProcessGroup | None = None) -> Tensor:
+        """Mean code of each latent over the tokens, of all ranks' where there is a group.
+
+        Returns:
+            [latents], with gradient, float32 or wider.
+        """
+        counts = sum_over_ranks(self.counts(), group)
+        return counts / batch_tokens(self.tokens, counts.device, group)
+
+
+@dataclass(eq=False)
+class DenseCodes(Encoded):
+    """Codes of a selection that has no cheaper form.
+
+    Attributes:
+        codes: [tokens, latents].
+        pre_activation: [tokens, latents].
+    """
+
+    codes: Tensor
+    pre_activation: Tensor
+
+    @override
+    def dense(self) -> Tensor:
+        return self.codes
+
+    @override
+    def for_host(self) -> tuple[Tensor, Tensor]:
+        return self.codes.detach(), self.pre_activation.detach()
+
+    @override
+    def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
+        return decode(self.codes, decoder_weight, decoder_bias)
+
+    @override
+    def counts(self) -> Tensor:
+        return _sum_over_tokens(self.codes)
+
+
+@dataclass(eq=False)
+class PickedCodes(Encoded):
+    """Codes of the latents that learn from a token, a fixed number of them.
+
+    Attributes:
+        codes: [tokens, m], 0.0 or 1.0.
+        picks: the latents they belong to.
+        margin: [tokens, m], theirs, without gradient.
+        threshold: [latents].
+    """
+
+    codes: Tensor
+    picks: Picks
+    margin: Tensor
+    threshold: Tensor
+
+    @override
+    def dense(self) -> Tensor:
+        return scatter_codes(self.codes, self.picks.index, self.latents)
+
+    @override
+    def for_host(self) -> tuple[Tensor, Tensor]:
+        index = self.picks.firing.index
+        fire = index.shape[-1]
+        pre = self.margin[:, :fire] + self.threshold.detach()[index]
+        codes = self.codes.detach()[:, :fire]
+        token = torch.arange(self.tokens, device=index.device)[:, None].expand_as(index)
+        entry = torch.stack((token, index)).flatten(1)
+        shape = (self.tokens, self.latents)
+        return _coo(entry, codes, shape), _coo(entry, pre.to(codes.dtype), shape)
+
+    @override
+    def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
+        return decode_indices(self.codes, self.picks, decoder_weight, decoder_bias)
+
+    @override
+    def counts(self) -> Tensor:
+        codes = self.codes.to(torch.promote_types(self.codes.dtype, torch.float32))
+        none = codes.new_zeros(self.latents)
+        return none.index_add(0, self.picks.index.flatten(), codes.flatten())
+
+
+@dataclass(eq=False)
+class ThresholdCodes(Encoded):
+    """Codes whose every latent learns (see coding.forms.every_latent).
+
+    Attributes:
+        pre_activation: [tokens, latents].
+        encoder: what made the pre-activations.
+    """
+
+    pre_activation: Tensor
+    encoder: Encoder
+    _decoded_counts: Tensor | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        pre, threshold = self.pre_activation.detach(), self.encoder.threshold.detach()
+        cutoff = None
+        if self.encoder.rule.competes:
+            picked, index = pick_above(pre, threshold, self.encoder.rule)
+            cutoff = find_cutoff(picked, self.latents)
+            self._active = scatter_codes(picked > 0, index, self.latents)
+        else:
+            # The difference of two floats is positive exactly where the first is larger.
+            self._active = pre > threshold
+        self._learning = codes_to_learn(self.encoder, self.pre_activation, cutoff)
+
+    @cached_property
+    def _matrix(self) -> CodeMatrix:
+        return code_matrix(self._active)
+
+    @override
+    def dense(self) -> Tensor:
+        return dense_codes(self._learning, self._active, self.pre_activation.dtype)
+
+    @override
+    def for_host(self) -> tuple[Tensor, Tensor]:
+        dtype = self.pre_activation.dtype
+        matrix = self._matrix
+        if isinstance(matrix, SparseMatrix):
+            entry = torch.stack((matrix.row, matrix.column))
+            ones = torch.ones_like(matrix.row, dtype=dtype)
+            codes = _coo(entry, ones, (self.tokens, self.latents))
+        else:
+            codes = self._active.to(dtype)
+        return codes, self.pre_activation.detach()
+
+    @override
+    def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
+        row_sum, self._decoded_counts = decode_codes_above(
+            self._learning, self._matrix, decoder_weight
+        )
+        return row_sum + decoder_bias
+
+    @override
+    def counts(self) -> Tensor:
+        # Once decoded, they come with the reconstruction at no cost.
+        if self._decoded_counts is None:
+            return _sum_over_tokens(self.dense())
+        return self._decoded_counts
+
+
+def encode_batch(encoder: Encoder, noise: bool = False) -> tuple[Encoded, Tensor]:
+    """Codes of a training batch and all pre-activations.
+
+    Args:
+        encoder: of tokens [tokens, d_in].
+        noise: sample, where the selection samples.
+
+    Returns:
+        Codes, and pre-activations [tokens, latents] with gradient.
+    """
+    shape = (len(encoder.centred), encoder.latents)
+    if picks_indices(encoder.rule, encoder.latents):
+        codes, picks, margin, pre = encode_indices(encoder)
+        return PickedCodes(*shape, codes, picks, margin, encoder.threshold), pre
+    pre = encoder.pre_activations()
+    if encoder.rule.every_latent_learns:
+        return ThresholdCodes(*shape, pre, encoder), pre
+    codes = binarise(pre, encoder.log_threshold, encoder.rule, noise)
+    return DenseCodes(*shape, codes, pre), pre
+
+
+def encode_codes(encoder: Encoder, noise: bool = False) -> Encoded:
+    """Codes of a training batch alone; arguments as encode_batch takes them.
+
+    A coder of few latents a token then never has all pre-activations at once.
+    """
+    if not picks_indices(encoder.rule, encoder.latents):
+        return encode_batch(encoder, noise)[0]
+    codes, picks, margin = encode_picks(encoder)
+    shape = (len(encoder.centred), encoder.latents)
+    return PickedCodes(*shape, codes, picks, margin, encoder.threshold)
+
+
+def _sum_over_tokens(codes: Tensor) -> Tensor:
+    return codes.sum(0, dtype=torch.promote_types(codes.dtype, torch.float32))
+
+
+def _coo(entry: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    # Entries are in range by construction, and checking them makes a GPU wait.
+    return torch.sparse_coo_tensor(entry, values.flatten(), shape, check_invariants=False)

@@ -1,0 +1,372 @@
+"""Products with a matrix of which few entries are not zero, as sums of weighted rows.
+
+embedding_bag is torch's fastest way on the CPU: for 1024 tokens, k = 32 of 4608 latents and 576
+dimensions it takes 2 ms where the dense product takes 39, a CSR product 6 and a COO one 10 to 70.
+"""
+
+import warnings
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sae_binary_ext.coding.kernels.cache_blocks import cached_parts
+from sae_binary_ext.coding.kernels.processor import multiplies_bytes
+
+# Share of entries up to which, on the CPU, sums of rows beat matrix products. At a share of a tenth
+# they take half of the products' time or less (4096 tokens; 576 dimensions, or covariances).
+SPARSE_DENSITY = 0.15
+# Count pairs one by one up to this share of ones. The time is a sixth of that of sums of rows at 31
+# active latents of 4608, and 1.5 of it at 130.
+PAIRED_DENSITY = 0.015
+# From this share of ones, use products of bytes if the processor has them. The time is 0.9 of
+# that of sums of rows at a tenth, and 1.2 to 1.45 at a twentieth (covariances, 4096 tokens).
+BYTE_DENSITY = 0.1
+# On the CPU, read the rows of a matrix of up to so many entries (16 MB in float32) in the order
+# of the tokens. Larger ones are read in their own order: 21 MB take 0.6 of the time, but 11 MB
+# take 1.1.
+CACHED = 2**22
+# Size of a cache block, 1 MB in float32. Block only if each output row receives at least 40
+# entries: with 50 the time is 0.72 to 0.83 of that without blocks, with 25 it is 1 to 3 (128 to
+# 1024 dimensions).
+BLOCK, BLOCK_ENTRIES = 2**18, 40
+
+
+@dataclass(frozen=True)
+class Picks:
+    """Where the k entries of each row of a matrix S [tokens, width] stand that may not be zero.
+
+    Attributes:
+        index: int64 [tokens, k], their columns, none twice in a row.
+        width: columns of S.
+        fire: how many of the k may hold codes of 1, these come first; None for all. The others are
+            learned from without firing.
+    """
+
+    index: Tensor
+    width: int
+    fire: int | None = None
+
+    def times(self, values: Tensor, dense: Tensor) -> Tensor:
+        """S @ dense: entries [tokens, k] and dense [width, d] to [tokens, d] in its dtype."""
+        weights = values.to(dense.dtype)
+        return F.embedding_bag(self.index, dense, per_sample_weights=weights, mode="sum")
+
+    def transposed_times(self, values: Tensor, dense: Tensor) -> Tensor:
+        """S.T @ dense: entries [tokens, k] and dense [tokens, d] to [width, d] in its dtype."""
+        size = self._rows_of_block(dense)
+        if size >= len(dense):
+            order, starts, row = self._columns
+            return _sum_rows(dense, row, starts, values.flatten().index_select(0, order))
+        total = dense.new_zeros(self.width, dense.shape[1])
+        blocks = zip(self._blocks(size), values.split(size), dense.split(size), strict=True)
+        for picks, entries, rows in blocks:
+            total += picks.transposed_times(entries, rows)
+        return total
+
+    def row_dots(self, left: Tensor, right: Tensor) -> Tensor:
+        """Entries [tokens, k] of left @ right.T, of left [tokens, d] and right [width, d]."""
+        k, column = self.index.shape[-1], self.index.flatten()
+        if right.device.type != "cpu" or right.dtype not in (torch.float32, torch.float64):
+            entry = torch.arange(len(column), device=column.device)
+            # What embedding_bag's gradient of its weights calls, which would first take the sum.
+            return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+                left, right, column, entry[::k], entry // k, 0
+            ).view(self.index.shape)
+        if right.numel() <= CACHED:
+            starts = torch.arange(0, len(column) + 1, k, device=column.device)
+            return _sampled_product(left, right, starts, column).view(self.index.shape)
+        return _dots_by_column(left, right, *self._columns).view(self.index.shape)
+
+    def _rows_of_block(self, dense: Tensor) -> int:
+        """Of how many rows sums are made at once: what caches hold, where that is faster."""
+        size = max(BLOCK // dense.shape[1], 1)
+        many = size * self.index.shape[-1] >= BLOCK_ENTRIES * self.width
+        # embedding_bag adds up bfloat16 in float32, and blocks would round in between.
+        pays = many and dense.device.type == "cpu" and dense.dtype.itemsize >= 4
+        return size if pays else len(dense)
+
+    def _blocks(self, size: int) -> tuple["Picks", ...]:
+        """Of so many tokens each. Kept, as the decoder's way back and the encoder's both sort."""
+        if size not in self._blocks_of_size:
+            blocks = (Picks(index, self.width) for index in self.index.split(size))
+            self._blocks_of_size[size] = tuple(blocks)
+        return self._blocks_of_size[size]
+
+    @cached_property
+    def _blocks_of_size(self) -> dict[int, tuple["Picks", ...]]:
+        return {}
+
+    @cached_property
+    def firing(self) -> "Picks":
+        """Those that may hold codes of 1."""
+        if self.fire is None or self.fire == self.index.shape[-1]:
+            return self
+        return Picks(self.index[:, : self.fire].contiguous(), self.width)
+
+    @cached_property
+    def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        # Of the decoder's way back and the encoder's, the first to ask sorts for both.
+        order, starts = _by_column(self.index.flatten(), self.width)
+        row = order.div(self.index.shape[-1], rounding_mode="floor")
+        return order, starts, row
+
+
+def row_dots(left: Tensor, right: Tensor, starts: Tensor, column: Tensor) -> Tensor:
+    """Entries of left @ right.T, on the CPU, in float32 or float64.
+
+    Args:
+        left: [rows, d].
+        right: [columns, d].
+        starts: int64 [rows + 1], where each row's entries start and the last one's end.
+        column: int64 [entries], their columns.
+
+    Returns:
+        [entries].
+    """
+    if right.numel() <= CACHED:
+        return _sampled_product(left, right, starts, column)
+    order, column_starts = _by_column(column, len(right))
+    row = torch.arange(len(left), device=column.device)
+    row = row.repeat_interleave(starts.diff(), output_size=len(column))
+    return _dots_by_column(left, right, order, column_starts, row.index_select(0, order))
+
+
+def _dots_by_column(
+    left: Tensor, right: Tensor, order: Tensor, starts: Tensor, row: Tensor
+) -> Tensor:
+    """What row_dots returns, of what sorts the entries by column, starts, and their rows sorted."""
+    ends = starts.new_tensor([len(row)])
+    dots = _sampled_product(right, left, torch.cat((starts, ends)), row)
+    return torch.empty_like(dots).scatter_(0, order, dots)
+
+
+def _sampled_product(left: Tensor, right: Tensor, starts: Tensor, column: Tensor) -> Tensor:
+    """What row_dots returns, made row by row."""
+    _spend_sparse_warning()
+    values, shape = left.new_zeros(len(column)), (len(left), len(right))
+    where = torch.sparse_csr_tensor(
+        starts, column, values, shape, device=left.device, check_invariants=False
+    )
+    return torch.sparse.sampled_addmm(where, left, right.T, beta=0).values()
+
+
+@cache
+def _spend_sparse_warning() -> None:
+    """Make a first sparse matrix unheard: with the first of a process torch warns of a beta state.
+
+    Users of a coder would take it for a warning of what they do.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor([0, 0], [], [], (1, 1), device="cpu", check_invariants=False)
+
+
+def _by_column(column: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """The order that sorts entries by column, and where in it each column starts, [width]."""
+    # int32 sorts five times as fast as int64.
+    columns, order = column.to(torch.int32).sort()
+    # Not bincount, which makes a GPU wait.
+    every = torch.arange(width, device=column.device, dtype=torch.int32)
+    return order, torch.searchsorted(columns, every)
+
+
+class CodeMatrix(Protocol):
+    """Codes [tokens, latents] as a factor of matrix products."""
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether the products are sums of rows."""
+        ...
+
+    def times(self, dense: Tensor) -> Tensor:
+        """Codes @ dense: [latents, d] to [tokens, d], in the dtype of dense."""
+        ...
+
+    def transposed_times(self, dense: Tensor) -> Tensor:
+        """Codes.T @ dense: [tokens, d] to [latents, d], in the dtype of dense."""
+        ...
+
+    def counts(self) -> Tensor:
+        """On how many tokens each latent is active, int64 [latents]."""
+        ...
+
+    def add_pair_counts(self, counts: Tensor) -> None:
+        """Add on how many tokens each two latents are active together, themselves included.
+
+        Args:
+            counts: int32 [latents, latents], whose upper triangle, i <= j, is added to. Exact for
+                fewer than 2^24 tokens, up to which float32 counts exactly.
+        """
+        ...
+
+
+def code_matrix(codes: Tensor) -> CodeMatrix:
+    """Codes in whichever form is expected to be faster.
+
+    Args:
+        codes: [tokens, latents], without gradient; bool for codes of 0 and 1, which saves time.
+    """
+    # Asking a GPU how dense codes are would make it wait, and it is at home with dense products.
+    if codes.device.type != "cpu":
+        return DenseMatrix(codes)
+    active = _active(codes)
+    if active.count_nonzero() > SPARSE_DENSITY * codes.numel():
+        return DenseMatrix(codes)
+    return _sparse_matrix(codes, active)
+
+
+def _active(codes: Tensor) -> Tensor:
+    return codes if codes.dtype is torch.bool else codes != 0
+
+
+def _sparse_matrix(codes: Tensor, active: Tensor) -> CodeMatrix:
+    row, column = active.nonzero(as_tuple=True)
+    values = None if codes.dtype is torch.bool else codes[row, column]
+    return SparseMatrix(row, column, values, *codes.shape)
+
+
+def whole_matrix(codes: Tensor) -> CodeMatrix:
+    """Codes in whichever form is expected to be faster for products with whole numbers alone, of
+    which a byte holds each.
+
+    Args:
+        codes: [tokens, latents], without gradient; bool or floating point.
+    """
+    # Of a single number torch 2.13's products of bytes read past a transposed factor's end.
+    if codes.device.type != "cpu" or min(codes.shape) < 2 or not multiplies_bytes():
+        return code_matrix(codes)
+    active = _active(codes)
+    if active.count_nonzero() <= BYTE_DENSITY * codes.numel():
+        return _sparse_matrix(codes, active)
+    return ByteMatrix(active.view(torch.int8)) if _ones_alone(codes, active) else code_matrix(codes)
+
+
+def _ones_alone(codes: Tensor, active: Tensor) -> bool:
+    parts = zip(cached_parts(codes), cached_parts(active), strict=True)
+    return all(torch.equal(part, ones.to(part.dtype)) for part, ones in parts)
+
+
+@dataclass(frozen=True)
+class ByteMatrix:
+    """Codes of 0 and 1 whose products with whole numbers of a byte are products of bytes, exact.
+
+    Attributes:
+        codes: int8 [tokens, latents].
+    """
+
+    codes: Tensor
+    is_sparse = False
+
+    def times(self, dense: Tensor) -> Tensor:
+        return torch.ops.aten._int_mm(self.codes, dense.to(torch.int8)).to(dense.dtype)
+
+    def transposed_times(self, dense: Tensor) -> Tensor:
+        return torch.ops.aten._int_mm(self._transposed, dense.to(torch.int8)).to(dense.dtype)
+
+    def counts(self) -> Tensor:
+        return self.codes.sum(0)
+
+    def add_pair_counts(self, counts: Tensor) -> None:
+        counts += torch.ops.aten._int_mm(self._transposed, self.codes).triu_()
+
+    @cached_property
+    def _transposed(self) -> Tensor:
+        return self.codes.T.contiguous()
+
+
+@dataclass(frozen=True)
+class DenseMatrix:
+    """Codes whose products are matrix products.
+
+    Attributes:
+        codes: [tokens, latents], bool or floating point.
+    """
+
+    codes: Tensor
+    is_sparse = False
+
+    def times(self, dense: Tensor) -> Tensor:
+        return self.codes.to(dense.dtype) @ dense
+
+    def transposed_times(self, dense: Tensor) -> Tensor:
+        return self.codes.to(dense.dtype).T @ dense
+
+    def counts(self) -> Tensor:
+        # count_nonzero(0) takes ten times as long on the CPU.
+        counts = self.codes.new_zeros(self.codes.shape[1], dtype=torch.int64)
+        for part in cached_parts(self.codes):
+            counts += _active(part).float().sum(0).to(torch.int64)
+        return counts
+
+    def add_pair_counts(self, counts: Tensor) -> None:
+        active = self.codes.bool().float()
+        counts += (active.T @ active).triu_().to(torch.int32)
+
+
+@dataclass(frozen=True)
+class SparseMatrix:
+    """Codes whose products are sums of rows.
+
+    Attributes:
+        row: int64 [entries], the tokens of the entries, ascending.
+        column: int64 [entries], their latents.
+        values: [entries], or None where all are 1.
+        tokens: number of rows.
+        latents: number of columns.
+    """
+
+    row: Tensor
+    column: Tensor
+    values: Tensor | None
+    tokens: int
+    latents: int
+    is_sparse = True
+
+    def times(self, dense: Tensor) -> Tensor:
+        return _sum_rows(dense, self.column, self._row_starts, self.values)
+
+    def transposed_times(self, dense: Tensor) -> Tensor:
+        row, starts, values = self._columns
+        return _sum_rows(dense, row, starts, values)
+
+    def counts(self) -> Tensor:
+        starts = self._columns[1]
+        return starts.diff(append=starts.new_tensor([len(self.column)]))
+
+    def add_pair_counts(self, counts: Tensor) -> None:
+        if len(self.column) > PAIRED_DENSITY * self.tokens * self.latents:
+            active = counts.new_zeros(self.tokens, self.latents, dtype=torch.float32)
+            active[self.row, self.column] = 1
+            row, starts, _ = self._columns
+            counts += _sum_rows(active, row, starts, None).triu_().to(torch.int32)
+            return
+        # Entries of a row stand in the order of their columns. Each one is paired with itself, the
+        # next, the one after, as long as its row lasts.
+        pairs, ahead = counts.view(-1), 0
+        first = torch.arange(len(self.column), device=self.column.device)
+        ends = torch.searchsorted(self.row, self.row, right=True)
+        while len(first):
+            place = self.column[first] * self.latents + self.column[first + ahead]
+            pairs.index_add_(0, place, pairs.new_ones(1).expand(len(place)))
+            ahead += 1
+            lasts = first + ahead < ends
+            first, ends = first[lasts], ends[lasts]
+
+    @cached_property
+    def _row_starts(self) -> Tensor:
+        return torch.searchsorted(self.row, torch.arange(self.tokens, device=self.row.device))
+
+    @cached_property
+    def _columns(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        order, starts = _by_column(self.column, self.latents)
+        values = None if self.values is None else self.values.index_select(0, order)
+        return self.row.index_select(0, order), starts, values
+
+
+def _sum_rows(dense: Tensor, which: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:
+    weights = None if weights is None else weights.to(dense.dtype)
+    return F.embedding_bag(which, dense, starts, mode="sum", per_sample_weights=weights)

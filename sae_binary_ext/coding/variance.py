@@ -1,0 +1,57 @@
+"""How much of its input a coder leaves unexplained."""
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from sae_binary_ext.coding.kernels.ranks import sum_over_ranks
+
+
+def total_variance(x: Tensor) -> Tensor:
+    """Variance of a batch summed over its dimensions: the denominator of FVU, without gradient.
+
+    Args:
+        x: [..., d].
+
+    Returns:
+        A scalar, float32 or the wider dtype of x.
+    """
+    rows = x.detach().flatten(0, -2)
+    rows = rows.to(torch.promote_types(x.dtype, torch.float32))
+    return _squared_norms(rows - rows.mean(0)).mean()
+
+
+@torch.no_grad()
+def summed_variance(
+    target: Tensor, group: ProcessGroup | None, of_whole_batch: Tensor | None = None
+) -> Tensor:
+    """Squared distance of every rank's targets from their common mean, summed.
+
+    Args:
+        target: [tokens, d], this rank's.
+        group: the ranks; None for a single process.
+        of_whole_batch: scalar, the same sum for this rank's whole batch, where target is only a
+            part of it. How far the ranks' means lie apart is then estimated from the part.
+
+    Returns:
+        A scalar, float32 or the wider dtype of target, in squared units of the target; 0 where
+        there is no token.
+    """
+    target = target.to(torch.promote_types(target.dtype, torch.float32))
+    own_sum = target.sum(0)
+    own_mean = own_sum / max(len(target), 1)
+    own = _squared_norms(target - own_mean).sum()
+    within = own if of_whole_batch is None else of_whole_batch
+    if group is None:
+        return within
+    total = sum_over_ranks(torch.cat([own_sum, target.new_full((1,), len(target))]), group)
+    between = len(target) * (own_mean - total[:-1] / total[-1]).square().sum()
+    # One token, or equal ones, have no variance that a part's share could be told by.
+    parts = torch.where(own > 0, within / own, 1.0)
+    return sum_over_ranks(within + between * parts, group)
+
+
+def _squared_norms(rows: Tensor) -> Tensor:
+    """[..., d] to [...]. The sum of squares takes ten times as long on the CPU, and the norm of all
+    rows at once is off by 5e-4."""
+    return torch.linalg.vector_norm(rows, dim=-1).square()

@@ -1,0 +1,208 @@
+"""Codes of many tokens in a file: written and read a block at a time, every block checked.
+
+docs/codes.md has the format byte by byte.
+"""
+
+import json
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+import torch
+from torch import Tensor
+
+from sae_binary_ext.checks import check_choice
+from sae_binary_ext.coding import packed_width
+from sae_binary_ext.commands.compress.code_encodings import ENCODINGS
+
+MAGIC, VERSION = b"SAECODES", 1
+_START = struct.Struct("<8sIII")  # magic, version, length and checksum of the header
+_BLOCK = struct.Struct("<III")  # tokens, length and checksum of the payload
+_END = struct.Struct("<IQI")  # no tokens, tokens in all, checksum of all payloads
+# A block that claims to be longer is not read.
+LONGEST_HEADER, LONGEST_BLOCK = 2**24, 2**31
+
+
+class CodeFileError(ValueError):
+    """A file of codes is damaged, cut short, or of another kind; the message says where and how."""
+
+
+@dataclass(frozen=True)
+class CodeHeader:
+    """What a file of codes says of itself.
+
+    Attributes:
+        latents: width of a code.
+        encoding: a key of ENCODINGS.
+        coder: fingerprint of the coder whose codes they are; see coder_fingerprint.
+        mean_code: hexadecimal, the packed code that differences are from; zeros where none are.
+        about: whatever else the writer put down: names of coder, model and hook.
+    """
+
+    latents: int
+    encoding: str
+    coder: str
+    mean_code: str
+    about: dict[str, str]
+
+    def __post_init__(self) -> None:
+        check_choice(ENCODINGS, encoding=self.encoding)
+        if len(self.mean_code) != 2 * packed_width(self.latents):
+            raise ValueError(
+                f"mean_code: of {len(self.mean_code) // 2} bytes, and {self.latents} latents take "
+                f"{packed_width(self.latents)}."
+            )
+
+    @property
+    def mean(self) -> Tensor:
+        """uint8 [packed_width(latents)], the mean code."""
+        return torch.frombuffer(bytearray.fromhex(self.mean_code), dtype=torch.uint8)
+
+
+def no_mean(latents: int) -> str:
+    """The mean code of encodings that need none."""
+    return "00" * packed_width(latents)
+
+
+class CodeWriter:
+    """Writes a file of codes; within `with`, which moves it into place when it is whole.
+
+    Args:
+        path: the file.
+        header: what it says of itself.
+    """
+
+    def __init__(self, path: Path, header: CodeHeader) -> None:
+        self._path, self._header = path, header
+        self._unfinished = path.with_name(path.name + ".unfinished")
+        self._tokens = self._checksum = 0
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> Self:
+        text = json.dumps(vars(self._header)).encode()
+        self._file = self._unfinished.open("wb")
+        self._file.write(_START.pack(MAGIC, VERSION, len(text), zlib.crc32(text)) + text)
+        return self
+
+    def write(self, packed: Tensor) -> None:
+        """Write a block.
+
+        Args:
+            packed: uint8 [tokens, packed_width(latents)], at least one token, on the CPU.
+
+        Raises:
+            ValueError: they are of another width, or there are none.
+        """
+        width = packed_width(self._header.latents)
+        if packed.ndim != 2 or not len(packed) or packed.shape[1] != width:
+            raise ValueError(
+                f"packed codes of shape {tuple(packed.shape)}: a block takes one token or more, "
+                f"and {width} bytes of each."
+            )
+        if self._file is None:
+            raise ValueError(f"{self._path}: is not open. Write within `with`.")
+        encoding = ENCODINGS[self._header.encoding]
+        payload = encoding.encode(packed, self._header.latents, self._header.mean)
+        self._checksum = zlib.crc32(payload, self._checksum)
+        self._tokens += len(packed)
+        self._file.write(_BLOCK.pack(len(packed), len(payload), zlib.crc32(payload)) + payload)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._file is None:
+            return
+        if kind is None:
+            self._file.write(_END.pack(0, self._tokens, self._checksum))
+        self._file.close()
+        self._file = None
+        if kind is None:
+            self._unfinished.replace(self._path)
+        else:
+            self._unfinished.unlink()
+
+
+def read_header(path: Path) -> CodeHeader:
+    """What a file of codes says of itself.
+
+    Raises:
+        CodeFileError: it is none, or its beginning is damaged.
+    """
+    with path.open("rb") as file:
+        return _header(file, path)
+
+
+def read_codes(path: Path) -> Iterator[Tensor]:
+    """The packed codes of a file, uint8 [tokens, packed_width(latents)], a block at a time.
+
+    Raises:
+        CodeFileError: the file is damaged or cut short; what came before the damage is yielded.
+    """
+    with path.open("rb") as file:
+        header = _header(file, path)
+        encoding, mean = ENCODINGS[header.encoding], header.mean
+        total = checksum = number = 0
+        while tokens := _number(file, path, number):
+            length, expected = struct.unpack("<II", _exactly(file, 8, path, f"block {number}"))
+            if max(length, tokens * header.latents) > LONGEST_BLOCK:
+                raise CodeFileError(
+                    f"{path}: block {number} claims {tokens} tokens in {length} bytes; it is "
+                    "damaged."
+                )
+            payload = _exactly(file, length, path, f"block {number}")
+            if (found := zlib.crc32(payload)) != expected:
+                raise CodeFileError(
+                    f"{path}: block {number} has checksum {found:08x}, and {expected:08x} was "
+                    "written; it is damaged."
+                )
+            try:
+                packed = encoding.decode(payload, tokens, header.latents, mean)
+            except ValueError as error:
+                raise CodeFileError(f"{path}: block {number}: {error}") from error
+            total, checksum = total + tokens, zlib.crc32(payload, checksum)
+            number += 1
+            yield packed
+        if struct.unpack("<QI", _exactly(file, 12, path, "the end")) != (total, checksum):
+            raise CodeFileError(
+                f"{path}: blocks are missing, or not in the order they were written."
+            )
+
+
+def _number(file: BinaryIO, path: Path, block: int) -> int:
+    return struct.unpack("<I", _exactly(file, 4, path, f"block {block}"))[0]
+
+
+def _header(file: BinaryIO, path: Path) -> CodeHeader:
+    magic, version, length, checksum = _START.unpack(
+        _exactly(file, _START.size, path, "the beginning")
+    )
+    if magic != MAGIC:
+        raise CodeFileError(f"{path}: begins with {magic!r}, and a file of codes with {MAGIC!r}.")
+    if version != VERSION:
+        raise CodeFileError(f"{path}: has version {version}, and this package reads {VERSION}.")
+    if length > LONGEST_HEADER:
+        raise CodeFileError(f"{path}: its header claims {length} bytes; it is damaged.")
+    text = _exactly(file, length, path, "the header")
+    if zlib.crc32(text) != checksum:
+        raise CodeFileError(f"{path}: its header is damaged.")
+    try:
+        fields: dict[str, Any] = json.loads(text)
+        return CodeHeader(**fields)
+    except (TypeError, ValueError) as error:
+        raise CodeFileError(f"{path}: its header cannot be used: {error}") from error
+
+
+def _exactly(file: BinaryIO, length: int, path: Path, part: str) -> bytes:
+    found = file.read(length)
+    if len(found) < length:
+        raise CodeFileError(
+            f"{path}: ends within {part}, where {length} bytes are due and {len(found)} came."
+        )
+    return found

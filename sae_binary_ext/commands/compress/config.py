@@ -1,0 +1,19 @@
+"""The settings of `sae-binary compress`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_binary_ext.settings import ReadingConfig
+
+
+@dataclass
+class CompressConfig(ReadingConfig):
+    """
+    Turn hidden states into codes in files and back, by all schemes, and compare what they take
+    and keep with the vectors themselves. The smallest file of each coder stays.
+    """
+
+    output: Path = Path("runs/compress")
+    """Folder for the files of codes (CODER.codes), compress.json and compress.html."""
+    tokens: int = 50_000
+    """Tokens whose hidden states are compressed."""

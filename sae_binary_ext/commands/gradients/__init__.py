@@ -1,0 +1,12 @@
+"""`sae-binary gradients`: a surrogate's gradient beside the true loss."""
+
+from sae_binary_ext.commands.command import MeasuringCommand
+
+COMMAND = MeasuringCommand(
+    "gradients",
+    "what surrogates let through in training, beside the true loss",
+    room="gradients",
+    settings="GradientsConfig",
+    does="run_gradients",
+    takes_coders=False,
+)

@@ -1,0 +1,176 @@
+"""One pass over the text: what some latents of each coder do in it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from sae_binary_ext.commands.interpret.config import TextAmount
+from sae_binary_ext.commands.interpret.windows import (
+    ActiveWindows,
+    WindowPool,
+    Windows,
+    cut_windows,
+)
+from sae_binary_ext.measure.applied import codes_of, reads_sequences
+from sae_binary_ext.measure.candidates import Candidate, at_common_sites, check_alike
+from sae_binary_ext.measure.documents import TextBatch
+from sae_binary_ext.measure.in_model import read_hooks
+from sae_binary_ext.measure.models import fitting_context
+from sae_binary_ext.measure.progress import SavedProgress, fingerprint
+from sae_binary_ext.measure.samples import LatentSamples
+from sae_binary_ext.measure.stream import TextStream
+from sae_binary_ext.saelens.binary_code import BinaryCoder
+from sae_binary_ext.saelens.splice import HookedModel
+
+
+class ReadLatents(nn.Module):
+    """What was read of one coder's drawn latents.
+
+    Buffers: firings int64 [latents], tokens each is active on; tokens int64, how many were read.
+
+    Attributes:
+        places: which latents, and single places for the token baseline.
+        windows: stretches of text in which each is active.
+    """
+
+    firings: Tensor
+    tokens: Tensor
+
+    def __init__(self, width: int, amount: TextAmount) -> None:
+        super().__init__()
+        self.places = LatentSamples(width, amount.latents)
+        self.windows = ActiveWindows(len(self.places.latents), amount.window)
+        self.register_buffer("firings", torch.zeros(len(self.places.latents), dtype=torch.long))
+        self.register_buffer("tokens", torch.zeros((), dtype=torch.long))
+
+    def add(
+        self, text: TextBatch, where: Tensor, windows: Windows, codes: Tensor, margins: Tensor
+    ) -> Tensor:
+        """Count one batch more.
+
+        Args:
+            text: the rows.
+            where: bool [rows, context], the positions that count.
+            windows: of the rows.
+            codes: float32 [positions that count, latents], row by row.
+            margins: likewise, by how much each is active.
+
+        Returns:
+            bool [windows, latents], which are active in which.
+        """
+        self.places.add(text, where, codes)
+        self.firings += (codes != 0).sum(0)
+        self.tokens += len(codes)
+        everywhere = torch.zeros(2, *where.shape, codes.shape[1])
+        everywhere[:, where] = torch.stack([codes, margins])
+        values, margins = everywhere[:, windows.rows, windows.positions]
+        self.windows.add(windows, values, margins)
+        return (values != 0).any(1)
+
+    def facts(self, place: int) -> tuple[int, int, float]:
+        """Of a latent, by its place among those drawn: its number, its firings and firing rate."""
+        firings = int(self.firings[place])
+        return int(self.places.latents[place]), firings, firings / int(self.tokens)
+
+
+class Reading(nn.Module):
+    """What was read of all coders, on the same tokens.
+
+    Attributes:
+        coders: one for each candidate.
+        pool: windows of all text, to draw from where a latent is silent.
+    """
+
+    def __init__(self, widths: Iterable[int], amount: TextAmount) -> None:
+        super().__init__()
+        self.coders = [ReadLatents(width, amount) for width in widths]
+        self.all_coders = nn.ModuleList(self.coders)
+        self.pool = WindowPool(sum(len(each.firings) for each in self.coders), amount.window)
+
+    def silent(self, coder: int) -> Tensor:
+        """bool [windows of the pool, latents of one coder], which are silent in which."""
+        numbers = [len(each.firings) for each in self.coders]
+        active = self.pool.active[0].split(numbers, dim=1)[coder]
+        return ~active & self.pool.there[0][:, None]
+
+
+def read_latents(
+    candidates: list[Candidate],
+    model: HookedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    documents: Callable[[], Iterable[str]],
+    amount: TextAmount,
+    saved: Path,
+    sources: tuple[str, ...],
+) -> Reading:
+    """Read text with a forward pass for all coders; what an interruption left is gone on from.
+
+    Args:
+        candidates: autoencoders, or transcoders, at one or several sites.
+        model: the hooked model.
+        tokenizer: its tokenizer.
+        documents: gives the texts, from the first on each time it is called.
+        amount: how much of them.
+        saved: file for what was read.
+        sources: names of the model and the text: what was read of others is not taken up.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, once the batch is counted and all is saved.
+        ValueError: coders that cannot be compared, or that the model's activations do not fit, or
+            no text.
+    """
+    check_alike(candidates)
+    amount = replace(amount, context_size=fitting_context(model, amount.context_size))
+    candidates, hooks = at_common_sites(candidates, model)
+    reading = Reading([each.coder.cfg.d_sae for each in candidates], amount)
+    progress = SavedProgress(saved, fingerprint(candidates, amount, sources), reading)
+
+    def read(text: TextBatch) -> None:
+        where = text.positions(amount.first_position)
+        windows = cut_windows(text, amount.first_position, amount.window)
+        found = read_hooks(model, {name for pair in hooks.values() for name in pair}, text.tokens)
+        active: list[Tensor] = []
+        for candidate, counts in zip(candidates, reading.coders, strict=True):
+            inputs, targets = (found[name] for name in hooks[candidate.site])
+            candidate.check_widths(inputs, targets)
+            latents = counts.places.latents
+            codes, margins = _codes_and_margins(candidate.coder, inputs, where, latents)
+            active.append(counts.add(text, where, windows, codes, margins))
+        reading.pool.add(windows, torch.cat(active, dim=1))
+
+    TextStream(documents, tokenizer, amount, progress).go_on("read", "Reading", amount.tokens, read)
+    return reading
+
+
+def _codes_and_margins(
+    coder: Any, rows: Tensor, where: Tensor, latents: Tensor
+) -> tuple[Tensor, Tensor]:
+    if not reads_sequences(coder):
+        return codes_and_margins(coder, rows[where], latents)
+    codes = codes_of(coder, rows, where)
+    codes = codes[:, latents.to(codes.device)].to("cpu", torch.float32)
+    return codes, codes
+
+
+@torch.no_grad()
+def codes_and_margins(coder: Any, inputs: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 [tokens, latents], codes and by how much each latent is active.
+
+    Of binary coders that is how far its pre-activation is above the highest of those that are
+    silent, of topk and groupmax, or above nothing: a threshold of its own does not change the
+    order. Of others it is the code.
+    """
+    inputs = inputs.to(coder.device, torch.float32)
+    if isinstance(coder, BinaryCoder):
+        codes, margins = coder.codes_and_pre_activations(inputs, noise=False)
+        if coder.cfg.selection in ("topk", "groupmax"):
+            margins = margins - torch.where(codes == 0, margins, -torch.inf).amax(1, keepdim=True)
+    else:
+        codes = margins = coder.encode(inputs)
+    drawn = latents.to(codes.device)
+    return codes[:, drawn].to("cpu", torch.float32), margins[:, drawn].to("cpu", torch.float32)

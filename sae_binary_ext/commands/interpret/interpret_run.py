@@ -1,0 +1,168 @@
+"""`sae-binary interpret` from start to end: coders, text, examples, judges, files."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+
+from tqdm import tqdm
+
+from sae_binary_ext.commands.interpret.config import InterpretConfig
+from sae_binary_ext.commands.interpret.drawn_windows import Reading, ReadLatents, read_latents
+from sae_binary_ext.commands.interpret.examples import (
+    DEAD,
+    LatentExamples,
+    Nearest,
+    choose_examples,
+)
+from sae_binary_ext.commands.interpret.interpret_scores import LatentScore, by_coder_and_judge
+from sae_binary_ext.commands.interpret.language_model import LanguageModelScorer
+from sae_binary_ext.commands.interpret.score_files import (
+    SavedScores,
+    interpretation_table,
+    write_interpretation,
+)
+from sae_binary_ext.commands.interpret.with_delphi import (
+    Embeddings,
+    EmbeddingScorer,
+    HardNegatives,
+)
+from sae_binary_ext.measure.candidates import load_candidates
+from sae_binary_ext.measure.documents import ALL_ARTICLES, read_all_documents, token_texts
+from sae_binary_ext.measure.judge import Asked, Judge, ask_about, open_judge
+from sae_binary_ext.measure.models import open_model
+from sae_binary_ext.measure.packages import imported
+from sae_binary_ext.measure.predictability import predictability
+from sae_binary_ext.measure.progress import fingerprint
+
+TOKEN_BASELINE = "tokens, naive Bayes"
+
+
+def run_interpret(coders: list[str], config: InterpretConfig) -> str:
+    """Score latents of coders; files go to config.output.
+
+    Args:
+        coders: folders of coders, folders of such folders, or Hub ids of either.
+        config: the rest.
+
+    Returns:
+        The scores as a table for the terminal.
+
+    Raises:
+        CheckpointError: a coder cannot be read.
+        KeyboardInterrupt: Ctrl-C; what was scored is saved.
+        ValueError: coders that cannot be compared, text that cannot be read, a package is missing,
+            or the language model cannot be asked any more.
+    """
+    config.output.mkdir(parents=True, exist_ok=True)
+    # First: what is missing is known at once, and reading takes minutes.
+    embeddings = Embeddings(config.device) if config.judge == "embedding" else None
+    judge = open_judge(config, config.output)
+    if judge is not None:
+        imported("delphi.scorers")
+    candidates = load_candidates(coders, config.hook, config.device)
+    name, model, tokenizer = open_model(candidates, config.model, config.output, config.device)
+    source = config.text_source()
+    sources = name, *source.names(ALL_ARTICLES)
+    reading = read_latents(
+        candidates,
+        model,
+        tokenizer,
+        lambda: read_all_documents(source),
+        config.amount(),
+        config.output / "read.safetensors",
+        sources,
+    )
+    text = token_texts(tokenizer)
+    of = fingerprint(candidates, config.settings(), sources)
+    saved = SavedScores(config.output / "scores.jsonl", of)
+    names = [candidate.name for candidate in candidates]
+    for coder, read in zip(names, reading.coders, strict=True):
+        saved.add(token_scores(coder, read))
+    nearest = None
+    if embeddings is not None and config.negatives == "hard":
+        nearest = HardNegatives(embeddings, reading.pool.tokens[0], text).nearest
+    judging = _Judging(names, reading, config, nearest, saved)
+    if embeddings is not None:
+        judging.embed(EmbeddingScorer(embeddings, text))
+    if judge is not None:
+        judging.ask(judge, text)
+    found = by_coder_and_judge(saved.scores)
+    run = {key: str(value) for key, value in asdict(config).items()}
+    run |= {"model": name, "dataset": config.dataset or ALL_ARTICLES}
+    write_interpretation(found, run, config.output)
+    return interpretation_table(found)
+
+
+def token_scores(coder: str, read: ReadLatents) -> Iterator[LatentScore]:
+    """How well the token and its neighbours tell firing from silence, in other documents.
+
+    Args:
+        coder: its name.
+        read: its latents.
+    """
+    areas = predictability(read.places).areas[:, 0].tolist()
+    for place, area in enumerate(areas):
+        score = LatentScore(coder, *read.facts(place), TOKEN_BASELINE)
+        too_few = "active at too few places" if score.firings else DEAD
+        told = area == area
+        yield replace(score, area=area if told else None, reason=None if told else too_few)
+
+
+class _Judging:
+    """Has judges score the latents that they have not scored before."""
+
+    def __init__(
+        self,
+        names: list[str],
+        reading: Reading,
+        config: InterpretConfig,
+        nearest: Nearest | None,
+        saved: SavedScores,
+    ) -> None:
+        self._names, self._reading, self._config = names, reading, config
+        self._nearest, self._saved = nearest, saved
+
+    def embed(self, scorer: EmbeddingScorer) -> None:
+        """Have the embedding score them."""
+        for coder, chosen in self._left((scorer.judge,)):
+            self._saved.add([scorer.score(coder, chosen)])
+
+    def ask(self, judge: Judge, text: Callable[[int], str]) -> None:
+        """Have a language model score them; first say what that takes.
+
+        Raises:
+            ValueError: it cannot be asked any more.
+        """
+        at_once = self._config.judge_windows
+
+        async def score(asked: Asked, item: tuple[str, LatentExamples]) -> list[LatentScore]:
+            return await LanguageModelScorer(asked, text, at_once).score(*item)
+
+        left = list(self._left(LanguageModelScorer(judge, text, at_once).judges))
+        answer = f"{[0] * at_once} [EXPLANATION]: {'word ' * 20}"
+        ask_about(left, judge, answer, score, self._saved.add)
+
+    def _left(self, judges: tuple[str, ...]) -> Iterator[tuple[str, LatentExamples]]:
+        """What these judges have not scored; of what cannot be, the reason is put down."""
+        pool = self._reading.pool.tokens[0]
+        for number, coder in enumerate(self._names):
+            read, silent = self._reading.coders[number], self._reading.silent(number)
+            for place in tqdm(range(len(read.firings)), desc=coder, unit="latents"):
+                latent, firings, rate = read.facts(place)
+                if all(self._saved.has(coder, latent, judge) for judge in judges):
+                    continue
+                chosen = choose_examples(
+                    read,
+                    place,
+                    silent[:, place],
+                    pool,
+                    self._config.counts(),
+                    self._config.sampling,
+                    self._nearest,
+                )
+                if isinstance(chosen, str):
+                    self._saved.add(
+                        LatentScore(coder, latent, firings, rate, judge, reason=chosen)
+                        for judge in judges
+                    )
+                else:
+                    yield coder, chosen

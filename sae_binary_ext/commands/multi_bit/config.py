@@ -1,0 +1,26 @@
+"""The settings of `sae-binary multi-bit`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sae_binary_ext.settings import ReadingConfig
+
+
+@dataclass
+class MultiBitConfig(ReadingConfig):
+    """
+    Give each latent of binary coders several thresholds, refit the decoders, and compare what they
+    take and keep. The coders are written, and are binary coders like any other.
+    """
+
+    output: Path = Path("runs/multi-bit")
+    """Folder for coders, multi-bit.json and multi-bit.html."""
+    tokens: int = 100_000
+    """Tokens to read; their activations are kept in memory, and half of them are fitted to."""
+    levels: list[int] = field(default_factory=lambda: [1, 2, 4])
+    """Thresholds a latent, of each coder to be made."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.levels or min(self.levels) < 1:
+            raise ValueError(f"levels={self.levels}: give numbers of at least 1.")

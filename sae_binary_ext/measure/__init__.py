@@ -1,0 +1,47 @@
+"""One pass of text through a model for many coders: figures, intervals, samples."""
+
+# First: it says what to install where SAELens is missing.
+import sae_binary_ext.saelens  # noqa: F401  # pyright: ignore[reportUnusedImport]
+from sae_binary_ext.measure.candidates import Candidate, Site, common_model, load_candidates
+from sae_binary_ext.measure.code_entropy import CodeEntropy, GatheredCodes
+from sae_binary_ext.measure.comparison import Amount, ComparedCoder, Comparison
+from sae_binary_ext.measure.delphi_encoders import HookpointEncoders, hookpoint_encoders
+from sae_binary_ext.measure.documents import read_documents
+from sae_binary_ext.measure.figures import CoderFigures
+from sae_binary_ext.measure.in_model import SplicedModel, read_pairs
+from sae_binary_ext.measure.intervals import Estimate
+from sae_binary_ext.measure.least_squares import DecoderFit
+from sae_binary_ext.measure.metrics import CoderMetrics, measure
+from sae_binary_ext.measure.refit import Refitted, refit, refit_decoder
+from sae_binary_ext.measure.splicing import SplicedFigures
+from sae_binary_ext.measure.text import Text, read_activations
+from sae_binary_ext.saelens.splice import SplicedLosses
+
+__all__ = [
+    "Amount",
+    "Candidate",
+    "CodeEntropy",
+    "CoderFigures",
+    "CoderMetrics",
+    "ComparedCoder",
+    "Comparison",
+    "DecoderFit",
+    "Estimate",
+    "GatheredCodes",
+    "HookpointEncoders",
+    "Refitted",
+    "Site",
+    "SplicedFigures",
+    "SplicedLosses",
+    "SplicedModel",
+    "Text",
+    "common_model",
+    "hookpoint_encoders",
+    "load_candidates",
+    "measure",
+    "read_activations",
+    "read_documents",
+    "read_pairs",
+    "refit",
+    "refit_decoder",
+]

@@ -1,0 +1,199 @@
+"""Coders of either host and any format, measured on the same tokens of the same model."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from sae_binary_ext.measure.candidates import Candidate, Site, at_common_sites, check_alike
+from sae_binary_ext.measure.documents import TextBatch
+from sae_binary_ext.measure.figures import (
+    CoderFigures,
+    RunningFigures,
+    RunningVariance,
+    TokenBatch,
+)
+from sae_binary_ext.measure.in_model import read_hooks
+from sae_binary_ext.measure.intervals import document_weights
+from sae_binary_ext.measure.matching import JointCounts, Matches
+from sae_binary_ext.measure.models import fitting_context
+from sae_binary_ext.measure.predictability import Predictability, predictability
+from sae_binary_ext.measure.progress import SavedProgress, fingerprint
+from sae_binary_ext.measure.samples import LatentSamples
+from sae_binary_ext.measure.splicing import RunningLosses, SplicedBatch, SplicedFigures
+from sae_binary_ext.measure.stream import TextStream
+from sae_binary_ext.saelens.splice import HookedModel, Splice
+from sae_binary_ext.settings import Amount
+
+
+@dataclass(frozen=True)
+class ComparedCoder:
+    """A coder and what was measured of it.
+
+    Attributes:
+        candidate: the coder.
+        figures: of its codes and outputs.
+        losses: of the model with its outputs.
+        samples: some of its latents in their text.
+        predictability: how well these latents' firing can be told from its tokens.
+        matches: of each other coder at its site, by name, the latents that fire most like these.
+    """
+
+    candidate: Candidate
+    figures: CoderFigures
+    losses: SplicedFigures
+    samples: LatentSamples
+    predictability: Predictability
+    matches: dict[str, Matches]
+
+
+class _Sums(nn.Module):
+    """All that was counted, for its state_dict."""
+
+    def __init__(self, candidates: list[Candidate], sites: list[Site], samples: int) -> None:
+        super().__init__()
+        widths = {each.site: each.d_out for each in candidates}
+        self.variances = [RunningVariance(widths[site]) for site in sites]
+        self.figures = [RunningFigures(each.coder, samples) for each in candidates]
+        self.losses = [RunningLosses() for _ in candidates]
+        # By place in the list: the latents sampled of the first coder with all of the second.
+        self.joint = {
+            (one, other): JointCounts(len(self.figures[one].samples.latents), width)
+            for one, other in permutations(range(len(candidates)), 2)
+            if candidates[one].site == candidates[other].site
+            for width in [candidates[other].coder.cfg.d_sae]
+        }
+        for name in ("variances", "figures", "losses"):
+            self.add_module(f"all_{name}", nn.ModuleList(getattr(self, name)))
+        self.add_module("all_joint", nn.ModuleList(self.joint.values()))
+
+
+class Comparison:
+    """Measures coders together: a forward pass of the model serves all of them.
+
+    Args:
+        candidates: autoencoders, or transcoders, at one or several sites.
+        model: the hooked model.
+        tokenizer: its tokenizer.
+        documents: gives the texts, from the first on each time it is called.
+        amount: how much of them to use.
+        saved: file for what was counted, from which a broken-off comparison goes on.
+        sources: names of the model and the text: what was counted with others is not taken up.
+
+    Raises:
+        ValueError: no coders, autoencoders beside transcoders, or a hook that the model lacks.
+    """
+
+    def __init__(
+        self,
+        candidates: list[Candidate],
+        model: HookedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        documents: Callable[[], Iterable[str]],
+        amount: Amount,
+        saved: Path,
+        sources: tuple[str, ...] = (),
+    ) -> None:
+        check_alike(candidates)
+        amount = replace(amount, context_size=fitting_context(model, amount.context_size))
+        self._model, self._amount = model, amount
+        candidates, self._hooks = at_common_sites(candidates, model)
+        self._candidates, self._sites = candidates, list(self._hooks)
+        self._sums = _Sums(candidates, self._sites, amount.latents)
+        progress = SavedProgress(saved, fingerprint(candidates, amount, sources), self._sums)
+        self._stream = TextStream(documents, tokenizer, amount, progress)
+
+    @property
+    def context_size(self) -> int:
+        """Tokens a row at most: as amount has it, or as many as the model has positions."""
+        return self._amount.context_size
+
+    def run(self) -> list[ComparedCoder]:
+        """Measure all; after an interruption, what was not measured yet.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, once the batch is counted and all is saved.
+            ValueError: the model's activations are not as wide as a coder's, or there is no text.
+        """
+        self.measure()
+        self._stream.go_on("spliced", "Splicing", self._amount.spliced_tokens, self._splice)
+        variances = dict(zip(self._sites, self._sums.variances, strict=True))
+        figures = [
+            sums.figures(variances[candidate.site])
+            for candidate, sums in zip(self._candidates, self._sums.figures, strict=True)
+        ]
+        return [
+            ComparedCoder(
+                candidate,
+                figures[place],
+                self._sums.losses[place].figures(),
+                self._sums.figures[place].samples,
+                predictability(self._sums.figures[place].samples),
+                self._matches(place, figures),
+            )
+            for place, candidate in enumerate(self._candidates)
+        ]
+
+    def measure(self) -> None:
+        """The first part of run: everything but what the model loses with the coders in place."""
+        self._stream.go_on("measured", "Measuring", self._amount.tokens, self._measure)
+
+    def _matches(self, place: int, figures: list[CoderFigures]) -> dict[str, Matches]:
+        sampled = self._sums.figures[place].samples.latents
+        return {
+            self._candidates[other].name: joint.matches(
+                figures[place].rates[sampled], figures[other].rates, figures[place].tokens
+            )
+            for (one, other), joint in self._sums.joint.items()
+            if one == place
+        }
+
+    def _measure(self, text: TextBatch) -> None:
+        where = text.positions(self._amount.first_position)
+        names = {name for hooks in self._hooks.values() for name in hooks}
+        found = read_hooks(self._model, names, text.tokens)
+        weights = document_weights(text.documents)
+        batches: dict[Site, TokenBatch] = {}
+        for site, variance in zip(self._sites, self._sums.variances, strict=True):
+            rows = found[self._hooks[site][0]]
+            inputs, targets = (found[name][where] for name in self._hooks[site])
+            for candidate in self._candidates:
+                if candidate.site == site:
+                    candidate.check_widths(inputs, targets)
+            batches[site] = TokenBatch(inputs, targets, text, where, weights, rows)
+            variance.add(batches[site])
+        fired = [
+            figures.add(batches[candidate.site])
+            for candidate, figures in zip(self._candidates, self._sums.figures, strict=True)
+        ]
+        for (one, other), joint in self._sums.joint.items():
+            joint.add(fired[one][:, self._sums.figures[one].samples.latents], fired[other])
+
+    def _splice(self, text: TextBatch) -> None:
+        weights = document_weights(text.documents)
+        everywhere = text.positions(0)
+        splices = {site: Splice(self._model, *self._hooks[site]) for site in self._sites}
+        untouched = splices[self._sites[0]]
+        clean = untouched.outputs(text.tokens, everywhere, lambda _, target: target)
+        for site, variance in zip(self._sites, self._sums.variances, strict=True):
+            batch = SplicedBatch(
+                splices[site],
+                text,
+                clean,
+                self._amount.first_position,
+                variance.mean(),
+            )
+            for candidate, losses in zip(self._candidates, self._sums.losses, strict=True):
+                if candidate.site == site:
+                    rows = batch.losses(_output_of(candidate))
+                    losses.add(rows, weights)
+
+
+def _output_of(candidate: Candidate) -> Callable[[Tensor, Tensor], Tensor]:
+    coder: Any = candidate.coder
+    return lambda source, _: coder(source.to(coder.device, torch.float32))

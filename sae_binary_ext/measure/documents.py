@@ -1,0 +1,202 @@
+"""Text to measure on: documents of any source, cut into rows of tokens."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from datasets import DatasetDict, load_dataset, load_from_disk
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from sae_binary_ext.bundled.wikipedia import read_held_out_articles, read_wikipedia_sample
+from sae_binary_ext.settings import TextSource
+
+HELD_OUT_ARTICLES = "Wikipedia sample of gensim, articles not trained on"
+ALL_ARTICLES = "Wikipedia sample of gensim, all articles"
+TEXT_COLUMN, DEFAULT_SPLIT = "text", "train"
+# What save_to_disk writes into the folder of a Dataset and of a DatasetDict.
+SAVED_BY_DATASETS = ("state.json", "dataset_dict.json")
+# Of each file ending, the loader of datasets that reads it.
+LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text"}
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Rows of tokens, no row of two documents.
+
+    Attributes:
+        tokens: int64 [rows, context], rows that end early filled up at the right, which a causal
+            model does not see from the left.
+        lengths: int64 [rows], tokens of each row.
+        documents: of each row, the number of its document.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    documents: list[int]
+
+    def positions(self, first: int) -> Tensor:
+        """bool [rows, context]: tokens of the text, from this position on."""
+        position = torch.arange(self.tokens.shape[1])
+        return (position >= first) & (position < self.lengths[:, None])
+
+
+def read_documents(source: TextSource | str | None) -> Iterator[str]:
+    """Texts, one by one.
+
+    Args:
+        source: which; a string is a dataset with split and column left to be found. None, and a
+            source without a dataset, are those articles of the embedded Wikipedia sample that the
+            demo does not train on.
+
+    Raises:
+        ValueError: there is nothing of the kind, or no such split or column.
+    """
+    source = source if isinstance(source, TextSource) else TextSource(source)
+    if source.dataset is None:
+        yield from read_held_out_articles()
+        return
+    column: str | None = None
+    for entry in open_dataset(source.dataset, source.split):
+        column = column or text_column(source, entry)
+        yield entry[column]
+
+
+def read_all_documents(source: TextSource | str | None) -> Iterator[str]:
+    """Texts as read_documents gives them; without a dataset all articles of the sample."""
+    if (source.dataset if isinstance(source, TextSource) else source) is None:
+        return (text for _, text in read_wikipedia_sample())
+    return read_documents(source)
+
+
+def open_dataset(source: str, split: str | None = None) -> Iterable[dict[str, Any]]:
+    """A dataset of the Hub, of a file or of a folder, in datasets' own class.
+
+    Args:
+        source: as TextSource.dataset.
+        split: as TextSource.split.
+
+    Raises:
+        ValueError: there is nothing of the kind, or it has no such split.
+    """
+    path = Path(source)
+    if path.is_dir() and any((path / name).is_file() for name in SAVED_BY_DATASETS):
+        return _saved_dataset(source, split)
+    if not path.exists():
+        return _load(source, source, split)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*.*"))
+    endings = {file.suffix for file in files} & LOADERS.keys()
+    if len(endings) != 1:
+        raise ValueError(
+            f"dataset={source!r}: give files of one kind, of {sorted(LOADERS)}; found "
+            f"{sorted(endings) or 'none of them'}."
+        )
+    ending = endings.pop()
+    options: dict[str, Any] = {"sample_by": "document"} if ending == ".txt" else {}
+    if split is None or path.is_file():
+        options["data_files"] = [str(file) for file in files if file.suffix == ending]
+    else:
+        # datasets reads the splits off the files' names.
+        options["data_dir"] = source
+    return _load(source, LOADERS[ending], split, **options)
+
+
+def _saved_dataset(source: str, split: str | None) -> Iterable[dict[str, Any]]:
+    """What save_to_disk wrote: one dataset, or one of each split."""
+    found: Any = load_from_disk(source)
+    if not isinstance(found, DatasetDict):
+        if split not in (None, str(found.split)):
+            raise ValueError(
+                f"split={split!r}: {source!r} is one dataset without splits. Leave split out."
+            )
+        return found
+    only = next(iter(found)) if len(found) == 1 else DEFAULT_SPLIT
+    chosen = split or only
+    if chosen not in found:
+        raise ValueError(
+            f"split={chosen!r}: {source!r} has the splits {sorted(map(str, found))}. Name one with "
+            "--split."
+        )
+    return cast(Any, found[chosen])
+
+
+def _load(source: str, loader: str, split: str | None, **options: Any) -> Iterable[dict[str, Any]]:
+    chosen = split or DEFAULT_SPLIT
+    try:
+        return cast(Any, load_dataset(loader, split=chosen, streaming=True, **options))
+    except (OSError, ValueError) as error:
+        named = f", split={chosen!r}" if "split" in str(error) else ""
+        hint = " Name one with --split." if named else ""
+        raise ValueError(f"dataset={source!r}{named}: cannot be read: {error}{hint}") from error
+
+
+def text_column(source: TextSource, entry: Mapping[str, Any]) -> str:
+    """The column of the texts.
+
+    Args:
+        source: which may name it.
+        entry: the first of the dataset.
+
+    Raises:
+        ValueError: there is no such column, or which one holds texts is not clear.
+    """
+    texts = [name for name, value in entry.items() if isinstance(value, str)]
+    wanted = source.text_column or TEXT_COLUMN
+    if wanted in texts:
+        return wanted
+    if source.text_column is not None:
+        raise ValueError(
+            f"text_column={wanted!r}: dataset {source.dataset!r} has no such column of texts. It "
+            f"has {texts or 'none'} of its columns {sorted(entry)}."
+        )
+    if len(texts) != 1:
+        raise ValueError(
+            f"dataset={source.dataset!r}: has no column {TEXT_COLUMN!r}, and which one holds the "
+            f"texts is not clear: {sorted(entry)}. Name it with --text_column."
+        )
+    return texts[0]
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase) -> Callable[[int], str]:
+    """What gives the text of a token by its id."""
+
+    @cache
+    def text(token: int) -> str:
+        return str(tokenizer.decode([token]))
+
+    return text
+
+
+def cut_rows(
+    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, context_size: int, rows: int
+) -> Iterator[TextBatch]:
+    """Rows of tokens, each begun with the tokenizer's token for that, where it has one.
+
+    Args:
+        documents: texts.
+        tokenizer: the model's.
+        context_size: tokens a row at most.
+        rows: rows a batch at most.
+    """
+    start = [] if tokenizer.bos_token_id is None else [cast(int, tokenizer.bos_token_id)]
+    width = context_size - len(start)
+
+    def each() -> Iterator[tuple[int, list[int]]]:
+        for number, text in enumerate(documents):
+            # verbose=False: it would warn of texts longer than the model's context.
+            encoded = tokenizer(text, add_special_tokens=False, verbose=False)
+            ids = cast(list[int], encoded["input_ids"])
+            for begin in range(0, len(ids), width):
+                yield number, [*start, *ids[begin : begin + width]]
+
+    found = each()
+    while batch := list(islice(found, rows)):
+        tokens = torch.zeros(len(batch), context_size, dtype=torch.long)
+        for row, (_, ids) in enumerate(batch):
+            tokens[row, : len(ids)] = torch.tensor(ids)
+        lengths = torch.tensor([len(ids) for _, ids in batch])
+        yield TextBatch(tokens, lengths, [number for number, _ in batch])

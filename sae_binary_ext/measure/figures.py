@@ -1,0 +1,265 @@
+"""A coder's figures from a stream of activations, in memory that does not grow with the tokens."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from torch import Tensor, nn
+
+from sae_binary_ext.coding.entropy import bernoulli_entropy
+from sae_binary_ext.measure.applied import (
+    Applied,
+    apply_to_rows,
+    apply_to_tokens,
+    reads_sequences,
+)
+from sae_binary_ext.measure.documents import TextBatch
+from sae_binary_ext.measure.intervals import Estimate, WeightedSums, estimate_of
+from sae_binary_ext.measure.neighbours import nearest_rows
+from sae_binary_ext.measure.samples import LatentSamples
+
+# Of a coder with values, what is taken to be stored of each active latent.
+BITS_A_VALUE = 8
+# Codes of one piece of a batch: 64 MB in float32.
+CODES_AT_ONCE = 2**24
+# Documents whose own FVU is kept.
+FIRST_DOCUMENTS = 500
+TOKENS, ERROR, COSINE, ACTIVE, ACTIVE_SQUARED = range(5)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Activations of one site's tokens, and the rows that they are of.
+
+    Attributes:
+        inputs: [tokens, d_in].
+        targets: [tokens, d_out].
+        text: the rows.
+        where: bool [rows, context], the positions that the activations are of, row by row.
+        weights: float64 [rows, 1 + REPLICATES], from document_weights.
+        rows: [rows, context, d_in], inputs of whole rows, for coders that read sequences.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    text: TextBatch
+    where: Tensor
+    weights: Tensor
+    rows: Tensor | None = None
+
+    @property
+    def row_of_token(self) -> Tensor:
+        """int64 [tokens]."""
+        return self.where.nonzero()[:, 0]
+
+
+def sums_by_row(values: Tensor, row_of_token: Tensor, rows: int) -> Tensor:
+    """Sums of values [tokens, width] over each row's tokens, [rows, width], in their dtype."""
+    sums = values.new_zeros(rows, values.shape[1])
+    return sums.index_add_(0, row_of_token.to(values.device), values)
+
+
+class DocumentSums(nn.Module):
+    """Sums over each of the first documents, for how far they differ."""
+
+    sums: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("sums", torch.zeros(FIRST_DOCUMENTS, width, dtype=torch.float64))
+
+    def add(self, rows: Tensor, documents: list[int]) -> None:
+        """Count rows [rows, width] of these documents."""
+        for row, document in zip(rows.cpu(), documents, strict=True):
+            if document < FIRST_DOCUMENTS:
+                self.sums[document] += row
+
+
+class RunningVariance(nn.Module):
+    """Total variance of a site's targets; all coders of the site are measured against it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.sums = WeightedSums(2 + width)
+        self.documents = DocumentSums(2 + width)
+        # Subtracted from every target: sums of squares about a far mean would lose their digits.
+        self.register_buffer("origin", torch.zeros(width, dtype=torch.float64))
+        self.origin: Tensor
+
+    def add(self, batch: TokenBatch) -> None:
+        """Count a batch's targets."""
+        targets = batch.targets.to("cpu", torch.float64)
+        if not self.sums.sums.any():
+            self.origin.copy_(targets.mean(0))
+        shifted = targets - self.origin
+        squared = shifted.square().sum(1, keepdim=True)
+        values = torch.cat([torch.ones_like(squared), squared, shifted], dim=1)
+        rows = sums_by_row(values, batch.row_of_token, len(batch.weights))
+        self.sums.add(rows, batch.weights)
+        self.documents.add(rows, batch.text.documents)
+
+    def totals(self) -> Tensor:
+        """float64 [1 + REPLICATES]: squared distances from the mean, summed over tokens."""
+        tokens, squared = self.sums.sums[:, 0], self.sums.sums[:, 1]
+        return squared - self.sums.sums[:, 2:].square().sum(1) / tokens
+
+    def document_totals(self) -> Tensor:
+        """float64 [FIRST_DOCUMENTS]: the same of each document alone; 0 where there is none."""
+        tokens, squared = self.documents.sums[:, 0], self.documents.sums[:, 1]
+        shift = self.mean() - self.origin
+        shifted = self.documents.sums[:, 2:] @ shift
+        return squared - 2 * shifted + tokens * shift.square().sum()
+
+    def mean(self) -> Tensor:
+        """float64 [d_out], of all tokens."""
+        return self.origin + self.sums.sums[0, 2:] / self.sums.sums[0, 0]
+
+
+@dataclass(frozen=True)
+class CoderFigures:
+    """What a coder keeps of its activations, and how its latents fire.
+
+    Attributes:
+        tokens: measured on.
+        latents: width of the code.
+        fvu: squared error over total variance, both summed over tokens and dimensions.
+        cosine: between target and output, mean over tokens.
+        l0: mean active latents a token.
+        l0_deviation: standard deviation of the active latents of a token.
+        entropy_bits: entropy of the firing rates, summed over latents, in bits a token.
+        bits: description length in bits a token: the entropy, and 8 bits a value.
+        stores_values: whether active latents have values other than 1.
+        rates: float64 [latents], share of the tokens on which each latent was active.
+        neighbour_cosines: float32 [latents], of each decoder row with the one most like it.
+        neighbour_correlations: float64 [latents], of each latent's firing with that one's; NaN
+            where one of them never or always fires.
+        tokens_per_second: of encode alone.
+        document_fvu: float64, of each of the first documents with any text.
+    """
+
+    tokens: int
+    latents: int
+    fvu: Estimate
+    cosine: Estimate
+    l0: Estimate
+    l0_deviation: Estimate
+    entropy_bits: Estimate
+    bits: Estimate
+    stores_values: bool
+    rates: Tensor
+    neighbour_cosines: Tensor
+    neighbour_correlations: Tensor
+    tokens_per_second: float
+    document_fvu: Tensor
+
+
+class RunningFigures(nn.Module):
+    """Sums from which CoderFigures come; a module for its state_dict.
+
+    Args:
+        coder: any SAELens coder, binary or stock.
+        samples: latents to sample contexts of.
+    """
+
+    def __init__(self, coder: SAE[Any], samples: int = 0) -> None:
+        super().__init__()
+        latents = coder.cfg.d_sae
+        # No submodule: the state is what was counted, and not the weights.
+        self._coder = [coder]
+        cosines, nearest = nearest_rows(coder.W_dec)
+        self._cosines, self._nearest = cosines, nearest
+        self.samples = LatentSamples(latents, samples)
+        self.sums = WeightedSums(5)
+        self.documents = DocumentSums(1)
+        self.counts = WeightedSums(latents)
+        self.register_buffer("with_nearest", torch.zeros(latents, dtype=torch.float64))
+        self.register_buffer("seconds", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("stores_values", torch.zeros((), dtype=torch.bool))
+        self.with_nearest: Tensor
+        self.seconds: Tensor
+        self.stores_values: Tensor
+
+    @torch.no_grad()
+    def add(self, batch: TokenBatch) -> Tensor:
+        """Encode and decode a batch, and count what comes of it.
+
+        Returns:
+            bool [tokens, latents], which latents are active, on the CPU.
+        """
+        coder, rows = self._coder[0], len(batch.weights)
+        fired: list[Tensor] = []
+        values: list[Tensor] = []
+        for part in _applied_to(coder, batch):
+            codes, targets = part.codes, batch.targets[part.tokens]
+            self.seconds += part.seconds
+            # In float32: sums of bools would go by way of int64, and these are exact.
+            active = (codes != 0).float()
+            self.stores_values |= (codes != active).any().cpu()
+            figures = _figures_of(active, part.output.float(), targets.to(codes.device).float())
+            row_of_token = batch.row_of_token[part.tokens]
+            by_row = sums_by_row(figures, row_of_token, rows)
+            self.sums.add(by_row, batch.weights)
+            self.documents.add(by_row[:, [ERROR]], batch.text.documents)
+            self.counts.add(sums_by_row(active, row_of_token, rows), batch.weights)
+            self.with_nearest += (active[:, self._nearest] * active).sum(0).cpu()
+            fired.append((active != 0).cpu())
+            values.append(codes[:, self.samples.latents.to(codes.device)].float().cpu())
+        self.samples.add(batch.text, batch.where, torch.cat(values))
+        return torch.cat(fired)
+
+    def figures(self, variance: RunningVariance) -> CoderFigures:
+        """The figures so far.
+
+        Args:
+            variance: of the same batches' targets.
+        """
+        tokens = self.sums.sums[:, TOKENS]
+        rates = self.counts.sums / tokens[:, None]
+        entropy = bernoulli_entropy(rates.clamp(0, 1)).sum(1)
+        # A replicate with no documents gives NaN, not 0.
+        entropy = torch.where(tokens > 0, entropy, torch.nan)
+        l0 = self.sums.sums[:, ACTIVE] / tokens
+        l0_variance = self.sums.sums[:, ACTIVE_SQUARED] / tokens - l0**2
+        stores_values = bool(self.stores_values)
+        return CoderFigures(
+            tokens=int(tokens[0]),
+            latents=rates.shape[1],
+            fvu=estimate_of(self.sums.sums[:, ERROR] / variance.totals()),
+            cosine=estimate_of(self.sums.sums[:, COSINE] / tokens),
+            l0=estimate_of(l0),
+            l0_deviation=estimate_of(l0_variance.clamp_min(0).sqrt()),
+            entropy_bits=estimate_of(entropy),
+            bits=estimate_of(entropy + BITS_A_VALUE * l0 * stores_values),
+            stores_values=stores_values,
+            rates=rates[0],
+            neighbour_cosines=self._cosines,
+            neighbour_correlations=self._correlations(rates[0], tokens[0]),
+            tokens_per_second=(tokens[0] / self.seconds).item(),
+            document_fvu=self._document_fvu(variance),
+        )
+
+    def _document_fvu(self, variance: RunningVariance) -> Tensor:
+        there = variance.documents.sums[:, 0] > 0
+        return self.documents.sums[there, 0] / variance.document_totals()[there]
+
+    def _correlations(self, rates: Tensor, tokens: Tensor) -> Tensor:
+        """Of each latent's firing with that of its nearest: phi of two 0/1 variables."""
+        others = rates[self._nearest]
+        covariance = self.with_nearest / tokens - rates * others
+        return covariance / (rates * (1 - rates) * others * (1 - others)).sqrt()
+
+
+def _figures_of(active: Tensor, output: Tensor, targets: Tensor) -> Tensor:
+    """float64 [tokens, 5], in the order of the names above; active is 0.0 or 1.0."""
+    number = active.sum(1).double()
+    error = (output - targets).double().square().sum(1)
+    cosine = nn.functional.cosine_similarity(output, targets, dim=1).double()
+    return torch.stack([torch.ones_like(error), error, cosine, number, number**2], dim=1)
+
+
+def _applied_to(coder: Any, batch: TokenBatch) -> Iterator[Applied]:
+    if reads_sequences(coder) and batch.rows is not None:
+        return apply_to_rows(coder, batch.rows, batch.where, CODES_AT_ONCE)
+    return apply_to_tokens(coder, batch.inputs, CODES_AT_ONCE)

@@ -1,0 +1,82 @@
+"""What a coder keeps, and how its latents fire."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_binary_ext.coding.entropy import FiringRates
+from sae_binary_ext.measure.applied import apply_to_tokens
+
+TOKENS_PER_BATCH = 4096
+DENSE_RATES = (0.1, 0.5)
+
+
+@dataclass(frozen=True)
+class CoderMetrics:
+    """Figures of one coder on held-out tokens.
+
+    Attributes:
+        fvu: squared error over total variance, both summed over tokens and dimensions.
+        l0: mean active latents a token.
+        latents: width of the code.
+        dead: latents active on none of the tokens.
+        dense_10, dense_50: latents active on more than 10% and 50% of the tokens.
+        entropy_bits: entropy of the firing rates, summed over latents, in bits a token. For a
+            coder with values this is the entropy of which latents are active, values not included.
+        rates: firing rate of each latent, float64 [latents].
+    """
+
+    fvu: float
+    l0: float
+    latents: int
+    dead: int
+    dense_10: int
+    dense_50: int
+    entropy_bits: float
+    rates: Tensor
+
+    @property
+    def explained_variance(self) -> float:
+        """1 - FVU, as SAELens defines it."""
+        return 1 - self.fvu
+
+
+@torch.no_grad()
+def measure(coder: SAE[Any], activations: Tensor, targets: Tensor | None = None) -> CoderMetrics:
+    """Reconstruction and firing of a coder.
+
+    Args:
+        coder: any SAELens coder, binary or stock.
+        activations: [tokens, d_in]; processed in batches, in float32.
+        targets: [tokens, d_out], what a transcoder is to predict; the activations where None.
+
+    Raises:
+        ValueError: the coder reads whole sequences (temporal coders).
+    """
+    targets = activations if targets is None else targets
+    rates = FiringRates(coder.cfg.d_sae)
+    mean = targets.double().mean(0)
+    squared_error = variance = 0.0
+    parts = apply_to_tokens(coder, activations, TOKENS_PER_BATCH * coder.cfg.d_sae)
+    batches = zip(parts, targets.split(TOKENS_PER_BATCH), strict=True)
+    number = -(-len(targets) // TOKENS_PER_BATCH)
+    for part, target in tqdm(batches, "Measuring", number, leave=False):
+        error = part.output - target.to(part.output.device).float()
+        squared_error += error.double().square().sum().item()
+        variance += (target - mean).square().sum().item()
+        rates.update(part.codes)
+    low, high = ((rates.rates > rate).sum().item() for rate in DENSE_RATES)
+    return CoderMetrics(
+        fvu=squared_error / variance,
+        l0=rates.rates.sum().item(),
+        latents=len(rates.rates),
+        dead=int((rates.counts == 0).sum()),
+        dense_10=int(low),
+        dense_50=int(high),
+        entropy_bits=rates.entropy_bits,
+        rates=rates.rates,
+    )

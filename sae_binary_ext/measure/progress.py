@@ -1,0 +1,141 @@
+"""What a comparison has counted, in a file, so that it goes on after an interruption."""
+
+import hashlib
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from sae_binary_ext.checkpoints.sources import METRICS_FILE
+from sae_binary_ext.measure.candidates import Candidate
+
+# Of what is saved: another one's cannot be taken up.
+LAYOUT = 2
+logger = logging.getLogger(__name__)
+
+# A save writes tens of megabytes.
+SECONDS_BETWEEN_SAVES = 30.0
+
+
+def fingerprint(candidates: Iterable[Candidate], settings: Any, sources: Iterable[str]) -> str:
+    """The same for the same comparison.
+
+    Args:
+        candidates: whose files count with what is in them.
+        settings: a dataclass.
+        sources: names of the model and the text; of those that are files or folders, the sizes and
+            times of the files count too.
+    """
+    digest = hashlib.sha256(json.dumps([LAYOUT, asdict(settings)], default=str).encode())
+    for source in sources:
+        digest.update(source.encode())
+        path = Path(source)
+        for file in sorted([path, *path.rglob("*")] if path.exists() else []):
+            digest.update(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
+    for candidate in candidates:
+        digest.update(f"{candidate.name} {candidate.site}".encode())
+        for file in sorted(path for path in candidate.folder.iterdir() if path.is_file()):
+            # Written beside a coder once it was compared; the coder is the same.
+            if file.name == METRICS_FILE:
+                continue
+            with file.open("rb") as contents:
+                digest.update(hashlib.file_digest(contents, "sha256").digest())
+    return digest.hexdigest()
+
+
+@contextmanager
+def interrupts_noted() -> Generator[Callable[[], bool]]:
+    """Within it Ctrl-C does not break into a batch, of which half would be counted.
+
+    A second Ctrl-C raises KeyboardInterrupt there and then, whatever handled interrupts before:
+    SAELens' training runner leaves a handler of its own behind when it is done. Outside the main
+    thread, or where interrupts are ignored, nothing is changed.
+
+    Yields:
+        A function that says whether there was one.
+    """
+    handled = signal.getsignal(signal.SIGINT)
+    main = threading.current_thread() is threading.main_thread()
+    if not main or not callable(handled):
+        yield lambda: False
+        return
+    came = threading.Event()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if came.is_set():
+            signal.default_int_handler(number, frame)
+        came.set()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGINT, handled)
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that lines are added to, each with its end.
+
+    A process that was killed may have left half a line; that is taken out of the file.
+    """
+    lines = path.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) < len(lines):
+        path.write_text("".join(whole))
+    return whole
+
+
+class SavedProgress:
+    """A module's counts and how many batches of each stage are in them.
+
+    Args:
+        path: the file. What is in it is taken up where it is of the same comparison.
+        of: the comparison's fingerprint.
+        counts: the module; its state_dict is saved.
+    """
+
+    def __init__(self, path: Path, of: str, counts: nn.Module) -> None:
+        self._path, self._of, self._counts = path, of, counts
+        self._done: dict[str, int] = {}
+        self._saved_at = time.monotonic()
+        if path.is_file():
+            self._take_up()
+
+    def done(self, stage: str) -> int:
+        """Batches of a stage that were counted."""
+        return self._done.get(stage, 0)
+
+    def advance(self, stage: str) -> None:
+        """One more batch of a stage was counted."""
+        self._done[stage] = self.done(stage) + 1
+        if time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
+            self.save()
+
+    def save(self) -> None:
+        """Write the file, all at once."""
+        unfinished = self._path.with_suffix(".unfinished")
+        metadata = {"of": self._of, "done": json.dumps(self._done)}
+        save_file(self._counts.state_dict(), unfinished, metadata=metadata)
+        unfinished.replace(self._path)
+        self._saved_at = time.monotonic()
+
+    def _take_up(self) -> None:
+        with safe_open(self._path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("of") != self._of:
+                logger.info("%s is of another comparison, and starts anew.", self._path)
+                return
+            self._counts.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        self._done = json.loads(metadata["done"])
+        logger.info("Going on after %s batches, from %s", self._done, self._path)

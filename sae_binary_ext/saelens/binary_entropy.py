@@ -1,0 +1,125 @@
+"""The training architecture "binary_entropy": a binary autoencoder with the entropy loss.
+
+Cho, Yang, Li, Kurkoski, Inoue, Binary Autoencoder for Mechanistic Interpretability of Large
+Language Models (arXiv 2509.20997). What it saves is an inference coder of "binary".
+"""
+
+from dataclasses import dataclass, fields
+
+from sae_lens.saes.sae import SAEConfig, TrainStepInput
+from simple_parsing import choice
+from torch import Tensor
+from typing_extensions import override
+
+from sae_binary_ext.checks import check_at_least
+from sae_binary_ext.coding.covariance import covariance_penalty, sampled_covariance_penalty
+from sae_binary_ext.coding.entropy import bernoulli_entropy, ramp
+from sae_binary_ext.coding.forms.encoded import Encoded
+from sae_binary_ext.coding.selection import SELECTIONS
+from sae_binary_ext.coding.variance import total_variance
+from sae_binary_ext.saelens.autoencoder import (
+    BinarySAEConfig,
+    BinaryTrainingSAE,
+    BinaryTrainingSAEConfig,
+)
+
+
+@dataclass
+class EntropyLossFields:
+    """The fields of the entropy and covariance losses.
+
+    Both losses are weighed against the share of variance left unexplained (FVU), so a coefficient
+    means the same at every scale and width. The paper's alpha on its mean squared error is the
+    coefficient times the variance per dimension.
+
+    Args:
+        entropy_coefficient: FVU that one bit of minibatch entropy is worth. 0 turns the loss off.
+        covariance_coefficient: FVU that one unit of summed absolute covariance is worth. 0 turns
+            the loss off.
+        covariance_sample: coders with more latents than this estimate the covariance loss, without
+            bias, from those of so many latents with all, drawn anew in each step. 0 sums all.
+        entropy_start_step: training step at which both losses start.
+        entropy_warm_up_steps: steps over which both then rise linearly to their coefficient.
+    """
+
+    entropy_coefficient: float = 0.0
+    covariance_coefficient: float = 0.0
+    covariance_sample: int = 0
+    entropy_start_step: int = 0
+    entropy_warm_up_steps: int = 0
+
+    def check_entropy_fields(self) -> None:
+        """Raise ValueError where one of the fields is out of range."""
+        names = [field.name for field in fields(EntropyLossFields)]
+        check_at_least(0, **{name: getattr(self, name) for name in names})
+
+    def entropy_losses(
+        self,
+        step: int,
+        codes: Encoded,
+        target: Tensor,
+    ) -> dict[str, Tensor]:
+        """The losses that are on, by name, in the units of SAELens' reconstruction loss.
+
+        Args:
+            step: training steps done.
+            codes: of the batch.
+            target: [tokens, d_out], what is reconstructed.
+        """
+        share = ramp(step, self.entropy_start_step, self.entropy_warm_up_steps)
+        # SAELens' reconstruction loss is FVU times this.
+        scale = share * total_variance(target)
+        losses: dict[str, Tensor] = {}
+        if self.entropy_coefficient:
+            bits = bernoulli_entropy(codes.firing_rates()).sum()
+            losses["entropy_loss"] = self.entropy_coefficient * scale * bits
+        # One token alone has neither variance nor covariance.
+        if self.covariance_coefficient and codes.tokens > 1:
+            dense = codes.dense()
+            if self.covariance_sample:
+                penalty = sampled_covariance_penalty(dense, self.covariance_sample, step)
+            else:
+                penalty = covariance_penalty(dense)
+            losses["covariance_loss"] = self.covariance_coefficient * scale * penalty
+        return losses
+
+
+@dataclass
+class BinaryEntropyTrainingSAEConfig(EntropyLossFields, BinaryTrainingSAEConfig):
+    """Config for training a binary autoencoder with entropy and covariance losses.
+
+    The fields are those of BinaryTrainingSAEConfig and EntropyLossFields, with the entropy loss
+    on, thresholds in place of k, and dead latents left to what the entropy loss makes of them.
+    """
+
+    selection: str = choice(*SELECTIONS, default="threshold")
+    entropy_coefficient: float = 5e-4
+    pre_act_loss_coefficient: float = 0.0
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "binary_entropy"
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_entropy_fields()
+
+    @override
+    def get_inference_config_class(self) -> type[SAEConfig]:
+        return BinarySAEConfig
+
+
+class BinaryEntropyTrainingSAE(BinaryTrainingSAE):
+    """A binary autoencoder in training, with the entropy and covariance losses."""
+
+    cfg: BinaryEntropyTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    @override
+    def code_losses(
+        self, step_input: TrainStepInput, codes: Encoded, pre: Tensor | None, output: Tensor
+    ) -> dict[str, Tensor]:
+        losses = super().code_losses(step_input, codes, pre, output)
+        step, target = step_input.n_training_steps, step_input.sae_in
+        return losses | self.cfg.entropy_losses(step, codes, target)

@@ -1,0 +1,45 @@
+"""Settings that all commands share which read a text."""
+
+import pytest
+
+from sae_binary_ext.commands import (
+    AblateConfig,
+    CompareConfig,
+    CompressConfig,
+    ComsemConfig,
+    EntropyConfig,
+    EntropyProfileConfig,
+    GradientsConfig,
+    MultiBitConfig,
+    TransferConfig,
+)
+from sae_binary_ext.settings import TextConfig
+
+CONFIGS = [
+    AblateConfig,
+    CompareConfig,
+    CompressConfig,
+    ComsemConfig,
+    EntropyConfig,
+    EntropyProfileConfig,
+    GradientsConfig,
+    MultiBitConfig,
+    TransferConfig,
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tokens": 0}, "tokens=0: give a number of at least 1"),
+        ({"context_size": 1}, "context_size=1: give a number of at least 2"),
+        ({"first_position": 63, "context_size": 64}, "first_position=63"),
+        ({"first_position": -1}, "first_position=-1"),
+    ],
+)
+def test_texts_that_cannot_be_read_are_refused(
+    config: type[TextConfig], fields: dict[str, int], message: str
+):
+    with pytest.raises(ValueError, match=message):
+        config(**fields)  # pyright: ignore[reportArgumentType]
