@@ -305,7 +305,7 @@ class BinarySparseCoder(SparseCoder):
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         # The first paper's files know no running rates, nor thresholds of gumbel_binary.
         absent = {"firing_rates": self.firing_rates}
-        if self.cfg.activation == "gumbel_binary" and not self.start.takes_stock:
+        if not self.rule.kind.has_thresholds and not self.start.takes_stock:
             absent["log_threshold"] = torch.full_like(self.log_threshold, -torch.inf)
         state = with_stock_thresholds(self, {**absent, **state_dict})
         self.start.loaded = True

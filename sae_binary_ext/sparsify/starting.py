@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from sae_binary_ext.coding import (
-    SELECTIONS,
     binarise,
     fit_decoder,
     fit_start,
@@ -160,7 +159,7 @@ def start_from_stock(coder: BinarySparseCoder, x: Tensor) -> None:
     acts = rows.float() @ weight.T + bias
     scale = acts.std(0).square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
     cutoff = torch.zeros_like(scale)
-    if SELECTIONS[coder.rule.selection].alone:
+    if coder.rule.kind.alone:
         most = min(coder.cfg.k, coder.num_latents)
         cutoff = acts.topk(most, dim=-1).values[:, -1].mean() / scale
     shift = coder.log_threshold.float().exp() - cutoff

@@ -99,7 +99,7 @@ def may_screen(encoder: Encoder, more: int) -> bool:
     """Whether pick_screened takes this encoder and is expected to be faster."""
     d_in, latents = encoder.weight.shape
     return (
-        encoder.rule.selection == "topk"
+        encoder.rule.kind.picks_largest
         and encoder.weight.device.type == "cpu"
         and encoder.centred.dtype == encoder.weight.dtype == torch.float32
         and product_dtype(encoder.centred) == torch.float32

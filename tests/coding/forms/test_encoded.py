@@ -33,8 +33,8 @@ def test_every_form_gives_the_reference_codes_reconstruction_and_firings(rule: C
     encoded, _ = encode_batch(Encoder(x, weight, bias, log_threshold, origin, rule))
     expected = reference.codes(x @ weight + bias, log_threshold, rule).round()
 
-    form = {"gumbel": DenseCodes, "threshold": ThresholdCodes}.get(rule.selection, PickedCodes)
-    assert isinstance(encoded, ThresholdCodes if rule.surrogate_latents == "all" else form)
+    form = PickedCodes if rule.kind.pick else DenseCodes
+    assert isinstance(encoded, ThresholdCodes if rule.every_latent_learns else form)
     assert torch.equal(encoded.dense(), expected)
     codes, pre = encoded.for_host()
     # Of the other rules half of the codes are 1.
