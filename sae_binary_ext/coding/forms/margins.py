@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sae_binary_ext.coding.encode import Encoder
 from sae_binary_ext.coding.kernels.cache_blocks import cached_parts
+from sae_binary_ext.coding.kernels.processor import product_dtype
 from sae_binary_ext.coding.selection import CodeRule, pick_and_next, select_codes
 from sae_binary_ext.coding.surrogate import step
 
@@ -66,14 +67,6 @@ def active_latents(
 def block_rows(latents: int) -> int:
     """How many tokens' pre-activations are made at once where they are not kept."""
     return min(ROWS, max(1, ENTRIES // latents))
-
-
-def product_dtype(factor: Tensor) -> torch.dtype:
-    """What autocast, which leaves products into given memory alone, would multiply in."""
-    device = factor.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return factor.dtype
 
 
 def margins_in_parts(encoder: Encoder) -> Iterator[Tensor]:

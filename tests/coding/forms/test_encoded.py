@@ -15,7 +15,7 @@ from sae_binary_ext.coding.forms.encoded import (
     encode_codes,
 )
 from sae_binary_ext.coding.kernels import cache_blocks as parts
-from sae_binary_ext.coding.kernels import sparse as indexed
+from sae_binary_ext.coding.kernels import processor
 from sae_binary_ext.coding.selection import CodeRule
 from tests.cases import each_rule
 
@@ -83,7 +83,7 @@ def test_every_gradient_is_the_reference_s_whatever_the_loss_is_of(
     way: str,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(indexed, "SPARSE_DENSITY", WAYS[way])
+    monkeypatch.setattr(processor, "SPARSE_DENSITY", WAYS[way])
     monkeypatch.setattr(parts, "FEWEST_ROWS", 3)
     monkeypatch.setattr(parts, "PART", 1)
     monkeypatch.setattr(margins, "ROWS", 9)
