@@ -6,16 +6,17 @@ from sae_binary_ext.coding.selection import (
     pick_latents,
     select_codes,
 )
-from tests.cases import GROUPS, LATENTS, each_rule, each_selection
+from tests.cases import GROUPS, LATENTS, each_selection
 
 
-@each_rule
+@each_selection
 @pytest.mark.parametrize("noise", [False, True])
 @pytest.mark.parametrize("shape", [(50, LATENTS), (5, 10, LATENTS)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_codes_are_exactly_zero_or_one(
-    rule: CodeRule, noise: bool, shape: tuple[int, ...], dtype: torch.dtype
+    selection: str, noise: bool, shape: tuple[int, ...], dtype: torch.dtype
 ):
+    rule = CodeRule(selection, GROUPS)
     codes = select_codes(torch.randn(shape, dtype=dtype), rule, noise)
     assert codes.shape == shape
     assert codes.dtype == dtype
