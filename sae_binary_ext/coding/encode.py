@@ -94,6 +94,10 @@ class Encoder:
         """What a pre-activation must exceed, [latents]."""
         return self.log_threshold.exp()
 
+    def learned(self) -> tuple[Tensor, ...]:
+        """The tensors that get a gradient: centred, weight, bias, threshold and origin."""
+        return self.centred, self.weight, self.bias, self.threshold, self.origin
+
     def pre_activations(self) -> Tensor:
         """[tokens, latents], with gradient; see the function of this name."""
         return pre_activations(self.centred, self.weight, self.bias, self.origin)

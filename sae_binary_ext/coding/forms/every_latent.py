@@ -1,9 +1,9 @@
-"""Training with codes whose every latent learns (threshold, and topk whose latents compete).
+"""Training with codes from which each latent learns: threshold, and topk with competing latents.
 
-Few of these codes are 1, so the decoder sums rows. The surrogate gives every latent of every token
-a gradient. The gradients of reconstruction, counts and codes meet in one array, which passes the
-surrogate and the encoder's products once. A zero-stride placeholder carries the gradient of the
-codes there.
+Few of these codes are 1, so the decoder sums rows. But the surrogate gives each latent of each
+token a gradient. The gradients of reconstruction, counts and codes are added up in one array, which
+goes through the surrogate and the encoder's products once. A zero-stride placeholder stands for the
+codes in the graph and carries their gradient there.
 """
 
 from typing import Any, cast
@@ -15,35 +15,25 @@ from sae_binary_ext.coding.competing import learn_through
 from sae_binary_ext.coding.encode import Encoder
 from sae_binary_ext.coding.kernels.cache_blocks import cached_parts
 from sae_binary_ext.coding.kernels.sparse import CodeMatrix
-from sae_binary_ext.coding.selection import CodeRule
 
 
 def codes_to_learn(encoder: Encoder, pre_activation: Tensor, cutoff: Tensor | None) -> Tensor:
-    """What stands for the codes until they are wanted: its gradient is the codes' gradient.
+    """The placeholder for the codes; its gradient is the codes' gradient.
 
     Args:
-        encoder: what made the pre-activations, whose parameters learn.
+        encoder: made the pre-activations; its parameters learn.
         pre_activation: [tokens, latents].
         cutoff: [tokens, 1], see competing.find_cutoff; None with threshold.
 
     Returns:
-        [tokens, latents] of nothing but zeros, in the threshold's dtype, one number in memory.
+        Zeros [tokens, latents] in the threshold's dtype, one number in memory.
     """
-    learning = _ToLearn.apply(
-        encoder.centred,
-        encoder.weight,
-        encoder.bias,
-        encoder.threshold,
-        encoder.origin,
-        pre_activation.detach(),
-        cutoff,
-        encoder.rule,
-    )
-    return cast(Tensor, learning)
+    inputs = (*encoder.learned(), pre_activation.detach(), cutoff, encoder.rule)
+    return cast(Tensor, _ToLearn.apply(*inputs))
 
 
 def dense_codes(learning: Tensor, active: Tensor, dtype: torch.dtype) -> Tensor:
-    """Codes [tokens, latents] of the given dtype, 0.0 or 1.0.
+    """Codes [tokens, latents], 0.0 or 1.0.
 
     Args:
         learning: see codes_to_learn.
@@ -71,26 +61,17 @@ def decode_codes_above(
 
 
 class _ToLearn(torch.autograd.Function):
+    """From the encoder's tensors, pre-activations, cutoff and rule to the placeholder."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        centred: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        threshold: Tensor,
-        origin: Tensor,
-        pre: Tensor,
-        cutoff: Tensor | None,
-        rule: CodeRule,
-    ) -> Tensor:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        centred, weight, _, threshold, _, pre, cutoff, ctx.rule = inputs
         ctx.save_for_backward(centred, weight, threshold, pre, cutoff)
-        ctx.rule = rule
         return threshold.new_zeros(()).expand(pre.shape)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         centred, weight, threshold, pre, cutoff = ctx.saved_tensors
-        rule: CodeRule = ctx.rule
         grad = torch.empty_like(pre, dtype=weight.dtype)
         grad_threshold = torch.zeros_like(threshold)
         arrays = (cached_parts(each) for each in (pre, grad_outputs[0], grad))
@@ -98,20 +79,14 @@ class _ToLearn(torch.autograd.Function):
         for part, from_above, into in zip(*arrays, strict=True):
             rows = slice(row, row := row + len(part))
             part_cutoff = None if cutoff is None else cutoff[rows]
-            learns = learn_through(from_above, part - threshold, rule, part_cutoff)
+            learns = learn_through(from_above, part - threshold, ctx.rule, part_cutoff)
             into.copy_(learns)
             grad_threshold -= learns.sum(0)
         grad_bias = -grad_threshold.to(weight.dtype)
-        return (
-            grad @ weight.T if ctx.needs_input_grad[0] else None,
-            centred.T @ grad,
-            grad_bias,
-            grad_threshold,
-            -(weight @ grad_bias) if ctx.needs_input_grad[4] else None,
-            None,
-            None,
-            None,
-        )
+        grad_centred = grad @ weight.T if ctx.needs_input_grad[0] else None
+        grad_origin = -(weight @ grad_bias) if ctx.needs_input_grad[4] else None
+        of_encoder = (grad_centred, centred.T @ grad, grad_bias, grad_threshold, grad_origin)
+        return (*of_encoder, None, None, None)
 
 
 class _Dense(torch.autograd.Function):

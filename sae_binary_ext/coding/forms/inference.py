@@ -1,4 +1,4 @@
-"""Codes of many tokens for storing and looking up, without an array of tokens x latents."""
+"""Codes of many tokens to store or look up, without an array of tokens x latents."""
 
 from collections.abc import Iterator
 
@@ -21,10 +21,9 @@ def infer_indices(encoder: Encoder) -> tuple[Tensor, Tensor]:
 
     Returns:
         Codes, 0.0 or 1.0, and the latents they belong to, int64, both [..., m]; see
-        encode.active_latents.
+        margins.active_latents.
     """
-    rule = encoder.rule
-    if rule.kind.pick is not None:
+    if encoder.rule.kind.pick is not None:
         values, index = pick(encoder)
         codes = values > 0
     else:
@@ -35,20 +34,17 @@ def infer_indices(encoder: Encoder) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def infer_packed(encoder: Encoder) -> Tensor:
-    """Noise-free codes, a bit each.
+    """Noise-free codes, a bit each: uint8 [..., packed_width(latents)]; see packing.pack.
 
     Args:
         encoder: of tokens [..., d_in].
-
-    Returns:
-        uint8 [..., packed_width(latents)]; see codes.pack.
     """
     if encoder.rule.kind.pick is not None:
         values, index = pick(encoder)
         packed = pack_indices(values > 0, index, encoder.latents)
     else:
         packed = torch.cat([pack(active) for active in _active_in_parts(encoder)])
-    # Of no tokens at all a width cannot be inferred.
+    # The width must be named: torch cannot infer it if there are no tokens.
     return packed.view(*encoder.centred.shape[:-1], packed_width(encoder.latents))
 
 

@@ -11,25 +11,22 @@ from sae_binary_ext.coding.kernels.processor import product_dtype
 from sae_binary_ext.coding.selection import CodeRule, pick_and_next, select_codes
 from sae_binary_ext.coding.surrogate import step
 
-# Tokens and entries of a block of pre-activations at most. On two cores (576 dimensions, 4608 and
-# 36,864 latents) products of 64 tokens take twice as long a token and of 256 a third longer; of
-# more than 1024 they take no less, and fresh memory for 150 MB of them a fifth of their time.
+# The most tokens and entries of a block of pre-activations. On two cores (576 dimensions, 4608 and
+# 36,864 latents) products of 64 tokens take twice as long a token as products of 1024, and of 256 a
+# third longer. Larger products are no faster, and need time for fresh memory.
 ROWS, ENTRIES = 1024, 2**24
 
 
 def pick_above(
     pre_activation: Tensor, threshold: Tensor, rule: CodeRule, more: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Margins and latents that a rule picks, without an array of all margins.
+    """What selection.pick_and_next returns, without an array of all margins.
 
     Args:
         pre_activation: [tokens, latents].
         threshold: [latents].
-        rule: a selection that picks a fixed number of latents.
-        more: how many come after those picked, with topk alone.
-
-    Returns:
-        Margins and latents, int64, both [tokens, k + more], the k picked first.
+        rule: its selection picks k latents.
+        more: how many come after the picked.
     """
     parts = cached_parts(pre_activation)
     picked = [pick_and_next(part - threshold, rule, more) for part in parts]
@@ -51,8 +48,8 @@ def active_latents(
 
     Returns:
         Codes, 0.0 or 1.0 in the pre-activations' dtype, and the latents they belong to, both
-        [tokens, m]. m is k, or for threshold the largest number active in one row, at least 1. No
-        latent stands twice in a row, so scattering the codes back never overwrites a 1.
+        [tokens, m]. m is k if the selection picks k latents. Otherwise it is the largest number of
+        latents that fire on a token, at least 1. No latent stands twice in a row.
     """
     if rule.kind.pick is not None:
         values, index = pick_above(pre_activation, threshold, rule)
@@ -65,7 +62,7 @@ def active_latents(
 
 
 def block_rows(latents: int) -> int:
-    """How many tokens' pre-activations are made at once where they are not kept."""
+    """How many tokens' pre-activations are made at once if they are not kept."""
     return min(ROWS, max(1, ENTRIES // latents))
 
 
@@ -73,7 +70,8 @@ def margins_in_parts(encoder: Encoder) -> Iterator[Tensor]:
     """Pre-activations minus threshold, without gradient, a few tokens at a time.
 
     Returns:
-        [a few tokens, latents], which may be overwritten, and which the next ones may overwrite.
+        [a few tokens, latents] each. Use each before the next, which may overwrite it; the caller
+        may overwrite it too.
     """
     rows = encoder.centred.reshape(-1, encoder.centred.shape[-1])
     bias, threshold = encoder.bias, encoder.threshold
@@ -84,7 +82,7 @@ def margins_in_parts(encoder: Encoder) -> Iterator[Tensor]:
     for block in rows.split(size):
         product = torch.mm(block.to(dtype), weight, out=room[: len(block)])
         for part in cached_parts(product):
-            # In place: fresh memory would take as long again. bfloat16 has no room for the sums.
+            # In place, since fresh memory would take as long again; not if bfloat16 would round.
             pre = part.add_(bias) if part.dtype == bias.dtype else part + bias
             yield pre.sub_(threshold) if pre.dtype == threshold.dtype else pre - threshold
 
@@ -96,8 +94,8 @@ def ones_first(codes: Tensor) -> tuple[Tensor, Tensor]:
         codes: bool [..., latents].
 
     Returns:
-        uint8 codes and the latents they belong to, both [..., m], m being the largest number of
-        ones in a row, at least 1; no latent stands twice in a row.
+        uint8 codes and the latents they belong to, both [..., m]. m is the largest number of ones
+        in a row, at least 1. No latent stands twice in a row.
     """
     most = int(codes.sum(-1).max().item()) if codes.numel() else 1
     ones, index = codes.to(torch.uint8).topk(max(most, 1), dim=-1)

@@ -1,4 +1,4 @@
-"""Codes of the latents that learn from a token, where these are few: the encoder in index form."""
+"""The encoder in index form: the codes of the latents that learn from a token, if these are few."""
 
 from typing import Any, cast
 
@@ -15,26 +15,25 @@ from sae_binary_ext.coding.surrogate import step
 
 
 def picks_indices(rule: CodeRule, latents: int) -> bool:
-    """Whether encode_indices takes this rule, of which few latents of a token learn, and is
-    expected to be the faster form.
+    """Whether a rule has an index form, and it is faster than the dense form.
 
-    On two CPU cores forward and backward take 0.74 to 0.84 of the dense form's time where k is an
-    eighth of the latents, and 1.1 to 1.2 where it is a quarter (benchmarks/paths.py).
+    On two CPU cores forward and backward take 0.74 to 0.84 of the dense form's time if k is an
+    eighth of the latents, and 1.1 to 1.2 if it is a quarter (benchmarks/paths.py).
     """
     picks = rule.kind.pick is not None and not rule.every_latent_learns
     return picks and rule.learners(latents) * 8 <= latents
 
 
 def encode_indices(encoder: Encoder) -> tuple[Tensor, Picks, Tensor, Tensor]:
-    """The encoder in index form: the same codes, with gradients of those latents alone that learn.
+    """The codes in index form; only the latents that learn get a gradient.
 
     Args:
-        encoder: its selection picks a fixed number of latents (topk, groupmax).
+        encoder: its selection picks k latents (topk, groupmax).
 
     Returns:
         Codes [tokens, m], 0.0 or 1.0, of the m latents of each token that learn; which these are;
         their margins [tokens, m], without gradient; and all pre-activations [tokens, latents],
-        through which gradients flow too.
+        with gradient.
     """
     pre = encoder.pre_activations()
     with torch.no_grad():
@@ -45,15 +44,9 @@ def encode_indices(encoder: Encoder) -> tuple[Tensor, Picks, Tensor, Tensor]:
 
 
 def encode_picks(encoder: Encoder) -> tuple[Tensor, Picks, Tensor]:
-    """What encode_indices returns, without the pre-activations: these are made and forgotten a
-    block of tokens at a time.
+    """What encode_indices returns, without the pre-activations.
 
-    Args:
-        encoder: its selection picks a fixed number of latents.
-
-    Returns:
-        Codes [tokens, m], 0.0 or 1.0, of the m latents of each token that learn; which these are;
-        and their margins [tokens, m], without gradient.
+    It makes the pre-activations of a block of tokens at a time and does not keep them.
     """
     values, index = pick(encoder, encoder.rule.next_learners(encoder.latents))
     picks = Picks(index, encoder.latents, fire=encoder.rule.k)
@@ -62,18 +55,7 @@ def encode_picks(encoder: Encoder) -> tuple[Tensor, Picks, Tensor]:
 
 def _codes_of_picks(values: Tensor, encoder: Encoder, picks: Picks) -> Tensor:
     """Codes [tokens, m] of picked margins [tokens, m], with gradient."""
-    margin = cast(
-        Tensor,
-        _PickedGradient.apply(
-            values,
-            encoder.centred,
-            encoder.weight,
-            encoder.bias,
-            encoder.threshold,
-            encoder.origin,
-            picks,
-        ),
-    )
+    margin = cast(Tensor, _PickedGradient.apply(*encoder.learned(), values, picks))
     rule = encoder.rule
     if rule.competes:
         return compete_near(margin, rule)
@@ -81,21 +63,12 @@ def _codes_of_picks(values: Tensor, encoder: Encoder, picks: Picks) -> Tensor:
 
 
 class _PickedGradient(torch.autograd.Function):
-    """Passes picked margins on and gives the encoder its gradient, of the picks alone."""
+    """Returns the picked margins; backward gives the encoder the gradient of the picks alone."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        values: Tensor,
-        centred: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        threshold: Tensor,
-        origin: Tensor,
-        picks: Picks,
-    ) -> Tensor:
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        centred, weight, _, _, _, values, ctx.picks = inputs
         ctx.save_for_backward(centred, weight)
-        ctx.picks = picks
         return values.view_as(values)
 
     @staticmethod
@@ -105,12 +78,13 @@ class _PickedGradient(torch.autograd.Function):
         grad = grad_outputs[0].to(weight.dtype)
         grad_bias = weight.new_zeros(picks.width)
         grad_bias.index_add_(0, picks.index.flatten(), grad.flatten())
+        needs_centred, *_, needs_origin, _, _ = ctx.needs_input_grad
         return (
-            None,
-            picks.times(grad, weight.T.contiguous()) if ctx.needs_input_grad[1] else None,
+            picks.times(grad, weight.T.contiguous()) if needs_centred else None,
             picks.transposed_times(grad, centred).T,
             grad_bias,
             -grad_bias,
-            -(weight @ grad_bias) if ctx.needs_input_grad[5] else None,
+            -(weight @ grad_bias) if needs_origin else None,
+            None,
             None,
         )

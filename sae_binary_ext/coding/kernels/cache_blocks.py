@@ -1,12 +1,11 @@
-"""A few tokens at a time, so that what one operation leaves is still in cache for the next."""
+"""A few tokens at a time, so that the output of one operation is still in cache for the next."""
 
 from torch import Tensor
 
 from sae_binary_ext.coding.kernels.processor import works_in_parts
 
-# Entries of a part, 2 MB in float32, and its fewest rows: calls have their price too.
-PART = 2**19
-FEWEST_ROWS = 64
+# Entries of a part, 2 MB in float32. A part has at least FEWEST_ROWS rows: calls take time too.
+PART, FEWEST_ROWS = 2**19, 64
 
 
 def cached_parts(rows: Tensor) -> tuple[Tensor, ...]:

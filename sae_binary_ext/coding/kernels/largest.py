@@ -1,8 +1,8 @@
-"""The k largest margins of each token, and the k after these.
+"""The k largest margins of each token, and the next ones.
 
-On the CPU rows are cut into pieces of equal length. Entries at one place of all pieces are a set,
-and the k largest of a row lie within the k sets whose maxima are the largest: every set that one of
-them lies in has a maximum at least as large.
+On the CPU a row is cut into pieces of equal length. The entries at one place of all pieces are a
+set. The k largest of the row lie in the k sets with the largest maxima: each set that holds one of
+them has a maximum at least as large. So the search goes over maxima first, then over k sets.
 """
 
 import math
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sae_binary_ext.coding.kernels.processor import searches_in_pieces
 
-# In how many pieces a row is cut, where it is cut.
 FEWEST_PIECES, MOST_PIECES = 4, 63
 
 
@@ -41,9 +40,9 @@ def largest(margin: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def largest_and_next(margin: Tensor, k: int, more: int) -> tuple[Tensor, Tensor]:
-    """The k largest margins of each token, those that largest finds, and then the next ones.
+    """The k largest margins of each token, as largest finds them, then the next ones.
 
-    Of equal margins, all of them at once would leave open which largest finds first.
+    One search for all would not tell which of several equal margins largest finds first.
 
     Args:
         margin: [..., latents], without gradient; overwritten.
@@ -62,9 +61,9 @@ def largest_and_next(margin: Tensor, k: int, more: int) -> tuple[Tensor, Tensor]
 def _pieces(latents: int, k: int) -> int:
     """In how many pieces of equal length to look for the k largest; 1 for torch's own topk.
 
-    Two searches go over latents / pieces and pieces * k numbers; their sum is least near the square
-    root of latents / k. The same for any number of tokens and threads: another cut may pick other
-    latents of equal margins.
+    The two searches go over latents / pieces and pieces * k numbers. Their sum is least near the
+    square root of latents / k. The number must not depend on the tokens or threads: with another
+    one the search may find other latents of equal margins.
     """
     best = math.sqrt(latents / k)
     most = min(latents // k, MOST_PIECES)

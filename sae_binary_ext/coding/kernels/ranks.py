@@ -9,19 +9,17 @@ from torch.distributed import ProcessGroup
 
 
 def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """Sum of each rank's x; x itself where group is None.
+    """Sum of each rank's x; x itself if group is None.
 
-    For losses that every rank computes over all ranks' tokens. DistributedDataParallel averages
-    the ranks' gradients, so each is sent back times the number of ranks and the average is the
-    gradient of the loss over the global batch.
+    It is for losses that each rank computes over the tokens of all ranks. Its gradient is
+    multiplied by the number of ranks: DistributedDataParallel averages the ranks' gradients, and
+    the average is then the gradient of the loss over the global batch.
 
     Args:
         x: any shape, the same on every rank.
         group: the ranks; None for a single process.
     """
-    if group is None:
-        return x
-    return _SumOverRanks.apply(x, group)  # pyright: ignore[reportReturnType]
+    return x if group is None else _SumOverRanks.apply(x, group)  # pyright: ignore
 
 
 class _SumOverRanks(torch.autograd.Function):
@@ -38,7 +36,7 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def gather_rows(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """Every rank's rows one after another, without gradient; x itself where group is None.
+    """Every rank's rows one after another, without gradient; x itself if group is None.
 
     Args:
         x: [rows, ...]; the number of rows may differ between ranks.

@@ -1,4 +1,4 @@
-"""Random numbers that do not depend on what was drawn before."""
+"""Random numbers that do not depend on earlier draws."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -11,25 +11,25 @@ from sae_binary_ext.coding.kernels.processor import draws_on_gpu
 
 @contextmanager
 def seeded(seed: int | None, device: torch.device) -> Generator[None]:
-    """Within it torch draws from this seed; after it, on from where it was.
+    """Torch draws from this seed inside, and goes on after it as if nothing had been drawn.
 
     Args:
         seed: None changes nothing.
-        device: where the numbers are drawn.
+        device: the device on which numbers are drawn.
     """
     if seed is None:
         yield
         return
     on_gpu = draws_on_gpu(device)
     with torch.random.fork_rng([device] if on_gpu else []):
-        # torch.manual_seed reaches every device there is, of which fork_rng sets none back, and
-        # where there is none notes down for each kind who called: a third of a small coder's step.
+        # torch.manual_seed would seed all devices, which fork_rng does not restore, and its notes
+        # for devices that are missing take a third of a small coder's step.
         (_gpu_generator(device) if on_gpu else torch.default_generator).manual_seed(seed)
         yield
 
 
 def _gpu_generator(device: torch.device) -> torch.Generator:
     torch.cuda.init()
-    # torch.device("cuda") has no index, whatever the type says.
+    # The index of torch.device("cuda") is None, although torch's type says int.
     index = cast(int | None, device.index)
     return torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]

@@ -1,7 +1,7 @@
-"""Products with a matrix of which few entries are not zero, as sums of weighted rows.
+"""Products with a matrix that is mostly zero, as sums of weighted rows.
 
 embedding_bag is torch's fastest way on the CPU: for 1024 tokens, k = 32 of 4608 latents and 576
-dimensions it takes 2 ms where the dense product takes 39, a CSR product 6 and a COO one 10 to 70.
+dimensions it takes 2 ms. The dense product takes 39, a CSR product 6 and a COO product 10 to 70.
 """
 
 import warnings
@@ -19,13 +19,13 @@ from sae_binary_ext.coding.kernels.cache_blocks import cached_parts
 
 @dataclass(frozen=True)
 class Picks:
-    """Where the k entries of each row of a matrix S [tokens, width] stand that may not be zero.
+    """The places of the entries of a matrix S [tokens, width] that may not be zero, k in each row.
 
     Attributes:
         index: int64 [tokens, k], their columns, none twice in a row.
         width: columns of S.
-        fire: how many of the k may hold codes of 1, these come first; None for all. The others are
-            learned from without firing.
+        fire: how many of the k, from the first on, may hold codes of 1; None for all. The others
+            learn but do not fire.
     """
 
     index: Tensor
@@ -54,7 +54,7 @@ class Picks:
         k, column = self.index.shape[-1], self.index.flatten()
         if not processor.samples_products(right):
             entry = torch.arange(len(column), device=column.device)
-            # What embedding_bag's gradient of its weights calls, which would first take the sum.
+            # embedding_bag's backward calls this. Through embedding_bag, the sum would come first.
             return torch.ops.aten._embedding_bag_per_sample_weights_backward(
                 left, right, column, entry[::k], entry // k, 0
             ).view(self.index.shape)
@@ -64,7 +64,7 @@ class Picks:
         return _dots_by_column(left, right, *self._columns).view(self.index.shape)
 
     def _blocks(self, size: int) -> tuple["Picks", ...]:
-        """Of so many tokens each. Kept, as the decoder's way back and the encoder's both sort."""
+        """Picks of size tokens each; kept, since both decoder and encoder sort them backward."""
         if size not in self._blocks_of_size:
             blocks = (Picks(index, self.width) for index in self.index.split(size))
             self._blocks_of_size[size] = tuple(blocks)
@@ -76,30 +76,27 @@ class Picks:
 
     @cached_property
     def firing(self) -> "Picks":
-        """Those that may hold codes of 1."""
+        """The picks that may hold codes of 1."""
         if self.fire is None or self.fire == self.index.shape[-1]:
             return self
         return Picks(self.index[:, : self.fire].contiguous(), self.width)
 
     @cached_property
     def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
-        # Of the decoder's way back and the encoder's, the first to ask sorts for both.
+        # Decoder and encoder share the sort in their backward passes.
         order, starts = _by_column(self.index.flatten(), self.width)
         row = order.div(self.index.shape[-1], rounding_mode="floor")
         return order, starts, row
 
 
 def row_dots(left: Tensor, right: Tensor, starts: Tensor, column: Tensor) -> Tensor:
-    """Entries of left @ right.T, on the CPU, in float32 or float64.
+    """Entries [entries] of left @ right.T, on the CPU, in float32 or float64.
 
     Args:
         left: [rows, d].
         right: [columns, d].
-        starts: int64 [rows + 1], where each row's entries start and the last one's end.
+        starts: int64 [rows + 1], where each row's entries start and where the last row's end.
         column: int64 [entries], their columns.
-
-    Returns:
-        [entries].
     """
     if processor.reads_in_order_of_tokens(right):
         return _sampled_product(left, right, starts, column)
@@ -112,14 +109,14 @@ def row_dots(left: Tensor, right: Tensor, starts: Tensor, column: Tensor) -> Ten
 def _dots_by_column(
     left: Tensor, right: Tensor, order: Tensor, starts: Tensor, row: Tensor
 ) -> Tensor:
-    """What row_dots returns, of what sorts the entries by column, starts, and their rows sorted."""
+    """As row_dots, column by column: order sorts the entries by column, row has their rows."""
     ends = starts.new_tensor([len(row)])
     dots = _sampled_product(right, left, torch.cat((starts, ends)), row)
     return torch.empty_like(dots).scatter_(0, order, dots)
 
 
 def _sampled_product(left: Tensor, right: Tensor, starts: Tensor, column: Tensor) -> Tensor:
-    """What row_dots returns, made row by row."""
+    """As row_dots, row by row."""
     _spend_sparse_warning()
     values, shape = left.new_zeros(len(column)), (len(left), len(right))
     where = torch.sparse_csr_tensor(
@@ -130,9 +127,9 @@ def _sampled_product(left: Tensor, right: Tensor, starts: Tensor, column: Tensor
 
 @cache
 def _spend_sparse_warning() -> None:
-    """Make a first sparse matrix unheard: with the first of a process torch warns of a beta state.
+    """Silence torch's warning about its beta state, which the first sparse matrix raises.
 
-    Users of a coder would take it for a warning of what they do.
+    Users of a coder would think that it warns of their own code.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -165,24 +162,24 @@ class CodeMatrix(Protocol):
         ...
 
     def counts(self) -> Tensor:
-        """On how many tokens each latent is active, int64 [latents]."""
+        """The number of tokens on which each latent is active, int64 [latents]."""
         ...
 
     def add_pair_counts(self, counts: Tensor) -> None:
-        """Add on how many tokens each two latents are active together, themselves included.
+        """Add the number of tokens on which each two latents are active together.
 
         Args:
-            counts: int32 [latents, latents], whose upper triangle, i <= j, is added to. Exact for
+            counts: int32 [latents, latents]; its upper triangle, i <= j, is added to. Exact for
                 fewer than 2^24 tokens, up to which float32 counts exactly.
         """
         ...
 
 
 def code_matrix(codes: Tensor) -> CodeMatrix:
-    """Codes in whichever form is expected to be faster.
+    """Codes in the form whose products are faster.
 
     Args:
-        codes: [tokens, latents], without gradient; bool for codes of 0 and 1, which saves time.
+        codes: [tokens, latents], without gradient. Give bool if all codes are 0 or 1: it is faster.
     """
     if processor.may_sum_rows(codes) and processor.sums_rows(active := _active(codes)):
         return _sparse_matrix(codes, active)
@@ -200,8 +197,7 @@ def _sparse_matrix(codes: Tensor, active: Tensor) -> CodeMatrix:
 
 
 def whole_matrix(codes: Tensor) -> CodeMatrix:
-    """Codes in whichever form is expected to be faster for products with whole numbers alone, of
-    which a byte holds each.
+    """Codes in the form whose products with whole numbers from -128 to 127 are faster.
 
     Args:
         codes: [tokens, latents], without gradient; bool or floating point.
@@ -221,7 +217,7 @@ def _ones_alone(codes: Tensor, active: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class ByteMatrix:
-    """Codes of 0 and 1 whose products with whole numbers of a byte are products of bytes, exact.
+    """Codes of 0 and 1 that multiply whole numbers from -128 to 127 as bytes, exactly.
 
     Attributes:
         codes: int8 [tokens, latents].
@@ -313,8 +309,8 @@ class SparseMatrix:
             row, starts, _ = self._columns
             counts += _sum_rows(active, row, starts, None).triu_().to(torch.int32)
             return
-        # Entries of a row stand in the order of their columns. Each one is paired with itself, the
-        # next, the one after, as long as its row lasts.
+        # The entries of a row are in the order of their columns. Pair each with itself, then with
+        # the next, then with the one after, until its row ends.
         pairs, ahead = counts.view(-1), 0
         first = torch.arange(len(self.column), device=self.column.device)
         ends = torch.searchsorted(self.row, self.row, right=True)
