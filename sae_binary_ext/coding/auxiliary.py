@@ -1,7 +1,7 @@
-"""AuxK for binary codes: dead latents learn from what the living ones leave unexplained.
+"""AuxK for binary codes: dead latents learn from the error that the other latents leave.
 
-Gao et al., Scaling and evaluating sparse autoencoders (arXiv 2406.04093), appendix A.2, carried
-over to codes of 0 and 1: the dead latents with the largest margins are taken as fired.
+Gao et al., Scaling and evaluating sparse autoencoders (arXiv 2406.04093), appendix A.2. With codes
+of 0 and 1, the dead latents with the largest margins are taken as fired.
 """
 
 import torch
@@ -16,10 +16,10 @@ from sae_binary_ext.coding.surrogate import fired
 def auxiliary_error(
     margin: Tensor, dead: Tensor, residual: Tensor, decoder_weight: Tensor, rule: CodeRule
 ) -> Tensor:
-    """Squared error of dead latents' reconstruction of the residual.
+    """Squared error of the dead latents' reconstruction of the residual.
 
-    Each token takes the dead latents with the largest margins, at most half as many as the
-    output has dimensions. With fewer dead than that, the error shrinks in proportion.
+    Each token takes the dead latents with the largest margins, half as many as the output has
+    dimensions. If fewer are dead, the error shrinks in proportion.
 
     Args:
         margin: [tokens, latents], pre-activations minus thresholds; its gradient is the rule's

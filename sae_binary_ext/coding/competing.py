@@ -1,17 +1,18 @@
-"""topk whose latents compete for its places (surrogate_latents "all" and "near").
+"""topk whose latents compete for its k places (surrogate_latents "all" and "near").
 
-The k latents that fire are those whose margin exceeds the token's cutoff, and a soft count of the
-latents around the cutoff stands for k: with p_j = sigmoid((margin_j - cutoff) / T), or another
-surrogate's, and their sum held fixed, the cutoff moves with the margins by
+The k latents that fire are those whose margin exceeds the token's cutoff. Let
+p_j = sigmoid((margin_j - cutoff) / T), or the same with another surrogate. If the sum of all p_j is
+held fixed, as k is, the cutoff moves with the margins by
 d cutoff = sum_j p'_j d margin_j / sum_j p'_j. So a latent's gradient is
 
     d L / d margin_j = p'_j (g_j - sum_i p'_i g_i / sum_i p'_i),   g_j = d L / d code_j:
 
-what gains by firing comes up and pushes out what gains less. A token with fewer than k positive
-margins has room left: its cutoff stays at 0 and p'_j g_j remains, as with selection threshold.
+a latent that gains much by firing rises, and pushes out a latent that gains less. A token with
+fewer than k positive margins has room left. Its cutoff is 0, and its gradient is p'_j g_j, as with
+selection threshold.
 
-With "all", j runs over all latents; with "near", over those of the 2k largest margins, and no
-other learns from the token.
+With "all", j runs over all latents. With "near", it runs over the latents with the 2k largest
+margins, and no other latent learns from the token.
 """
 
 from typing import Any
@@ -19,24 +20,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding.selection import (
-    CodeRule,
-    pick_and_next,
-    pick_latents,
-    scatter_codes,
-)
+from sae_binary_ext.coding.selection import CodeRule, pick_and_next, pick_latents, scatter_codes
 from sae_binary_ext.coding.surrogate import SURROGATES
 
 
 def find_cutoff(picked: Tensor, latents: int) -> Tensor:
-    """The least margin that fires, or 0 where k leaves room.
+    """The smallest margin that fires, or 0 if fewer than k margins are positive: [..., 1].
 
     Args:
         picked: [..., k], the margins of the picked latents.
-        latents: how many compete; as many as are picked leave none to compete with.
-
-    Returns:
-        [..., 1], at least 0.
+        latents: how many latents compete. If it is k, the cutoff is 0.
     """
     if picked.shape[-1] == latents:
         return torch.zeros_like(picked[..., :1])
@@ -46,26 +39,26 @@ def find_cutoff(picked: Tensor, latents: int) -> Tensor:
 def learn_through(
     gradient: Tensor, margin: Tensor, rule: CodeRule, cutoff: Tensor | None
 ) -> Tensor:
-    """Gradient of the margins, of the gradient of the codes.
+    """The gradient of the margins, [..., latents].
 
     Args:
         gradient: [..., latents], of the codes.
         margin: [..., latents].
-        rule: its surrogate.
-        cutoff: [..., 1], see find_cutoff; None where each latent learns for itself.
+        rule: has the surrogate.
+        cutoff: [..., 1], see find_cutoff; None if latents do not compete.
     """
     slope = SURROGATES[rule.surrogate].slope
     if cutoff is None:
         return gradient * slope(margin, rule.surrogate_temperature)
     weight = slope(margin - cutoff, rule.surrogate_temperature)
     learns = gradient * weight
-    # Where k binds, the latent at the cutoff has a slope with every surrogate.
+    # If k binds, the latent at the cutoff has a slope, so the weights do not sum to 0.
     shared = learns.sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
     return learns.addcmul_(weight, torch.where(cutoff > 0, shared, 0), value=-1)
 
 
 def competing_codes(margin: Tensor, rule: CodeRule) -> Tensor:
-    """Codes [..., latents] of margins [..., latents]: those of topk, with the gradient above."""
+    """Codes of margins, both [..., latents], with the gradient above."""
     latents = margin.shape[-1]
     if not rule.every_latent_learns:
         _, index = pick_and_next(margin.detach().clone(), rule, rule.next_learners(latents))
@@ -76,14 +69,14 @@ def competing_codes(margin: Tensor, rule: CodeRule) -> Tensor:
 
 
 def compete_near(margin: Tensor, rule: CodeRule) -> Tensor:
-    """Codes of the latents near to firing, with the gradient above, in which no others take part.
+    """Codes of the m latents near to firing, which compete with each other only.
 
     Args:
         margin: [..., m], the k picked first (see pick_and_next).
-        rule: k and the surrogate.
+        rule: has k and the surrogate.
 
     Returns:
-        [..., m], 1.0 for the picked where they are positive, else 0.0.
+        [..., m], 1.0 for each picked latent whose margin is positive, else 0.0.
     """
     near = margin.detach()
     picked = torch.arange(near.shape[-1], device=near.device) < rule.k

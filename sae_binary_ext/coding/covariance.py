@@ -1,8 +1,8 @@
 """The covariance penalty, in blocks of latents.
 
-Source: Cho et al. (arXiv 2509.20997). Written plainly it takes a matrix of latents x latents and
-three matrix products in each step. Here a block of its columns is made at a time, and with it that
-block's part of the gradient, for which only the covariances' signs are needed.
+Source: Cho et al. (arXiv 2509.20997). The plain way takes a matrix of latents x latents and three
+matrix products in each step. Here a block of the matrix's columns is made at a time, together with
+its part of the gradient, which needs the signs of the covariances only.
 """
 
 from typing import Any
@@ -16,8 +16,8 @@ from sae_binary_ext.coding.kernels.ranks import sum_over_ranks
 from sae_binary_ext.coding.kernels.seeding import seeded
 from sae_binary_ext.coding.kernels.sparse import whole_matrix
 
-# Entries of a block of columns. Dense products want it large (64 MB in float32, a handful at a
-# time), sums of rows want it within reach of the processor's cache.
+# Entries of a block of columns. Dense products are fast with large blocks (64 MB in float32), sums
+# of rows with blocks that fit the processor's cache.
 DENSE_BLOCK, SPARSE_BLOCK = 2**24, 2**20
 NARROWEST_BLOCK = 64
 
@@ -25,8 +25,8 @@ NARROWEST_BLOCK = 64
 def covariance_penalty(codes: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """Sum over pairs i != j of |cov(h_i, h_j)|, unbiased over the batch (the paper's C).
 
-    Of codes, which are 0 or 1, the sign of every covariance is exact, and so is the value up to the
-    rounding of its last sum. At a covariance of zero the gradient is zero.
+    For codes of 0 and 1 the sign of each covariance is exact, and the value is exact up to the
+    rounding of its last sum. The gradient of a covariance of zero is zero.
 
     Args:
         codes: [..., latents], at least two rows.
@@ -48,11 +48,11 @@ def sampled_covariance_penalty(
 ) -> Tensor:
     """Unbiased estimate of covariance_penalty, from the covariances of some latents with all.
 
-    Its gradient is its own and so, on average over seeds, the penalty's.
+    On average over seeds its gradient is that of the penalty.
 
     Args:
         codes: [..., latents], at least two rows.
-        sample: how many latents to draw. Where there are no more, the penalty is exact.
+        sample: how many latents to draw. If the coder has no more, the penalty is exact.
         seed: of the draw; all ranks must give the same.
         group: the ranks whose batches make up one; None for a single process.
 
@@ -80,9 +80,7 @@ def _rows(codes: Tensor) -> Tensor:
 
 
 class _Penalty(torch.autograd.Function):
-    """Sum over the given columns, and all rows but the diagonal, of the covariance matrix, scaled
-    up to as many columns as there are latents.
-    """
+    """Sum of given columns of the covariances without the diagonal, scaled up to all columns."""
 
     @staticmethod
     def forward(ctx: Any, codes: Tensor, columns: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -92,7 +90,7 @@ class _Penalty(torch.autograd.Function):
         tokens = sum_over_ranks(rows.new_tensor(len(rows), dtype=torch.float64), group)
         counts = sum_over_ranks(rows.sum(0), group)
         rates = (counts / tokens).to(rows.dtype)
-        # Whole numbers up to tokens^2, of which float32 holds each up to 2^24.
+        # The counts' products go up to tokens^2, and float32 holds whole numbers up to 2^24.
         few = group is None and len(rows) ** 2 <= 2**24
         counts = counts.to(rows.dtype if few else torch.float64)
         matrix = whole_matrix(rows)
@@ -101,7 +99,7 @@ class _Penalty(torch.autograd.Function):
         total = rows.new_zeros((), dtype=torch.float64)
         width = _block_width(matrix.is_sparse and whole, latents)
         for start, block in zip(range(0, len(columns), width), columns.split(width), strict=True):
-            # Of a slice nothing is copied.
+            # A slice copies nothing.
             place = slice(start, start + width) if whole else block
             part = rows[:, place]
             joint = sum_over_ranks(matrix.transposed_times(part), group).to(counts.dtype)
@@ -121,7 +119,7 @@ class _Penalty(torch.autograd.Function):
         ctx.dtype = codes.dtype
         share = len(columns) / latents
         if gradient is not None:
-            # Of the whole matrix, one side is as the other.
+            # The whole matrix is symmetric: its rows have the gradient of its columns.
             sides = 2 if whole else 1
             ctx.save_for_backward(gradient.mul_((sides / share / (tokens - 1)).to(rows.dtype)))
         return (total / share / (tokens * (tokens - 1))).to(rows.dtype)
@@ -129,7 +127,7 @@ class _Penalty(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        # As often as there are ranks, over which DistributedDataParallel averages.
+        # Times the ranks, over which DistributedDataParallel averages.
         return (gradient * (grad_outputs[0] * ctx.ranks)).to(ctx.dtype), None, None
 
 
@@ -142,7 +140,7 @@ def _scaled_covariance(joint: Tensor, counts: Tensor, block: Tensor, tokens: Ten
         block: int64 [width], its columns among the latents.
         tokens: number of tokens, a scalar.
     """
-    # In place: fresh memory for as much takes longer than the sums.
+    # In place, since fresh memory takes longer than the sums.
     scaled = joint.mul_(tokens.to(joint.dtype)).addr_(counts, counts[block], alpha=-1)
     scaled[block, torch.arange(len(block), device=block.device)] = 0
     return scaled

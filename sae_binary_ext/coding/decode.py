@@ -9,15 +9,12 @@ from sae_binary_ext.coding.kernels.sparse import Picks
 
 
 def decode(codes: Tensor, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
-    """Reconstruction of codes.
+    """Reconstruction [..., d_out] of codes.
 
     Args:
         codes: [..., latents], 0/1.
         decoder_weight: [latents, d_out]; a latent's magnitude lives in its row.
         decoder_bias: [d_out].
-
-    Returns:
-        [..., d_out].
     """
     return torch.matmul(codes, decoder_weight) + decoder_bias
 
@@ -25,16 +22,13 @@ def decode(codes: Tensor, decoder_weight: Tensor, decoder_bias: Tensor) -> Tenso
 def decode_indices(
     codes: Tensor, picks: Picks, decoder_weight: Tensor, decoder_bias: Tensor
 ) -> Tensor:
-    """The decoder in index form, with the same gradients.
+    """Reconstruction [tokens, d_out] of codes in index form, with the same gradients.
 
     Args:
         codes: [tokens, k], 0/1.
-        picks: the latents they belong to.
+        picks: the latents that the codes belong to.
         decoder_weight: [latents, d_out].
         decoder_bias: [d_out].
-
-    Returns:
-        [tokens, d_out].
     """
     return _RowSum.apply(codes, decoder_weight, picks) + decoder_bias  # pyright: ignore
 

@@ -11,7 +11,7 @@ from sae_binary_ext.coding.selection import CodeRule, select_codes
 
 
 def check_width(x: Tensor, width: int) -> None:
-    """Raise ValueError where the last dimension of x is not the coder's d_in."""
+    """Raise ValueError if the last dimension of x is not the coder's d_in."""
     if x.ndim == 0 or x.shape[-1] != width:
         raise ValueError(
             f"Input of shape {tuple(x.shape)}: the coder takes d_in={width} values in the last "
@@ -25,13 +25,12 @@ def pre_activations(
     """The linear encoder.
 
     Args:
-        centred: [tokens, d_in], or [..., d_in] where origin is None: the coder's input, minus
-            origin where there is one.
+        centred: [tokens, d_in], or [..., d_in] without origin: the coder's input minus origin.
         encoder_weight: [d_in, latents].
         encoder_bias: [latents].
-        origin: [d_in], what was subtracted from the input (b_dec). Where it requires a gradient
-            it receives it here, as a matrix-vector product; through centred it would take a matrix
-            product as large as the encoder's.
+        origin: [d_in], what was subtracted from the input (b_dec). Its gradient flows through this
+            argument, as a matrix-vector product. Through centred it would take a matrix product as
+            large as the encoder's.
 
     Returns:
         [..., latents].
@@ -39,13 +38,13 @@ def pre_activations(
     if origin is not None:
         return _LinearGradient.apply(centred, encoder_weight, encoder_bias, origin)  # pyright: ignore
     product = torch.matmul(centred, encoder_weight)
-    # Under autocast the product is narrower than the bias, and so would a sum in place be.
+    # Under autocast the product has a narrower dtype than the bias, and a sum in place keeps it.
     in_place = product.dtype == encoder_bias.dtype
     return product.add_(encoder_bias) if in_place else product + encoder_bias
 
 
 class _LinearGradient(torch.autograd.Function):
-    """The linear encoder, whose gradient of what was subtracted is a matrix-vector product."""
+    """The linear encoder; the gradient of origin is a matrix-vector product."""
 
     @staticmethod
     def forward(ctx: Any, centred: Tensor, weight: Tensor, bias: Tensor, origin: Tensor) -> Tensor:
@@ -64,16 +63,15 @@ class _LinearGradient(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Encoder:
-    """An encoder, how it makes codes, and its input.
+    """An encoder, its code rule and its input.
 
     Attributes:
         centred: [..., d_in], or [tokens, d_in] in a training step: the coder's input minus origin.
         weight: [d_in, latents].
         bias: [latents].
-        log_threshold: [latents], float32 or wider: an optimiser's steps on it round away in
-            bfloat16.
-        origin: [d_in], what was subtracted; zeros where nothing was. Where it requires a gradient
-            it receives it here, not through centred.
+        log_threshold: [latents], float32 or wider: in bfloat16 an optimiser's steps round away.
+        origin: [d_in], what was subtracted, or zeros. Its gradient flows through this attribute
+            and not through centred.
         rule: selection and surrogate.
     """
 
@@ -91,7 +89,7 @@ class Encoder:
 
     @property
     def threshold(self) -> Tensor:
-        """What a pre-activation must exceed, [latents]."""
+        """[latents]: a latent may fire if its pre-activation exceeds its threshold."""
         return self.log_threshold.exp()
 
     def learned(self) -> tuple[Tensor, ...]:
@@ -106,17 +104,16 @@ class Encoder:
 def binarise(
     pre_activation: Tensor, log_threshold: Tensor, rule: CodeRule, noise: bool = False
 ) -> Tensor:
-    """Codes of pre-activations: 1 where a selected latent exceeds exp(log_threshold), else 0.
+    """Codes of pre-activations: 1 if a selected latent exceeds exp(log_threshold), else 0.
 
     Quirke et al. (arXiv 2509.25596). A log_threshold of -inf gives the zero threshold of Cho et
     al. (arXiv 2509.20997).
 
     Args:
         pre_activation: [..., latents], any floating dtype.
-        log_threshold: [latents], float32 or wider: an optimiser's steps on it round away in
-            bfloat16.
+        log_threshold: [latents], float32 or wider: in bfloat16 an optimiser's steps round away.
         rule: selection and surrogate.
-        noise: sample, where the selection samples; for training steps alone.
+        noise: whether a selection that samples does so; for training steps only.
 
     Returns:
         [..., latents] in the pre-activations' dtype, exactly 0.0 or 1.0. Gradients reach the

@@ -22,7 +22,7 @@ def bernoulli_entropy(rate: Tensor) -> Tensor:
         rate: any shape, floating point, in [0, 1].
     """
     inside = (rate > 0) & (rate < 1)
-    # A rate replaced before the logarithm keeps inf * 0 = NaN out of the backward pass.
+    # Replace the rate before the logarithm: otherwise backward has inf * 0 = NaN.
     safe = torch.where(inside, rate, 0.5)
     bits = -(safe * safe.log() + (1 - safe) * torch.log1p(-safe)) / math.log(2)
     return torch.where(inside, bits, 0.0)
@@ -57,23 +57,20 @@ def minibatch_entropy(codes: Tensor, group: ProcessGroup | None = None) -> Tenso
 
 
 def excess_rate(rates: Tensor, limit: float) -> Tensor:
-    """Sum over latents of how far their firing rate is above a limit.
+    """Sum over latents of the part of their firing rate above a limit: a scalar.
 
     Args:
         rates: any shape, floating point, in [0, 1].
-        limit: rate up to which a latent adds nothing.
-
-    Returns:
-        A scalar, in units of rate.
+        limit: a latent at or below this rate adds nothing.
     """
     return (rates - limit).clamp_min(0).sum()
 
 
 def burstiness(codes: Tensor, rates: Tensor) -> Tensor:
-    """log2 |h - mean of h|: how far each code is from what its latent usually does.
+    """log2 |h - mean of h|: how far each code is from its latent's mean code.
 
-    A 0 of an almost-always-firing latent is as bursty as a 1 of a rare one. -inf where a latent
-    does what it always does.
+    A 0 of a latent that nearly always fires is as bursty as a 1 of a rare latent. The value is -inf
+    if a latent's codes are all equal.
 
     Args:
         codes: 0/1, shape [..., latents].
@@ -83,12 +80,12 @@ def burstiness(codes: Tensor, rates: Tensor) -> Tensor:
 
 
 def ramp(step: int, start: int, warm_up: int) -> float:
-    """Share of a coefficient in force at a training step: 0 before start, then up to 1.
+    """The factor of a loss's coefficient at a training step: 0 before start, then up to 1.
 
     Args:
-        step: training steps done so far.
+        step: number of training steps done.
         start: first step at which the loss counts.
-        warm_up: steps over which it rises linearly; 0 starts it whole.
+        warm_up: steps over which the factor rises linearly; with 0 it is 1 from start on.
     """
     if step < start:
         return 0.0
@@ -96,7 +93,7 @@ def ramp(step: int, start: int, warm_up: int) -> float:
 
 
 class FiringRates:
-    """Exact firing rates of a stream of codes, whatever the batch sizes.
+    """Exact firing rates of a stream of codes, for any batch sizes.
 
     Attributes:
         counts: float64 [latents], tokens on which each latent was active. float64 counts exactly
@@ -128,7 +125,7 @@ class FiringRates:
 
 
 def batch_tokens(tokens: int, device: torch.device, group: ProcessGroup | None) -> Tensor | int:
-    """This rank's number of tokens, or where there is a group that of all ranks."""
+    """The number of tokens of this rank, or of all ranks of the group."""
     if group is None:
         return tokens
     return sum_over_ranks(torch.tensor(tokens, device=device), group)

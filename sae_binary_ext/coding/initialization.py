@@ -1,8 +1,8 @@
-"""Where training starts: a coder that already fires at the wanted rate on its first batch.
+"""Where training starts: a coder that fires at the wanted rate on its first batch.
 
-The entropy of a latent has no slope at rate 1/2, where a zero bias puts it, and a step is blind
-to the scale of its input. Both are cured by reading the scale, the mean and the quantiles off the
-first batch. Cho et al. (arXiv 2509.20997) start at 1/2 and stay there.
+A zero bias puts a latent's firing rate at 1/2, where its entropy has no slope, and a step does not
+see the scale of its input. So scale, mean and quantiles are read off the first batch. Cho et al.
+(arXiv 2509.20997) start at 1/2 and stay there.
 """
 
 from dataclasses import dataclass
@@ -15,21 +15,23 @@ from sae_binary_ext.coding.encode import binarise
 from sae_binary_ext.coding.selection import CodeRule
 
 INITIAL_THRESHOLD = 0.004  # of the first paper's code
-# Far from 1/2, where entropy has no slope.
+# Far from 1/2, at which entropy has no slope.
 THRESHOLD_STARTING_RATE = 0.02
-# More candidates a token than k: started at k / latents = 0.007 instead, topk coders ended with
-# twice as many dead latents and an FVU of 0.275 instead of 0.266 (4608 latents, SmolLM2 layer 9).
+# Above k / latents, so that more than k latents of a token may fire. With k / latents = 0.007, topk
+# coders ended with twice as many dead latents and an FVU of 0.275 instead of 0.266 (4608 latents,
+# SmolLM2 layer 9).
 PICKED_STARTING_RATE = 0.05
-# Tokens whose codes are made at once.
+# How many tokens' codes are made at once.
 PART = 1024
-# More tokens than this say no more about scale and quantiles, and a step of a host may bring 65536.
+# More tokens tell no more about scale and quantiles, and a host's step may have 65536.
 MOST_TOKENS = 4096
-# Standard deviation of tokens beside their root mean square that is more than float32's rounding.
+# Tokens differ by more than float32's rounding if their standard deviation is above this share of
+# their root mean square.
 LEAST_SPREAD = 1e-6
 
 
 def starting_rate(rule: CodeRule, latents: int) -> float:
-    """Firing rate that a coder's biases start at where its config names none."""
+    """The firing rate that biases are set to if a coder's config names none."""
     if rule.kind.uses_k:
         return max(PICKED_STARTING_RATE, rule.k / latents)
     return THRESHOLD_STARTING_RATE
@@ -41,9 +43,9 @@ def sample_rows(x: Tensor) -> Tensor:
 
 
 def has_spread(x: Tensor) -> bool:
-    """Whether a scale can be read off tokens [tokens, d], which differ by more than rounding.
+    """Whether tokens [tokens, d] differ by more than rounding, so that they have a scale.
 
-    Reads on the host.
+    A GPU waits for the answer.
     """
     rows = x.double()
     spread = (rows - rows.mean(0)).square().sum()
@@ -72,8 +74,8 @@ def fit_start(
 ) -> FittedStart:
     """Initial parameters of an autoencoder whose latents fire at a given rate on a batch.
 
-    All are finite. Where the tokens are all the same, or there is one alone, they tell no scale,
-    and the encoder's directions are given norm 1.
+    All are finite. If all tokens are equal they have no scale, and the encoder's directions get
+    norm 1.
 
     Args:
         centred: [tokens, d_in], inputs minus what the coder subtracts.
@@ -93,14 +95,14 @@ def fit_start(
     directions = directions / scale
     projections /= scale
 
-    # Half way between the last token that fires and the first that does not: a token right at its
-    # threshold would fire or not by rounding.
+    # Half way between the last token that fires and the first that does not: rounding would decide
+    # whether a token at its threshold fires.
     firing = max(min(max(round(rate * len(centred)), 1), len(centred) - 1), 0)
     around = projections.topk(firing + 1, dim=0).values[-2:]
     bias = log_threshold.float().exp() - around.mean(dim=0)
     del projections  # as large as all that a training step makes
 
-    # A part of the tokens at a time: all of their codes take as much memory as a training step.
+    # Part by part, since the codes of all tokens take as much memory as a training step.
     none = torch.zeros_like(centred[0])
     parts = [
         decode(binarise(rows @ directions + bias, log_threshold, rule), directions.T, none)
@@ -124,8 +126,8 @@ def _spread(projections: Tensor) -> Tensor:
 def fit_decoder(codes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """A decoder for codes whose encoder knows nothing of the target.
 
-    Each row points to where the target lies on average when its latent fires, seen from its mean;
-    one factor for all brings them to the least squared error.
+    Each row is the target's mean over the tokens on which its latent fires, minus the mean over all
+    tokens. One factor for all rows gives the least squared error.
 
     Args:
         codes: [tokens, latents], 0/1.

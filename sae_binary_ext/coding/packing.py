@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Times eight bytes of 0 or 1, read as one integer, this has them as the bits of its highest byte,
-# the first byte's lowest: no two of the products' bits meet.
+# Eight bytes of 0 or 1, read as one integer, times this: their bits are the product's highest byte,
+# the first byte's the lowest. No two bits of the product meet.
 _GATHER_BITS = 0x0102040810204080
 
 
@@ -18,7 +18,7 @@ def pack(codes: Tensor) -> Tensor:
     """Codes, a bit each.
 
     Args:
-        codes: [..., latents], bool or 0/1 of any dtype; anything that is not 0 counts as 1.
+        codes: [..., latents], bool or 0/1 of any dtype; each value but 0 counts as 1.
 
     Returns:
         uint8 [..., packed_width(latents)]. Latent j is bit j % 8 of byte j // 8, as in
@@ -31,11 +31,11 @@ def pack(codes: Tensor) -> Tensor:
 
 
 def pack_indices(codes: Tensor, index: Tensor, latents: int) -> Tensor:
-    """The same of codes in index form, without an array of latents.
+    """The same for codes in index form, without an array of latents.
 
     Args:
         codes: [..., m], 0/1.
-        index: int64 [..., m], the latents they belong to, none twice in a row.
+        index: int64 [..., m], the latents that the codes belong to, none twice in a row.
         latents: number of latents.
 
     Returns:
@@ -49,7 +49,7 @@ def pack_indices(codes: Tensor, index: Tensor, latents: int) -> Tensor:
 
 
 def unpack(packed: Tensor, latents: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Codes of packed ones.
+    """The codes that pack or pack_indices packed.
 
     Args:
         packed: uint8 [..., packed_width(latents)].
@@ -60,7 +60,7 @@ def unpack(packed: Tensor, latents: int, dtype: torch.dtype = torch.float32) -> 
         [..., latents], 0 or 1.
 
     Raises:
-        ValueError: packed is not as wide as this number of latents takes.
+        ValueError: packed does not have the width or dtype of so many latents' codes.
     """
     if packed.dtype is not torch.uint8 or packed.shape[-1] != packed_width(latents):
         raise ValueError(

@@ -1,6 +1,6 @@
 """The 0/1 step and its surrogate gradients.
 
-The step is 1 where a latent's margin (pre-activation minus threshold) is positive. Its true
+The step is 1 if a latent's margin (pre-activation minus threshold) is positive. Its true
 derivative is zero almost everywhere, so backward uses a surrogate. Formulas: Quirke et al.
 (arXiv 2509.25596) for all four; the sigmoid one at temperature 1 is also that of Cho et al.
 (arXiv 2509.20997). The sigmoid keeps its factor 1/T, which the first paper's code drops.
@@ -29,7 +29,7 @@ class Surrogate:
     ste: str
 
 
-# ReSTE is unbounded at margin 0; closer than this to zero the slope is that at this distance.
+# ReSTE's slope is unbounded at margin 0. Closer to 0 than this, it is the slope at this distance.
 RESTE_SMALLEST_MARGIN = 1e-6
 
 
@@ -79,7 +79,7 @@ class _Step(torch.autograd.Function):
 
 
 def step(margin: Tensor, surrogate: str, temperature: float) -> Tensor:
-    """1.0 where the margin is positive, else 0.0, with a surrogate gradient.
+    """1.0 if the margin is positive, else 0.0, with a surrogate gradient.
 
     Args:
         margin: any shape, floating point; pre-activation minus threshold.
@@ -93,14 +93,9 @@ def step(margin: Tensor, surrogate: str, temperature: float) -> Tensor:
 
 
 def fired(margin: Tensor, surrogate: str, temperature: float) -> Tensor:
-    """1.0 everywhere, with the surrogate gradient that step has at these margins.
+    """1.0 everywhere, with the surrogate gradient of step; arguments as for step.
 
-    For latents that a loss takes as fired although they were not.
-
-    Args:
-        margin: any shape, floating point; pre-activation minus threshold.
-        surrogate: a key of SURROGATES.
-        temperature: positive width of the surrogate, in units of the margin.
+    It is for a loss that takes latents as fired although they did not fire.
     """
     codes = step(margin, surrogate, temperature)
     return codes + (1 - codes).detach()

@@ -25,17 +25,17 @@ def total_variance(x: Tensor) -> Tensor:
 def summed_variance(
     target: Tensor, group: ProcessGroup | None, of_whole_batch: Tensor | None = None
 ) -> Tensor:
-    """Squared distance of every rank's targets from their common mean, summed.
+    """Squared distances of all ranks' targets from their common mean, summed.
 
     Args:
         target: [tokens, d], this rank's.
         group: the ranks; None for a single process.
-        of_whole_batch: scalar, the same sum for this rank's whole batch, where target is only a
-            part of it. How far the ranks' means lie apart is then estimated from the part.
+        of_whole_batch: scalar, the same sum over this rank's whole batch, if target is only a part
+            of it. The distance between the ranks' means is then estimated from the part.
 
     Returns:
-        A scalar, float32 or the wider dtype of target, in squared units of the target; 0 where
-        there is no token.
+        A scalar, float32 or the wider dtype of target, in squared units of the target; 0 if there
+        is no token.
     """
     target = target.to(torch.promote_types(target.dtype, torch.float32))
     own_sum = target.sum(0)
@@ -46,12 +46,12 @@ def summed_variance(
         return within
     total = sum_over_ranks(torch.cat([own_sum, target.new_full((1,), len(target))]), group)
     between = len(target) * (own_mean - total[:-1] / total[-1]).square().sum()
-    # One token, or equal ones, have no variance that a part's share could be told by.
+    # One token, or equal tokens, have no variance from which to estimate.
     parts = torch.where(own > 0, within / own, 1.0)
     return sum_over_ranks(within + between * parts, group)
 
 
 def _squared_norms(rows: Tensor) -> Tensor:
-    """[..., d] to [...]. The sum of squares takes ten times as long on the CPU, and the norm of all
-    rows at once is off by 5e-4."""
+    """[..., d] to [...]. A sum of squares takes ten times as long on the CPU, and one norm over all
+    rows has an error of 5e-4."""
     return torch.linalg.vector_norm(rows, dim=-1).square()

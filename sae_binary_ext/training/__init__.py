@@ -1,4 +1,4 @@
-"""Guards of a training run, and losses that ride on a host's own."""
+"""Checks of a training run, and losses added to a host's own."""
 
 from sae_binary_ext.training.attach import attach_to_loss, attach_to_output
 from sae_binary_ext.training.collapse import CollapseWatch

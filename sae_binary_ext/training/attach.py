@@ -1,4 +1,4 @@
-"""Losses that ride on a host's own, for hosts whose training step sums a fixed set of terms."""
+"""Losses added to a host's own, for hosts whose training step sums a fixed set of terms."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def attach_to_loss(loss: Tensor, extra: Tensor) -> Tensor:
-    """The scalar loss, whose gradient is that of loss + extra."""
+    """The scalar loss; its gradient is that of loss + extra."""
     return loss + (extra - extra.detach())
 
 

@@ -1,4 +1,4 @@
-"""Warns, while training goes on, of a coder whose latents all fall silent or all fire."""
+"""Warns during training if nearly all latents of a coder stop firing, or fire all the time."""
 
 import logging
 
@@ -6,11 +6,10 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# Steps from one look to the next: each makes a GPU wait.
+# Steps between two checks, each of which makes a GPU wait.
 EVERY = 100
-# A latent active on more than this share of the tokens is nearly always on, and tells little: one
-# that is on half of the time tells most. Where so many latents are dead, the rest are a much
-# smaller coder.
+# A latent that fires on more than this share of the tokens tells little. A coder with more than
+# this share of dead latents is a much smaller coder.
 MOST = 0.9
 
 
@@ -22,16 +21,15 @@ class CollapseWatch:
 
     @staticmethod
     def is_due(step: int) -> bool:
-        """Whether a step is one to look at: every hundredth."""
+        """Whether to check this step: every hundredth."""
         return step > 0 and step % EVERY == 0
 
     def check(self, rates: Tensor, dead: Tensor | None, step: int) -> None:
-        """Look at a step; reads on the host.
+        """Check a step; a GPU waits for it.
 
         Args:
             rates: [latents], firing rates of the step's batch.
-            dead: bool [latents], those that have not fired for long, or None where that is not
-                known.
+            dead: bool [latents], the latents that have not fired for long; None if unknown.
             step: number of the training step.
         """
         what = _collapse(rates, dead)
@@ -43,7 +41,7 @@ class CollapseWatch:
 
 
 def _collapse(rates: Tensor, dead: Tensor | None) -> str:
-    """What is wrong with the firing rates, and what to try; empty where nothing is."""
+    """What is wrong with the firing rates and what to try; empty if nothing is wrong."""
     active = rates.sum().item()
     if active < 1:
         return (

@@ -1,4 +1,4 @@
-"""Notices non-finite values in training without making a GPU wait, or leaves them out."""
+"""Finds non-finite values in training without making a GPU wait, or leaves them out."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -11,20 +11,19 @@ logger = logging.getLogger(__name__)
 
 
 class FiniteWatch:
-    """Raises soon after a training step saw NaN or infinite values.
+    """Raises an error soon after a training step with NaN or infinite values.
 
-    On the CPU the error comes in the step itself. On a GPU each step only starts a copy of one
-    flag to the host and reads the flag of an earlier step whose copy has ended, so the error comes
-    a few steps late, names the step it belongs to, and no step waits.
+    On the CPU the step itself raises. On a GPU no step waits: each starts a copy of one flag to the
+    host, and reads the flag of an earlier step whose copy has ended. The error then comes a few
+    steps late and names the step it belongs to.
+
+    Args:
+        error_of: makes the error from a step's number; None for the error about activations.
     """
 
     def __init__(self, error_of: Callable[[int], ValueError] | None = None) -> None:
-        """
-        Args:
-            error_of: makes the error of a step's number; None takes that of activations.
-        """
         self._error_of = error_of or non_finite_activations
-        # int64 scalar on the GPU: the first bad step, -1 while all is well.
+        # int64 scalar on the GPU: the first bad step, or -1.
         self._first_bad_step: Tensor | None = None
         self._in_flight: tuple[Tensor, torch.cuda.Event] | None = None
 
@@ -32,11 +31,7 @@ class FiniteWatch:
         return FiniteWatch(self._error_of)
 
     def check(self, values: Tensor, step: int) -> None:
-        """Look at a step's values.
-
-        Args:
-            values: any shape; the activations the coder trains on.
-            step: number of the training step, for the message.
+        """Look at the activations of a training step, any shape.
 
         Raises:
             ValueError: these values, or on a GPU those of an earlier step, are not all finite.
@@ -53,28 +48,30 @@ class FiniteWatch:
         self._poll(self._first_bad_step)
 
     def check_now(self) -> None:
-        """Wait for all steps so far; call before a save, which must not keep spoilt weights."""
+        """Wait for all steps so far. Call it before a save, which must not keep spoilt weights."""
         if self._first_bad_step is not None:
-            step = int(self._first_bad_step.item())
-            if step >= 0:
-                raise self._error_of(step)
+            self._raise_if_bad(self._first_bad_step)
 
     def _poll(self, first_bad_step: Tensor) -> None:
         if self._in_flight is not None:
             copy, done = self._in_flight
             if not done.query():
                 return
-            if copy.item() >= 0:
-                raise self._error_of(int(copy.item()))
+            self._raise_if_bad(copy)
         copy = torch.empty((), dtype=torch.int64, pin_memory=True)
         copy.copy_(first_bad_step, non_blocking=True)
         done = torch.cuda.Event()
         done.record()
         self._in_flight = (copy, done)
 
+    def _raise_if_bad(self, first_bad_step: Tensor) -> None:
+        step = int(first_bad_step.item())
+        if step >= 0:
+            raise self._error_of(step)
+
 
 class FiniteRows:
-    """Finds the tokens of a batch that can be trained on where others are not finite.
+    """Finds the finite tokens of a batch, so that training can leave the others out.
 
     Attributes:
         skipped: how many tokens were left out so far.
@@ -85,25 +82,22 @@ class FiniteRows:
         self._next_warning = 1
 
     def of(self, *values: Tensor, step: int) -> Tensor | None:
-        """The finite tokens of a batch; reads on the host, so a GPU waits.
+        """The finite tokens of a batch, bool [tokens]; None if all are finite. A GPU waits for it.
 
         Args:
-            values: [tokens, ...] each; a token is finite where it is in all of them.
+            values: [tokens, ...] each; a token is finite if it is finite in all of them.
             step: number of the training step, for the messages.
-
-        Returns:
-            bool [tokens], or None where all are finite.
 
         Raises:
             ValueError: no token is finite.
         """
         if all(_all_finite(array) for array in values):
             return None
-        finite = torch.stack([array.flatten(1).isfinite().all(-1) for array in values]).all(0)
+        finite = torch.stack([_finite_rows(array) for array in values]).all(0)
         if not finite.any():
             raise non_finite_activations(step)
         self.skipped += int((~finite).sum().item())
-        # As often as their number doubles: a model that overflows does so in every batch.
+        # Warn each time the number has doubled: a model that overflows does so in every batch.
         if self.skipped >= self._next_warning:
             self._next_warning = 2 * self.skipped
             logger.warning(
@@ -116,7 +110,14 @@ class FiniteRows:
 
 
 class FiniteBatches(Iterator[Tensor]):
-    """Batches that an estimate is made from, without the tokens that are not finite.
+    """Batches for an estimate, without the tokens that are not finite.
+
+    Args:
+        batches: yields [tokens, ...], all values of a token in its row.
+        estimate: names the estimate in errors.
+        skip: whether to leave out tokens that are not finite, instead of stopping.
+        count: how many batches the estimate reads.
+        needed: the fewest tokens that the estimate takes.
 
     Attributes:
         tokens: how many tokens were passed on so far.
@@ -126,14 +127,6 @@ class FiniteBatches(Iterator[Tensor]):
     def __init__(
         self, batches: Iterator[Tensor], estimate: str, *, skip: bool, count: int, needed: int = 1
     ) -> None:
-        """
-        Args:
-            batches: yields [tokens, ...], all of a token's values in its row.
-            estimate: names the estimate in errors.
-            skip: leave tokens out that are not finite, instead of stopping.
-            count: how many batches the estimate reads.
-            needed: how many tokens it takes at least.
-        """
         self._batches = batches
         self._estimate = estimate
         self._skip = skip
@@ -148,7 +141,7 @@ class FiniteBatches(Iterator[Tensor]):
         """The next batch, [tokens, ...], float32 or its wider dtype; it may have no tokens.
 
         Raises:
-            ValueError: it is not finite, and such tokens are not to be skipped; or it is the last,
+            ValueError: it is not finite and such tokens are not skipped; or it is the last batch
                 and there were too few tokens.
         """
         batch = next(self._batches)
@@ -162,7 +155,7 @@ class FiniteBatches(Iterator[Tensor]):
                     f"batch {self._read}. Look at the model's dtype (float16 overflows where "
                     "bfloat16 does not), or leave such tokens out with skip_non_finite=True."
                 )
-            finite = batch.flatten(1).isfinite().all(-1)
+            finite = _finite_rows(batch)
             self.skipped += int((~finite).sum().item())
             batch = batch[finite]
         self.tokens += len(batch)
@@ -175,8 +168,7 @@ class FiniteBatches(Iterator[Tensor]):
             raise ValueError(
                 f"The estimate of {self._estimate} had {self.tokens} tokens with finite "
                 f"activations in {self._read} batches, and needs {self._needed}. Give it more "
-                "batches "
-                "(n_batches_for_norm_estimate), or look at the model's dtype."
+                "batches (n_batches_for_norm_estimate), or look at the model's dtype."
             )
         if self.skipped:
             logger.warning(
@@ -187,14 +179,14 @@ class FiniteBatches(Iterator[Tensor]):
 
 
 def check_parameters(parameters: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuse to save a coder with a value that is no number; waits for a GPU.
+    """Refuse to save a coder with NaN or infinite values; a GPU waits for it.
 
     Args:
-        parameters: names and values of any shape. A log_threshold of -inf, a threshold of zero, is
-            accepted.
+        parameters: names and values of any shape. A log_threshold may be -inf, which is a threshold
+            of zero.
 
     Raises:
-        ValueError: a value is NaN or infinite. It names every such parameter.
+        ValueError: it names each parameter with a value that is NaN or infinite.
     """
     spoilt = [name for name, values in parameters if not _may_be_saved(name, values.detach())]
     if spoilt:
@@ -214,7 +206,7 @@ def _may_be_saved(name: str, values: Tensor) -> bool:
 
 
 def check_finite(values: Tensor) -> None:
-    """Raise ValueError where values, any shape, hold NaN or infinity; waits for a GPU."""
+    """Raise ValueError if values, any shape, hold NaN or infinity; a GPU waits for it."""
     if not _all_finite(values):
         raise ValueError(
             "The input holds NaN or infinite values. Look at the model's dtype (float16 overflows "
@@ -223,10 +215,15 @@ def check_finite(values: Tensor) -> None:
 
 
 def _all_finite(values: Tensor) -> Tensor:
-    """Bool scalar, in one pass: both extremes are NaN where any value is."""
+    """Bool scalar, in one pass: both extremes are NaN if any value is."""
     if not values.numel():
         return torch.ones((), dtype=torch.bool, device=values.device)
     return torch.stack(values.aminmax()).isfinite().all()
+
+
+def _finite_rows(values: Tensor) -> Tensor:
+    """Bool [tokens] of [tokens, ...]."""
+    return values.flatten(1).isfinite().all(-1)
 
 
 def non_finite_activations(step: int) -> ValueError:
@@ -239,7 +236,7 @@ def non_finite_activations(step: int) -> ValueError:
 
 
 def non_finite_loss(step: int) -> ValueError:
-    """The error of a training step whose loss is no number, though its activations are."""
+    """The error of a training step whose activations are finite and whose loss is not."""
     return ValueError(
         f"Training step {step} has a loss that is NaN or infinite. Look at how large the "
         "activations of its batch are, scale them (normalize_activations), or lower the learning "

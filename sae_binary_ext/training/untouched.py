@@ -1,24 +1,24 @@
-"""Tells whether anyone has set a parameter since initialisation."""
+"""Tells whether a parameter has changed since initialisation."""
 
 import torch
 from torch import Tensor, nn
 
-# Numbers that one sum stands for: a fingerprint takes 1/65536 of the parameter's memory.
+# Numbers in one sum: a fingerprint takes 1/65536 of the parameter's memory.
 PART = 2**16
-# What a module may be cast to between initialisation and training.
+# The dtypes that a module may be cast to between initialisation and training.
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _AS_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class InitialParameters:
-    """Remembers what initialisation left in a module's parameters, without a copy of them.
+    """Remembers a module's initial parameters without a copy of them, and compares bits.
 
-    It compares bits. Writes through `.data` are seen, which torch's own version counter misses.
-    A move to another device or a cast to another floating dtype is no change.
+    It sees writes through `.data`, which torch's own version counter misses. A move to another
+    device or a cast to another floating dtype is no change.
 
     Args:
-        module: just initialised. Parameters on the meta device have no values; they count as
-            changed as soon as they have.
+        module: just initialised. Parameters on the meta device have no values. They count as
+            changed as soon as they have values.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -29,11 +29,7 @@ class InitialParameters:
         }
 
     def changed(self, module: nn.Module) -> list[str]:
-        """Names of the module's parameters that are not as initialisation left them.
-
-        Args:
-            module: the same, or one with parameters of the same names.
-        """
+        """Names of the parameters that changed, of this module or of one with the same names."""
         return [
             name
             for name, parameter in module.named_parameters()
@@ -51,7 +47,7 @@ def _marks(values: Tensor) -> dict[torch.dtype, Tensor]:
     """The fingerprint in each dtype that the values may be cast to."""
     dtypes = {values.dtype, *DTYPES}
     if values.device.type == "mps":
-        dtypes.discard(torch.float64)  # which it does not have
+        dtypes.discard(torch.float64)  # mps lacks it
     return {dtype: _fingerprint(values, dtype) for dtype in dtypes}
 
 

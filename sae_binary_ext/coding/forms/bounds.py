@@ -1,7 +1,7 @@
-"""Which latents of a token may be among its largest, by upper bounds of their margins.
+"""Which latents may have the largest margins of a token, by upper bounds of the margins.
 
-Two strategies. LargestBounds takes exactly the top m bounds: fewer candidates. BoundsAbove takes
-all bounds above a cut at mean + c * std of the token: one pass.
+There are two strategies. LargestBounds takes exactly the m largest bounds: fewer candidates.
+BoundsAbove takes all bounds above mean + c * standard deviation of the token: one pass.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ from torch import Tensor
 from sae_binary_ext.coding.kernels.cache_blocks import cached_parts, rows_of_part
 from sae_binary_ext.coding.kernels.largest import largest
 
-# SHORT: numbers of probe tokens that may lack candidates; the cheapest cut of these is taken.
-# PRICE: time of a candidate over the time of a latent if all margins are made.
+# How many probe tokens may lack candidates: the cut of the cheapest of these numbers is taken.
+# PRICE is the time of a candidate over the time of a latent if all margins are made.
 SHORT, PRICE = (0, 1, 2, 3, 5, 8, 13, 21, 32), 2.5
 
 
@@ -23,11 +23,11 @@ class Candidates:
     """Some latents of each token.
 
     Attributes:
-        starts: int64 [tokens + 1], where each token's start in column, and where the last one's
-            end.
+        starts: int64 [tokens + 1], where each token's latents start in column, and where the last
+            token's end.
         column: int64 [entries], latents, none twice for a token.
-        others: float32 [tokens], what no other latent's bound exceeds. Of no meaning for a token
-            without candidates.
+        others: float32 [tokens], at least as large as each other latent's bound. It means nothing
+            for a token without candidates.
     """
 
     starts: Tensor
@@ -35,13 +35,9 @@ class Candidates:
     others: Tensor
 
     def rows(self, fewest: int) -> Tensor:
-        """Each token's entries in a row of its own.
+        """Places in column, int64 [tokens, places], a row for each token.
 
-        Args:
-            fewest: places of a row, at least.
-
-        Returns:
-            Places in column, int64 [tokens, places], len(column) where a token has fewer.
+        A row has at least `fewest` places. Those past a token's latents hold len(column).
         """
         counts = self.starts.diff()
         place = torch.arange(max(int(counts.max()), fewest), device=counts.device)
@@ -50,20 +46,14 @@ class Candidates:
 
 
 class Finder(Protocol):
-    """Finds candidates."""
+    """Finds candidates by bounds, bfloat16 [tokens, latents]."""
 
-    def __call__(self, bounds: Tensor) -> Candidates:
-        """Of bounds, bfloat16 [tokens, latents]."""
-        ...
+    def __call__(self, bounds: Tensor) -> Candidates: ...
 
 
 @dataclass(frozen=True)
 class LargestBounds:
-    """The same number of candidates for each token.
-
-    Attributes:
-        count: how many.
-    """
+    """The same number of candidates for each token."""
 
     count: int
 
@@ -76,7 +66,7 @@ class LargestBounds:
 
 @dataclass(frozen=True)
 class BoundsAbove:
-    """All bounds that are so many standard deviations above their token's mean.
+    """All bounds that are at least so many standard deviations above their token's mean.
 
     Attributes:
         deviations: how many, float32 scalar.
@@ -88,13 +78,13 @@ class BoundsAbove:
 
     @classmethod
     def of_least_work(cls, bounds: Tensor, least: Tensor, most: int) -> "BoundsAbove":
-        """Where few tokens are short of candidates and the others have few.
+        """The cut that takes the least time on some probe tokens.
 
-        Lower values leave fewer tokens of which all margins are needed, and more candidates.
+        A lower cut finds more candidates, and leaves fewer tokens that need all margins.
 
         Args:
             bounds: float32 [tokens, latents], of more tokens than the last of SHORT.
-            least: float32 [tokens], the bounds that these need as candidates.
+            least: float32 [tokens], each token's smallest bound that must be a candidate.
             most: see the attribute.
         """
         tokens, latents = bounds.shape
@@ -116,11 +106,11 @@ class BoundsAbove:
         return Candidates(starts, column, least)
 
     def _above(self, bounds: Tensor) -> tuple[Tensor, Tensor]:
-        """Which bounds are above, bool [tokens, latents], and what, float32 [tokens]."""
+        """Which bounds are above the cut, bool [tokens, latents], and the cuts [tokens]."""
         above = torch.empty_like(bounds, dtype=torch.bool)
         leasts: list[Tensor] = []
         size = rows_of_part(bounds.shape[1])
-        # In bfloat16 torch takes twice as long to compare, and its norms have too few digits.
+        # bfloat16 takes twice as long to compare, and its norms have too few digits.
         room = bounds.new_empty(size, bounds.shape[1], dtype=torch.float32)
         for part, out in zip(bounds.split(size), above.split(size), strict=True):
             wide = room[: len(part)].copy_(part)
@@ -132,14 +122,7 @@ class BoundsAbove:
 
 
 def spread(bounds: Tensor) -> tuple[Tensor, Tensor]:
-    """Each token's mean and standard deviation.
-
-    Args:
-        bounds: float32 [tokens, latents].
-
-    Returns:
-        Both [tokens].
-    """
+    """Mean and standard deviation of each token, both [tokens], of float32 [tokens, latents]."""
     mean = bounds.mean(-1)
     # torch's own standard deviation takes fifteen times as long.
     square = torch.linalg.vector_norm(bounds, dim=-1).square() / bounds.shape[-1]
@@ -147,7 +130,7 @@ def spread(bounds: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _entries(above: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each row's entries start, [rows + 1], and the columns of all of them."""
+    """Where each row's entries start, [rows + 1], and the columns of all entries."""
     row, column = above.nonzero(as_tuple=True)
     rows = torch.arange(len(above) + 1, device=row.device)
     return torch.searchsorted(row, rows), column

@@ -1,4 +1,4 @@
-"""Codes of a batch in whichever form is cheapest, so that adapters need not choose."""
+"""Codes of a batch in the cheapest form, so that adapters need not choose."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -23,12 +23,7 @@ from sae_binary_ext.coding.selection import scatter_codes
 
 @dataclass(eq=False)
 class Encoded(ABC):
-    """Codes of a batch.
-
-    Attributes:
-        tokens: number of tokens.
-        latents: number of latents.
-    """
+    """Codes of a batch: how many tokens and latents there are, and what is done with them."""
 
     tokens: int
     latents: int
@@ -42,8 +37,8 @@ class Encoded(ABC):
         """Codes and pre-activations as SAELens' trainer takes them, without gradient.
 
         Returns:
-            Both [tokens, latents]: sparse COO where the form knows the entries, else dense. A
-            sparse tensor of pre-activations holds those of the codes' entries alone.
+            Both [tokens, latents]: sparse COO if the form knows the entries, else dense. A sparse
+            tensor of pre-activations has the codes' entries only.
         """
 
     @abstractmethod
@@ -55,7 +50,7 @@ class Encoded(ABC):
         """Sum of the codes over tokens, [latents], with gradient; float32 or wider."""
 
     def firing_rates(self, group: ProcessGroup | None = None) -> Tensor:
-        """Mean code of each latent over the tokens, of all ranks' where there is a group.
+        """Mean code of each latent over the tokens of the batch, or of all ranks of the group.
 
         Returns:
             [latents], with gradient, float32 or wider.
@@ -66,12 +61,7 @@ class Encoded(ABC):
 
 @dataclass(eq=False)
 class DenseCodes(Encoded):
-    """Codes of a selection that has no cheaper form.
-
-    Attributes:
-        codes: [tokens, latents].
-        pre_activation: [tokens, latents].
-    """
+    """Codes of a selection without a cheaper form; both arrays are [tokens, latents]."""
 
     codes: Tensor
     pre_activation: Tensor
@@ -95,12 +85,12 @@ class DenseCodes(Encoded):
 
 @dataclass(eq=False)
 class PickedCodes(Encoded):
-    """Codes of the latents that learn from a token, a fixed number of them.
+    """Codes of the m latents that learn from each token.
 
     Attributes:
         codes: [tokens, m], 0.0 or 1.0.
-        picks: the latents they belong to.
-        margin: [tokens, m], theirs, without gradient.
+        picks: the latents that the codes belong to.
+        margin: [tokens, m], the latents' margins, without gradient.
         threshold: [latents].
     """
 
@@ -137,11 +127,11 @@ class PickedCodes(Encoded):
 
 @dataclass(eq=False)
 class ThresholdCodes(Encoded):
-    """Codes whose every latent learns (see coding.forms.every_latent).
+    """Codes from which each latent learns (see coding.forms.every_latent).
 
     Attributes:
         pre_activation: [tokens, latents].
-        encoder: what made the pre-activations.
+        encoder: made the pre-activations.
     """
 
     pre_activation: Tensor
@@ -189,7 +179,7 @@ class ThresholdCodes(Encoded):
 
     @override
     def counts(self) -> Tensor:
-        # Once decoded, they come with the reconstruction at no cost.
+        # The reconstruction has them at no cost.
         if self._decoded_counts is None:
             return _sum_over_tokens(self.dense())
         return self._decoded_counts
@@ -200,7 +190,7 @@ def encode_batch(encoder: Encoder, noise: bool = False) -> tuple[Encoded, Tensor
 
     Args:
         encoder: of tokens [tokens, d_in].
-        noise: sample, where the selection samples.
+        noise: whether a selection that samples does so.
 
     Returns:
         Codes, and pre-activations [tokens, latents] with gradient.
@@ -217,9 +207,9 @@ def encode_batch(encoder: Encoder, noise: bool = False) -> tuple[Encoded, Tensor
 
 
 def encode_codes(encoder: Encoder, noise: bool = False) -> Encoded:
-    """Codes of a training batch alone; arguments as encode_batch takes them.
+    """Codes of a training batch, without pre-activations; arguments as for encode_batch.
 
-    A coder of few latents a token then never has all pre-activations at once.
+    In index form it never makes all pre-activations at once.
     """
     if not picks_indices(encoder.rule, encoder.latents):
         return encode_batch(encoder, noise)[0]
@@ -233,5 +223,5 @@ def _sum_over_tokens(codes: Tensor) -> Tensor:
 
 
 def _coo(entry: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    # Entries are in range by construction, and checking them makes a GPU wait.
+    # The entries are in range by construction, and checking them would make a GPU wait.
     return torch.sparse_coo_tensor(entry, values.flatten(), shape, check_invariants=False)

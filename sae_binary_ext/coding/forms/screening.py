@@ -1,14 +1,15 @@
-"""The largest margins of each token, most of them told apart by a product in bfloat16.
+"""The largest margins of each token, by a product in bfloat16 that rules most latents out.
 
-Processors with instructions for bfloat16 multiply it several times as fast as float32. The product
-of a token x and a latent's weights w, rounded to xr and wr, bounds theirs (Cauchy and Schwarz):
+Processors with instructions for bfloat16 multiply it several times as fast as float32. Let xr and
+wr be a token x and a latent's weights w, rounded. Their product bounds that of x and w (Cauchy and
+Schwarz):
 
     x . w <= xr . wr + |x - xr| |wr| + |x| |w - wr|
 
-All of it and the bias are one product of wider factors. The latents of large bounds are the
-candidates, whose margins are computed in float32. A token's pick of them is proven where its
-smallest margin is above every other latent's bound. The picks of the few other tokens are made from
-all of their margins in float32: the picks are the k largest margins in float32 in any case.
+One product of wider factors gives the right side plus the bias. The latents with large bounds are
+the candidates, and their margins are computed in float32. The pick of a token is proven if its
+smallest margin is above the bound of each other latent. The few tokens without proof are picked
+from all of their margins. So the picks are always the k largest margins in float32.
 """
 
 import math
@@ -28,31 +29,31 @@ from sae_binary_ext.coding.kernels.processor import screens_in_bfloat16
 from sae_binary_ext.coding.kernels.sparse import row_dots
 from sae_binary_ext.coding.selection import pick_and_next
 
-# Screen only if there are at least so many latents for each candidate. Time over that of all
-# margins, at 2304 and 4608 latents and 4096 tokens: 0.83 to 0.91 with 6.5, 0.95 to 1.13 with 4.9.
+# Screen only if there are at least so many latents for each candidate. With 6.5 the time is 0.83 to
+# 0.91 of that of all margins, with 4.9 it is 0.95 to 1.13 (2304 and 4608 latents, 4096 tokens).
 FEWEST_LATENTS = 6
-# Candidates for each latent that is wanted, at least and at most.
+# The fewest and the most candidates for each wanted latent.
 MORE_CANDIDATES, MOST_CANDIDATES = 1.25, 4
 # Use top m if there are more than 160 latents for each wanted one (timings: benchmarks/).
 WIDE = 160
-# Tokens that tell which candidates are needed.
+# Tokens from which the number of candidates is estimated.
 PROBED = 64
 # Take the 90th percentile of the candidates that 64 probe tokens need, plus 10%. This proves the
 # picks of 98% of tokens on SmolLM2's layer 9 and on normal random numbers, k = 16 to 128.
 ENOUGH, SPARE = 0.9, 1.1
-# Extra columns of both factors: three for the bias (two numbers, and a bound of the rest), two
-# norms.
+# Extra columns of both factors: three for the bias (two numbers, and a bound of the rest) and two
+# for norms.
 COLUMNS = 5
-# Relative error of rounding to bfloat16: a number raised by this share does not round below itself.
+# A number raised by this share does not round below itself in bfloat16.
 BFLOAT16 = 2.0**-7
 
 
 def pick(encoder: Encoder, more: int = 0) -> tuple[Tensor, Tensor]:
-    """The latents that the encoder's rule picks and those that come after.
+    """The latents that the encoder's rule picks, and the next ones.
 
     Args:
-        encoder: its selection picks a fixed number of latents.
-        more: how many come after these, with topk alone.
+        encoder: its selection picks k latents.
+        more: how many come after these; not 0 only if the selection picks the largest.
 
     Returns:
         Margins, without gradient, and their latents, both [tokens, k + more], the k picked first.
@@ -70,10 +71,10 @@ def pick_from_all(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def pick_screened(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
-    """What pick returns, from the margins of candidates where bounds tell enough.
+    """What pick returns, from the margins of candidates for the tokens whose pick is proven.
 
     Args:
-        encoder: of selection topk, in float32, with more than k + more latents.
+        encoder: picks the largest margins, in float32, of more than k + more latents.
         more: how many come after the k picked.
     """
     screen = Screen.of(encoder)
@@ -81,7 +82,7 @@ def pick_screened(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
     find = screen.finder(rows, k + more)
     if find is None:
         return pick_from_all(encoder, more)
-    # Of equal size: small products are slow ones.
+    # Of equal size, since small products are slow.
     blocks = rows.chunk(math.ceil(len(rows) / block_rows(encoder.latents)))
     room = screen.room(len(blocks[0]))
     picked = (screen.pick(block, k, more, find, room[: len(block)]) for block in blocks)
@@ -94,7 +95,7 @@ def pick_screened(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
 
 
 def may_screen(encoder: Encoder, more: int) -> bool:
-    """Whether pick_screened takes this encoder and is expected to be faster."""
+    """Whether pick_screened takes this encoder and is faster."""
     return (
         encoder.rule.kind.picks_largest
         and MORE_CANDIDATES * (encoder.rule.k + more) * FEWEST_LATENTS <= encoder.latents
@@ -108,7 +109,7 @@ def _joined(parts: Iterable[tuple[Tensor, ...]]) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Screen:
-    """An encoder's weights, rounded, with what bounds the rounding.
+    """An encoder's weights, rounded, with columns that bound the rounding.
 
     Attributes:
         factor: bfloat16 [latents, d_in + COLUMNS].
@@ -122,7 +123,7 @@ class Screen:
 
     @classmethod
     def of(cls, encoder: Encoder) -> "Screen":
-        """Of an encoder in float32."""
+        """The screen of an encoder in float32."""
         weight = encoder.weight.T.contiguous()
         latents, d_in = weight.shape
         offset = encoder.bias - encoder.threshold
@@ -140,18 +141,15 @@ class Screen:
         return cls(factor, weight, offset)
 
     def room(self, tokens: int) -> Tensor:
-        """Memory for the bounds of so many tokens."""
+        """Memory for the bounds of some tokens."""
         return self.factor.new_empty(tokens, len(self.weight))
 
     def upper_bounds(self, centred: Tensor, room: Tensor) -> Tensor:
-        """What margins do not exceed, but for the bounds' own rounding to bfloat16.
+        """Upper bounds of the margins, up to the bounds' own rounding to bfloat16.
 
         Args:
             centred: float32 [tokens, d_in].
-            room: bfloat16 [tokens, latents], overwritten.
-
-        Returns:
-            room.
+            room: bfloat16 [tokens, latents], overwritten and returned.
         """
         tokens, d_in = centred.shape
         factor = self.factor.new_empty(tokens, d_in + COLUMNS)
@@ -162,17 +160,14 @@ class Screen:
         return torch.mm(factor, self.factor.T, out=room)
 
     def finder(self, centred: Tensor, wanted: int) -> Finder | None:
-        """What finds the candidates of such tokens, by what a few of them need.
+        """The finder of candidates that suits some probe tokens; None if there would be too many.
 
         Args:
             centred: float32 [tokens, d_in].
             wanted: how many of the largest margins must be among the candidates.
-
-        Returns:
-            None where these would be too many.
         """
         latents = len(self.weight)
-        # Evenly, so that all places of a context are among them.
+        # Evenly spread, so that all places of a context are among them.
         places = torch.linspace(0, len(centred) - 1, PROBED, device=centred.device)
         probed = centred[places.long()]
         bounds = self.upper_bounds(probed, self.room(PROBED))
@@ -182,14 +177,14 @@ class Screen:
             find = BoundsAbove.of_least_work(bounds.float(), least, most)
             count = find(bounds).starts[-1].item() / PROBED
         else:
-            # As float32: torch takes three times as long to add up what is true.
+            # torch takes three times as long to add up bools.
             needed = (bounds >= least.bfloat16().unsqueeze(-1)).float().sum(-1)
             count = max(int(SPARE * needed.quantile(ENOUGH).item()), wanted) + 3
             find = LargestBounds(count)
         return find if count * FEWEST_LATENTS <= latents else None
 
     def _least(self, centred: Tensor, index: Tensor) -> Tensor:
-        """The smallest margin of the latents at index, lowered to what proves it: [tokens]."""
+        """[tokens]: the smallest margin of the latents at index, lowered by bfloat16's rounding."""
         starts = torch.arange(0, index.numel() + 1, index.shape[-1], device=index.device)
         least = self._margins(centred, starts, index.flatten()).view(index.shape).amin(-1)
         return least - least.abs() * BFLOAT16
@@ -197,18 +192,18 @@ class Screen:
     def pick(
         self, centred: Tensor, k: int, more: int, find: Finder, room: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The k largest margins of each token and the next ones, where that is proven.
+        """The k largest margins of each token's candidates, and the next ones.
 
         Args:
             centred: float32 [tokens, d_in].
             k: how many come first.
             more: how many come after these.
-            find: finds the latents of which margins are computed.
+            find: finds the candidates.
             room: bfloat16 [tokens, latents], overwritten.
 
         Returns:
-            Margins and their latents, both [tokens, k + more], and whether these are a token's
-            largest and the k at their head are no matter of choice, bool [tokens].
+            Margins and their latents, both [tokens, k + more], and bool [tokens]: whether these are
+            proven to be the token's largest, and no other latent has the margin of the k-th.
         """
         wanted, next_ones = k + more, max(more, 1)
         found = find(self.upper_bounds(centred, room))
@@ -216,7 +211,7 @@ class Screen:
         margins = self._margins(centred, found.starts, found.column)
         margins = F.pad(margins, (0, 1), value=-torch.inf).take(entries)
         values, place = largest_and_next(margins, k, next_ones)
-        # Of equal margins whole rows decide, so that it is the same however many are picked.
+        # Among equal margins a search of the whole row decides, so that each path picks the same.
         told_apart = values[:, :k].amin(-1) > values[:, k:].amax(-1)
         values, place = values[:, :wanted], place[:, :wanted]
         others = found.others + found.others.abs() * BFLOAT16
@@ -224,13 +219,13 @@ class Screen:
         return values, index, told_apart & (values.amin(-1) > others)
 
     def _margins(self, centred: Tensor, starts: Tensor, column: Tensor) -> Tensor:
-        """Margins of the latents in column, each token's from its start on."""
+        """Margins [entries] of the latents in column; see Candidates for starts."""
         offset = self.offset.index_select(0, column)
         return row_dots(centred, self.weight, starts, column).add_(offset)
 
 
 def _sum_error(d_in: int) -> float:
-    """Share of the product of norms that sums in float32, of both products, are off at most."""
+    """The largest error of both products' float32 sums, as a share of the product of norms."""
     return 4 * (d_in + COLUMNS) * 2.0**-24
 
 
