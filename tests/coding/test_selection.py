@@ -1,6 +1,11 @@
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 
+import sae_binary_ext
+from sae_binary_ext.coding import SELECTIONS, SURROGATES
 from sae_binary_ext.coding.selection import (
     CodeRule,
     pick_latents,
@@ -102,3 +107,34 @@ def test_threshold_does_not_mind_k():
 def test_a_selection_without_candidates_has_no_index_form():
     with pytest.raises(ValueError, match=r"selection='threshold'.*topk"):
         pick_latents(torch.randn(2, LATENTS), CodeRule("threshold"))
+
+
+PACKAGE = Path(sae_binary_ext.__file__).parent
+# "binary" is the name of an architecture too.
+NAMES = {
+    *SELECTIONS,
+    *(selection.activation for selection in SELECTIONS.values()),
+    *SURROGATES,
+    *(surrogate.ste for surrogate in SURROGATES.values()),
+} - {"binary"}
+# Names of others' coders: SAELens' own topk, a branch of the first paper, outputs of the second.
+OF_OTHERS = {
+    ("checkpoints/cho2025.py", "sigmoid"),
+    ("checkpoints/saelens.py", "topk"),
+    ("checkpoints/sparsify.py", "topk_binary"),
+    ("checkpoints/stock.py", "topk"),
+    ("coding/reference.py", "gumbel"),
+}
+
+
+def test_no_module_asks_which_selection_or_surrogate_it_is():
+    """A Selection owns all that depends on it: others ask its fields."""
+    found = {
+        (path.relative_to(PACKAGE).as_posix(), part.value)
+        for path in PACKAGE.rglob("*.py")
+        for comparison in ast.walk(ast.parse(path.read_text()))
+        if isinstance(comparison, ast.Compare)
+        for part in ast.walk(comparison)
+        if isinstance(part, ast.Constant) and part.value in NAMES
+    }
+    assert found <= OF_OTHERS

@@ -1,8 +1,10 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
+import sae_binary_ext
 from sae_binary_ext.coding.kernels import processor
 from sae_binary_ext.coding.kernels.processor import multiplies_bfloat16, multiplies_bytes
 
@@ -40,3 +42,9 @@ def test_versions_of_torch_that_cannot_say_multiply_float32(
 ):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert asks() is False
+
+
+def test_one_module_of_the_mathematics_asks_for_the_device():
+    coding = Path(sae_binary_ext.__file__).parent / "coding"
+    asking = [path.name for path in coding.rglob("*.py") if "device.type" in path.read_text()]
+    assert asking == ["processor.py"]
