@@ -134,11 +134,7 @@ class _Penalty(torch.autograd.Function):
 def _scaled_covariance(joint: Tensor, counts: Tensor, block: Tensor, tokens: Tensor) -> Tensor:
     """tokens * (tokens - 1) times the covariances of a block of columns, 0 on the diagonal.
 
-    Args:
-        joint: [latents, width], sums over tokens of products of two codes; overwritten.
-        counts: [latents], sums over tokens of codes.
-        block: int64 [width], its columns among the latents.
-        tokens: number of tokens, a scalar.
+    joint [latents, width] has the sums over tokens of products of two codes, and is overwritten.
     """
     # In place, since fresh memory takes longer than the sums.
     scaled = joint.mul_(tokens.to(joint.dtype)).addr_(counts, counts[block], alpha=-1)

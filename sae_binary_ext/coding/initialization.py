@@ -115,7 +115,7 @@ def fit_start(
 
 
 def _spread(projections: Tensor) -> Tensor:
-    """Root mean square of the latents' standard deviations over tokens; 1 where it is 0."""
+    """Root mean square of the latents' standard deviations over tokens; 1 if that is 0."""
     if len(projections) < 2:
         return projections.new_ones(())
     spread = projections.std(dim=0).square().mean().sqrt()

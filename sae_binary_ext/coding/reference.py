@@ -1,7 +1,7 @@
 """Every selection, surrogate and loss, dense and plain, an equation a line.
 
 Read this file beside the papers. The rest of the package computes the same at less cost, and the
-tests compare it with this file for value and gradient. Nothing here is fast; use float64.
+tests compare its values and gradients with this file. Nothing here is fast; use float64.
 A surrogate or selection that this file does not list is taken from its own definition.
 
 [Q] Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509.25596).
@@ -72,7 +72,7 @@ def may_fire(margin: Tensor, rule: CodeRule) -> Tensor:
 def codes(pre: Tensor, log_threshold: Tensor, rule: CodeRule) -> Tensor:
     """Noise-free codes h [n, m] of pre-activations [n, m]; autograd gives the surrogate's gradient.
 
-    h_j = 1 where j may fire and v_j > 0, v = pre - exp(log_threshold) ([Q], section 3).
+    h_j = 1 if j may fire and v_j > 0, v = pre - exp(log_threshold) ([Q], section 3).
     """
     margin = pre - log_threshold.exp()
     if rule.selection not in MAY_FIRE and rule.kind.make_codes is not None:
@@ -89,10 +89,10 @@ def codes(pre: Tensor, log_threshold: Tensor, rule: CodeRule) -> Tensor:
 
 
 def _competing(margin: Tensor, allowed: Tensor, rule: CodeRule) -> Tensor:
-    """What has the gradient p'_j (g_j - sum_i p'_i g_i / sum_i p'_i); see coding.competing.
+    """A value with the gradient p'_j (g_j - sum_i p'_i g_i / sum_i p'_i); see coding.competing.
 
-    p' is the slope at v - c. The cutoff c is the least margin that fires, or 0 where fewer than k
-    margins are positive; there the second term is absent.
+    p' is the slope at v - c. The cutoff c is the smallest margin that fires. If fewer than k
+    margins are positive, c is 0 and the second term is absent.
     """
     cutoff = torch.where(allowed > 0, margin, torch.inf).amin(-1, keepdim=True).detach()
     binds = (cutoff > 0) & (rule.k < margin.shape[-1])

@@ -4,8 +4,8 @@ There are two strategies. LargestBounds takes exactly the m largest bounds: fewe
 BoundsAbove takes all bounds above mean + c * standard deviation of the token: one pass.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ class Candidates:
     """Some latents of each token.
 
     Attributes:
-        starts: int64 [tokens + 1], where each token's latents start in column, and where the last
-            token's end.
+        starts: int64 [tokens + 1], the start of each token's latents in column, and the end of the
+            last token's.
         column: int64 [entries], latents, none twice for a token.
         others: float32 [tokens], at least as large as each other latent's bound. It means nothing
             for a token without candidates.
@@ -45,10 +45,8 @@ class Candidates:
         return entry.masked_fill_(place >= counts.unsqueeze(-1), len(self.column))
 
 
-class Finder(Protocol):
-    """Finds candidates by bounds, bfloat16 [tokens, latents]."""
-
-    def __call__(self, bounds: Tensor) -> Candidates: ...
+# Finds candidates by bounds, bfloat16 [tokens, latents].
+Finder = Callable[[Tensor], Candidates]
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,10 @@ class LargestBounds:
 
 @dataclass(frozen=True)
 class BoundsAbove:
-    """All bounds that are at least so many standard deviations above their token's mean.
+    """All bounds above a cut: the token's mean plus some standard deviations.
 
     Attributes:
-        deviations: how many, float32 scalar.
+        deviations: how many standard deviations, float32 scalar.
         most: a token with more candidates than this gets none.
     """
 
@@ -78,14 +76,10 @@ class BoundsAbove:
 
     @classmethod
     def of_least_work(cls, bounds: Tensor, least: Tensor, most: int) -> "BoundsAbove":
-        """The cut that takes the least time on some probe tokens.
+        """The cut that takes the least time on some probe tokens, more than the last of SHORT.
 
-        A lower cut finds more candidates, and leaves fewer tokens that need all margins.
-
-        Args:
-            bounds: float32 [tokens, latents], of more tokens than the last of SHORT.
-            least: float32 [tokens], each token's smallest bound that must be a candidate.
-            most: see the attribute.
+        Each token's bounds from `least` on must be candidates. A lower cut finds more candidates,
+        and leaves fewer tokens that need all margins.
         """
         tokens, latents = bounds.shape
         mean, deviation = spread(bounds)

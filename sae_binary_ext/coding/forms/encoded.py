@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from sae_binary_ext.coding.competing import find_cutoff
 from sae_binary_ext.coding.decode import decode, decode_indices
 from sae_binary_ext.coding.encode import Encoder, binarise
 from sae_binary_ext.coding.entropy import batch_tokens
-from sae_binary_ext.coding.forms.every_latent import codes_to_learn, decode_codes_above, dense_codes
+from sae_binary_ext.coding.forms.every_latent import Decode, Dense, ToLearn
 from sae_binary_ext.coding.forms.margins import pick_above
 from sae_binary_ext.coding.forms.picked import encode_indices, encode_picks, picks_indices
 from sae_binary_ext.coding.kernels.ranks import sum_over_ranks
@@ -23,7 +24,7 @@ from sae_binary_ext.coding.selection import scatter_codes
 
 @dataclass(eq=False)
 class Encoded(ABC):
-    """Codes of a batch: how many tokens and latents there are, and what is done with them."""
+    """Codes of a batch, in one of the forms below."""
 
     tokens: int
     latents: int
@@ -146,9 +147,11 @@ class ThresholdCodes(Encoded):
             cutoff = find_cutoff(picked, self.latents)
             self._active = scatter_codes(picked > 0, index, self.latents)
         else:
-            # The difference of two floats is positive exactly where the first is larger.
+            # A difference of two floats is positive exactly if the first is larger.
             self._active = pre > threshold
-        self._learning = codes_to_learn(self.encoder, self.pre_activation, cutoff)
+        # Stands for the codes: its gradient is theirs.
+        inputs = (*self.encoder.learned(), pre, cutoff, self.encoder.rule)
+        self._learning = cast(Tensor, ToLearn.apply(*inputs))
 
     @cached_property
     def _matrix(self) -> CodeMatrix:
@@ -156,7 +159,8 @@ class ThresholdCodes(Encoded):
 
     @override
     def dense(self) -> Tensor:
-        return dense_codes(self._learning, self._active, self.pre_activation.dtype)
+        dtype = self.pre_activation.dtype
+        return cast(Tensor, Dense.apply(self._learning, self._active, dtype))
 
     @override
     def for_host(self) -> tuple[Tensor, Tensor]:
@@ -172,14 +176,13 @@ class ThresholdCodes(Encoded):
 
     @override
     def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
-        row_sum, self._decoded_counts = decode_codes_above(
-            self._learning, self._matrix, decoder_weight
-        )
+        decoded = Decode.apply(self._learning, decoder_weight, self._matrix)
+        row_sum, self._decoded_counts = cast(tuple[Tensor, Tensor], decoded)
         return row_sum + decoder_bias
 
     @override
     def counts(self) -> Tensor:
-        # The reconstruction has them at no cost.
+        # A reconstruction has counted already, at no cost.
         if self._decoded_counts is None:
             return _sum_over_tokens(self.dense())
         return self._decoded_counts

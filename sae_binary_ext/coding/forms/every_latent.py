@@ -6,62 +6,22 @@ goes through the surrogate and the encoder's products once. A zero-stride placeh
 codes in the graph and carries their gradient there.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sae_binary_ext.coding.competing import learn_through
-from sae_binary_ext.coding.encode import Encoder
 from sae_binary_ext.coding.kernels.cache_blocks import cached_parts
 from sae_binary_ext.coding.kernels.sparse import CodeMatrix
 
 
-def codes_to_learn(encoder: Encoder, pre_activation: Tensor, cutoff: Tensor | None) -> Tensor:
-    """The placeholder for the codes; its gradient is the codes' gradient.
+class ToLearn(torch.autograd.Function):
+    """The placeholder: zeros [tokens, latents] in the threshold's dtype, one number in memory.
 
-    Args:
-        encoder: made the pre-activations; its parameters learn.
-        pre_activation: [tokens, latents].
-        cutoff: [tokens, 1], see competing.find_cutoff; None with threshold.
-
-    Returns:
-        Zeros [tokens, latents] in the threshold's dtype, one number in memory.
+    Its inputs are the tensors of Encoder.learned, the pre-activations [tokens, latents] without
+    gradient, the cutoff [tokens, 1] (see competing.find_cutoff; None with threshold) and the rule.
     """
-    inputs = (*encoder.learned(), pre_activation.detach(), cutoff, encoder.rule)
-    return cast(Tensor, _ToLearn.apply(*inputs))
-
-
-def dense_codes(learning: Tensor, active: Tensor, dtype: torch.dtype) -> Tensor:
-    """Codes [tokens, latents], 0.0 or 1.0.
-
-    Args:
-        learning: see codes_to_learn.
-        active: bool [tokens, latents].
-        dtype: of the codes.
-    """
-    return _Dense.apply(learning, active, dtype)  # pyright: ignore
-
-
-def decode_codes_above(
-    learning: Tensor, matrix: CodeMatrix, decoder_weight: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Sums of decoder rows, and how often each latent fired.
-
-    Args:
-        learning: see codes_to_learn.
-        matrix: the codes, [tokens, latents].
-        decoder_weight: [latents, d_out].
-
-    Returns:
-        [tokens, d_out], without the decoder's bias; and [latents], the sum of the codes over
-        tokens, in the threshold's dtype.
-    """
-    return cast(tuple[Tensor, Tensor], _Decode.apply(learning, decoder_weight, matrix))
-
-
-class _ToLearn(torch.autograd.Function):
-    """From the encoder's tensors, pre-activations, cutoff and rule to the placeholder."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -89,7 +49,9 @@ class _ToLearn(torch.autograd.Function):
         return (*of_encoder, None, None, None)
 
 
-class _Dense(torch.autograd.Function):
+class Dense(torch.autograd.Function):
+    """Codes [tokens, latents] of the given dtype, 0.0 or 1.0."""
+
     @staticmethod
     def forward(ctx: Any, learning: Tensor, active: Tensor, dtype: torch.dtype) -> Tensor:
         ctx.dtype = learning.dtype
@@ -100,7 +62,9 @@ class _Dense(torch.autograd.Function):
         return grad_outputs[0].to(ctx.dtype), None, None
 
 
-class _Decode(torch.autograd.Function):
+class Decode(torch.autograd.Function):
+    """Sums of decoder rows [tokens, d_out], and sums of codes over tokens [latents]."""
+
     @staticmethod
     def forward(
         ctx: Any, learning: Tensor, decoder_weight: Tensor, matrix: CodeMatrix

@@ -20,14 +20,7 @@ ROWS, ENTRIES = 1024, 2**24
 def pick_above(
     pre_activation: Tensor, threshold: Tensor, rule: CodeRule, more: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """What selection.pick_and_next returns, without an array of all margins.
-
-    Args:
-        pre_activation: [tokens, latents].
-        threshold: [latents].
-        rule: its selection picks k latents.
-        more: how many come after the picked.
-    """
+    """As selection.pick_and_next, from pre-activations and without an array of all margins."""
     parts = cached_parts(pre_activation)
     picked = [pick_and_next(part - threshold, rule, more) for part in parts]
     if len(picked) == 1:

@@ -71,18 +71,13 @@ def pick_from_all(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def pick_screened(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
-    """What pick returns, from the margins of candidates for the tokens whose pick is proven.
-
-    Args:
-        encoder: picks the largest margins, in float32, of more than k + more latents.
-        more: how many come after the k picked.
-    """
+    """What pick returns, from the margins of candidates for the tokens whose pick is proven."""
     screen = Screen.of(encoder)
     rows, k = encoder.centred.reshape(-1, encoder.centred.shape[-1]), encoder.rule.k
     find = screen.finder(rows, k + more)
     if find is None:
         return pick_from_all(encoder, more)
-    # Of equal size, since small products are slow.
+    # Blocks of equal size, since small products are slow.
     blocks = rows.chunk(math.ceil(len(rows) / block_rows(encoder.latents)))
     room = screen.room(len(blocks[0]))
     picked = (screen.pick(block, k, more, find, room[: len(block)]) for block in blocks)
@@ -145,12 +140,7 @@ class Screen:
         return self.factor.new_empty(tokens, len(self.weight))
 
     def upper_bounds(self, centred: Tensor, room: Tensor) -> Tensor:
-        """Upper bounds of the margins, up to the bounds' own rounding to bfloat16.
-
-        Args:
-            centred: float32 [tokens, d_in].
-            room: bfloat16 [tokens, latents], overwritten and returned.
-        """
+        """Upper bounds of the margins, bfloat16 [tokens, latents], rounded; room is overwritten."""
         tokens, d_in = centred.shape
         factor = self.factor.new_empty(tokens, d_in + COLUMNS)
         rounded = factor[:, :d_in].copy_(centred).float()
@@ -160,11 +150,9 @@ class Screen:
         return torch.mm(factor, self.factor.T, out=room)
 
     def finder(self, centred: Tensor, wanted: int) -> Finder | None:
-        """The finder of candidates that suits some probe tokens; None if there would be too many.
+        """The finder that has the wanted largest margins of some probe tokens among its candidates.
 
-        Args:
-            centred: float32 [tokens, d_in].
-            wanted: how many of the largest margins must be among the candidates.
+        None if there would be too many candidates.
         """
         latents = len(self.weight)
         # Evenly spread, so that all places of a context are among them.
@@ -192,14 +180,7 @@ class Screen:
     def pick(
         self, centred: Tensor, k: int, more: int, find: Finder, room: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The k largest margins of each token's candidates, and the next ones.
-
-        Args:
-            centred: float32 [tokens, d_in].
-            k: how many come first.
-            more: how many come after these.
-            find: finds the candidates.
-            room: bfloat16 [tokens, latents], overwritten.
+        """The k largest margins of each token's candidates and the next ones; room is overwritten.
 
         Returns:
             Margins and their latents, both [tokens, k + more], and bool [tokens]: whether these are

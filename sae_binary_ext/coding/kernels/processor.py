@@ -20,15 +20,15 @@ PAIRED_DENSITY = 0.015
 # Multiply bytes from this share of ones on. The time is 0.9 of that of sums of rows at a tenth, and
 # 1.2 to 1.45 at a twentieth (covariances, 4096 tokens).
 BYTE_DENSITY = 0.1
-# Read the rows of a matrix of up to so many entries (16 MB in float32) in the order of the tokens.
-# Larger ones are read in their own order: 21 MB take 0.6 of the time, but 11 MB take 1.1.
+# Read a matrix's rows in the order of the tokens up to this many entries (16 MB in float32). Read
+# larger ones in the rows' own order: with 21 MB that takes 0.6 of the time, with 11 MB 1.1.
 CACHED = 2**22
 # Size of a cache block, 1 MB in float32. Block only if each output row receives at least 40
 # entries: with 50 the time is 0.72 to 0.83 of that without blocks, with 25 it is 1 to 3 (128 to
 # 1024 dimensions).
 BLOCK, BLOCK_ENTRIES = 2**18, 40
-# Screen margins in bfloat16 only with at least so many tokens and dimensions: rounding the weights
-# takes time too.
+# Screen margins in bfloat16 only with at least this many tokens and dimensions, since rounding the
+# weights takes time too.
 FEWEST_TOKENS, FEWEST_DIMENSIONS = 1024, 256
 
 
@@ -57,7 +57,7 @@ def works_in_parts(rows: Tensor) -> bool:
 
 
 def searches_in_pieces(margin: Tensor) -> bool:
-    """Whether to look for the largest of a row piece by piece, and not by torch.topk alone."""
+    """Whether to look for the largest of a row piece by piece, instead of with torch.topk only."""
     return _on_cpu(margin)
 
 
@@ -100,7 +100,7 @@ def sums_rows(active: Tensor) -> bool:
 
 def may_multiply_bytes(codes: Tensor) -> bool:
     """Whether products of bytes may be the fastest for codes [tokens, latents]."""
-    # Of a single number torch 2.13's products of bytes read past a transposed factor's end.
+    # With a single row or column, torch 2.13's products of bytes read past a factor's end.
     return _on_cpu(codes) and min(codes.shape) >= 2 and multiplies_bytes()
 
 

@@ -137,7 +137,7 @@ def _spend_sparse_warning() -> None:
 
 
 def _by_column(column: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """The order that sorts entries by column, and where in it each column starts, [width]."""
+    """The order that sorts entries by column, and each column's start in that order, [width]."""
     # int32 sorts five times as fast as int64.
     columns, order = column.to(torch.int32).sort()
     # Not bincount, which makes a GPU wait.
@@ -207,10 +207,10 @@ def whole_matrix(codes: Tensor) -> CodeMatrix:
     active = _active(codes)
     if processor.sums_rows_before_bytes(active):
         return _sparse_matrix(codes, active)
-    return ByteMatrix(active.view(torch.int8)) if _ones_alone(codes, active) else code_matrix(codes)
+    return ByteMatrix(active.view(torch.int8)) if _only_ones(codes, active) else code_matrix(codes)
 
 
-def _ones_alone(codes: Tensor, active: Tensor) -> bool:
+def _only_ones(codes: Tensor, active: Tensor) -> bool:
     parts = zip(cached_parts(codes), cached_parts(active), strict=True)
     return all(torch.equal(part, ones.to(part.dtype)) for part, ones in parts)
 
@@ -279,7 +279,7 @@ class SparseMatrix:
     Attributes:
         row: int64 [entries], the tokens of the entries, ascending.
         column: int64 [entries], their latents.
-        values: [entries], or None where all are 1.
+        values: [entries], or None if all are 1.
         tokens: number of rows.
         latents: number of columns.
     """

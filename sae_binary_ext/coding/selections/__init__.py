@@ -1,4 +1,4 @@
-"""What a selection is. Each file beside this one defines one; coding.selection lists them all."""
+"""The class Selection. Each other file here defines one; coding.selection lists all."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ MakeCodes = Callable[[Tensor, "CodeRule", bool], Tensor]
 class Selection:
     """A rule that says which latents may fire, and all that depends on which rule it is.
 
-    It has either pick or make_codes. The last three attributes say what the files of Quirke et al.
-    (arXiv 2509.25596) leave unsaid, and matter only for selections that such files hold.
+    It has either pick or make_codes. The last three attributes are facts of Quirke et al. (arXiv
+    2509.25596) that their files do not state. Other selections leave them out.
 
     Attributes:
         name: its name in configs of SAELens.
