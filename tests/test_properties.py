@@ -12,6 +12,7 @@ from sparsify import SparseCoder
 from torch import Tensor
 
 from sae_binary_ext.coding import SELECTIONS, SURROGATES
+from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION, SURROGATE_OF_STE
 from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAEConfig,
     BinaryTrainingSAEConfig,
@@ -62,10 +63,8 @@ SHARED = {
 SPARSIFY = {
     "num_latents": latents,
     "k": counts,
-    "activation": st.sampled_from(
-        ["topk_binary", "groupmax_binary", "gumbel_binary", "binary", "relu"]
-    ),
-    "ste": st.sampled_from(["sigmoid", "rectangle", "re", "identity", "tanh"]),
+    "activation": st.sampled_from([*SELECTION_OF_ACTIVATION, "relu"]),
+    "ste": st.sampled_from([*SURROGATE_OF_STE, "tanh"]),
     "ste_temperature": temperatures,
     "ste_latents": st.sampled_from([None, "selected", "near", "all", "some"]),
     "initial_firing_rate": st.none() | rates,

@@ -366,7 +366,7 @@ REMEDIES = {
         {"prompts": "in_context", "along": "positions"},
     ),
     "gradients of gumbel": settings(
-        GradientsConfig, "choose topk, groupmax or threshold", {"selection": "gumbel"},
+        GradientsConfig, "choose topk or groupmax or threshold", {"selection": "gumbel"},
         *({"selection": selection} for selection in ("topk", "groupmax", "threshold")),
     ),
     "a split of the embedded articles": settings(

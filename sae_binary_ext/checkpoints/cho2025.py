@@ -26,6 +26,7 @@ from sae_binary_ext.checkpoints.portable import (
 )
 from sae_binary_ext.checkpoints.torch_files import Saved, read_saved
 from sae_binary_ext.coding.selection import CodeRule
+from sae_binary_ext.coding.selections.threshold import THRESHOLD
 from sae_binary_ext.saving import NOTES_KEY
 
 logger = logging.getLogger(__name__)
@@ -190,7 +191,7 @@ def _read_rule(kept: dict[str, Any], path: Path) -> CodeRule:
     surrogate = fields.take("surrogate", str, "sigmoid")
     temperature = fields.take("surrogate_temperature", float, 1.0)
     fields.finish()
-    return CodeRule("threshold", k, surrogate, temperature)
+    return CodeRule(THRESHOLD.name, k, surrogate, temperature)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -279,7 +280,7 @@ def _refuse_inexpressible(coder: PortableCoder) -> None:
         "a coder with values": not shape.binary,
         "a transcoder": shape.transcoder,
         "a skip connection": shape.skip,
-        f"selection={shape.rule.selection!r}": shape.rule.selection != "threshold",
+        f"selection={shape.rule.selection!r}": not shape.rule.kind.alone,
         "apply_b_dec_to_input=True": shape.subtracts_decoder_bias,
         f"normalize_activations={shape.normalize_activations!r}": (
             shape.normalize_activations != "none"

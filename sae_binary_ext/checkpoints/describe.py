@@ -13,12 +13,11 @@ from sae_binary_ext.checkpoints.headers import described_folders
 from sae_binary_ext.checkpoints.portable import PortableCoder, Shape
 from sae_binary_ext.checkpoints.sources import SPARSITY_FILE, read_coder, stated_place
 from sae_binary_ext.coding.entropy import bernoulli_entropy
+from sae_binary_ext.coding.paper_names import STOCK_ACTIVATIONS
 
 # SAELens writes the decimal logarithm of a rate plus this.
 SPARSITY_OFFSET = 1e-10
 DENSE_RATE = 0.1
-# Selections of coders with values.
-NAMES_OF_VALUES = {"topk": "TopK", "groupmax": "GroupMax"}
 
 
 @dataclass(frozen=True)
@@ -152,13 +151,13 @@ def in_words(shape: Shape) -> str:
     """What kind of coder it is."""
     kind = "transcoder" if shape.transcoder else "autoencoder"
     skip = " with skip connection" if shape.skip else ""
-    codes = "binary" if shape.binary else NAMES_OF_VALUES[shape.rule.selection]
+    codes = "binary" if shape.binary else STOCK_ACTIVATIONS[shape.rule.selection]
     return f"{codes} {kind}{skip}"
 
 
 def _shape_lines(coder: PortableCoder) -> list[tuple[str, str]]:
     shape, rule = coder.shape, coder.shape.rule
-    selection = rule.selection if rule.selection == "threshold" else f"{rule.selection}, k={rule.k}"
+    selection = f"{rule.selection}, k={rule.k}" if rule.kind.uses_k else rule.selection
     lines = [
         ("sizes", f"{shape.d_in} -> {shape.latents} latents -> {shape.d_out}"),
         ("dtype", str(coder.dtype).removeprefix("torch.")),

@@ -39,7 +39,7 @@ def write(coder: PortableCoder, folder: Path) -> None:
             f"activation={shape.rule.selection!r}: the first paper's files hold binary coders. "
             "Choose sparsify, whose files its coders with values are."
         )
-    subtracts = shape.rule.selection != "threshold" and not shape.transcoder
+    subtracts = shape.rule.kind.subtracts_b_dec and not shape.transcoder
     if shape.subtracts_decoder_bias != subtracts:
         raise CheckpointError(
             f"subtract_b_dec={shape.subtracts_decoder_bias} with selection "
@@ -57,7 +57,7 @@ def write(coder: PortableCoder, folder: Path) -> None:
     config = {**idle, **fields, **PAPER_FIELDS, "d_in": shape.d_in, NOTES_KEY: notes}
     folder.mkdir(parents=True, exist_ok=True)
     stored = dict(coder.tensors)
-    if shape.rule.selection == "gumbel" and (stored["log_threshold"] == -torch.inf).all():
+    if not shape.rule.kind.has_thresholds and (stored["log_threshold"] == -torch.inf).all():
         # As the paper's, which have none.
         del stored["log_threshold"]
     tensors = {sparsify.PARAMETERS[key]: value.contiguous() for key, value in stored.items()}

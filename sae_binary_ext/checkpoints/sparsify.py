@@ -36,6 +36,7 @@ from sae_binary_ext.coding.paper_names import (
     SURROGATE_OF_STE,
 )
 from sae_binary_ext.coding.selection import CodeRule
+from sae_binary_ext.coding.surrogate import SURROGATES
 from sae_binary_ext.saving import NOTES_KEY
 
 WEIGHTS = "sae.safetensors"
@@ -48,8 +49,6 @@ PARAMETERS = {
     "skip_weight": "W_skip",
 }
 RATES, THRESHOLD = "firing_rates", "log_threshold"
-ACTIVATION_OF_SELECTION = {value: key for key, value in SELECTION_OF_ACTIVATION.items()}
-STE_OF_SURROGATE = {value: key for key, value in SURROGATE_OF_STE.items()}
 # Fields of sparsify and of this package that only training reads.
 TRAINING_FIELDS: dict[str, tuple[type, ...]] = {
     "covariance_alpha": (float, int),
@@ -103,8 +102,8 @@ def read(folder: Path) -> PortableCoder:
 
 
 def _absent_threshold(shape: Shape, stored: dict[str, Tensor], path: Path) -> Tensor:
-    """Thresholds of zero for gumbel, whose largest latent of a group fires whatever it is."""
-    if shape.rule.selection != "gumbel":
+    """Thresholds of zero for a selection whose files in the first paper hold none."""
+    if shape.rule.kind.has_thresholds:
         raise CheckpointError(
             f"{path}: holds no {THRESHOLD}. The paper's first coders (commit 474acfb of "
             "EleutherAI/sparsify) have none: with topk_binary a latent fires above 1, and no later "
@@ -137,15 +136,16 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
     expansion = fields.take_size("expansion_factor", 32)
     latents = fields.take("num_latents", int, 0)
     transcoder = fields.take("transcode", bool, False)
-    # A file of activation binary that does not say was trained without.
-    subtracts = fields.take("subtract_b_dec", bool, activation != "binary")
+    # The first paper's files do not say.
+    binary = activation in SELECTION_OF_ACTIVATION
+    subtracts = fields.take("subtract_b_dec", bool, not binary or rule.kind.subtracts_b_dec)
     refuse_forks(config, path)
     shape = Shape(
         d_in=d_in,
         d_out=d_in,
         latents=latents or d_in * expansion,
         rule=rule,
-        binary=activation in SELECTION_OF_ACTIVATION,
+        binary=binary,
         transcoder=transcoder,
         skip=fields.take("skip_connection", bool, False),
         subtracts_decoder_bias=subtracts and not transcoder,
@@ -311,10 +311,10 @@ def fields_of(shape: Shape) -> dict[str, Any]:
         "k": rule.k,
         "transcode": shape.transcoder,
         "skip_connection": shape.skip,
-        "activation": (ACTIVATION_OF_SELECTION[rule.selection] if shape.binary else rule.selection),
+        "activation": rule.kind.activation if shape.binary else rule.selection,
     }
     if shape.binary:
-        fields["ste"] = STE_OF_SURROGATE[rule.surrogate]
+        fields["ste"] = SURROGATES[rule.surrogate].ste
         fields["ste_temperature"] = rule.surrogate_temperature
         # A transcoder subtracts nothing, whatever this says; True is the default.
         fields["subtract_b_dec"] = shape.subtracts_decoder_bias or shape.transcoder

@@ -25,12 +25,12 @@ from sae_binary_ext.coding.packing import pack, pack_indices, packed_width, unpa
 from sae_binary_ext.coding.selection import (
     SELECTIONS,
     CodeRule,
-    Selection,
     pick_latents,
     scatter_codes,
     select_codes,
 )
-from sae_binary_ext.coding.surrogate import SURROGATES, fired, step
+from sae_binary_ext.coding.selections import Selection
+from sae_binary_ext.coding.surrogate import SURROGATES, Surrogate, fired, step
 from sae_binary_ext.coding.variance import summed_variance, total_variance
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "FiringRates",
     "FittedStart",
     "Selection",
+    "Surrogate",
     "auxiliary_error",
     "bernoulli_entropy",
     "binarise",

@@ -54,7 +54,7 @@ def learn_through(
         rule: its surrogate.
         cutoff: [..., 1], see find_cutoff; None where each latent learns for itself.
     """
-    slope = SURROGATES[rule.surrogate]
+    slope = SURROGATES[rule.surrogate].slope
     if cutoff is None:
         return gradient * slope(margin, rule.surrogate_temperature)
     weight = slope(margin - cutoff, rule.surrogate_temperature)

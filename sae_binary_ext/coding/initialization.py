@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae_binary_ext.coding.decode import decode
 from sae_binary_ext.coding.encode import binarise
-from sae_binary_ext.coding.selection import SELECTIONS, CodeRule
+from sae_binary_ext.coding.selection import CodeRule
 
 INITIAL_THRESHOLD = 0.004  # of the first paper's code
 # Far from 1/2, where entropy has no slope.
@@ -30,7 +30,7 @@ LEAST_SPREAD = 1e-6
 
 def starting_rate(rule: CodeRule, latents: int) -> float:
     """Firing rate that a coder's biases start at where its config names none."""
-    if SELECTIONS[rule.selection].uses_k:
+    if rule.kind.uses_k:
         return max(PICKED_STARTING_RATE, rule.k / latents)
     return THRESHOLD_STARTING_RATE
 

@@ -1,24 +1,17 @@
-"""What the first paper's files say, and sparsify's configs after them.
+"""Names in the first paper's files, which sparsify's configs share.
 
 Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509.25596).
 """
 
-SELECTION_OF_ACTIVATION = {
-    "topk_binary": "topk",
-    "groupmax_binary": "groupmax",
-    "gumbel_binary": "gumbel",
-    "binary": "threshold",
-}
-# sparsify's own, whose latents have values.
-STOCK_ACTIVATIONS = ("groupmax", "topk")
+from sae_binary_ext.coding.selection import SELECTIONS
+from sae_binary_ext.coding.surrogate import SURROGATES
+
+SELECTION_OF_ACTIVATION = {kind.activation: name for name, kind in SELECTIONS.items()}
+SURROGATE_OF_STE = {surrogate.ste: name for name, surrogate in SURROGATES.items()}
+# sparsify's own activations, whose latents have values, and how we write them.
+STOCK_ACTIVATIONS = {"groupmax": "GroupMax", "topk": "TopK"}
 ACTIVATIONS = (*SELECTION_OF_ACTIVATION, *STOCK_ACTIVATIONS)
-SURROGATE_OF_STE = {
-    "sigmoid": "sigmoid",
-    "rectangle": "rectangle",
-    "re": "reste",
-    "identity": "identity",
-}
-# Fields that this package does not implement, with the value that changes nothing; the last is idle
-# while the one before it is off.
+# Fields that this package does not implement, with the value that changes nothing. The last field
+# has no effect while the one before it is off.
 PAPER_FIELDS = {"tied_decoder": False, "matryoshka": False}
 PAPER_IDLE_FIELD = "matryoshka_groups"

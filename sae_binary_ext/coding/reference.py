@@ -2,6 +2,7 @@
 
 Read this file beside the papers. The rest of the package computes the same at less cost, and the
 tests compare it with this file for value and gradient. Nothing here is fast; use float64.
+A surrogate or selection that this file does not list is taken from its own definition.
 
 [Q] Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509.25596).
 [C] Cho, Yang, Li, Kurkoski, Inoue, Binary Autoencoder for Mechanistic Interpretability of Large
@@ -11,40 +12,60 @@ Axes: n tokens, d_in and d_out dimensions, m latents. h is a code, v = pre-activ
 """
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding.selection import CodeRule
+from sae_binary_ext.coding.selection import CodeRule, pick_latents
+from sae_binary_ext.coding.surrogate import SURROGATES
+
+# dh/dv of each surrogate at margins v [...], for temperature T ([Q], section 3).
+SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
+    # s'(v / T) / T, where s' = 1 / (4 cosh^2(./2)); [C] has T = 1
+    "sigmoid": lambda v, T: 1 / (4 * T * torch.cosh(v / (2 * T)) ** 2),
+    # 1 / T where |v / T| < 1/2
+    "rectangle": lambda v, T: (2 * v.abs() < T).to(v.dtype) / T,
+    # |v|^((1 - T) / T) / T, held fixed closer to 0 than 1e-6
+    "reste": lambda v, T: v.abs().clamp_min(1e-6) ** (1 / T - 1) / T,
+    "identity": lambda v, T: torch.ones_like(v),
+}
+
+
+def _largest(v: list[float], k: int) -> list[int]:
+    return sorted(range(len(v)), key=lambda j: -v[j])[:k]
+
+
+def _largest_of_groups(v: list[float], k: int) -> list[int]:
+    size = len(v) // k
+    groups = (range(first, first + size) for first in range(0, len(v), size))
+    return [max(group, key=lambda j: v[j]) for group in groups]
+
+
+# The latents that each selection lets fire, of a token's margins v [m] ([Q], section 3).
+MAY_FIRE: dict[str, Callable[[list[float], int], Iterable[int]]] = {
+    "topk": _largest,
+    "groupmax": _largest_of_groups,
+    "threshold": lambda v, k: range(len(v)),  # also [C]; "binary" in [Q]'s files
+    "gumbel": _largest_of_groups,  # without noise
+}
 
 
 def slope(margin: Tensor, rule: CodeRule) -> Tensor:
-    """dh/dv of the surrogate at each margin v [...], for temperature T ([Q], section 3)."""
-    temperature = rule.surrogate_temperature
-    if rule.surrogate == "sigmoid":  # s'(v / T) / T, where s' = 1 / (4 cosh^2(./2)); [C] has T = 1
-        return 1 / (4 * temperature * torch.cosh(margin / (2 * temperature)) ** 2)
-    if rule.surrogate == "rectangle":  # 1 / T where |v / T| < 1/2
-        return (2 * margin.abs() < temperature).to(margin.dtype) / temperature
-    if rule.surrogate == "reste":  # |v|^((1 - T) / T) / T, held fixed closer to 0 than 1e-6
-        return margin.abs().clamp_min(1e-6) ** (1 / temperature - 1) / temperature
-    return torch.ones_like(margin)  # identity
+    """The rule's surrogate at each margin [...]."""
+    formula = SLOPES.get(rule.surrogate, SURROGATES[rule.surrogate].slope)
+    return formula(margin, rule.surrogate_temperature)
 
 
 def may_fire(margin: Tensor, rule: CodeRule) -> Tensor:
-    """1.0 for each latent that its selection lets fire; margins and result [n, m]."""
+    """1.0 for each latent that the rule's selection lets fire; margins and result [n, m]."""
     allowed = torch.zeros_like(margin)
-    size = margin.shape[-1] // rule.k
-    for row in range(len(margin)):
-        if rule.selection == "threshold":  # every latent ([C]; "binary" in [Q]'s files)
-            allowed[row] = 1
-        elif rule.selection == "topk":  # the k largest margins of the token
-            ranked = sorted(range(margin.shape[-1]), key=lambda j: -margin[row, j].item())
-            allowed[row, ranked[: rule.k]] = 1
-        else:  # groupmax, and gumbel without noise: the largest of each of k contiguous groups
-            for group in range(rule.k):
-                members = range(group * size, (group + 1) * size)
-                allowed[row, max(members, key=lambda j: margin[row, j].item())] = 1
+    for row, values in enumerate(margin.tolist()):
+        if rule.selection in MAY_FIRE:
+            allowed[row, list(MAY_FIRE[rule.selection](values, rule.k))] = 1
+        else:
+            allowed[row, pick_latents(margin[row], rule)[1]] = 1
     return allowed
 
 
@@ -54,6 +75,8 @@ def codes(pre: Tensor, log_threshold: Tensor, rule: CodeRule) -> Tensor:
     h_j = 1 where j may fire and v_j > 0, v = pre - exp(log_threshold) ([Q], section 3).
     """
     margin = pre - log_threshold.exp()
+    if rule.selection not in MAY_FIRE and rule.kind.make_codes is not None:
+        return rule.kind.make_codes(margin, rule, False)
     allowed = may_fire(margin.detach(), rule)
     if rule.selection == "gumbel":  # h = one-hot, dh/dv of softmax(v / T) in each group
         groups = margin.unflatten(-1, (rule.k, -1))

@@ -5,16 +5,29 @@ derivative is zero almost everywhere, so backward uses a surrogate. Formulas: Qu
 (arXiv 2509.25596) for all four; the sigmoid one at temperature 1 is also that of Cho et al.
 (arXiv 2509.20997). The sigmoid keeps its factor 1/T, which the first paper's code drops.
 
-Adding a surrogate: one function below and one entry in SURROGATES.
+To add a surrogate, write one function below and one row of SURROGATES.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Surrogate = Callable[[Tensor, float], Tensor]
+
+@dataclass(frozen=True)
+class Surrogate:
+    """The gradient that backward uses for the step.
+
+    Attributes:
+        slope: (margin, temperature) to the slope at each margin, in the margin's shape.
+        ste: its name in configs and files of sparsify, and in the first paper's files.
+    """
+
+    slope: Callable[[Tensor, float], Tensor]
+    ste: str
+
 
 # ReSTE is unbounded at margin 0; closer than this to zero the slope is that at this distance.
 RESTE_SMALLEST_MARGIN = 1e-6
@@ -43,10 +56,10 @@ def identity(margin: Tensor, temperature: float) -> Tensor:
 
 
 SURROGATES: dict[str, Surrogate] = {
-    "sigmoid": sigmoid,
-    "rectangle": rectangle,
-    "reste": reste,
-    "identity": identity,
+    "sigmoid": Surrogate(sigmoid, ste="sigmoid"),
+    "rectangle": Surrogate(rectangle, ste="rectangle"),
+    "reste": Surrogate(reste, ste="re"),
+    "identity": Surrogate(identity, ste="identity"),
 }
 
 
@@ -61,7 +74,7 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (margin,) = ctx.saved_tensors
-        slope = SURROGATES[ctx.surrogate](margin, ctx.temperature)
+        slope = SURROGATES[ctx.surrogate].slope(margin, ctx.temperature)
         return grad_outputs[0] * slope, None, None
 
 

@@ -21,7 +21,7 @@ from sae_binary_ext.coding.encode import Encoder, check_width
 from sae_binary_ext.coding.entropy import bernoulli_entropy
 from sae_binary_ext.coding.forms.encoded import DenseCodes, Encoded, encode_codes
 from sae_binary_ext.coding.initialization import fit_start, starting_rate
-from sae_binary_ext.coding.selection import CodeRule, learning_by_default
+from sae_binary_ext.coding.selection import CodeRule
 from sae_binary_ext.saelens.binary_code import BinaryCodeConfig, BinaryCoder
 from sae_binary_ext.saelens.firing import FiringLossFields
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE, TrainingFields, fired_rates
@@ -88,8 +88,9 @@ class BinaryTrainingSAEConfig(
     @override
     def code_rule(self) -> CodeRule:
         """The fields as the mathematics takes them."""
-        learns = self.surrogate_latents or learning_by_default(self.selection)
-        return replace(super().code_rule(), surrogate_latents=learns)
+        rule = super().code_rule()
+        learners = self.surrogate_latents or rule.kind.default_learners
+        return replace(rule, surrogate_latents=learners)
 
     def starting_rate(self) -> float:
         """Firing rate the encoder biases are set to on the first batch."""

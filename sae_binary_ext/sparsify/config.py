@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Self
 
+from simple_parsing import choice
 from simple_parsing.helpers.serialization.serializable import from_dict as dataclass_from_dict
 from sparsify import SparseCoderConfig, TrainConfig
 from typing_extensions import override
@@ -21,12 +22,14 @@ from sae_binary_ext.coding.paper_names import (
     STOCK_ACTIVATIONS,
     SURROGATE_OF_STE,
 )
-from sae_binary_ext.coding.selection import SURROGATE_LATENTS, CodeRule, learning_by_default
+from sae_binary_ext.coding.selection import SELECTIONS, SURROGATE_LATENTS, CodeRule
+from sae_binary_ext.coding.selections import Selection
+from sae_binary_ext.coding.surrogate import SURROGATES
 from sae_binary_ext.saving import NOTES_KEY
 
-Activation = Literal[
-    "topk_binary", "groupmax_binary", "gumbel_binary", "binary", "topk", "groupmax"
-]
+_PICKING_LARGEST = " and ".join(
+    kind.activation for kind in SELECTIONS.values() if kind.picks_largest
+)
 
 
 def check_activation(activation: object) -> None:
@@ -44,7 +47,9 @@ class BinarySparseCoderConfig(SparseCoderConfig):
     Models (arXiv 2509.20997).
     """
 
-    activation: Activation = "topk_binary"  # pyright: ignore[reportIncompatibleVariableOverride]
+    activation: str = choice(  # pyright: ignore[reportIncompatibleVariableOverride]
+        *ACTIVATIONS, default="topk_binary"
+    )
     """Activation function to use. Codes are 0 or 1 for topk_binary (the k largest of a token),
     groupmax_binary (the largest of each of k groups), gumbel_binary (one of each of k groups,
     sampled in training) and binary (all above their threshold); topk and groupmax are sparsify's
@@ -54,7 +59,7 @@ class BinarySparseCoderConfig(SparseCoderConfig):
     """Normalize the decoder weights to have unit norm. None: only for sparsify's own activations;
     a binary latent's magnitude lives in the norm of its decoder row."""
 
-    ste: Literal["sigmoid", "rectangle", "re", "identity"] = "sigmoid"
+    ste: str = choice(*SURROGATE_OF_STE, default="sigmoid")
     """Surrogate gradient of the 0/1 step."""
 
     ste_temperature: float = 2.0
@@ -125,10 +130,10 @@ class BinarySparseCoderConfig(SparseCoderConfig):
                 "out or give False."
             )
         self.normalize_decoder = False
-        if self.multi_topk and self.activation != "topk_binary":
+        if self.multi_topk and not self._kind().picks_largest:
             raise ValueError(
                 f"multi_topk=True with activation={self.activation!r}: it takes the 4k largest "
-                "latents, which topk_binary alone selects. Leave it out."
+                f"latents, which {_PICKING_LARGEST} alone selects. Leave it out."
             )
         self._check_surrogate()
         check_at_least(
@@ -163,13 +168,13 @@ class BinarySparseCoderConfig(SparseCoderConfig):
         Raises:
             ValueError: k is out of range.
         """
-        selection = SELECTION_OF_ACTIVATION[self.activation]
+        kind = self._kind()
         return CodeRule(
-            selection,
+            kind.name,
             self.k,
             SURROGATE_OF_STE[self.ste],
             self.ste_temperature,
-            self.ste_latents or learning_by_default(selection),
+            self.ste_latents or kind.default_learners,
         )
 
     def is_binary(self) -> bool:
@@ -206,9 +211,9 @@ class BinarySparseCoderConfig(SparseCoderConfig):
             if key in PAPER_FIELDS:
                 raise ValueError(f"{key}={value!r}: this package reads such coders with {key} off.")
             raise ValueError(f"{key}={value!r} is no field of {cls.__name__}: {sorted(known)}.")
-        if drop_extra_fields and settings.get("activation") == "binary":
-            settings.setdefault("subtract_b_dec", False)
-        if drop_extra_fields and settings.get("activation") in SELECTION_OF_ACTIVATION:
+        selection = SELECTION_OF_ACTIVATION.get(settings.get("activation", ""))
+        if drop_extra_fields and selection:
+            settings.setdefault("subtract_b_dec", SELECTIONS[selection].subtracts_b_dec)
             # The first paper's files say how their rows were trained; nothing rescales them here.
             settings.pop("normalize_decoder", None)
         config = dataclass_from_dict(cls, settings, drop_extra_fields=False)
@@ -222,15 +227,14 @@ class BinarySparseCoderConfig(SparseCoderConfig):
         Args:
             changes: fields that differ, for example activation, k or transcode.
         """
-        activation = changes.get("activation", "topk_binary")
+        plain = cls(**changes)
         settings: dict[str, Any] = {
             "expansion_factor": 32,
             "k": 32,
-            # The temperature of their Gumbel samples; that of their surrogates is 2.
-            "ste_temperature": 0.5 if activation == "gumbel_binary" else 2.0,
+            "ste_temperature": plain._kind().paper_temperature if plain.is_binary() else 2.0,
             "initial_firing_rate": 0.0,
             "ste_latents": "selected",
-            "encoder_trains_b_dec": cls(**changes).centres(),
+            "encoder_trains_b_dec": plain.centres(),
         }
         return cls._preset({**settings, **changes}, optimizer="signum")
 
@@ -270,19 +274,23 @@ class BinarySparseCoderConfig(SparseCoderConfig):
         vars(config)["_training"] = training
         return config
 
+    def _kind(self) -> Selection:
+        return SELECTIONS[SELECTION_OF_ACTIVATION[self.activation]]
+
     def _check_surrogate(self) -> None:
         # CodeRule checks all of this too, by the names of its own fields.
         check_choice(SURROGATE_OF_STE, ste=self.ste)
-        if self.activation == "gumbel_binary" and self.ste != "sigmoid":
+        taken = self._kind().surrogates
+        if taken is not None and SURROGATE_OF_STE[self.ste] not in taken:
+            names = " or ".join(repr(SURROGATES[name].ste) for name in taken)
             raise ValueError(
-                f"ste={self.ste!r}: activation 'gumbel_binary' learns through its softmax and "
-                "takes ste 'sigmoid' alone."
+                f"ste={self.ste!r}: activation {self.activation!r} takes ste {names} alone."
             )
         check_positive(ste_temperature=self.ste_temperature)
-        if self.ste_latents not in (None, "selected") and self.activation != "topk_binary":
+        if self.ste_latents not in (None, "selected") and not self._kind().picks_largest:
             raise ValueError(
                 f"ste_latents={self.ste_latents!r} with activation={self.activation!r}: "
-                "topk_binary alone takes it. Leave it out."
+                f"{_PICKING_LARGEST} alone takes it. Leave it out."
             )
         if self.ste_latents is not None:
             check_choice(SURROGATE_LATENTS, ste_latents=self.ste_latents)
@@ -307,7 +315,9 @@ class CommandLineCoderConfig(BinarySparseCoderConfig):
     What sparsify's command line takes: every field, and sparsify's own coder by default.
     """
 
-    activation: Activation = "topk"  # pyright: ignore[reportIncompatibleVariableOverride]
+    activation: str = choice(  # pyright: ignore[reportIncompatibleVariableOverride]
+        *ACTIVATIONS, default="topk"
+    )
     """Activation function to use. Codes are 0 or 1 for topk_binary (the k largest of a token),
     groupmax_binary (the largest of each of k groups), gumbel_binary (one of each of k groups,
     sampled in training) and binary (all above their threshold); topk and groupmax are sparsify's

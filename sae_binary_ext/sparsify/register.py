@@ -253,7 +253,7 @@ def _take_losses_over_all_ranks() -> None:
 
 
 def _check_k_decay(sae: BinarySparseCoderConfig, k_decay_steps: int) -> None:
-    if k_decay_steps and sae.activation in ("groupmax_binary", "gumbel_binary"):
+    if k_decay_steps and sae.is_binary() and sae.code_rule().kind.groups:
         raise ValueError(
             f"k_decay_steps={k_decay_steps} with activation={sae.activation!r}: k is its number "
             "of groups, which must go on dividing the latents. Give 0."

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from sae_binary_ext.coding import (
-    SELECTIONS,
     binarise,
     fit_decoder,
     fit_start,
@@ -124,7 +123,7 @@ def with_thresholds(coder: BinarySparseCoder, state: Mapping[str, Any]) -> Mappi
         return state
     if coder.start.takes_stock:
         return {**state, "log_threshold": coder.log_threshold}
-    if coder.cfg.activation == "gumbel_binary" and coder.start.of_binary_file:
+    if coder.start.of_binary_file and not coder.rule.kind.has_thresholds:
         return {**state, "log_threshold": torch.full_like(coder.log_threshold, -torch.inf)}
     raise ValueError(
         f"The weights {sorted(state)} have no log_threshold: they are of one of sparsify's own "
@@ -177,7 +176,7 @@ def start_from_stock(coder: BinarySparseCoder, x: Tensor) -> None:
     acts = rows.float() @ weight.T + bias
     scale = acts.std(0).square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
     cutoff = torch.zeros_like(scale)
-    if SELECTIONS[coder.rule.selection].alone:
+    if coder.rule.kind.alone:
         most = min(coder.cfg.k, coder.num_latents)
         cutoff = acts.topk(most, dim=-1).values[:, -1].mean() / scale
     shift = coder.log_threshold.float().exp() - cutoff

@@ -4,8 +4,8 @@ from torch import Tensor
 
 import sae_binary_ext.coding.covariance as module
 import sae_binary_ext.coding.kernels.cache_blocks as parts
-import sae_binary_ext.coding.kernels.sparse as indexed
 from sae_binary_ext.coding import covariance_penalty, reference, sampled_covariance_penalty
+from sae_binary_ext.coding.kernels import processor
 from tests.limits import little_memory
 
 
@@ -16,9 +16,9 @@ def in_narrow_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """
     monkeypatch.setattr(parts, "FEWEST_ROWS", 3)
     monkeypatch.setattr(parts, "PART", 1)
-    monkeypatch.setattr(indexed, "SPARSE_DENSITY", float(request.param == "sums of rows"))
-    monkeypatch.setattr(indexed, "multiplies_bytes", lambda: request.param == "bytes")
-    monkeypatch.setattr(indexed, "BYTE_DENSITY", 0.0)
+    monkeypatch.setattr(processor, "SPARSE_DENSITY", float(request.param == "sums of rows"))
+    monkeypatch.setattr(processor, "multiplies_bytes", lambda: request.param == "bytes")
+    monkeypatch.setattr(processor, "BYTE_DENSITY", 0.0)
     for name in ("DENSE_BLOCK", "SPARSE_BLOCK"):
         monkeypatch.setattr(module, name, 1)
     monkeypatch.setattr(module, "NARROWEST_BLOCK", 3)

@@ -6,16 +6,17 @@ from sae_binary_ext.coding.selection import (
     pick_latents,
     select_codes,
 )
-from tests.cases import GROUPS, LATENTS, each_rule, each_selection
+from tests.cases import GROUPS, LATENTS, each_selection
 
 
-@each_rule
+@each_selection
 @pytest.mark.parametrize("noise", [False, True])
 @pytest.mark.parametrize("shape", [(50, LATENTS), (5, 10, LATENTS)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_codes_are_exactly_zero_or_one(
-    rule: CodeRule, noise: bool, shape: tuple[int, ...], dtype: torch.dtype
+    selection: str, noise: bool, shape: tuple[int, ...], dtype: torch.dtype
 ):
+    rule = CodeRule(selection, GROUPS)
     codes = select_codes(torch.randn(shape, dtype=dtype), rule, noise)
     assert codes.shape == shape
     assert codes.dtype == dtype
@@ -57,11 +58,11 @@ def test_gumbel_samples_follow_the_softmax():
 
 
 @each_selection
-def test_gumbel_alone_samples(selection: str):
+def test_codes_differ_between_draws_only_if_the_selection_samples(selection: str):
     margin = torch.randn(20, LATENTS)
     rule = CodeRule(selection, GROUPS)
     same = torch.equal(select_codes(margin, rule, True), select_codes(margin, rule, False))
-    assert same == (selection != "gumbel")
+    assert same == (not rule.kind.samples)
 
 
 @pytest.mark.parametrize(

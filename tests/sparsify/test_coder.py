@@ -10,6 +10,8 @@ from torch import Tensor
 
 import sae_binary_ext  # noqa: F401  # registers
 from sae_binary_ext.coding import (
+    SELECTIONS,
+    SURROGATES,
     covariance_penalty,
     minibatch_entropy,
     reference,
@@ -20,7 +22,7 @@ from sae_binary_ext.coding import (
 from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
 
 D_IN, LATENTS, K, TOKENS = 8, 128, 4, 50
-ACTIVATIONS = ("topk_binary", "groupmax_binary", "gumbel_binary", "binary")
+ACTIVATIONS = tuple(kind.activation for kind in SELECTIONS.values())
 KINDS: dict[str, dict[str, Any]] = {
     "autoencoder": {},
     "b_dec learns through both": {"encoder_trains_b_dec": True},
@@ -28,12 +30,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "skip transcoder": {"transcode": True, "skip_connection": True},
     "uncentred": {"subtract_b_dec": False},
 }
-# gumbel learns through its softmax alone.
 LEARNING = [
-    (activation, ste)
-    for activation in ACTIVATIONS
-    for ste in ("sigmoid", "rectangle", "re", "identity")
-    if activation != "gumbel_binary" or ste == "sigmoid"
+    (kind.activation, SURROGATES[surrogate].ste)
+    for kind in SELECTIONS.values()
+    for surrogate in kind.surrogates or SURROGATES
 ]
 each_learning = pytest.mark.parametrize(("activation", "ste"), LEARNING)
 each_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -232,14 +232,12 @@ def test_scattering_what_encode_returns_loses_no_one(
     assert all(len(set(row)) == len(row) for row in index.flatten(0, -2).tolist())
 
     codes = torch.zeros_like(pre).scatter_(-1, index, acts).flatten(0, -2)
-    expected = reference.may_fire(
-        pre.flatten(0, -2).double() - coder.log_threshold.double().exp(), coder.rule
+    expected = reference.codes(
+        pre.flatten(0, -2).double(), coder.log_threshold.double(), coder.rule
     )
-    if activation != "gumbel_binary":
-        expected *= pre.flatten(0, -2).double() > coder.log_threshold.double().exp()
     assert torch.equal(codes.double(), expected)
     assert acts.double().sum() == codes.double().sum()
-    if activation != "binary":
+    if coder.rule.kind.uses_k:
         assert codes.sum(-1).max() <= K
     fewer_outputs = coder.encode_indices(x.unflatten(0, lead))
     assert torch.equal(scatter_codes(*fewer_outputs, LATENTS).flatten(0, -2), codes)

@@ -9,7 +9,7 @@ from sae_binary_ext.coding.encode import Encoder
 from sae_binary_ext.coding.forms.margins import margins_in_parts, ones_first
 from sae_binary_ext.coding.forms.screening import pick
 from sae_binary_ext.coding.packing import pack, pack_indices, packed_width
-from sae_binary_ext.coding.selection import SELECTIONS, select_codes
+from sae_binary_ext.coding.selection import select_codes
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def infer_indices(encoder: Encoder) -> tuple[Tensor, Tensor]:
         encode.active_latents.
     """
     rule = encoder.rule
-    if SELECTIONS[rule.selection].pick is not None:
+    if rule.kind.pick is not None:
         values, index = pick(encoder)
         codes = values > 0
     else:
@@ -43,7 +43,7 @@ def infer_packed(encoder: Encoder) -> Tensor:
     Returns:
         uint8 [..., packed_width(latents)]; see codes.pack.
     """
-    if SELECTIONS[encoder.rule.selection].pick is not None:
+    if encoder.rule.kind.pick is not None:
         values, index = pick(encoder)
         packed = pack_indices(values > 0, index, encoder.latents)
     else:
@@ -55,7 +55,7 @@ def infer_packed(encoder: Encoder) -> Tensor:
 def _active_in_parts(encoder: Encoder) -> Iterator[Tensor]:
     """Codes, bool [a few tokens, latents]."""
     for margin in margins_in_parts(encoder):
-        if SELECTIONS[encoder.rule.selection].alone:
+        if encoder.rule.kind.alone:
             yield margin > 0
         else:
             yield select_codes(margin, encoder.rule, noise=False) != 0

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from sae_binary_ext.coding.encode import Encoder
 from sae_binary_ext.coding.kernels.cache_blocks import cached_parts
-from sae_binary_ext.coding.selection import SELECTIONS, CodeRule, pick_and_next, select_codes
+from sae_binary_ext.coding.kernels.processor import product_dtype
+from sae_binary_ext.coding.selection import CodeRule, pick_and_next, select_codes
 from sae_binary_ext.coding.surrogate import step
 
 # Tokens and entries of a block of pre-activations at most. On two cores (576 dimensions, 4608 and
@@ -53,7 +54,7 @@ def active_latents(
         [tokens, m]. m is k, or for threshold the largest number active in one row, at least 1. No
         latent stands twice in a row, so scattering the codes back never overwrites a 1.
     """
-    if SELECTIONS[rule.selection].pick is not None:
+    if rule.kind.pick is not None:
         values, index = pick_above(pre_activation, threshold, rule)
         codes = step(values, rule.surrogate, rule.surrogate_temperature)
     else:
@@ -66,14 +67,6 @@ def active_latents(
 def block_rows(latents: int) -> int:
     """How many tokens' pre-activations are made at once where they are not kept."""
     return min(ROWS, max(1, ENTRIES // latents))
-
-
-def product_dtype(factor: Tensor) -> torch.dtype:
-    """What autocast, which leaves products into given memory alone, would multiply in."""
-    device = factor.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return factor.dtype
 
 
 def margins_in_parts(encoder: Encoder) -> Iterator[Tensor]:

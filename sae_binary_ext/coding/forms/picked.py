@@ -10,7 +10,7 @@ from sae_binary_ext.coding.encode import Encoder
 from sae_binary_ext.coding.forms.margins import pick_above
 from sae_binary_ext.coding.forms.screening import pick
 from sae_binary_ext.coding.kernels.sparse import Picks
-from sae_binary_ext.coding.selection import SELECTIONS, CodeRule
+from sae_binary_ext.coding.selection import CodeRule
 from sae_binary_ext.coding.surrogate import step
 
 
@@ -21,7 +21,7 @@ def picks_indices(rule: CodeRule, latents: int) -> bool:
     On two CPU cores forward and backward take 0.74 to 0.84 of the dense form's time where k is an
     eighth of the latents, and 1.1 to 1.2 where it is a quarter (benchmarks/paths.py).
     """
-    picks = SELECTIONS[rule.selection].pick is not None and not rule.every_latent_learns
+    picks = rule.kind.pick is not None and not rule.every_latent_learns
     return picks and rule.learners(latents) * 8 <= latents
 
 

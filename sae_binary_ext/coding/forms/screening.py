@@ -21,15 +21,13 @@ from torch.nn import functional as F
 
 from sae_binary_ext.coding.encode import Encoder
 from sae_binary_ext.coding.forms.bounds import BoundsAbove, Finder, LargestBounds
-from sae_binary_ext.coding.forms.margins import block_rows, margins_in_parts, product_dtype
+from sae_binary_ext.coding.forms.margins import block_rows, margins_in_parts
 from sae_binary_ext.coding.kernels.cache_blocks import rows_of_part
 from sae_binary_ext.coding.kernels.largest import largest, largest_and_next
-from sae_binary_ext.coding.kernels.processor import multiplies_bfloat16
+from sae_binary_ext.coding.kernels.processor import screens_in_bfloat16
 from sae_binary_ext.coding.kernels.sparse import row_dots
 from sae_binary_ext.coding.selection import pick_and_next
 
-# Screen only with at least so many tokens and dimensions: rounding the weights takes time too.
-FEWEST_TOKENS, FEWEST_DIMENSIONS = 1024, 256
 # Screen only if there are at least so many latents for each candidate. Time over that of all
 # margins, at 2304 and 4608 latents and 4096 tokens: 0.83 to 0.91 with 6.5, 0.95 to 1.13 with 4.9.
 FEWEST_LATENTS = 6
@@ -97,17 +95,10 @@ def pick_screened(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
 
 def may_screen(encoder: Encoder, more: int) -> bool:
     """Whether pick_screened takes this encoder and is expected to be faster."""
-    d_in, latents = encoder.weight.shape
     return (
-        encoder.rule.selection == "topk"
-        and encoder.weight.device.type == "cpu"
-        and encoder.centred.dtype == encoder.weight.dtype == torch.float32
-        and product_dtype(encoder.centred) == torch.float32
-        and not torch.compiler.is_compiling()
-        and encoder.centred.numel() >= FEWEST_TOKENS * d_in
-        and d_in >= FEWEST_DIMENSIONS
-        and MORE_CANDIDATES * (encoder.rule.k + more) * FEWEST_LATENTS <= latents
-        and multiplies_bfloat16()
+        encoder.rule.kind.picks_largest
+        and MORE_CANDIDATES * (encoder.rule.k + more) * FEWEST_LATENTS <= encoder.latents
+        and screens_in_bfloat16(encoder.centred, encoder.weight)
     )
 
 

@@ -2,18 +2,16 @@
 
 from torch import Tensor
 
+from sae_binary_ext.coding.kernels.processor import works_in_parts
+
 # Entries of a part, 2 MB in float32, and its fewest rows: calls have their price too.
 PART = 2**19
 FEWEST_ROWS = 64
 
 
 def cached_parts(rows: Tensor) -> tuple[Tensor, ...]:
-    """Views of a few rows each of [tokens, latents]; one of all rows on a GPU, where a launch costs
-    more than memory does.
-    """
-    if rows.device.type != "cpu":
-        return (rows,)
-    return rows.split(rows_of_part(rows.shape[1]))
+    """Views of a few rows each of [tokens, latents]; on a GPU one view of all rows."""
+    return rows.split(rows_of_part(rows.shape[1])) if works_in_parts(rows) else (rows,)
 
 
 def rows_of_part(latents: int) -> int:

@@ -11,6 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from sae_binary_ext.coding.kernels.processor import searches_in_pieces
+
 # In how many pieces a row is cut, where it is cut.
 FEWEST_PIECES, MOST_PIECES = 4, 63
 
@@ -25,7 +27,7 @@ def largest(margin: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         Margins, with gradient, and their latents, both [..., k], in no order.
     """
-    pieces = _pieces(margin.shape[-1], k) if margin.device.type == "cpu" else 1
+    pieces = _pieces(margin.shape[-1], k) if searches_in_pieces(margin) else 1
     if pieces == 1:
         values, index = margin.topk(k, dim=-1, sorted=False)
         return values, index

@@ -6,6 +6,8 @@ from typing import cast
 
 import torch
 
+from sae_binary_ext.coding.kernels.processor import draws_on_gpu
+
 
 @contextmanager
 def seeded(seed: int | None, device: torch.device) -> Generator[None]:
@@ -18,7 +20,7 @@ def seeded(seed: int | None, device: torch.device) -> Generator[None]:
     if seed is None:
         yield
         return
-    on_gpu = device.type == "cuda"
+    on_gpu = draws_on_gpu(device)
     with torch.random.fork_rng([device] if on_gpu else []):
         # torch.manual_seed reaches every device there is, of which fork_rng sets none back, and
         # where there is none notes down for each kind who called: a third of a small coder's step.

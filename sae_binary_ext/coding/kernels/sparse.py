@@ -13,26 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sae_binary_ext.coding.kernels import processor
 from sae_binary_ext.coding.kernels.cache_blocks import cached_parts
-from sae_binary_ext.coding.kernels.processor import multiplies_bytes
-
-# Share of entries up to which, on the CPU, sums of rows beat matrix products. At a share of a tenth
-# they take half of the products' time or less (4096 tokens; 576 dimensions, or covariances).
-SPARSE_DENSITY = 0.15
-# Count pairs one by one up to this share of ones. The time is a sixth of that of sums of rows at 31
-# active latents of 4608, and 1.5 of it at 130.
-PAIRED_DENSITY = 0.015
-# From this share of ones, use products of bytes if the processor has them. The time is 0.9 of
-# that of sums of rows at a tenth, and 1.2 to 1.45 at a twentieth (covariances, 4096 tokens).
-BYTE_DENSITY = 0.1
-# On the CPU, read the rows of a matrix of up to so many entries (16 MB in float32) in the order
-# of the tokens. Larger ones are read in their own order: 21 MB take 0.6 of the time, but 11 MB
-# take 1.1.
-CACHED = 2**22
-# Size of a cache block, 1 MB in float32. Block only if each output row receives at least 40
-# entries: with 50 the time is 0.72 to 0.83 of that without blocks, with 25 it is 1 to 3 (128 to
-# 1024 dimensions).
-BLOCK, BLOCK_ENTRIES = 2**18, 40
 
 
 @dataclass(frozen=True)
@@ -57,7 +39,7 @@ class Picks:
 
     def transposed_times(self, values: Tensor, dense: Tensor) -> Tensor:
         """S.T @ dense: entries [tokens, k] and dense [tokens, d] to [width, d] in its dtype."""
-        size = self._rows_of_block(dense)
+        size = processor.rows_of_block(dense, self.width, self.index.shape[-1])
         if size >= len(dense):
             order, starts, row = self._columns
             return _sum_rows(dense, row, starts, values.flatten().index_select(0, order))
@@ -70,24 +52,16 @@ class Picks:
     def row_dots(self, left: Tensor, right: Tensor) -> Tensor:
         """Entries [tokens, k] of left @ right.T, of left [tokens, d] and right [width, d]."""
         k, column = self.index.shape[-1], self.index.flatten()
-        if right.device.type != "cpu" or right.dtype not in (torch.float32, torch.float64):
+        if not processor.samples_products(right):
             entry = torch.arange(len(column), device=column.device)
             # What embedding_bag's gradient of its weights calls, which would first take the sum.
             return torch.ops.aten._embedding_bag_per_sample_weights_backward(
                 left, right, column, entry[::k], entry // k, 0
             ).view(self.index.shape)
-        if right.numel() <= CACHED:
+        if processor.reads_in_order_of_tokens(right):
             starts = torch.arange(0, len(column) + 1, k, device=column.device)
             return _sampled_product(left, right, starts, column).view(self.index.shape)
         return _dots_by_column(left, right, *self._columns).view(self.index.shape)
-
-    def _rows_of_block(self, dense: Tensor) -> int:
-        """Of how many rows sums are made at once: what caches hold, where that is faster."""
-        size = max(BLOCK // dense.shape[1], 1)
-        many = size * self.index.shape[-1] >= BLOCK_ENTRIES * self.width
-        # embedding_bag adds up bfloat16 in float32, and blocks would round in between.
-        pays = many and dense.device.type == "cpu" and dense.dtype.itemsize >= 4
-        return size if pays else len(dense)
 
     def _blocks(self, size: int) -> tuple["Picks", ...]:
         """Of so many tokens each. Kept, as the decoder's way back and the encoder's both sort."""
@@ -127,7 +101,7 @@ def row_dots(left: Tensor, right: Tensor, starts: Tensor, column: Tensor) -> Ten
     Returns:
         [entries].
     """
-    if right.numel() <= CACHED:
+    if processor.reads_in_order_of_tokens(right):
         return _sampled_product(left, right, starts, column)
     order, column_starts = _by_column(column, len(right))
     row = torch.arange(len(left), device=column.device)
@@ -210,13 +184,9 @@ def code_matrix(codes: Tensor) -> CodeMatrix:
     Args:
         codes: [tokens, latents], without gradient; bool for codes of 0 and 1, which saves time.
     """
-    # Asking a GPU how dense codes are would make it wait, and it is at home with dense products.
-    if codes.device.type != "cpu":
-        return DenseMatrix(codes)
-    active = _active(codes)
-    if active.count_nonzero() > SPARSE_DENSITY * codes.numel():
-        return DenseMatrix(codes)
-    return _sparse_matrix(codes, active)
+    if processor.may_sum_rows(codes) and processor.sums_rows(active := _active(codes)):
+        return _sparse_matrix(codes, active)
+    return DenseMatrix(codes)
 
 
 def _active(codes: Tensor) -> Tensor:
@@ -236,11 +206,10 @@ def whole_matrix(codes: Tensor) -> CodeMatrix:
     Args:
         codes: [tokens, latents], without gradient; bool or floating point.
     """
-    # Of a single number torch 2.13's products of bytes read past a transposed factor's end.
-    if codes.device.type != "cpu" or min(codes.shape) < 2 or not multiplies_bytes():
+    if not processor.may_multiply_bytes(codes):
         return code_matrix(codes)
     active = _active(codes)
-    if active.count_nonzero() <= BYTE_DENSITY * codes.numel():
+    if processor.sums_rows_before_bytes(active):
         return _sparse_matrix(codes, active)
     return ByteMatrix(active.view(torch.int8)) if _ones_alone(codes, active) else code_matrix(codes)
 
@@ -338,7 +307,7 @@ class SparseMatrix:
         return starts.diff(append=starts.new_tensor([len(self.column)]))
 
     def add_pair_counts(self, counts: Tensor) -> None:
-        if len(self.column) > PAIRED_DENSITY * self.tokens * self.latents:
+        if not processor.counts_pairs_one_by_one(len(self.column), self.tokens, self.latents):
             active = counts.new_zeros(self.tokens, self.latents, dtype=torch.float32)
             active[self.row, self.column] = 1
             row, starts, _ = self._columns

@@ -8,8 +8,6 @@ from sae_binary_ext.settings import ReadingConfig
 
 # Tokens of a training step.
 BATCH = 256
-# Selections whose codes have a loss without noise.
-COMPARABLE = ("topk", "groupmax", "threshold")
 
 
 @dataclass
@@ -48,16 +46,16 @@ class GradientsConfig(ReadingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.surrogates:
-            # Here, not above: it imports torch, and help should not wait for that.
-            from sae_binary_ext.coding.surrogate import SURROGATES
+        # Here, not above: it imports torch, and help should not wait for that.
+        from sae_binary_ext.coding import SELECTIONS, SURROGATES
 
-            for surrogate in self.surrogates:
-                check_choice(SURROGATES, surrogates=surrogate)
-        if self.selection not in COMPARABLE:
+        for surrogate in self.surrogates:
+            check_choice(SURROGATES, surrogates=surrogate)
+        comparable = [name for name, kind in SELECTIONS.items() if not kind.samples]
+        if self.selection not in comparable:
             raise ValueError(
-                f"selection={self.selection!r}: choose topk, groupmax or threshold; gumbel draws "
-                "its codes, and has no loss without noise to compare with."
+                f"selection={self.selection!r}: choose {' or '.join(comparable)}. A selection that "
+                "samples its codes has no loss without noise to compare with."
             )
         check_at_least(
             1,

@@ -168,7 +168,7 @@ def codes_and_margins(coder: Any, inputs: Tensor, latents: Tensor) -> tuple[Tens
     inputs = inputs.to(coder.device, torch.float32)
     if isinstance(coder, BinaryCoder):
         codes, margins = coder.codes_and_pre_activations(inputs, noise=False)
-        if coder.cfg.selection in ("topk", "groupmax"):
+        if coder.rule.kind.pick is not None:
             margins = margins - torch.where(codes == 0, margins, -torch.inf).amax(1, keepdim=True)
     else:
         codes = margins = coder.encode(inputs)

@@ -27,7 +27,7 @@ def check_has_levels(name: str, coder: Any) -> None:
             f"{name}: its codes have values, of which a level would be a coarser one. Give binary "
             "coders."
         )
-    if coder.cfg.selection != "threshold":
+    if not coder.rule.kind.alone:
         raise ValueError(
             f"{name}: selection={coder.cfg.selection!r}, where latents compete, and more levels of "
             "one would shut out others. Give coders of selection 'threshold', such as those of the "

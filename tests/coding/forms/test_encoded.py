@@ -15,14 +15,14 @@ from sae_binary_ext.coding.forms.encoded import (
     encode_codes,
 )
 from sae_binary_ext.coding.kernels import cache_blocks as parts
-from sae_binary_ext.coding.kernels import sparse as indexed
+from sae_binary_ext.coding.kernels import processor
 from sae_binary_ext.coding.selection import CodeRule
-from tests.cases import each_rule
+from tests.cases import each_code_rule, each_gradient_case
 
 TOKENS, D_IN, LATENTS = 40, 7, 108  # 6 groups; enough latents for the index form
 
 
-@each_rule
+@each_code_rule
 def test_every_form_gives_the_reference_codes_reconstruction_and_firings(rule: CodeRule):
     x = torch.randn(TOKENS, D_IN, dtype=torch.float64)
     weight = torch.randn(D_IN, LATENTS, dtype=torch.float64)
@@ -33,11 +33,11 @@ def test_every_form_gives_the_reference_codes_reconstruction_and_firings(rule: C
     encoded, _ = encode_batch(Encoder(x, weight, bias, log_threshold, origin, rule))
     expected = reference.codes(x @ weight + bias, log_threshold, rule).round()
 
-    form = {"gumbel": DenseCodes, "threshold": ThresholdCodes}.get(rule.selection, PickedCodes)
-    assert isinstance(encoded, ThresholdCodes if rule.surrogate_latents == "all" else form)
+    form = PickedCodes if rule.kind.pick else DenseCodes
+    assert isinstance(encoded, ThresholdCodes if rule.every_latent_learns else form)
     assert torch.equal(encoded.dense(), expected)
     codes, pre = encoded.for_host()
-    # Of the other rules half of the codes are 1.
+    # Of the other rules, half of the codes are 1.
     few = isinstance(encoded, PickedCodes) or rule.surrogate_latents == "all"
     assert codes.is_sparse == few
     assert torch.equal(codes.to_dense(), expected)
@@ -49,15 +49,11 @@ def test_every_form_gives_the_reference_codes_reconstruction_and_firings(rule: C
     torch.testing.assert_close(encoded.firing_rates(), expected.mean(0))
 
 
-# Of what a loss may take its gradient back through: any of these, or several at once.
-OUTPUTS = ("reconstruction", "rates", "codes", "pre-activations")
-TAKEN = [*((name,) for name in OUTPUTS), OUTPUTS]
-# How codes and pre-activations are made.
 ENCODES = {
     "at once": encode_batch,
     "codes alone": lambda encoder: (encode_codes(encoder), encoder.pre_activations()),
 }
-# How the products of threshold codes are taken, by share of ones.
+# Up to which share of ones rows are summed.
 WAYS = {"sums of rows": 1.0, "matrix products": 0.0}
 
 
@@ -72,18 +68,15 @@ def parameters() -> list[Tensor]:
     ]
 
 
-@each_rule
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("encode", ENCODES)
-@pytest.mark.parametrize("taken", TAKEN, ids=lambda taken: "all" if len(taken) > 1 else taken[0])
-def test_every_gradient_is_the_reference_s_whatever_the_loss_is_of(
+@each_gradient_case
+def test_each_gradient_is_the_reference_s_for_a_loss_of_any_output(
     rule: CodeRule,
     taken: tuple[str, ...],
     encode: str,
     way: str,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(indexed, "SPARSE_DENSITY", WAYS[way])
+    monkeypatch.setattr(processor, "SPARSE_DENSITY", WAYS[way])
     monkeypatch.setattr(parts, "FEWEST_ROWS", 3)
     monkeypatch.setattr(parts, "PART", 1)
     monkeypatch.setattr(margins, "ROWS", 9)

@@ -12,13 +12,13 @@ from sae_binary_ext.coding import (
     unpack,
 )
 from sae_binary_ext.coding.forms import infer_indices, infer_packed, margins
-from tests.cases import LATENTS, each_rule
+from tests.cases import LATENTS, each_code_rule
 from tests.limits import little_memory
 
 D_IN = 7
 
 
-@each_rule
+@each_code_rule
 @pytest.mark.parametrize("lead", [(40,), (4, 10), (1,), ()], ids=str)
 @pytest.mark.parametrize("rows", [1024, 9])
 def test_both_forms_hold_the_reference_codes(
@@ -41,7 +41,7 @@ def test_both_forms_hold_the_reference_codes(
     assert not codes.requires_grad
 
 
-@each_rule
+@each_code_rule
 @pytest.mark.parametrize("lead", [(0,), (3, 0), (0, 5)], ids=str)
 def test_no_tokens_have_no_codes(rule: CodeRule, lead: tuple[int, ...]):
     x, weight = torch.randn(*lead, D_IN), torch.randn(D_IN, LATENTS)
@@ -67,7 +67,7 @@ def test_packing_makes_no_array_of_codes(selection: str):
     assert packed.shape == (tokens, latents // 8)
 
 
-@each_rule
+@each_code_rule
 def test_under_autocast_codes_are_those_of_the_encoder_under_autocast(rule: CodeRule):
     x, weight = torch.randn(40, D_IN), torch.randn(D_IN, LATENTS)
     bias, log_threshold = torch.randn(2, LATENTS)

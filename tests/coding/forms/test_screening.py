@@ -11,7 +11,7 @@ from sae_binary_ext.coding import CodeRule, Encoder, pack
 from sae_binary_ext.coding.forms import encode_picks, infer_indices, infer_packed, screening
 from sae_binary_ext.coding.forms.bounds import BoundsAbove, Finder, LargestBounds, spread
 from sae_binary_ext.coding.forms.screening import BFLOAT16, Screen, pick
-from sae_binary_ext.coding.kernels import sparse as indexed
+from sae_binary_ext.coding.kernels import processor
 
 TOKENS, D_IN, LATENTS, K = 300, 64, 1024, 8
 NEAR = CodeRule("topk", K, surrogate_latents="near")
@@ -54,9 +54,9 @@ def in_order(values: Tensor) -> Tensor:
 def small_batches_screen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """On whatever processor, with either kind of candidates."""
     monkeypatch.setattr(screening, "WIDE", request.param)
-    monkeypatch.setattr(screening, "FEWEST_TOKENS", 100)
-    monkeypatch.setattr(screening, "FEWEST_DIMENSIONS", 32)
-    monkeypatch.setattr(screening, "multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(processor, "FEWEST_TOKENS", 100)
+    monkeypatch.setattr(processor, "FEWEST_DIMENSIONS", 32)
+    monkeypatch.setattr(processor, "multiplies_bfloat16", lambda: True)
 
 
 @pytest.fixture
@@ -301,7 +301,7 @@ def test_a_training_step_s_gradients_are_those_of_all_margins(
     plain = an_encoder(rule=CodeRule("topk", K, surrogate_latents=learning))
     gradients: list[list[Tensor]] = []
     for screens in (True, False):
-        monkeypatch.setattr(screening, "multiplies_bfloat16", lambda screens=screens: screens)
+        monkeypatch.setattr(processor, "multiplies_bfloat16", lambda screens=screens: screens)
         leaves = [
             value.clone().requires_grad_()
             for value in (
@@ -359,7 +359,7 @@ def test_under_autocast_all_margins_are_made(picked_whole: list[int]):
 def test_processors_without_bfloat16_make_all_margins(
     picked_whole: list[int], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(screening, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(processor, "multiplies_bfloat16", lambda: False)
     pick(an_encoder())
     assert picked_whole == [TOKENS]
 
@@ -368,7 +368,7 @@ def test_processors_without_bfloat16_make_all_margins(
 def test_torch_s_default_device_and_dtype_do_not_matter(
     cached: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(indexed, "CACHED", cached)
+    monkeypatch.setattr(processor, "CACHED", cached)
     encoder = an_encoder()
     expected = pick(encoder, K)
     torch.set_default_dtype(torch.float64)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sae_binary_ext.coding.kernels import cache_blocks as parts
-from sae_binary_ext.coding.kernels import sparse as indexed
+from sae_binary_ext.coding.kernels import processor
 from sae_binary_ext.coding.kernels.sparse import (
     ByteMatrix,
     DenseMatrix,
@@ -25,9 +25,9 @@ TOKENS, LATENTS, D = 30, 20, 6
 def test_products_of_picks_equal_the_dense_ones(
     latents: int, cached: int, block: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(indexed, "CACHED", cached)
-    monkeypatch.setattr(indexed, "BLOCK", block)
-    monkeypatch.setattr(indexed, "BLOCK_ENTRIES", 0)
+    monkeypatch.setattr(processor, "CACHED", cached)
+    monkeypatch.setattr(processor, "BLOCK", block)
+    monkeypatch.setattr(processor, "BLOCK_ENTRIES", 0)
     rows = torch.rand(TOKENS, latents)
     rows[0, -1] = 2
     index = rows.topk(4).indices
@@ -48,7 +48,7 @@ def test_entries_of_a_product_are_those_of_the_whole(
     dtype: torch.dtype, entries: int, cached: int, monkeypatch: pytest.MonkeyPatch
 ):
     """Of rows with more and fewer of them, and with none."""
-    monkeypatch.setattr(indexed, "CACHED", cached)
+    monkeypatch.setattr(processor, "CACHED", cached)
     row = torch.randint(1, TOKENS, (entries,)).sort().values
     starts = torch.searchsorted(row, torch.arange(TOKENS + 1))
     column = torch.randint(LATENTS, (entries,))
@@ -58,8 +58,8 @@ def test_entries_of_a_product_are_those_of_the_whole(
 
 
 def test_sums_of_bfloat16_are_rounded_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(indexed, "BLOCK", 7 * D)
-    monkeypatch.setattr(indexed, "BLOCK_ENTRIES", 0)
+    monkeypatch.setattr(processor, "BLOCK", 7 * D)
+    monkeypatch.setattr(processor, "BLOCK_ENTRIES", 0)
     index, values = torch.rand(TOKENS, LATENTS).topk(15).indices, torch.ones(TOKENS, 15)
     dense = torch.rand(TOKENS, D).bfloat16()
     found = Picks(index, LATENTS).transposed_times(values, dense)
@@ -85,7 +85,7 @@ def test_users_do_not_hear_of_the_state_of_sparse_matrices():
 def test_code_matrices_equal_the_dense_products(
     form: type, values: str, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(indexed, "SPARSE_DENSITY", float(form is SparseMatrix))
+    monkeypatch.setattr(processor, "SPARSE_DENSITY", float(form is SparseMatrix))
     monkeypatch.setattr(parts, "FEWEST_ROWS", 7)
     monkeypatch.setattr(parts, "PART", 1)
     active = torch.rand(TOKENS, LATENTS) < 0.2
@@ -99,7 +99,7 @@ def test_code_matrices_equal_the_dense_products(
     assert torch.equal(matrix.counts(), active.sum(0))
     together = active.int().T @ active.int()
     for one_by_one in (True, False):
-        monkeypatch.setattr(indexed, "PAIRED_DENSITY", float(one_by_one))
+        monkeypatch.setattr(processor, "PAIRED_DENSITY", float(one_by_one))
         pairs = torch.ones(LATENTS, LATENTS, dtype=torch.int32)
         matrix.add_pair_counts(pairs)
         assert torch.equal((pairs - 1).triu(), together.triu())
@@ -113,7 +113,7 @@ def test_few_ones_are_summed_and_many_multiplied(density: float, form: type):
 @pytest.fixture
 def byte_products(monkeypatch: pytest.MonkeyPatch):
     """On whatever processor."""
-    monkeypatch.setattr(indexed, "multiplies_bytes", lambda: True)
+    monkeypatch.setattr(processor, "multiplies_bytes", lambda: True)
 
 
 @pytest.mark.usefixtures("byte_products")
@@ -153,7 +153,7 @@ def test_bytes_are_for_many_ones_and_nothing_else(codes: torch.Tensor, form: typ
 
 
 def test_processors_without_products_of_bytes_have_other_forms(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(indexed, "multiplies_bytes", lambda: False)
+    monkeypatch.setattr(processor, "multiplies_bytes", lambda: False)
     assert isinstance(whole_matrix(torch.ones(200, 50)), DenseMatrix)
     assert isinstance(whole_matrix(torch.eye(200)), SparseMatrix)
 
