@@ -54,9 +54,9 @@ def _told_plainly(command: Command) -> Generator[None]:
         goes_on = "; the same command goes on" * command.goes_on
         print(f"{command.program}: stopped{goes_on}.", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from interrupt
-    except (ValueError, ModuleNotFoundError) as error:
+    except (ValueError, ImportError) as error:
         # Python names the module it did not find; this package's own errors say what to install.
-        if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        if isinstance(error, ImportError) and error.name is not None:
             raise
         print(f"{command.program}: {error}", file=sys.stderr)
         raise SystemExit(1) from error

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from sae_binary_ext.registration import warn_if_untested
+from sae_binary_ext.registration import Host, warn_if_untested
 from tests.fresh import run_fresh
 
 CHECK = """
@@ -152,3 +152,108 @@ def test_an_untested_host_version_is_named(
     host.__version__ = version
     warn_if_untested(host, oldest="1.3.3", below="1.4")
     assert (f"this is {version}" in caplog.text) == warns
+
+
+def hosts() -> list[Host]:
+    from sae_binary_ext.saelens import private
+    from sae_binary_ext.sparsify import register
+
+    return [private.HOST, register.HOST]
+
+
+def test_each_private_name_is_looked_up(monkeypatch: pytest.MonkeyPatch):
+    for host in hosts():
+        assert host.missing() == []
+        for name in host.private:
+            module, _, path = name.partition(":")
+            with monkeypatch.context() as changes:
+                changes.delattr(f"{module}.{path}")
+                with pytest.raises(ImportError, match=f"has no {name}, which.*{host.newest}"):
+                    host.check()
+
+
+# What a later version of the host may look like; its stock coders train without these names.
+GONE = {
+    "sae_lens": """
+from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+MultiSAETrainer._estimate_scales = MultiSAETrainer._estimate_scaling_factors
+del MultiSAETrainer._estimate_scaling_factors
+""",
+    "sparsify": """
+import sparsify.trainer
+sparsify.trainer.DistributedDataParallel = sparsify.trainer.DDP
+del sparsify.trainer.DDP
+""",
+}
+ASKED: dict[str, list[str]] = {
+    "sae_lens": [
+        "BinarySAE(BinarySAEConfig(d_in=8, d_sae=16, k=4))",
+        "TrainingSAE.from_dict(BinaryEntropyTrainingSAEConfig(d_in=8, d_sae=16).to_dict())",
+        "TrainingSAE.from_dict(TopKTranscoderTrainingSAEConfig(d_in=8, d_sae=16).to_dict())",
+        "SAE.from_dict(BinaryTranscoderConfig(d_in=8, d_sae=16, k=4).to_dict())",
+    ],
+    "sparsify": [
+        "BinarySparseCoder(8, BinarySparseCoderConfig(num_latents=16))",
+        "SparseCoder(8, BinarySparseCoderConfig(num_latents=16))",
+        "SparseCoder(8, SparseCoderConfig.from_dict({'activation': 'binary', 'num_latents': 16}))",
+    ],
+}
+IMPORTS = {
+    "sae_lens": "from sae_lens import SAE, TrainingSAE; from sae_binary_ext.saelens import *",
+    "sparsify": "from sparsify import *; from sae_binary_ext.sparsify import *",
+}
+TRAIN = {
+    "sae_lens": "from tests.saelens.helpers import train_stock_coder; train_stock_coder()",
+    "sparsify": """
+import tempfile
+from pathlib import Path
+import torch
+from sparsify import SparseCoderConfig
+from tests.sparsify.trainers import trainer_on
+with tempfile.TemporaryDirectory() as folder:
+    rows = torch.arange(40).view(20, 2)
+    sae = SparseCoderConfig(num_latents=64, k=4)
+    trainer = trainer_on(torch.randn(40, 16), rows, sae, Path(folder))
+    trainer.fit()
+    assert type(next(iter(trainer.saes.values()))).__name__ == "SparseCoder"
+""",
+}
+
+
+@pytest.mark.parametrize("host", GONE)
+def test_a_host_without_a_private_name_trains_its_own_coders(host: str):
+    asked = "".join(
+        f"""
+try:
+    {code}
+except ImportError as error:
+    assert "which sae_binary_ext" in str(error), error
+else:
+    raise AssertionError({code!r})
+"""
+        for code in ASKED[host]
+    )
+    code = f"import {host}\n{GONE[host]}\nimport sae_binary_ext\n{IMPORTS[host]}\n{asked}\n"
+    result = run_fresh(code + TRAIN[host])
+    assert result.exit_code == 0, result.stderr
+    assert "Stock coders work as before" in result.stderr
+
+
+MAKE = {
+    "sae_lens": "from sae_lens import TopKSAE, TopKSAEConfig\n"
+    "coder = TopKSAE(TopKSAEConfig(d_in=8, d_sae=16, k=4))",
+    "sparsify": "from sparsify import SparseCoder, SparseCoderConfig\n"
+    "coder = SparseCoder(8, SparseCoderConfig(num_latents=16, k=4))",
+}
+LACKING = {"sae_lens": "sae_lens.training.multi_sae_trainer", "sparsify": "sparsify.fused_encoder"}
+
+
+@pytest.mark.parametrize("host", LACKING)
+def test_a_host_that_lacks_a_module_is_imported_all_the_same(host: str):
+    code = (
+        f"import {host}, sys; sys.modules['{LACKING[host]}'] = None\n"
+        f"import sae_binary_ext, torch\n{MAKE[host]}\nprint(type(coder(torch.randn(4, 8))))"
+    )
+    result = run_fresh(code)
+    assert result.exit_code == 0, result.stderr
+    assert f"No binary coders in {host}" in result.stderr

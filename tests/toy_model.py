@@ -4,8 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformer_lens import HookedRootModule
-from transformer_lens.hook_points import HookPoint
+from transformer_lens.hook_points import HookedRootModule, HookPoint
 
 VOCABULARY, WIDTH, WIDTH_OUT = 7, 3, 5
 

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAE, TrainStepInput, TrainStepOutput
+from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 from typing_extensions import override
 
 from sae_binary_ext.checks import check_training_dtype
 from sae_binary_ext.coding.initialization import has_spread
-from sae_binary_ext.saelens.resuming import FoldedScale, folded_scale
+from sae_binary_ext.saelens.resuming import ActivationScale, folded_scale
 from sae_binary_ext.saving import replacing
 from sae_binary_ext.training.collapse import CollapseWatch
 from sae_binary_ext.training.finite import (
@@ -69,8 +70,11 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
     """A coder in training whose first batch sets its parameters, unless somebody has set them.
 
     Loading weights counts as setting, and so does any change of a parameter by hand: all of them
-    then stay as they are. Who sets some of them and wants the others started from data calls
-    fit_to_first_batch before.
+    then stay as they are. To set some of them and start the others from data, call
+    fit_to_first_batch first.
+
+    Attributes:
+        scale: what the weights were trained in, if they were loaded from a run under way.
     """
 
     def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
@@ -78,7 +82,8 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
         # Tokens of batches that were too small or too much alike to start from.
         self._tokens_so_far: Tensor | None = None
         self._initial: InitialParameters | None = None
-        self._folded: FoldedScale | None = None
+        self.scale: ActivationScale | None = None
+        self._folded: ActivationScale | None = None
         self._watch = FiniteWatch()
         self._loss_watch = FiniteWatch(non_finite_loss)
         self._finite_rows = FiniteRows()
@@ -129,7 +134,7 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
         """As SAELens'; checkpoints keep the factor, so that training can go on from them."""
         mode = self.cfg.normalize_activations
         super().fold_activation_norm_scaling_factor(scaling_factor)
-        self._folded = FoldedScale.of_factor(mode, scaling_factor)
+        self._folded = ActivationScale.of_factor(mode, scaling_factor)
 
     @override
     def fold_activation_whitening(
@@ -138,10 +143,17 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
         """As SAELens'; checkpoints keep the whitening, so that training can go on from them."""
         mode = self.cfg.normalize_activations
         super().fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)
-        self._folded = FoldedScale.of_whitening(mode, mean, whitening_matrix, unwhitening_matrix)
+        self._folded = ActivationScale.of_whitening(
+            mode, mean, whitening_matrix, unwhitening_matrix
+        )
+
+    def give_scale_to(self, scaler: ActivationScaler) -> None:
+        """Let a trainer scale activations as the training did that the weights are from."""
+        if self.scale is not None and self.scale.mode == self.cfg.normalize_activations:
+            self.scale.give_to(scaler)
 
     @property
-    def folded(self) -> FoldedScale | None:
+    def folded(self) -> ActivationScale | None:
         """What the end of training has folded into the weights, if it has."""
         return self._folded
 

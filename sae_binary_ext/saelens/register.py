@@ -11,57 +11,49 @@ from sae_lens.registry import (
     register_sae_class,
     register_sae_training_class,
 )
-from sae_lens.saes.sae import TrainStepOutput
+from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from sae_binary_ext.registration import warn_if_untested
-from sae_binary_ext.saelens.autoencoder import (
-    BinarySAE,
-    BinarySAEConfig,
-    BinaryTrainingSAE,
-    BinaryTrainingSAEConfig,
-)
-from sae_binary_ext.saelens.binary_entropy import (
-    BinaryEntropyTrainingSAE,
-    BinaryEntropyTrainingSAEConfig,
-)
+from sae_binary_ext.saelens import autoencoder, binary_entropy, transcoder
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE
+from sae_binary_ext.saelens.private import HOST
 from sae_binary_ext.saelens.resuming import (
     folded_scale,
     load_random_state,
     save_folded_scale,
     save_random_state,
+    scale_beside,
 )
 from sae_binary_ext.saelens.scaling import FiniteScaler
-from sae_binary_ext.saelens.transcoder import (
-    BinaryTranscoder,
-    BinaryTranscoderConfig,
-    BinaryTranscoderTrainingSAE,
-    BinaryTranscoderTrainingSAEConfig,
-    TopKTranscoder,
-    TopKTranscoderConfig,
-    TopKTranscoderTrainingSAE,
-    TopKTranscoderTrainingSAEConfig,
-)
 from sae_binary_ext.saving import replacing
 
-# Of each training architecture, its classes in training and those it is loaded as.
+# Each architecture's classes and configs: in training, and when loaded.
 ARCHITECTURES = (
-    (BinaryTrainingSAE, BinaryTrainingSAEConfig, BinarySAE, BinarySAEConfig),
-    (BinaryEntropyTrainingSAE, BinaryEntropyTrainingSAEConfig, BinarySAE, BinarySAEConfig),
     (
-        BinaryTranscoderTrainingSAE,
-        BinaryTranscoderTrainingSAEConfig,
-        BinaryTranscoder,
-        BinaryTranscoderConfig,
+        autoencoder.BinaryTrainingSAE,
+        autoencoder.BinaryTrainingSAEConfig,
+        autoencoder.BinarySAE,
+        autoencoder.BinarySAEConfig,
     ),
     (
-        TopKTranscoderTrainingSAE,
-        TopKTranscoderTrainingSAEConfig,
-        TopKTranscoder,
-        TopKTranscoderConfig,
+        binary_entropy.BinaryEntropyTrainingSAE,
+        binary_entropy.BinaryEntropyTrainingSAEConfig,
+        autoencoder.BinarySAE,
+        autoencoder.BinarySAEConfig,
+    ),
+    (
+        transcoder.BinaryTranscoderTrainingSAE,
+        transcoder.BinaryTranscoderTrainingSAEConfig,
+        transcoder.BinaryTranscoder,
+        transcoder.BinaryTranscoderConfig,
+    ),
+    (
+        transcoder.TopKTranscoderTrainingSAE,
+        transcoder.TopKTranscoderTrainingSAEConfig,
+        transcoder.TopKTranscoder,
+        transcoder.TopKTranscoderConfig,
     ),
 )
 
@@ -69,21 +61,26 @@ _REGISTERED = "_sae_binary_ext_registered"
 
 
 def register() -> None:
-    """Add the binary architectures to SAELens' registries. Idempotent."""
+    """Add the binary architectures to SAELens' registries. Idempotent.
+
+    If SAELens lacks a private name that they need, its own classes stay as they are, and each
+    binary coder raises an error when it is made.
+    """
     if hasattr(sae_lens, _REGISTERED):
         return
-    warn_if_untested(sae_lens, oldest="6.54", below="6.55")
     for training_coder, training_config, coder, config in ARCHITECTURES:
         architecture = training_config.architecture()
         if architecture not in SAE_TRAINING_CLASS_REGISTRY:
             register_sae_training_class(architecture, training_coder, training_config)
-        # Under this name too where the saved coder has another (binary_entropy), so that
+        # Under this name too if the saved coder has another (binary_entropy), so that
         # SAE.load_from_disk reads training checkpoints.
         if architecture not in SAE_CLASS_REGISTRY:
             register_sae_class(architecture, coder, config)
-    _resume_where_training_was()
-    _leave_out_what_is_not_finite()
-    _save_no_spoilt_coder()
+    if HOST.is_usable():
+        _resume_where_training_was()
+        _keep_the_scale_of_a_checkpoint()
+        _leave_out_what_is_not_finite()
+        _save_no_spoilt_coder()
     setattr(sae_lens, _REGISTERED, True)
 
 
@@ -122,6 +119,26 @@ def _resume_where_training_was() -> None:
     SAETrainer.load_trainer_state = load_trainer_state
 
 
+def _keep_the_scale_of_a_checkpoint() -> None:
+    """A coder loaded from a checkpoint of a run under way keeps the scale it was trained in.
+
+    SAELens' from_pretrained_path reads the weights alone, and the trainer would estimate the scale
+    anew: for whitening, in other directions than those the weights were trained in.
+    """
+    stock_load = TrainingSAE.load_from_disk.__func__
+
+    @functools.wraps(stock_load)
+    def load_from_disk(
+        cls: type[TrainingSAE[Any]], path: str | Path, *args: Any, **kwargs: Any
+    ) -> TrainingSAE[Any]:
+        coder = stock_load(cls, path, *args, **kwargs)
+        if isinstance(coder, FirstBatchTrainingSAE):
+            coder.scale = scale_beside(Path(path), coder.cfg.normalize_activations)
+        return coder
+
+    TrainingSAE.load_from_disk = classmethod(load_from_disk)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _leave_out_what_is_not_finite() -> None:
     """Estimates and statistics are of the tokens that this package's coders train on.
 
@@ -135,6 +152,7 @@ def _leave_out_what_is_not_finite() -> None:
         if isinstance(self.sae, FirstBatchTrainingSAE):
             skips = self.sae.cfg.skip_non_finite
             self.activation_scaler = FiniteScaler(skip_non_finite=skips)
+            self.sae.give_scale_to(self.activation_scaler)
 
     @functools.wraps(stock_step)
     def step(self: SAETrainer[Any, Any], batch: Tensor) -> TrainStepOutput:

@@ -1,12 +1,13 @@
 """What SAELens' training checkpoints lack for a resumed run to end where an unbroken one does."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.constants import SAE_CFG_FILENAME
+from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, SAE_CFG_FILENAME
 from sae_lens.saes.sae import SAE
 from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhitening
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from sae_binary_ext.saelens.pairs import PairFactors
 from sae_binary_ext.saelens.scaling import SCALE, WHITENING
+
+logger = logging.getLogger(__name__)
 
 RANDOM_STATE_FILENAME = "random_state.safetensors"
 FOLDED_SCALE_FILENAME = "folded_scale.safetensors"
@@ -38,21 +41,23 @@ def load_random_state(checkpoint: Path) -> None:
 
 
 @dataclass(frozen=True)
-class FoldedScale:
-    """What the end of training has folded into a coder's weights, so that it takes raw activations.
+class ActivationScale:
+    """What a training run multiplies activations by, or whitens them with.
+
+    The end of training folds it into the weights, which then take raw activations.
 
     Attributes:
         mode: SCALE or WHITENING, the training config's normalize_activations.
-        tensors: float64. Of a scale "factor": [1], or [2] for a transcoder's input and target. Of a
-            whitening what SAELens calls mean, matrix and inverse_matrix.
+        tensors: float64. For SCALE "factor": [1], or [2] for a transcoder's input and target. For
+            WHITENING "mean" [d], "matrix" and "inverse_matrix" [d, d], as SAELens names them.
     """
 
     mode: str
     tensors: dict[str, Tensor]
 
     @classmethod
-    def of_factor(cls, mode: str, factor: float | PairFactors) -> "FoldedScale | None":
-        """None where a factor was folded that training did not estimate."""
+    def of_factor(cls, mode: str, factor: float | PairFactors) -> "ActivationScale | None":
+        """The scale of a factor; None if the mode is not SCALE, so that training estimated none."""
         if mode != SCALE:
             return None
         return cls(mode, {"factor": torch.tensor(factor, dtype=torch.float64).reshape(-1)})
@@ -60,22 +65,22 @@ class FoldedScale:
     @classmethod
     def of_whitening(
         cls, mode: str, mean: Tensor, matrix: Tensor, inverse_matrix: Tensor
-    ) -> "FoldedScale | None":
-        """None where a whitening was folded that training did not estimate."""
+    ) -> "ActivationScale | None":
+        """The scale of a whitening; None if the mode is not WHITENING."""
         if mode != WHITENING:
             return None
         tensors = {"mean": mean, "matrix": matrix, "inverse_matrix": inverse_matrix}
         return cls(mode, {name: value.double().contiguous() for name, value in tensors.items()})
 
     def give_to(self, scaler: ActivationScaler) -> None:
-        """Let a trainer scale activations as the training did that saved the checkpoint."""
+        """Let a trainer scale activations as the earlier training did."""
         if self.mode == WHITENING:
             scaler.whitening = ActivationWhitening(**self.tensors)
         else:
             scaler.scaling_factor = self._factor()  # pyright: ignore
 
     def take_from(self, coder: SAE[Any]) -> None:
-        """Bring weights back to the scale they were trained in: fold the inverse."""
+        """Undo the fold: bring a coder's weights back to the scale they were trained in."""
         cfg = coder.cfg
         rescales = getattr(cfg, "rescale_acts_by_decoder_norm", False)
         if self.mode == WHITENING:
@@ -102,22 +107,51 @@ class FoldedScale:
         return factors[0] if len(factors) == 1 else PairFactors(*factors)
 
 
+def scale_beside(folder: Path, mode: str) -> ActivationScale | None:
+    """The scale that SAELens keeps beside the weights of a run under way.
+
+    Args:
+        folder: a training checkpoint.
+        mode: normalize_activations of its config.
+
+    Returns:
+        None if the mode needs no scale. None and a warning if the folder does not hold one.
+    """
+    if mode not in (SCALE, WHITENING):
+        return None
+    scaler, path = ActivationScaler(), folder / ACTIVATION_SCALER_CFG_FILENAME
+    if path.is_file():
+        scaler.load(path)
+    if mode == SCALE and scaler.scaling_factor is not None:
+        return ActivationScale.of_factor(mode, scaler.scaling_factor)
+    if mode == WHITENING and scaler.whitening is not None:
+        return ActivationScale.of_whitening(mode, **vars(scaler.whitening))
+    logger.warning(
+        "%s: normalize_activations=%r, and the folder does not hold the scale that its weights "
+        "were trained in (%s). Training estimates one anew, which suits untrained weights alone.",
+        folder,
+        mode,
+        path.name,
+    )
+    return None
+
+
 def save_folded_scale(checkpoint: Path, coder: Any) -> None:
-    """Keep in a final checkpoint what was folded into its weights; nothing in others."""
+    """Keep what was folded into a coder's weights, if anything was, in its checkpoint."""
     if coder.folded is not None and coder.cfg.normalize_activations == "none":
         tensors = {name: value.cpu() for name, value in coder.folded.tensors.items()}
         save_file(tensors, checkpoint / FOLDED_SCALE_FILENAME)
 
 
-def folded_scale(checkpoint: Path, cfg: Any) -> FoldedScale | None:
-    """What a checkpoint's weights have folded in, where training with a config would scale anew.
+def folded_scale(checkpoint: Path, cfg: Any) -> ActivationScale | None:
+    """The scale folded into a checkpoint's weights, if resuming would scale activations once more.
 
     Args:
         checkpoint: a training checkpoint.
-        cfg: of the coder that goes on from it.
+        cfg: config of the coder that resumes from it.
 
     Raises:
-        ValueError: something is folded in, and the checkpoint does not tell what.
+        ValueError: a scale is folded in, and the checkpoint does not hold it.
     """
     mode, saved = cfg.normalize_activations, checkpoint / SAE_CFG_FILENAME
     if mode not in (SCALE, WHITENING) or not saved.is_file():
@@ -129,7 +163,7 @@ def folded_scale(checkpoint: Path, cfg: Any) -> FoldedScale | None:
     if set(tensors) != ({"factor"} if mode == SCALE else {"mean", "matrix", "inverse_matrix"}):
         raise ValueError(
             f"{checkpoint}: its weights take raw activations, and normalize_activations={mode!r} "
-            f"would scale them once more. It does not hold what was folded in ({path.name}). Go on "
+            f"would scale these once more. The scale folded in is not there ({path.name}). Resume "
             "from a checkpoint of before the end of training, or set normalize_activations='none'."
         )
-    return FoldedScale(mode, tensors)
+    return ActivationScale(mode, tensors)

@@ -13,12 +13,8 @@ import wandb
 from sae_lens import TrainingSAE, TrainingSAEConfig, logger
 from sae_lens.config import HfDataset, SAETrainerConfig
 from sae_lens.load_model import load_model
-from sae_lens.multi_sae_training_runner import (
-    MultiSAETrainingRunner,
-    MultiSAETrainingRunnerConfig,
-)
+from sae_lens.multi_sae_training_runner import MultiSAETrainingRunnerConfig
 from sae_lens.training.activations_store import ActivationsStore
-from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.util import get_special_token_ids
@@ -26,6 +22,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from sae_binary_ext.saelens.pairs import PAIRS, PairScaler, check_pairs, pair_batches
+from sae_binary_ext.saelens.private import MultiRunner, MultiTrainer
 from sae_binary_ext.saelens.scaling import SCALE, WHITENING, finite_batches
 from sae_binary_ext.saelens.splice import HookedModel, TranscoderEvaluator, resolve_hook
 from sae_binary_ext.saelens.transcoder_base import TranscoderFields
@@ -93,7 +90,7 @@ class TranscoderRunnerConfig(MultiSAETrainingRunnerConfig):
         }
 
 
-class PairTrainer(MultiSAETrainer):
+class PairTrainer(MultiTrainer):
     """SAELens' trainer of several coders, with pairs for batches.
 
     Inputs and targets are scaled apart, and each transcoder may have its own learning rate.
@@ -107,22 +104,24 @@ class PairTrainer(MultiSAETrainer):
             own = replace(trainer.cfg, lr=lr, lr_end=share * (cfg.lr_end or 0.0))
             own_trainer: SAETrainer[Any, Any] = SAETrainer(own, trainer.sae, iter(()))
             own_trainer.activation_scaler = PairScaler(trainer.sae.cfg.d_in)
+            own_trainer.sae.give_scale_to(own_trainer.activation_scaler)
             self.trainers[name] = own_trainer
 
-    # One estimate serves all transcoders of a mode, for all see the same pairs.
     @override
     @torch.no_grad()
-    def _estimate_scaling_factors(self) -> None:
+    def estimate_scales(self) -> None:
+        """Estimate once for all transcoders of a mode: they see the same pairs."""
         batches = self.cfg.n_batches_for_norm_estimate
         for mode in (SCALE, WHITENING):
             scaled = [
                 trainer
-                for name, trainer in self.trainers.items()
-                if self.saes[name].cfg.normalize_activations == mode
+                for trainer in self.trainers.values()
+                if trainer.sae.cfg.normalize_activations == mode
+                # Those that resume have their statistics from the checkpoint.
+                and trainer.activation_scaler.scaling_factor is None
+                and trainer.activation_scaler.whitening is None
             ]
-            scalers = [trainer.activation_scaler for trainer in scaled]
-            # A resumed run has its statistics from the checkpoint.
-            if not scalers or scalers[0].scaling_factor or scalers[0].whitening:
+            if not scaled:
                 continue
             pairs = finite_batches(
                 (batch[PAIRS] for batch in self.data_provider),
@@ -135,12 +134,12 @@ class PairTrainer(MultiSAETrainer):
                 estimate.estimate_whitening(estimate.d_in, pairs, batches)
             else:
                 estimate.estimate_scaling_factor(estimate.d_in, pairs, batches)
-            for scaler in scalers:
-                scaler.scaling_factor = estimate.scaling_factor  # pyright: ignore
-                scaler.whitening = estimate.whitening
+            for trainer in scaled:
+                trainer.activation_scaler.scaling_factor = estimate.scaling_factor  # pyright: ignore
+                trainer.activation_scaler.whitening = estimate.whitening
 
 
-class TranscoderTrainingRunner(MultiSAETrainingRunner):
+class TranscoderTrainingRunner(MultiRunner):
     """Trains transcoders on pairs of activations of the same tokens.
 
     As in SAELens' runners, run() trains, logs, writes checkpoints and saves each transcoder to
@@ -213,7 +212,9 @@ class TranscoderTrainingRunner(MultiSAETrainingRunner):
             The transcoders by name, for raw activations.
         """
         cfg = self.cfg
-        self._set_sae_metadata()
+        self.set_metadata()
+        for sae in self.saes.values():
+            sae.cfg.metadata.hook_name_out = cfg.hook_name_out
         if cfg.logger.log_to_wandb:
             wandb.init(
                 project=cfg.logger.wandb_project,
@@ -234,27 +235,21 @@ class TranscoderTrainingRunner(MultiSAETrainingRunner):
                 hook_names=dict.fromkeys(self.saes, PAIRS),
                 data_provider=pairs,
                 evaluator=self.evaluator,
-                save_checkpoint_fn=self._save_runner_checkpoint_files,
+                save_checkpoint_fn=self.save_runner_files,
             )
             if cfg.resume_from_checkpoint is not None:
                 logger.info("Resuming from checkpoint: %s", cfg.resume_from_checkpoint)
                 trainer.load_checkpoint(cfg.resume_from_checkpoint)
                 self.activations_store.load_from_checkpoint(cfg.resume_from_checkpoint)
-            transcoders = self._run_with_interruption_handling(trainer)
+            transcoders = self.fit(trainer)
             if cfg.output_path is not None:
-                self._save_final_outputs(transcoders, trainer)
+                self.save_final_outputs(transcoders, trainer)
             if cfg.logger.log_to_wandb:
                 wandb.finish()
             return transcoders
         finally:
             if isinstance(pairs, PrefetchingIterator):
                 pairs.close()
-
-    @override
-    def _set_sae_metadata(self) -> None:
-        super()._set_sae_metadata()
-        for sae in self.saes.values():
-            sae.cfg.metadata.hook_name_out = self.cfg.hook_name_out
 
     def _make_store(self, override_dataset: HfDataset | None) -> ActivationsStore:
         cfg = self.cfg

@@ -9,19 +9,18 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any, cast
 
 import torch
 from sae_lens import TrainingSAE
-from sae_lens.analysis.hooked_sae_transformer import get_deep_attr
 from sae_lens.multi_sae_training_runner import PerSAEEvaluator
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.prefetch import PrefetchingIterator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformer_lens import HookedRootModule
-from transformer_lens.hook_points import HookPoint
+from transformer_lens.hook_points import HookedRootModule, HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from sae_binary_ext.saelens.hook_views import HookView
@@ -52,7 +51,7 @@ def resolve_hook(model: HookedModel, field_name: str, hook_name: str) -> str:
     if hook_name in hooks:
         return hook_name
     try:
-        point = get_deep_attr(model, hook_name)
+        point = reduce(_part, hook_name.split("."), model)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         point = None
     if isinstance(point, HookPoint) and point.name is not None and point.name in hooks:
@@ -60,6 +59,10 @@ def resolve_hook(model: HookedModel, field_name: str, hook_name: str) -> str:
     block = ".".join(hook_name.split(".")[:2])
     near = sorted(name for name in hooks if name.startswith(block + ".")) or sorted(hooks)[:20]
     raise ValueError(f"{field_name}={hook_name!r}: the model has no such hook. It has {near}.")
+
+
+def _part(of: Any, name: str) -> Any:
+    return of[int(name)] if name.isdigit() else getattr(of, name)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,7 @@ class TranscoderBase(Transcoder):
                 "to the model instead: model.add_sae(transcoder, use_error_term=True)."
             )
         super().__init__(cfg)
+        self.run_time_activation_norm_fn_out = self._forget_statistics
 
     @override
     @classmethod
@@ -82,11 +83,6 @@ class TranscoderBase(Transcoder):
         """A coder of a config's to_dict()."""
         # Transcoder's own would make a plain TranscoderConfig of it.
         return super(Transcoder, cls).from_dict(config_dict)
-
-    @override
-    def _setup_activation_normalization(self) -> None:
-        super()._setup_activation_normalization()
-        self.run_time_activation_norm_fn_out = self._forget_statistics
 
     def _forget_statistics(self, output: Tensor) -> Tensor:
         # Those of an input (layer_norm) say nothing about an output at another place of the model.

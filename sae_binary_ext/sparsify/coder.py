@@ -49,7 +49,7 @@ from sae_binary_ext.sparsify.starting import (
     Start,
     start_from_data,
     start_from_stock,
-    with_stock_thresholds,
+    with_thresholds,
 )
 from sae_binary_ext.sparsify.trainer_state import TrainingProgress
 from sae_binary_ext.training import (
@@ -103,7 +103,7 @@ class BinarySparseCoder(SparseCoder):
         )
         self.register_buffer("firing_rates", torch.zeros_like(self.log_threshold.data))
         self.progress = TrainingProgress()
-        self.start = Start()
+        self.start = Start(of_binary_file=cfg.read_from_file)
         self._watch = FiniteWatch()
         self._finite_rows = FiniteRows()
         self._collapse_watch = CollapseWatch()
@@ -296,18 +296,19 @@ class BinarySparseCoder(SparseCoder):
         Raises:
             ValueError: a parameter is not finite; nothing is written then.
         """
-        self._watch.check_now()
-        check_parameters(self.named_parameters())
+        self.check_saveable()
         with replacing(Path(path)) as new:
             super().save_to_disk(new)
 
+    def check_saveable(self) -> None:
+        """Raise ValueError if a step or a parameter was not finite. A GPU finishes its steps."""
+        self._watch.check_now()
+        check_parameters(self.named_parameters())
+
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        # The first paper's files know no running rates, nor thresholds of gumbel_binary.
-        absent = {"firing_rates": self.firing_rates}
-        if not self.rule.kind.has_thresholds and not self.start.takes_stock:
-            absent["log_threshold"] = torch.full_like(self.log_threshold, -torch.inf)
-        state = with_stock_thresholds(self, {**absent, **state_dict})
+        # The first paper's files have no running rates.
+        state = with_thresholds(self, {"firing_rates": self.firing_rates, **state_dict})
         self.start.loaded = True
         return super().load_state_dict(state, *args, **kwargs)
 

@@ -113,8 +113,10 @@ class BinarySparseCoderConfig(SparseCoderConfig):
     """Leave tokens whose activations are NaN or infinite out of training and count them, instead
     of stopping with an error that names the step. On a GPU each step waits for the one before."""
 
-    # A preset's fields of TrainConfig. No field: it is no part of a coder, nor saved with it.
+    # No fields: neither is saved with a coder. A preset's fields of TrainConfig; and whether one of
+    # sparsify's loaders has read this config from a coder's file.
     _training: ClassVar[dict[str, Any]] = {}
+    read_from_file: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.activation in STOCK_ACTIVATIONS:
@@ -214,7 +216,9 @@ class BinarySparseCoderConfig(SparseCoderConfig):
             settings.setdefault("subtract_b_dec", SELECTIONS[selection].subtracts_b_dec)
             # The first paper's files say how their rows were trained; nothing rescales them here.
             settings.pop("normalize_decoder", None)
-        return dataclass_from_dict(cls, settings, drop_extra_fields=False)
+        config = dataclass_from_dict(cls, settings, drop_extra_fields=False)
+        vars(config)["read_from_file"] = bool(drop_extra_fields)
+        return config
 
     @classmethod
     def quirke2025(cls, **changes: Any) -> Self:

@@ -23,7 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION
-from sae_binary_ext.registration import warn_if_untested
+from sae_binary_ext.registration import Host
 from sae_binary_ext.saving import replacing
 from sae_binary_ext.sparsify.batches import WholeBatch
 from sae_binary_ext.sparsify.coder import BinarySparseCoder
@@ -32,7 +32,7 @@ from sae_binary_ext.sparsify.config import (
     CommandLineCoderConfig,
     check_activation,
 )
-from sae_binary_ext.sparsify.starting import prepare_start
+from sae_binary_ext.sparsify.starting import is_stock, prepare_start
 from sae_binary_ext.sparsify.steps import group_as_saved, one_group_each, scale_steps
 from sae_binary_ext.sparsify.trainer_state import TrainingProgress
 from sae_binary_ext.training.untouched import InitialParameters
@@ -40,32 +40,47 @@ from sae_binary_ext.training.untouched import InitialParameters
 logger = logging.getLogger(__name__)
 
 _REGISTERED = "_sae_binary_ext_registered"
+# The private names of sparsify, all used in this file.
+HOST = Host(
+    module="sparsify",
+    package="eai-sparsify",
+    oldest="1.3.3",
+    below="2",
+    newest="1.3.3",
+    private=("sparsify.trainer:Trainer._checkpoint", "sparsify.trainer:DDP"),
+)
 
 
 def register() -> None:
-    """Teach sparsify the binary coders. Idempotent."""
+    """Teach sparsify the binary coders. Idempotent.
+
+    If sparsify lacks a private name that they need, its Trainer stays as it is, and each binary
+    coder raises an error when it is made.
+    """
     if hasattr(sparsify, _REGISTERED):
         return
-    warn_if_untested(sparsify, oldest="1.3.3", below="1.4")
     _build_binary_coders()
     _read_binary_configs()
     _offer_binary_fields()
-    _check_before_building()
-    _inform_while_training()
-    _resume_where_training_was()
-    _save_checkpoints_at_once()
-    _take_losses_over_all_ranks()
+    if HOST.is_usable():
+        _check_before_building()
+        _inform_while_training()
+        _resume_where_training_was()
+        _save_checkpoints_at_once()
+        _save_no_spoilt_coder()
+        _take_losses_over_all_ranks()
     setattr(sparsify, _REGISTERED, True)
 
 
 def _build_binary_coders() -> None:
-    """SparseCoder(d_in, config) is a BinarySparseCoder where the config's activation is binary."""
+    """SparseCoder(d_in, config) is a BinarySparseCoder if the config's activation is binary."""
 
     def new(cls: type[SparseCoder], *args: Any, **kwargs: Any) -> SparseCoder:
         cfg = kwargs.get("cfg", args[1] if len(args) > 1 else None)
         _check_config(cfg)
-        if cls is SparseCoder and isinstance(cfg, BinarySparseCoderConfig) and cfg.is_binary():
-            cls = BinarySparseCoder
+        if isinstance(cfg, BinarySparseCoderConfig) and cfg.is_binary():
+            HOST.check()
+            cls = BinarySparseCoder if cls is SparseCoder else cls
         return object.__new__(cls)
 
     SparseCoder.__new__ = staticmethod(new)  # pyright: ignore[reportAttributeAccessIssue]
@@ -123,9 +138,11 @@ def _check_before_building() -> None:
         if isinstance(self.best_loss, dict):
             # sparsify's are named by hookpoint, and its save_best asks for those of each seed.
             self.best_loss = dict.fromkeys(self.saes, float("inf"))
-        for coder in _binary_coders(self).values():
+        for name, coder in _binary_coders(self).items():
             coder.start.initial = InitialParameters(coder)
-            coder.start.takes_stock = cfg.finetune is not None
+            if cfg.finetune is not None:
+                coder.start.takes_stock = is_stock(Path(cfg.finetune, name))
+                coder.start.of_binary_file = not coder.start.takes_stock
 
     Trainer.__init__ = init
 
@@ -189,6 +206,35 @@ def _save_checkpoints_at_once() -> None:
             stock_checkpoint(self, saes, str(new), rank_zero)
 
     Trainer._checkpoint = checkpoint  # pyright: ignore[reportPrivateUsage]
+
+
+def _save_no_spoilt_coder() -> None:
+    """Begin no save, the best one's included, of a coder with a parameter that is not finite.
+
+    save_best alone would pass over such a coder: its loss is NaN, which is below no other.
+    """
+    stock_save, stock_save_best = Trainer.save, Trainer.save_best
+
+    @functools.wraps(stock_save)
+    def save(self: Trainer) -> None:
+        _check_saveable(self)
+        stock_save(self)
+
+    @functools.wraps(stock_save_best)
+    def save_best(self: Trainer, avg_loss: float | dict[str, float]) -> None:
+        _check_saveable(self)
+        stock_save_best(self, avg_loss)
+
+    Trainer.save, Trainer.save_best = save, save_best
+
+
+def _check_saveable(trainer: Trainer) -> None:
+    for name, coder in _binary_coders(trainer).items():
+        try:
+            coder.check_saveable()
+        except ValueError as error:
+            error.add_note(f"This is coder {name}; nothing was saved, and earlier saves stay.")
+            raise
 
 
 def _take_losses_over_all_ranks() -> None:

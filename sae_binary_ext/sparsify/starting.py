@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +21,7 @@ from sae_binary_ext.coding import (
     starting_rate,
 )
 from sae_binary_ext.coding.kernels import gather_rows
+from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION
 from sae_binary_ext.training.untouched import InitialParameters
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ class Start:
         loaded: load_state_dict was called.
         takes_stock: weights of sparsify's own coder may be loaded (the Trainer's finetune).
         of_stock: such weights were loaded.
+        of_binary_file: the weights to be loaded are from a file with a binary activation.
         scaled: the default learning rates are in units of the activations.
         kept: copies of the parameters that the Trainer sets to means, where the user has set some.
     """
@@ -47,6 +51,7 @@ class Start:
     loaded: bool = False
     takes_stock: bool = False
     of_stock: bool = False
+    of_binary_file: bool = False
     scaled: bool = False
     kept: dict[str, Tensor] = field(default_factory=dict)
 
@@ -95,24 +100,36 @@ def prepare_start(name: str, coder: BinarySparseCoder) -> None:
     logger.info("%s: %s were set before training and are kept.", name, ", ".join(chosen))
 
 
-def with_stock_thresholds(coder: BinarySparseCoder, state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A state dict of this coder; that of one of sparsify's own coders gets thresholds.
+def is_stock(folder: Path) -> bool:
+    """Whether the coder in a folder is one of sparsify's own, as far as its config tells."""
+    path = folder / "cfg.json"
+    config = json.loads(path.read_text()) if path.is_file() else {}
+    return config.get("activation") not in SELECTION_OF_ACTIVATION
+
+
+def with_thresholds(coder: BinarySparseCoder, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state dict of this coder, its thresholds added if the weights have none.
+
+    Those of the first paper's gumbel_binary files have none, and fire without. Those of sparsify's
+    own coders have none either, and become a binary coder's on the first batch.
 
     Raises:
-        ValueError: it is of sparsify's own coder, and the Trainer was not asked to finetune one.
+        ValueError: the weights are of sparsify's own coder, and the Trainer was not asked to
+            finetune one.
     """
-    coder.start.of_stock = "log_threshold" not in state and {"encoder.weight", "W_dec"} <= set(
-        state
-    )
-    if not coder.start.of_stock:
+    lacking = "log_threshold" not in state and {"encoder.weight", "W_dec"} <= set(state)
+    coder.start.of_stock = lacking and coder.start.takes_stock
+    if not lacking:
         return state
-    if not coder.start.takes_stock:
-        raise ValueError(
-            f"The weights {sorted(state)} have no log_threshold: they are of one of sparsify's own "
-            f"coders, not of activation {coder.cfg.activation!r}. To train a binary coder from "
-            "them, give their folder as the Trainer's finetune (--finetune)."
-        )
-    return {**state, "log_threshold": coder.log_threshold}
+    if coder.start.takes_stock:
+        return {**state, "log_threshold": coder.log_threshold}
+    if coder.start.of_binary_file and not coder.rule.kind.has_thresholds:
+        return {**state, "log_threshold": torch.full_like(coder.log_threshold, -torch.inf)}
+    raise ValueError(
+        f"The weights {sorted(state)} have no log_threshold: they are of one of sparsify's own "
+        f"coders, not of activation {coder.cfg.activation!r}. To train a binary coder from "
+        "them, give their folder as the Trainer's finetune (--finetune)."
+    )
 
 
 @torch.no_grad()

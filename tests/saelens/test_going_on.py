@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import TrainingSAE
+from sae_lens import SAETrainer, TrainingSAE
+from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
 from sae_binary_ext.saelens import (
@@ -136,3 +137,35 @@ def test_a_final_checkpoint_that_lost_its_scale_is_refused(
     plain.load_trainer_state(tmp_path / "final")
     plain.sae.load_weights_from_checkpoint(tmp_path / "final")
     assert fvu(plain.sae, clustered_activations) < 1
+
+
+@pytest.mark.parametrize("mode", ["expected_average_only_in", "covariance_whitening"])
+def test_weights_of_a_run_under_way_go_on_in_their_scale(
+    mode: Any, clustered_activations: Tensor, tmp_path: Path
+):
+    """As SAELens' from_pretrained_path loads them. A whitening of other text has other axes."""
+    config = BinaryTrainingSAEConfig(**FIELDS, normalize_activations=mode)
+    rows = 20 * clustered_activations
+    settings: dict[str, Any] = {"n_checkpoints": 1, "checkpoint_path": str(tmp_path)}
+    first = trainer_for(config, rows, 40, **settings).fit()
+    (halfway,) = tmp_path.iterdir()
+    scaler = ActivationScaler()
+    scaler.load(halfway / "activation_scaler.json")
+
+    going_on = trainer_for(config, rows.flip(1), 1, lr=1e-9, lr_end=1e-9)
+    going_on = SAETrainer(going_on.cfg, TrainingSAE.load_from_disk(halfway), going_on.data_provider)
+    assert going_on.activation_scaler.scaling_factor == scaler.scaling_factor
+    if scaler.whitening is not None:
+        torch.testing.assert_close(
+            vars(going_on.activation_scaler.whitening), vars(scaler.whitening), rtol=0, atol=0
+        )
+    assert fvu(going_on.fit(), rows) < fvu(first, rows) + 0.1
+
+
+def test_weights_without_the_scale_they_were_trained_in_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    config = BinaryTrainingSAEConfig(**FIELDS, normalize_activations="covariance_whitening")
+    TrainingSAE.from_dict(config.to_dict()).save_model(tmp_path)
+    assert TrainingSAE.load_from_disk(tmp_path).scale is None
+    assert "does not hold the scale that its weights were trained in" in caplog.text

@@ -7,8 +7,7 @@ import torch
 from datasets import Dataset
 from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor, nn
-from transformer_lens import HookedRootModule
-from transformer_lens.hook_points import HookPoint
+from transformer_lens.hook_points import HookedRootModule, HookPoint
 
 from sae_binary_ext.saelens.pairs import (
     PAIRS,

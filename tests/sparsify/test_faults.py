@@ -1,11 +1,14 @@
 """What goes wrong in training is noticed, and does no harm."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from sae_binary_ext.sparsify import BinarySparseCoderConfig
 from tests.sparsify.test_coder import TOKENS, batch, coder_of, each_activation
+from tests.sparsify.trainers import trainer_on
 
 
 @pytest.mark.parametrize("transcode", [False, True])
@@ -43,6 +46,30 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path):
     with pytest.raises(ValueError, match=r"encoder\.bias holds NaN or infinite.*learning rate"):
         coder.save_to_disk(tmp_path)
     assert (tmp_path / "sae.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize(("loss_fn", "spoilt"), [("fvu", 0), ("fvu", 1), ("ce", 0)])
+def test_a_trainer_saves_no_spoilt_coder_as_its_best(loss_fn: str, spoilt: int, tmp_path: Path):
+    """Nor another coder beside it, whatever the loss."""
+    rows = torch.arange(40).view(20, 2)
+    settings: dict[str, Any] = {"save_best": True, "loss_fn": loss_fn, "batch_size": 4, "lr": 1e-3}
+    if loss_fn == "fvu":
+        settings["init_seeds"] = [0, 1]
+    sae = BinarySparseCoderConfig(num_latents=64, k=4)
+    trainer = trainer_on(torch.randn(40, 16), rows, sae, tmp_path, **settings)
+    trainer.fit()
+    files = sorted((tmp_path / "run").rglob("*.safetensors"))
+    assert any("best" in file.parts for file in files)
+    before = {file: file.read_bytes() for file in files}
+
+    list(trainer.saes.values())[spoilt].W_dec.data[3] = float("nan")
+    for loss in (-1.0, float("nan")):
+        losses = dict.fromkeys(trainer.saes, loss) if loss_fn == "fvu" else loss
+        with pytest.raises(ValueError, match=r"W_dec holds NaN or infinite"):
+            trainer.save_best(losses)
+    with pytest.raises(ValueError, match=r"W_dec holds NaN or infinite"):
+        trainer.save()
+    assert {file: file.read_bytes() for file in files} == before
 
 
 def test_a_firing_collapse_is_warned_of(caplog: pytest.LogCaptureFixture):

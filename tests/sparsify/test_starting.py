@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model, save_file
 from sparsify import SparseCoder, SparseCoderConfig
 from torch import Tensor
 
@@ -145,10 +145,41 @@ def test_finetuning_to_thresholds_fires_k_latents_on_average(
     assert active.item() == pytest.approx(K, rel=0.25)
 
 
+def save_gumbel_of_the_first_paper(folder: Path) -> BinarySparseCoder:
+    """Its files have neither thresholds nor firing rates; every group's largest latent fires."""
+    torch.manual_seed(3)
+    cfg = BinarySparseCoderConfig(**SIZES, activation="gumbel_binary")
+    coder = BinarySparseCoder(D_IN, cfg)
+    coder.log_threshold.data.fill_(-torch.inf)
+    coder.save_to_disk(folder)
+    file = folder / "sae.safetensors"
+    weights = load_file(file)
+    del weights["log_threshold"], weights["firing_rates"]
+    save_file(weights, file)
+    return coder
+
+
+def test_finetuning_a_gumbel_coder_without_thresholds_keeps_it(
+    activations: Tensor, rows: Tensor, tmp_path: Path
+):
+    saved = save_gumbel_of_the_first_paper(tmp_path / "first" / HOOKPOINT)
+    sae = BinarySparseCoderConfig(**SIZES, activation="gumbel_binary")
+    finetune = str(tmp_path / "first")
+    trainer = trainer_on(activations, rows, sae, tmp_path, finetune=finetune, **STILL)
+    coder = coder_in(trainer)
+    load_model(coder, str(tmp_path / "first" / HOOKPOINT / "sae.safetensors"))
+    trainer.fit()
+    torch.testing.assert_close(dense_codes(coder, activations), dense_codes(saved, activations))
+    torch.testing.assert_close(coder.W_dec, saved.W_dec, atol=1e-6, rtol=0)
+    read = SparseCoder.load_from_disk(tmp_path / "first" / HOOKPOINT)
+    assert torch.equal(dense_codes(read, activations), dense_codes(saved, activations))
+
+
+@pytest.mark.parametrize("activation", ["topk_binary", "gumbel_binary", "binary"])
 def test_a_stock_coder_s_weights_are_named_where_none_was_asked_for(
-    activations: Tensor, tmp_path: Path
+    activation: Any, activations: Tensor, tmp_path: Path
 ):
     save_stock(tmp_path, activations)
-    coder = BinarySparseCoder(D_IN, BinarySparseCoderConfig(**SIZES))
+    coder = BinarySparseCoder(D_IN, BinarySparseCoderConfig(**SIZES, activation=activation))
     with pytest.raises(ValueError, match=r"have no log_threshold.*finetune"):
         load_model(coder, str(tmp_path / HOOKPOINT / "sae.safetensors"))
