@@ -9,16 +9,41 @@ from sae_lens import SAE
 from torch import Tensor, nn
 
 from sae_binary_ext.coding.entropy import bernoulli_entropy
-from sae_binary_ext.measure.applied import (
+from sae_binary_ext.measure.documents import TextBatch
+from sae_binary_ext.measure.in_model import (
     Applied,
     apply_to_rows,
     apply_to_tokens,
     reads_sequences,
 )
-from sae_binary_ext.measure.documents import TextBatch
 from sae_binary_ext.measure.intervals import Estimate, WeightedSums, estimate_of
-from sae_binary_ext.measure.neighbours import nearest_rows
 from sae_binary_ext.measure.samples import LatentSamples
+
+ROWS_AT_ONCE = 1024
+
+
+@torch.no_grad()
+def nearest_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each row the other row in the most similar direction.
+
+    Args:
+        weight: [rows, width], at least two rows; a decoder's.
+
+    Returns:
+        Their cosines, float32 [rows], and which they are, int64 [rows], on the CPU. A row of
+        zeros has cosine 0 with all.
+    """
+    unit = nn.functional.normalize(weight.float(), dim=1)
+    cosines: list[Tensor] = []
+    nearest: list[Tensor] = []
+    for part in torch.arange(len(unit), device=unit.device).split(ROWS_AT_ONCE):
+        products = unit[part] @ unit.T
+        products[torch.arange(len(part), device=unit.device), part] = -torch.inf
+        best = products.max(dim=1)
+        cosines.append(best.values.cpu())
+        nearest.append(best.indices.cpu())
+    return torch.cat(cosines), torch.cat(nearest)
+
 
 # Of a coder with values, what is taken to be stored of each active latent.
 BITS_A_VALUE = 8

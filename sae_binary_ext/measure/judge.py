@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -11,10 +12,25 @@ from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from sae_binary_ext.measure.packages import imported
 from sae_binary_ext.measure.progress import whole_lines
 from sae_binary_ext.measure.reasoning import answer_in, without_reasoning
 from sae_binary_ext.settings import JudgeFields
+
+
+def imported(name: str) -> Any:
+    """A module of delphi or of what comes with it.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{name} is not installed. For scores beyond the token baseline: pip install "
+            "'sae_binary_ext[delphi]', in an environment of its own, for it brings vllm."
+        ) from error
+
 
 # Of an answer whose server does not say; for the estimate before the start, too.
 CHARACTERS_A_TOKEN = 4

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_binary_ext.coding.entropy import FiringRates
-from sae_binary_ext.measure.applied import apply_to_tokens
+from sae_binary_ext.measure.in_model import apply_to_tokens
 
 TOKENS_PER_BATCH = 4096
 DENSE_RATES = (0.1, 0.5)

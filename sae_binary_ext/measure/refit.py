@@ -25,7 +25,7 @@ from sae_binary_ext.checkpoints.sources import (
     read_coder,
     stated_place,
 )
-from sae_binary_ext.measure.applied import heads_side_by_side
+from sae_binary_ext.measure.in_model import heads_side_by_side
 from sae_binary_ext.measure.least_squares import DecoderFit
 from sae_binary_ext.measure.metrics import measure
 from sae_binary_ext.measure.text import Text, read_activations
