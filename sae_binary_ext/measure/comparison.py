@@ -28,7 +28,7 @@ from sae_binary_ext.measure.stream import TextStream
 from sae_binary_ext.saelens.splice import HookedModel, Splice
 from sae_binary_ext.settings import Amount
 
-# Positions whose logits are compared at once: 100 MB of a vocabulary of 49,152.
+# Positions whose logits are compared at once: 100 MB for a vocabulary of 49,152.
 POSITIONS_AT_ONCE = 512
 PREDICTIONS, CLEAN, ZEROED, MEANED, SPLICED, POSITIONS, DIVERGENCE = range(7)
 Replacement = Callable[[Tensor, Tensor], Tensor]
@@ -36,17 +36,16 @@ Replacement = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SplicedFigures:
-    """Losses in nats a prediction, of those made at positions that are replaced.
+    """Losses in nats a prediction, at the positions where the activation is replaced.
 
     Attributes:
-        predictions: of tokens of the text; one a row fewer than positions.
+        predictions: how many; each row has one fewer than it has positions.
         clean: cross-entropy of the untouched model.
-        zero_ablated, mean_ablated: with zeros and with the mean activation in the place.
-        spliced: with the coder's output.
-        divergence: KL divergence of the spliced model's predictions from the clean one's, at all
-            positions.
-        recovered_of_zero, recovered_of_mean: share of the loss between ablation and the clean model
-            that splicing keeps.
+        zero_ablated, mean_ablated: cross-entropy with zeros, and with the mean activation.
+        spliced: cross-entropy with the coder's output.
+        divergence: KL divergence of the spliced model's predictions from the clean model's.
+        recovered_of_zero, recovered_of_mean: share of the loss from ablation that the coder's
+            output avoids.
     """
 
     predictions: int
@@ -60,14 +59,14 @@ class SplicedFigures:
 
 
 class RunningLosses(nn.Module):
-    """Sums from which the SplicedFigures of one coder come; a module for its state_dict."""
+    """Running sums for SplicedFigures; a module, so that its state_dict can be saved."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sums = WeightedSums(7)
 
     def add(self, rows: Tensor, weights: Tensor) -> None:
-        """Count rows [rows, 7], from SplicedBatch.losses."""
+        """Count rows [rows, 7] of SplicedBatch.losses."""
         self.sums.add(rows, weights)
 
     def figures(self) -> SplicedFigures:
@@ -88,14 +87,10 @@ class RunningLosses(nn.Module):
 
 
 class SplicedBatch:
-    """A batch of text, run through a model with the activation of one site replaced.
+    """A batch of text, run through a model whose activation at one site is replaced.
 
-    Args:
-        splice: of the site.
-        text: the rows.
-        clean: logits and losses of the untouched model, as Splice.outputs gives them.
-        first_position: positions before it stay as they are.
-        mean: [width], the mean activation at the site's output.
+    `clean` has logits and losses of the untouched model, as Splice.outputs gives them. Positions
+    before first_position are not replaced. `mean` is the mean activation at the output, [width].
     """
 
     def __init__(
@@ -108,7 +103,7 @@ class SplicedBatch:
     ) -> None:
         self._splice, self._tokens = splice, text.tokens
         self._where = text.positions(first_position)
-        # The others' predictions no coder has a part in.
+        # Predictions made at other positions do not depend on a coder.
         self._predicts = self._where[:, :-1] & text.positions(0)[:, 1:]
         self._clean_logits, clean_losses = clean
         _, zeroed = self._outputs(lambda _, target: torch.zeros_like(target))
@@ -119,11 +114,7 @@ class SplicedBatch:
         ]
 
     def losses(self, replacement: Replacement) -> Tensor:
-        """float64 [rows, 7]: sums over each row's predictions, for RunningLosses.
-
-        Args:
-            replacement: as Splice.replaced takes it.
-        """
+        """float64 [rows, 7], sums over each row's predictions; replacement as for Splice."""
         logits, spliced = self._outputs(replacement)
         divergence = _row_sums(_divergences(self._clean_logits, logits), self._where)
         own = [_row_sums(spliced, self._predicts), self._where.sum(1).double(), divergence]
@@ -138,7 +129,7 @@ def _row_sums(values: Tensor, where: Tensor) -> Tensor:
 
 
 def _divergences(clean: Tensor, other: Tensor) -> Tensor:
-    """KL(clean || other) at each position, [rows, context], of logits [rows, context, _]."""
+    """KL(clean || other) at each position, [rows, context], from logits."""
     found: list[Tensor] = []
     pairs = (logits.flatten(0, 1).split(POSITIONS_AT_ONCE) for logits in (clean, other))
     for one, two in zip(*pairs, strict=True):
@@ -149,15 +140,15 @@ def _divergences(clean: Tensor, other: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ComparedCoder:
-    """A coder and what was measured of it.
+    """A coder and its figures.
 
     Attributes:
         candidate: the coder.
         figures: of its codes and outputs.
-        losses: of the model with its outputs.
+        losses: of the model with its outputs in place.
         samples: some of its latents in their text.
-        predictability: how well these latents' firing can be told from its tokens.
-        matches: of each other coder at its site, by name, the latents that fire most like these.
+        predictability: how well the tokens predict the firing of these latents.
+        matches: by the name of each other coder at its site, the latents that fire most like these.
     """
 
     candidate: Candidate
@@ -230,7 +221,7 @@ class Comparison:
         return self._amount.context_size
 
     def run(self) -> list[ComparedCoder]:
-        """Measure all; after an interruption, what was not measured yet.
+        """Measure all coders; after an interruption, go on with the rest of the text.
 
         Raises:
             KeyboardInterrupt: Ctrl-C, once the batch is counted and all is saved.

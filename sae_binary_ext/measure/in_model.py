@@ -1,4 +1,10 @@
-"""Coders measured where they belong: in the model they were trained on."""
+"""Coders applied to a model's activations, and measured in their place.
+
+Three kinds need more than encode and decode of single tokens. Temporal coders attend to earlier
+tokens, so they take whole rows. Skip transcoders and temporal coders have an output that does not
+come from their codes alone. Coders of attn.hook_z split and join heads; here heads lie side by
+side already.
+"""
 
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -17,19 +23,16 @@ from sae_binary_ext.saelens.hook_views import HookView
 from sae_binary_ext.saelens.splice import HookedModel, Splice, SplicedLosses, resolve_hook
 from sae_binary_ext.saelens.transcoder_base import SkipConnection
 
-# Of these, the output is decode(encode(x)).
+ROWS_PER_FORWARD = 8
+# Coders with one of these have the output decode(encode(x)).
 PLAIN_FORWARDS = (SAE.forward, Transcoder.forward, SkipConnection.forward)
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What a coder makes of some tokens of a batch.
+    """Codes [tokens, latents] and outputs [tokens, d_out] of a coder for some tokens of a batch.
 
-    Attributes:
-        tokens: int64 [tokens], their numbers in the batch.
-        codes: [tokens, latents], on the coder's device.
-        output: [tokens, d_out], likewise.
-        seconds: that encode took.
+    `tokens` has their numbers in the batch, int64 [tokens]; encode took `seconds`.
     """
 
     tokens: Tensor
@@ -44,13 +47,13 @@ def reads_sequences(coder: Any) -> bool:
 
 
 def decodes_codes_alone(coder: Any) -> bool:
-    """Whether decode gives all of the coder's output."""
+    """Whether the coder's output comes from its codes alone."""
     return type(coder).forward in PLAIN_FORWARDS
 
 
 @contextmanager
 def heads_side_by_side(coder: Any) -> Generator[None]:
-    """Within it a coder of attn.hook_z takes and gives [..., heads * d_head]."""
+    """Let a coder of attn.hook_z take and give [..., heads * d_head]."""
     if not getattr(coder, "hook_z_reshaping_mode", False):
         yield
         return
@@ -63,15 +66,9 @@ def heads_side_by_side(coder: Any) -> Generator[None]:
 
 @torch.no_grad()
 def codes_of(coder: Any, rows: Tensor, where: Tensor) -> Tensor:
-    """Codes of some tokens.
+    """Codes [tokens, latents] of the tokens in `where`, bool [rows, context], row by row.
 
-    Args:
-        coder: any SAELens coder.
-        rows: [rows, context, d_in], activations of whole rows.
-        where: bool [rows, context], the tokens.
-
-    Returns:
-        [tokens, latents], row by row, on the coder's device.
+    `rows` are activations of whole rows, [rows, context, d_in].
     """
     with heads_side_by_side(coder):
         if reads_sequences(coder):
@@ -81,19 +78,16 @@ def codes_of(coder: Any, rows: Tensor, where: Tensor) -> Tensor:
 
 @torch.no_grad()
 def apply_to_tokens(coder: Any, inputs: Tensor, codes_at_once: int) -> Iterator[Applied]:
-    """What a coder makes of single tokens, a part of them at a time.
+    """Apply a coder to single tokens, inputs [tokens, d_in].
 
-    Args:
-        coder: any SAELens coder that does not read sequences.
-        inputs: [tokens, d_in].
-        codes_at_once: size of a part, in tokens times latents.
+    A part has about codes_at_once codes (tokens times latents).
 
     Raises:
         ValueError: the coder reads sequences.
     """
     if reads_sequences(coder):
         raise ValueError(
-            f"{type(coder).__name__}: reads whole sequences, and got single tokens. Measure it "
+            f"{type(coder).__name__} reads whole sequences, and got single tokens. Measure it "
             "with sae-binary compare, which keeps rows together."
         )
     size = max(codes_at_once // coder.cfg.d_sae, 1)
@@ -104,12 +98,7 @@ def apply_to_tokens(coder: Any, inputs: Tensor, codes_at_once: int) -> Iterator[
 
 @torch.no_grad()
 def apply_to_rows(coder: Any, rows: Tensor, where: Tensor, codes_at_once: int) -> Iterator[Applied]:
-    """What a coder that reads sequences makes of some tokens of rows, a few rows at a time.
-
-    Args:
-        coder, rows, where: as codes_of takes them.
-        codes_at_once: size of a part, in tokens times latents.
-    """
+    """Apply a coder that reads sequences, a few rows at a time; arguments as for codes_of."""
     size = max(codes_at_once // (coder.cfg.d_sae * rows.shape[1]), 1)
     first = 0
     for part, there in zip(rows.split(size), where.split(size), strict=True):
@@ -122,15 +111,9 @@ def apply_to_rows(coder: Any, rows: Tensor, where: Tensor, codes_at_once: int) -
 
 @torch.no_grad()
 def output_of_changed(coder: Any, rows: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """A coder's output with its codes changed.
+    """Output [rows, context, d_out] of a coder for rows [rows, context, d_in] if its codes change.
 
-    Args:
-        coder: any SAELens coder.
-        rows: [rows, context, d_in].
-        change: takes codes [rows, context, latents] and gives them changed.
-
-    Returns:
-        [rows, context, d_out], on the coder's device.
+    `change` maps codes [rows, context, latents] to the new ones.
     """
     rows = _for(coder, rows)
     with heads_side_by_side(coder):
@@ -140,7 +123,7 @@ def output_of_changed(coder: Any, rows: Tensor, change: Callable[[Tensor], Tenso
         output = coder.decode(changed)
         if decodes_codes_alone(coder):
             return output
-        # What is not of the codes stays as it was.
+        # The part of the output that does not come from codes stays as it was.
         return output + coder(rows) - coder.decode(coder.encode(rows))
 
 
@@ -164,19 +147,16 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-ROWS_PER_FORWARD = 8
-
-
 class SplicedModel:
-    """Cross-entropy of a hooked model with an activation replaced by a coder's output.
+    """Cross-entropy of a hooked model if a coder's output replaces an activation.
 
     Args:
         model: a TransformerBridge, HookedTransformer or SAELens' HookedProxyLM.
         rows: int64 [rows, context], token ids.
         hook_name: the activation that coders read.
-        hook_name_out: the activation they replace; hook_name where None, for autoencoders.
-        first_position: positions before it stay as they are. An attention sink at position 0 has
-            such a norm that replacing it would measure the sink and not the coder.
+        hook_name_out: the activation they replace; None for autoencoders, which replace hook_name.
+        first_position: positions before it are not replaced. The attention sink at position 0 has
+            a huge norm, and would decide the figures.
 
     Raises:
         ValueError: the model has no such hook.
@@ -198,7 +178,7 @@ class SplicedModel:
         self.ablated = self._mean_loss(self._splice.ablated, "Zero ablation")
 
     def losses(self, coder: SAE[Any]) -> SplicedLosses:
-        """Losses with the coder's output in place, over all tokens of the rows."""
+        """Losses with the coder's output in place, as means over all tokens."""
 
         def loss(rows: Tensor, where: Tensor) -> Tensor:
             return self._splice.replaced(rows, where, lambda x, _: coder(x))
@@ -223,13 +203,13 @@ def read_pairs(
     hook_name_out: str,
     first_position: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """What a transcoder is measured on: the activations of the same tokens at two hooks.
+    """Activations of the same tokens at two hooks: inputs and targets of a transcoder.
 
     Args:
         model: as SplicedModel takes it.
         rows: int64 [rows, context], token ids.
-        hook_name: where inputs are read.
-        hook_name_out: where targets are.
+        hook_name: hook of the inputs.
+        hook_name_out: hook of the targets.
         first_position: positions before it are left out.
 
     Returns:
@@ -253,18 +233,13 @@ def read_pairs(
 
 @torch.no_grad()
 def read_hooks(model: HookedModel, hook_names: Iterable[str], tokens: Tensor) -> dict[str, Tensor]:
-    """Activations of one forward pass, which ends at the last layer that is asked for.
+    """Read activations in one forward pass, which stops after the last layer needed.
 
-    Args:
-        model: as SplicedModel takes it.
-        hook_names: as resolve_hook gives them.
-        tokens: int64 [rows, context].
-
-    Returns:
-        Of each hook [rows, context, width], the heads of a hook that has some side by side.
+    `hook_names` are as resolve_hook gives them. Returns [rows, context, width] for each hook, with
+    heads side by side.
 
     Raises:
-        ValueError: the model does not pass through one of them.
+        ValueError: the model does not pass through one of the hooks.
     """
     views = {name: HookView.of(name) for name in hook_names}
     found: dict[str, Tensor] = {}
