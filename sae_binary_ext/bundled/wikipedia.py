@@ -9,9 +9,9 @@ from pathlib import Path
 WIKIPEDIA_SAMPLE = (
     "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 )
-# The dump is full of one-line redirects; an article has at least this many characters.
+# Shorter entries are mostly redirects, and are left out.
 MINIMUM_CHARACTERS = 1000
-# Every tenth article is held out as a whole: rows of one article resemble each other.
+# Every tenth article is held out. Whole articles, because rows of one article resemble each other.
 HELD_OUT_EVERY = 10
 
 
@@ -24,7 +24,7 @@ def find_wikipedia_sample() -> Path:
     spec = importlib.util.find_spec("gensim")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
-            "The demo reads its text from the package gensim, which is not installed. "
+            "The Wikipedia sample comes from the package gensim, which is not installed. "
             "Install the demo's packages: pip install 'sae_binary_ext[demo]'."
         )
     path = Path(spec.origin).parent / WIKIPEDIA_SAMPLE
@@ -38,7 +38,7 @@ def find_wikipedia_sample() -> Path:
 
 def read_wikipedia_sample() -> Iterator[tuple[str, str]]:
     """Yield (title, plain text) of each article of the sample, in the dump's order."""
-    # Imported late: gensim takes seconds to import and only this function needs it.
+    # Imported here, because gensim takes seconds to import.
     from gensim.corpora import wikicorpus
 
     with bz2.open(find_wikipedia_sample()) as dump:
@@ -52,12 +52,12 @@ def read_wikipedia_sample() -> Iterator[tuple[str, str]]:
 
 
 def is_held_out(number: int) -> bool:
-    """Whether the article of this number in the sample is measured on, and not trained on."""
+    """Whether the article of this number in the sample is held out from training."""
     return number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
 
 
 def read_held_out_articles() -> Iterator[str]:
-    """Yield the plain text of each article that is not trained on."""
+    """Yield the plain text of each held-out article."""
     for number, (_, text) in enumerate(read_wikipedia_sample()):
         if is_held_out(number):
             yield text

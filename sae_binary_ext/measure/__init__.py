@@ -4,7 +4,7 @@
 import sae_binary_ext.saelens  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from sae_binary_ext.measure.candidates import Candidate, Site, common_model, load_candidates
 from sae_binary_ext.measure.code_entropy import CodeEntropy, GatheredCodes
-from sae_binary_ext.measure.comparison import Amount, ComparedCoder, Comparison
+from sae_binary_ext.measure.comparison import Amount, ComparedCoder, Comparison, SplicedFigures
 from sae_binary_ext.measure.delphi_encoders import HookpointEncoders, hookpoint_encoders
 from sae_binary_ext.measure.documents import read_documents
 from sae_binary_ext.measure.figures import CoderFigures
@@ -13,7 +13,6 @@ from sae_binary_ext.measure.intervals import Estimate
 from sae_binary_ext.measure.least_squares import DecoderFit
 from sae_binary_ext.measure.metrics import CoderMetrics, measure
 from sae_binary_ext.measure.refit import Refitted, refit, refit_decoder
-from sae_binary_ext.measure.splicing import SplicedFigures
 from sae_binary_ext.measure.text import Text, read_activations
 from sae_binary_ext.saelens.splice import SplicedLosses
 

@@ -1,11 +1,10 @@
-"""Entropy of binary codes: as if latents were independent, and bounds that admit dependence.
+"""Bounds on the entropy of binary codes.
 
-With independent latents the entropy of a code is the sum of the entropies of its latents' firing
-rates (the H of Cho et al., arXiv 2509.20997). Dependence only takes from it. Two models that have
-some of the dependence in them bound it from above, each fitted to one half of the tokens and
-measured on the other: what a model needs of codes it has not seen, its cross-entropy, is never less
-than the entropy, in expectation. From below there is the entropy of the codes that were seen, which
-no sample of N tokens can make more than log2 N.
+If latents were independent, the entropy of a code would be the sum of the entropies of the firing
+rates (H in Cho et al., arXiv 2509.20997). Dependence can only lower it. Two models of the
+dependence give upper bounds: each is fitted to one half of the tokens, and its cross-entropy on the
+other half is at least the entropy, in expectation. The lower bound is the entropy of the observed
+codes, which is at most log2 N for N tokens.
 """
 
 import math
@@ -24,15 +23,20 @@ from sae_binary_ext.measure.dependence import (
     parents_of,
     strongest_tree,
 )
-from sae_binary_ext.measure.intervals import Estimate, WeightedSums, document_weights
+from sae_binary_ext.measure.intervals import (
+    Estimate,
+    WeightedSums,
+    document_weights,
+    estimate_of,
+)
 
-# Latents whose pairs are counted, those of most entropy: 268 MB. Others count as independent.
+# Pairs are counted for these many latents of the highest entropy (268 MB); others count as
+# independent.
 MOST_PAIRED = 8192
 LATENTS_A_BLOCK = 8
-# What a model takes for granted before it has seen a token: of a latent given another, half a
-# token firing and half a token silent; of a block, tokens of independent latents.
+# Priors of the models, in tokens: half a token firing and half a token silent for a latent given
+# another; ten tokens of independent latents for a block.
 HALF, BLOCK_PRIOR = 0.5, 10.0
-# Of unpacked codes.
 TOKENS_AT_ONCE = 1024
 
 
@@ -41,12 +45,12 @@ class CodeEntropy:
     """Entropy of a coder's codes, in bits a token.
 
     Attributes:
-        fitted_tokens, measured_tokens: the two halves, drawn at random.
-        independent: upper bound of codes of the measured half, by firing rates of the fitted one.
-        tree: the same, each latent given one other (the tree of most mutual information).
-        blocks: the same, groups of up to eight latents that depend on each other most.
-        seen: lower bound, the entropy of the different codes of all tokens.
-        most_seen: what seen would be if no two tokens had the same code.
+        fitted_tokens, measured_tokens: sizes of the two halves, drawn at random.
+        independent: upper bound by firing rates, fitted to one half and measured on the other.
+        tree: upper bound by a tree, each latent given one other (most mutual information).
+        blocks: upper bound by groups of up to eight latents that depend on each other most.
+        seen: lower bound, the entropy of the observed codes.
+        most_seen: the value of seen if no two tokens had the same code.
         dependent_pairs: pairs of latents whose dependence is beyond chance.
     """
 
@@ -61,11 +65,7 @@ class CodeEntropy:
 
 
 class GatheredCodes:
-    """Codes of a stream of text in memory, a bit each.
-
-    Args:
-        latents: width of the code.
-    """
+    """Codes of a stream of text in memory, one bit for each latent and token."""
 
     def __init__(self, latents: int) -> None:
         self._latents = latents
@@ -73,12 +73,7 @@ class GatheredCodes:
         self._documents: list[Tensor] = []
 
     def add(self, active: Tensor, documents: Tensor) -> None:
-        """Keep a batch.
-
-        Args:
-            active: bool [tokens, latents], on the CPU.
-            documents: int64 [tokens], of each the number of its document.
-        """
+        """Keep codes, bool [tokens, latents], and documents, int64 [tokens], both on the CPU."""
         self._packed.append(pack(active))
         self._documents.append(documents)
 
@@ -86,13 +81,15 @@ class GatheredCodes:
         """Bounds on the entropy of these codes.
 
         Raises:
-            ValueError: they are of fewer than two tokens.
+            ValueError: there are fewer than two tokens.
         """
         packed, documents = torch.cat(self._packed), torch.cat(self._documents)
         if len(packed) < 2:
-            raise ValueError(f"tokens={len(packed)}: give at least two, to fit to and measure on.")
-        # At random, for both halves to be of all documents: between documents firing rates differ,
-        # and what is bounded is the entropy of the whole text's codes.
+            raise ValueError(
+                f"tokens={len(packed)}: give at least 2, to fit to one and measure another."
+            )
+        # At random, so that both halves have tokens of all documents. Firing rates differ between
+        # documents, and the bounds are for the text as a whole.
         order = torch.randperm(len(packed), generator=torch.Generator().manual_seed(0))
         fitted = order < len(packed) // 2
         models = _fit_models(packed[fitted], self._latents)
@@ -116,22 +113,22 @@ class GatheredCodes:
             rows.index_add_(0, row[place], values)
         sums = WeightedSums(4)
         sums.add(rows, weights)
-        return [sums.estimate(lambda s, of=of: s[:, of] / s[:, 0]) for of in (1, 2, 3)]
+        return [estimate_of(sums.sums[:, of] / sums.sums[:, 0]) for of in (1, 2, 3)]
 
 
 @dataclass(frozen=True)
 class _Models:
-    """Bits that codes take, by three models of them.
+    """Bits that codes take under three models.
 
-    A column of zeros past the last latent stands for what a latent or a block lacks.
+    The number of latents stands for a missing parent or member, and reads a column of zeros.
 
     Attributes:
-        alone: float64 [2, latents], bits of each latent silent and active.
-        parents: int64 [latents], of each the latent it is given.
-        given: float64 [4, latents], bits by 2 x the parent's code + its own.
+        alone: float64 [2, latents], bits of each latent if silent and if active.
+        parents: int64 [latents], the latent that each is given.
+        given: float64 [4, latents], bits by 2 x the parent's code + the latent's own code.
         members: int64 [blocks, LATENTS_A_BLOCK].
         together: float64 [blocks, 2^LATENTS_A_BLOCK], bits by the packed code of a block.
-        dependent_pairs: how many there are.
+        dependent_pairs: how many pairs depend on each other.
     """
 
     alone: Tensor
@@ -142,7 +139,7 @@ class _Models:
     dependent_pairs: int
 
     def bits(self, active: Tensor) -> Tensor:
-        """float64 [tokens, 3], of codes, bool [tokens, latents]."""
+        """float64 [tokens, 3], bits of codes, bool [tokens, latents]."""
         silent, fires = self.alone
         independent = torch.where(active, fires, silent).sum(1)
         padded = F.pad(active, (0, 1))
@@ -175,7 +172,7 @@ def _fit_models(packed: Tensor, latents: int) -> _Models:
 
 
 def _pair_counts(packed: Tensor, latents: int, paired: Tensor) -> Tensor:
-    """int32 [paired, paired], upper triangle: on how many tokens two latents fired together."""
+    """int32 [paired, paired], upper triangle: tokens on which two latents fired together."""
     counts = torch.zeros(len(paired), len(paired), dtype=torch.int32)
     for part in packed.split(TOKENS_AT_ONCE):
         active = unpack(part, latents, torch.bool)[:, paired]
@@ -184,7 +181,7 @@ def _pair_counts(packed: Tensor, latents: int, paired: Tensor) -> Tensor:
 
 
 def _fired_together(counted: Tensor, paired: Tensor, parents: Tensor) -> Tensor:
-    """float64 [latents]: of each the tokens on which it fired with its parent; 0 without one."""
+    """float64 [latents]: tokens on which each fired with its parent; 0 if it has none."""
     latents = len(parents)
     place = torch.full((latents + 1,), -1)
     place[paired] = torch.arange(len(paired))
@@ -206,7 +203,7 @@ def _conditional_bits(counts: Tensor, parents: Tensor, both: Tensor, tokens: int
 
 
 def _block_codes(padded: Tensor, members: Tensor) -> Tensor:
-    """int64 [tokens, blocks], the codes of each block as one number."""
+    """int64 [tokens, blocks], the code of each block as one number."""
     return pack(padded[:, members])[..., 0].long()
 
 
@@ -221,14 +218,14 @@ def _block_bits(packed: Tensor, latents: int, members: Tensor, rates: Tensor) ->
             seen.shape
         )
     each = unpack(torch.arange(states, dtype=torch.uint8)[:, None], LATENTS_A_BLOCK, torch.bool)
-    # A latent that a block lacks is never active.
+    # A missing member is never active.
     of_members = F.pad(rates, (0, 1))[members][:, None]
     independent = torch.where(each, of_members, 1 - of_members).prod(2)
     return -((seen + BLOCK_PRIOR * independent) / (len(packed) + BLOCK_PRIOR)).log2()
 
 
 def _entropy_of_rows(packed: Tensor) -> float:
-    """Entropy of which row a token has, in bits."""
+    """Entropy of the distribution of rows, in bits."""
     _, counts = np.unique(packed.numpy(), axis=0, return_counts=True)
     shares = torch.from_numpy(counts / counts.sum())
     return -(shares * shares.log2()).sum().item()

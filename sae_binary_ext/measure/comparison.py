@@ -19,29 +19,136 @@ from sae_binary_ext.measure.figures import (
     TokenBatch,
 )
 from sae_binary_ext.measure.in_model import read_hooks
-from sae_binary_ext.measure.intervals import document_weights
+from sae_binary_ext.measure.intervals import Estimate, WeightedSums, document_weights, estimate_of
 from sae_binary_ext.measure.matching import JointCounts, Matches
 from sae_binary_ext.measure.models import fitting_context
-from sae_binary_ext.measure.predictability import Predictability, predictability
 from sae_binary_ext.measure.progress import SavedProgress, fingerprint
-from sae_binary_ext.measure.samples import LatentSamples
-from sae_binary_ext.measure.splicing import RunningLosses, SplicedBatch, SplicedFigures
+from sae_binary_ext.measure.samples import LatentSamples, Predictability, predictability
 from sae_binary_ext.measure.stream import TextStream
 from sae_binary_ext.saelens.splice import HookedModel, Splice
 from sae_binary_ext.settings import Amount
 
+# Positions whose logits are compared at once: 100 MB for a vocabulary of 49,152.
+POSITIONS_AT_ONCE = 512
+PREDICTIONS, CLEAN, ZEROED, MEANED, SPLICED, POSITIONS, DIVERGENCE = range(7)
+Replacement = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SplicedFigures:
+    """Losses in nats a prediction, at the positions where the activation is replaced.
+
+    Attributes:
+        predictions: how many; each row has one fewer than it has positions.
+        clean: cross-entropy of the untouched model.
+        zero_ablated, mean_ablated: cross-entropy with zeros, and with the mean activation.
+        spliced: cross-entropy with the coder's output.
+        divergence: KL divergence of the spliced model's predictions from the clean model's.
+        recovered_of_zero, recovered_of_mean: share of the loss from ablation that the coder's
+            output avoids.
+    """
+
+    predictions: int
+    clean: Estimate
+    zero_ablated: Estimate
+    mean_ablated: Estimate
+    spliced: Estimate
+    divergence: Estimate
+    recovered_of_zero: Estimate
+    recovered_of_mean: Estimate
+
+
+class RunningLosses(nn.Module):
+    """Running sums for SplicedFigures; a module, so that its state_dict can be saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sums = WeightedSums(7)
+
+    def add(self, rows: Tensor, weights: Tensor) -> None:
+        """Count rows [rows, 7] of SplicedBatch.losses."""
+        self.sums.add(rows, weights)
+
+    def figures(self) -> SplicedFigures:
+        """The figures so far."""
+        means = self.sums.sums / self.sums.sums[:, :1]
+        gaps = means[:, [ZEROED, MEANED]] - means[:, [CLEAN]]
+        recovered = (means[:, [ZEROED, MEANED]] - means[:, [SPLICED]]) / gaps
+        return SplicedFigures(
+            predictions=int(self.sums.sums[0, PREDICTIONS]),
+            clean=estimate_of(means[:, CLEAN]),
+            zero_ablated=estimate_of(means[:, ZEROED]),
+            mean_ablated=estimate_of(means[:, MEANED]),
+            spliced=estimate_of(means[:, SPLICED]),
+            divergence=estimate_of(self.sums.sums[:, DIVERGENCE] / self.sums.sums[:, POSITIONS]),
+            recovered_of_zero=estimate_of(recovered[:, 0]),
+            recovered_of_mean=estimate_of(recovered[:, 1]),
+        )
+
+
+class SplicedBatch:
+    """A batch of text, run through a model whose activation at one site is replaced.
+
+    `clean` has logits and losses of the untouched model, as Splice.outputs gives them. Positions
+    before first_position are not replaced. `mean` is the mean activation at the output, [width].
+    """
+
+    def __init__(
+        self,
+        splice: Splice,
+        text: TextBatch,
+        clean: tuple[Tensor, Tensor],
+        first_position: int,
+        mean: Tensor,
+    ) -> None:
+        self._splice, self._tokens = splice, text.tokens
+        self._where = text.positions(first_position)
+        # Predictions made at other positions do not depend on a coder.
+        self._predicts = self._where[:, :-1] & text.positions(0)[:, 1:]
+        self._clean_logits, clean_losses = clean
+        _, zeroed = self._outputs(lambda _, target: torch.zeros_like(target))
+        _, meaned = self._outputs(lambda _, target: mean.to(target).expand_as(target))
+        self._shared = [
+            _row_sums(losses, self._predicts)
+            for losses in (torch.ones_like(clean_losses), clean_losses, zeroed, meaned)
+        ]
+
+    def losses(self, replacement: Replacement) -> Tensor:
+        """float64 [rows, 7], sums over each row's predictions; replacement as for Splice."""
+        logits, spliced = self._outputs(replacement)
+        divergence = _row_sums(_divergences(self._clean_logits, logits), self._where)
+        own = [_row_sums(spliced, self._predicts), self._where.sum(1).double(), divergence]
+        return torch.stack([*self._shared, *own], dim=1)
+
+    def _outputs(self, replacement: Replacement) -> tuple[Tensor, Tensor]:
+        return self._splice.outputs(self._tokens, self._where, replacement)
+
+
+def _row_sums(values: Tensor, where: Tensor) -> Tensor:
+    return torch.where(where, values.to("cpu", torch.float64), 0.0).sum(1)
+
+
+def _divergences(clean: Tensor, other: Tensor) -> Tensor:
+    """KL(clean || other) at each position, [rows, context], from logits."""
+    found: list[Tensor] = []
+    pairs = (logits.flatten(0, 1).split(POSITIONS_AT_ONCE) for logits in (clean, other))
+    for one, two in zip(*pairs, strict=True):
+        one, two = (logits.float().log_softmax(-1) for logits in (one, two))
+        found.append((one.exp() * (one - two)).sum(-1))
+    return torch.cat(found).view(clean.shape[:2])
+
 
 @dataclass(frozen=True)
 class ComparedCoder:
-    """A coder and what was measured of it.
+    """A coder and its figures.
 
     Attributes:
         candidate: the coder.
         figures: of its codes and outputs.
-        losses: of the model with its outputs.
+        losses: of the model with its outputs in place.
         samples: some of its latents in their text.
-        predictability: how well these latents' firing can be told from its tokens.
-        matches: of each other coder at its site, by name, the latents that fire most like these.
+        predictability: how well the tokens predict the firing of these latents.
+        matches: by the name of each other coder at its site, the latents that fire most like these.
     """
 
     candidate: Candidate
@@ -114,7 +221,7 @@ class Comparison:
         return self._amount.context_size
 
     def run(self) -> list[ComparedCoder]:
-        """Measure all; after an interruption, what was not measured yet.
+        """Measure all coders; after an interruption, go on with the rest of the text.
 
         Raises:
             KeyboardInterrupt: Ctrl-C, once the batch is counted and all is saved.

@@ -1,4 +1,4 @@
-"""Coders of any format as delphi's LatentCache takes them: an encode function a module."""
+"""Coders of any format for delphi's LatentCache: one encode function for each module."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -9,20 +9,19 @@ from transformers import PreTrainedModel
 
 from sae_binary_ext.checkpoints.hook_names import place_in_sparsify
 from sae_binary_ext.checkpoints.portable import Place
-from sae_binary_ext.measure.applied import codes_of
 from sae_binary_ext.measure.candidates import Candidate, check_alike
-from sae_binary_ext.measure.models import settings_of_model
+from sae_binary_ext.measure.in_model import codes_of
+from sae_binary_ext.measure.models import settings_of_model, told
 
 
 @dataclass(frozen=True)
 class HookpointEncoders:
-    """What LatentCache is given beside the model.
+    """Arguments of LatentCache.
 
     Attributes:
-        encoders: of each module of the model, by its name there, a function of its output, or of
-            its input where they are transcoders: float [rows, context, d_in] to the codes,
-            float32 [rows, context, latents], on the module's device.
-        transcode: whether the functions take the modules' inputs.
+        encoders: for each module of the model, by its name, a function from activations
+            [rows, context, d_in] to codes, float32 [rows, context, latents], on the same device.
+        transcode: whether the functions take the modules' inputs, or their outputs.
     """
 
     encoders: dict[str, Callable[[Tensor], Tensor]]
@@ -32,19 +31,19 @@ class HookpointEncoders:
 def hookpoint_encoders(
     candidates: Iterable[Candidate], model: PreTrainedModel
 ) -> HookpointEncoders:
-    """The encode functions of coders, by the modules of a Hugging Face model.
+    """Encode functions of coders, by the modules of a Hugging Face model.
 
-    SAELens' hook names are translated to modules by checkpoints.HOOK_NAMES; what enters a block is
-    what the block before gives.
+    SAELens' hook names are translated to modules by checkpoints.HOOK_NAMES. The input of a block is
+    read as the output of the block before it.
 
     Args:
         candidates: autoencoders or transcoders, of load_candidates.
         model: the bare model (AutoModel) or one with a head (AutoModelForCausalLM).
 
     Raises:
-        CheckpointError: no module is known to give what a coder reads.
-        ValueError: there are no coders, autoencoders beside transcoders, two at one module, one of
-            a model that was processed when loaded, or the model lacks the module.
+        CheckpointError: no module is known for a coder's hook.
+        ValueError: there are no coders, autoencoders beside transcoders, two coders at one module,
+            a coder of a model that was processed when loaded, or the model lacks the module.
     """
     candidates = list(candidates)
     check_alike(candidates)
@@ -52,16 +51,16 @@ def hookpoint_encoders(
     encoders: dict[str, Callable[[Tensor], Tensor]] = {}
     for candidate in candidates:
         if settings := settings_of_model(candidate):
-            told = ", ".join(f"{key}={value}" for key, value in settings.items())
             raise ValueError(
-                f"{candidate.name}: its files say to load the model with {told}, and delphi reads "
-                "the model as Hugging Face has it. Use sae-binary interpret, which follows them."
+                f"{candidate.name}: its files say to load the model with {told(settings)}, and "
+                "delphi reads the model as Hugging Face has it. Use sae-binary interpret, which "
+                "loads it as the files say."
             )
         module = _module_of(candidate, model)
         if module in encoders:
             raise ValueError(
-                f"{candidate.name}: another coder belongs at {module}, too, and delphi keeps one a "
-                "module. Cache them one after the other."
+                f"{candidate.name}: another coder belongs at {module} too, and delphi takes one "
+                "coder for each module. Cache them one after the other."
             )
         encoders[module] = _encoder(candidate)
     return HookpointEncoders(encoders, transcode)
@@ -69,13 +68,12 @@ def hookpoint_encoders(
 
 def _module_of(candidate: Candidate, model: PreTrainedModel) -> str:
     site = candidate.site
-    # How the model is built; its name would have to be guessed from, and files may not tell it.
+    # The model's type tells how its modules are named; its name may be missing from the files.
     kind = model.config.model_type
     place = Place(hook_name=site.hook_name, hook_name_out=site.hook_name_out, model_name=kind)
     hookpoint = place_in_sparsify(place, candidate.is_transcoder).hookpoint
-    names = [name for name, _ in model.named_modules()]
-    # Below a head the bare model has a name of its own: model.layers.9, transformer.h.9.
-    found = [name for name in names if name == hookpoint or name.endswith(f".{hookpoint}")]
+    # In a model with a head the bare model's modules have a prefix: model.layers.9.
+    found = [name for name, _ in model.named_modules() if f".{name}".endswith(f".{hookpoint}")]
     if len(found) != 1:
         raise ValueError(
             f"{candidate.name}: belongs at {hookpoint}, and the model has "

@@ -1,4 +1,4 @@
-"""Which latents depend on which: mutual information of pairs, their tree, and groups."""
+"""Dependence between latents: mutual information of pairs, the strongest tree, and groups."""
 
 import math
 from dataclasses import dataclass
@@ -9,37 +9,30 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 from torch import Tensor
 
-# 2 N ln 2 times the mutual information in bits of two independent latents is chi-squared with one
-# degree of freedom: above this for one pair in 10^6.
+# For two independent latents 2 N ln 2 times the mutual information in bits is chi-squared with one
+# degree of freedom, and above this for one pair in 10^6.
 SIGNIFICANT = 24.0
 ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of latents.
-
-    Attributes:
-        one, other: int64 [pairs], the latents.
-        information: float64 [pairs], their mutual information in bits.
-    """
+    """Pairs of latents `one` and `other`, int64 [pairs], and their mutual information in bits."""
 
     one: Tensor
     other: Tensor
     information: Tensor
 
     def numbered(self, numbers: Tensor) -> "Pairs":
-        """The same pairs of latents that have other numbers, int64 [latents]."""
+        """The same pairs with new numbers, int64 [latents], for the latents."""
         return Pairs(numbers[self.one], numbers[self.other], self.information)
 
 
 def dependent_pairs(counts: Tensor, tokens: int) -> Pairs:
     """Pairs of latents whose firing depends on each other beyond chance.
 
-    Args:
-        counts: int32 [latents, latents], upper triangle: tokens on which two latents fired
-            together; on the diagonal, on which each did.
-        tokens: how many there were.
+    `counts`, int32 [latents, latents], has tokens on which two latents fired together in its upper
+    triangle, and tokens on which each fired on its diagonal.
     """
     fired = counts.diagonal().double()
     margins = torch.xlogy(fired, fired) + torch.xlogy(tokens - fired, tokens - fired)
@@ -47,10 +40,10 @@ def dependent_pairs(counts: Tensor, tokens: int) -> Pairs:
     for rows in torch.arange(len(counts)).split(ROWS_AT_ONCE):
         both, one, other = counts[rows].double(), fired[rows][:, None], fired
         cells = (both, one - both, other - both, tokens - one - other + both)
-        # tokens x information, in nats, is the sum of n ln n over cells less that over margins.
+        # tokens x information (nats) = sum of n ln n over cells - sum of n ln n over margins.
         nats = torch.stack([torch.xlogy(cell, cell) for cell in cells]).sum(0)
         nats += tokens * math.log(tokens) - margins[rows][:, None] - margins
-        # Nothing was counted below the diagonal.
+        # Counts below the diagonal are empty.
         beyond = (2 * nats > SIGNIFICANT).triu(1 + int(rows[0]))
         row, column = beyond.nonzero().unbind(1)
         found.append((rows[row], column, nats[row, column] / (tokens * math.log(2))))
@@ -58,9 +51,9 @@ def dependent_pairs(counts: Tensor, tokens: int) -> Pairs:
 
 
 def strongest_tree(pairs: Pairs, latents: int) -> Pairs:
-    """Of the pairs those that join latents without a circle and have the most information.
+    """The spanning tree of most mutual information (Chow and Liu, 1968), strongest pair first.
 
-    A tree, or several where not all latents are joined (Chow and Liu, 1968); strongest pair first.
+    There are several trees if the pairs do not connect all latents.
     """
     graph = _graph(pairs.one, pairs.other, -pairs.information, latents)
     tree = minimum_spanning_tree(graph).tocoo()
@@ -70,11 +63,11 @@ def strongest_tree(pairs: Pairs, latents: int) -> Pairs:
 
 
 def parents_of(tree: Pairs, latents: int) -> Tensor:
-    """int64 [latents], of each its neighbour on the way to its tree's root; latents for a root."""
+    """int64 [latents], the parent of each latent in its tree; the number of latents for a root."""
     graph = _graph(tree.one, tree.other, torch.ones_like(tree.information), latents)
     _, own_tree = connected_components(graph, directed=False)
     roots = torch.from_numpy(np.unique(own_tree, return_index=True)[1])
-    # One more node joins all trees.
+    # One more node connects all trees.
     joined = _graph(
         torch.cat([tree.one, torch.full_like(roots, latents)]),
         torch.cat([tree.other, roots]),
@@ -86,10 +79,9 @@ def parents_of(tree: Pairs, latents: int) -> Tensor:
 
 
 def blocks_of(tree: Pairs, latents: int, size: int) -> Tensor:
-    """Groups of latents, joined along the strongest pairs of a tree as long as they have room.
+    """Group latents along the strongest pairs of a tree: int64 [blocks, size].
 
-    Returns:
-        int64 [blocks, size]; what a block lacks is filled up with the number of latents.
+    Smaller groups are filled up with the number of latents.
     """
     group_of = [[latent] for latent in range(latents)]
     for one, other in zip(tree.one.tolist(), tree.other.tolist(), strict=True):

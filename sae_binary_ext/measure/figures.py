@@ -1,4 +1,4 @@
-"""A coder's figures from a stream of activations, in memory that does not grow with the tokens."""
+"""Figures of a coder over a stream of activations, in constant memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,37 +9,56 @@ from sae_lens import SAE
 from torch import Tensor, nn
 
 from sae_binary_ext.coding.entropy import bernoulli_entropy
-from sae_binary_ext.measure.applied import (
+from sae_binary_ext.measure.documents import TextBatch
+from sae_binary_ext.measure.in_model import (
     Applied,
     apply_to_rows,
     apply_to_tokens,
     reads_sequences,
 )
-from sae_binary_ext.measure.documents import TextBatch
 from sae_binary_ext.measure.intervals import Estimate, WeightedSums, estimate_of
-from sae_binary_ext.measure.neighbours import nearest_rows
 from sae_binary_ext.measure.samples import LatentSamples
 
-# Of a coder with values, what is taken to be stored of each active latent.
+# Bits stored for each active latent of a coder with values.
 BITS_A_VALUE = 8
-# Codes of one piece of a batch: 64 MB in float32.
+# Codes (tokens times latents) computed at once: 64 MB in float32.
 CODES_AT_ONCE = 2**24
 # Documents whose own FVU is kept.
 FIRST_DOCUMENTS = 500
 TOKENS, ERROR, COSINE, ACTIVE, ACTIVE_SQUARED = range(5)
+ROWS_AT_ONCE = 1024
+
+
+@torch.no_grad()
+def nearest_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the most similar other row for each row of a decoder [rows, width] of two rows or more.
+
+    Returns cosines, float32 [rows], and numbers, int64 [rows], on the CPU. A row of zeros has
+    cosine 0 with all others.
+    """
+    unit = nn.functional.normalize(weight.float(), dim=1)
+    cosines: list[Tensor] = []
+    nearest: list[Tensor] = []
+    for part in torch.arange(len(unit), device=unit.device).split(ROWS_AT_ONCE):
+        products = unit[part] @ unit.T
+        products[torch.arange(len(part), device=unit.device), part] = -torch.inf
+        best = products.max(dim=1)
+        cosines.append(best.values.cpu())
+        nearest.append(best.indices.cpu())
+    return torch.cat(cosines), torch.cat(nearest)
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Activations of one site's tokens, and the rows that they are of.
+    """Activations of tokens at one site, and the rows of text they come from.
 
     Attributes:
         inputs: [tokens, d_in].
         targets: [tokens, d_out].
         text: the rows.
-        where: bool [rows, context], the positions that the activations are of, row by row.
+        where: bool [rows, context], the positions of these tokens, row by row.
         weights: float64 [rows, 1 + REPLICATES], from document_weights.
-        rows: [rows, context, d_in], inputs of whole rows, for coders that read sequences.
+        rows: [rows, context, d_in], inputs at all positions, for coders that read sequences.
     """
 
     inputs: Tensor
@@ -51,7 +70,7 @@ class TokenBatch:
 
     @property
     def row_of_token(self) -> Tensor:
-        """int64 [tokens]."""
+        """int64 [tokens], the row of each token."""
         return self.where.nonzero()[:, 0]
 
 
@@ -62,7 +81,7 @@ def sums_by_row(values: Tensor, row_of_token: Tensor, rows: int) -> Tensor:
 
 
 class DocumentSums(nn.Module):
-    """Sums over each of the first documents, for how far they differ."""
+    """Sums over each of the first documents, to show how they differ."""
 
     sums: Tensor
 
@@ -78,13 +97,13 @@ class DocumentSums(nn.Module):
 
 
 class RunningVariance(nn.Module):
-    """Total variance of a site's targets; all coders of the site are measured against it."""
+    """Total variance of the targets at a site; every coder there is measured against it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.sums = WeightedSums(2 + width)
         self.documents = DocumentSums(2 + width)
-        # Subtracted from every target: sums of squares about a far mean would lose their digits.
+        # Subtracted from every target. Squares around a distant mean would lose digits.
         self.register_buffer("origin", torch.zeros(width, dtype=torch.float64))
         self.origin: Tensor
 
@@ -101,42 +120,42 @@ class RunningVariance(nn.Module):
         self.documents.add(rows, batch.text.documents)
 
     def totals(self) -> Tensor:
-        """float64 [1 + REPLICATES]: squared distances from the mean, summed over tokens."""
+        """float64 [1 + REPLICATES], squared distances from the mean, summed over tokens."""
         tokens, squared = self.sums.sums[:, 0], self.sums.sums[:, 1]
         return squared - self.sums.sums[:, 2:].square().sum(1) / tokens
 
     def document_totals(self) -> Tensor:
-        """float64 [FIRST_DOCUMENTS]: the same of each document alone; 0 where there is none."""
+        """float64 [FIRST_DOCUMENTS], the same for each document; 0 for documents without text."""
         tokens, squared = self.documents.sums[:, 0], self.documents.sums[:, 1]
         shift = self.mean() - self.origin
         shifted = self.documents.sums[:, 2:] @ shift
         return squared - 2 * shifted + tokens * shift.square().sum()
 
     def mean(self) -> Tensor:
-        """float64 [d_out], of all tokens."""
+        """float64 [d_out], the mean target."""
         return self.origin + self.sums.sums[0, 2:] / self.sums.sums[0, 0]
 
 
 @dataclass(frozen=True)
 class CoderFigures:
-    """What a coder keeps of its activations, and how its latents fire.
+    """How well a coder reconstructs, and how its latents fire.
 
     Attributes:
-        tokens: measured on.
+        tokens: how many were measured.
         latents: width of the code.
         fvu: squared error over total variance, both summed over tokens and dimensions.
         cosine: between target and output, mean over tokens.
         l0: mean active latents a token.
         l0_deviation: standard deviation of the active latents of a token.
         entropy_bits: entropy of the firing rates, summed over latents, in bits a token.
-        bits: description length in bits a token: the entropy, and 8 bits a value.
+        bits: description length in bits a token: the entropy plus 8 bits a value.
         stores_values: whether active latents have values other than 1.
-        rates: float64 [latents], share of the tokens on which each latent was active.
-        neighbour_cosines: float32 [latents], of each decoder row with the one most like it.
-        neighbour_correlations: float64 [latents], of each latent's firing with that one's; NaN
-            where one of them never or always fires.
-        tokens_per_second: of encode alone.
-        document_fvu: float64, of each of the first documents with any text.
+        rates: float64 [latents], firing rates.
+        neighbour_cosines: float32 [latents], cosine of each decoder row with the most similar one.
+        neighbour_correlations: float64 [latents], correlation of the firing of these two latents;
+            NaN if one of them never or always fires.
+        tokens_per_second: speed of encode alone.
+        document_fvu: float64, FVU of each of the first documents that have text.
     """
 
     tokens: int
@@ -156,17 +175,15 @@ class CoderFigures:
 
 
 class RunningFigures(nn.Module):
-    """Sums from which CoderFigures come; a module for its state_dict.
+    """Running sums for CoderFigures; a module, so that its state_dict can be saved.
 
-    Args:
-        coder: any SAELens coder, binary or stock.
-        samples: latents to sample contexts of.
+    `samples` is the number of latents to sample contexts for.
     """
 
     def __init__(self, coder: SAE[Any], samples: int = 0) -> None:
         super().__init__()
         latents = coder.cfg.d_sae
-        # No submodule: the state is what was counted, and not the weights.
+        # In a list, so that the weights are not part of the state_dict.
         self._coder = [coder]
         cosines, nearest = nearest_rows(coder.W_dec)
         self._cosines, self._nearest = cosines, nearest
@@ -183,18 +200,14 @@ class RunningFigures(nn.Module):
 
     @torch.no_grad()
     def add(self, batch: TokenBatch) -> Tensor:
-        """Encode and decode a batch, and count what comes of it.
-
-        Returns:
-            bool [tokens, latents], which latents are active, on the CPU.
-        """
+        """Encode, decode and count a batch; returns bool [tokens, latents], the active latents."""
         coder, rows = self._coder[0], len(batch.weights)
         fired: list[Tensor] = []
         values: list[Tensor] = []
         for part in _applied_to(coder, batch):
             codes, targets = part.codes, batch.targets[part.tokens]
             self.seconds += part.seconds
-            # In float32: sums of bools would go by way of int64, and these are exact.
+            # float32 sums are exact here; sums of bools would convert to int64.
             active = (codes != 0).float()
             self.stores_values |= (codes != active).any().cpu()
             figures = _figures_of(active, part.output.float(), targets.to(codes.device).float())
@@ -210,11 +223,7 @@ class RunningFigures(nn.Module):
         return torch.cat(fired)
 
     def figures(self, variance: RunningVariance) -> CoderFigures:
-        """The figures so far.
-
-        Args:
-            variance: of the same batches' targets.
-        """
+        """The figures so far; variance must have counted the same batches."""
         tokens = self.sums.sums[:, TOKENS]
         rates = self.counts.sums / tokens[:, None]
         entropy = bernoulli_entropy(rates.clamp(0, 1)).sum(1)
@@ -245,14 +254,14 @@ class RunningFigures(nn.Module):
         return self.documents.sums[there, 0] / variance.document_totals()[there]
 
     def _correlations(self, rates: Tensor, tokens: Tensor) -> Tensor:
-        """Of each latent's firing with that of its nearest: phi of two 0/1 variables."""
+        """float64 [latents]: phi coefficient of each latent and its nearest."""
         others = rates[self._nearest]
         covariance = self.with_nearest / tokens - rates * others
         return covariance / (rates * (1 - rates) * others * (1 - others)).sqrt()
 
 
 def _figures_of(active: Tensor, output: Tensor, targets: Tensor) -> Tensor:
-    """float64 [tokens, 5], in the order of the names above; active is 0.0 or 1.0."""
+    """float64 [tokens, 5], in the order of TOKENS, ERROR, ...; active is 0.0 or 1.0."""
     number = active.sum(1).double()
     error = (output - targets).double().square().sum(1)
     cosine = nn.functional.cosine_similarity(output, targets, dim=1).double()

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_binary_ext.measure.applied import reads_sequences
 from sae_binary_ext.measure.figures import (
     CoderFigures,
     RunningFigures,
     RunningVariance,
     TokenBatch,
 )
+from sae_binary_ext.measure.in_model import reads_sequences
 from sae_binary_ext.measure.intervals import document_weights
 from sae_binary_ext.measure.reading import OpenedModel, read_text
 from sae_binary_ext.settings import ReadingConfig

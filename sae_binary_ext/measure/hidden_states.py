@@ -1,41 +1,103 @@
-"""Hidden states of a model: of its layers, of positions of a text, and in prompts."""
+"""Hidden states of a model at its layers, at positions of a text, and in prompts."""
 
-from collections.abc import Iterator
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
+from typing import cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.measure.documents import TextBatch
-from sae_binary_ext.measure.in_context import frequent_words, in_context_prompts
-from sae_binary_ext.measure.in_model import read_hooks
+from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, read_hooks
 from sae_binary_ext.measure.reading import OpenedModel, read_text
 from sae_binary_ext.saelens.hooked_model import positions_of
 from sae_binary_ext.settings import ReadingConfig
 
+TASKS: dict[str, Callable[[str], str]] = {
+    "capitals": str.upper,
+    "first letter": lambda word: word[0],
+    "last letter": lambda word: word[-1],
+    "twice": lambda word: f"{word} {word}",
+}
+SHORTEST_WORD, LONGEST_WORD = 4, 9
+QUESTION, ANSWER = "{} ->", " {}\n"
+# How many of the most frequent words are used.
+WORDS = 2000
 POSITIONS = (1, 2, 4, 8, 16, 32, 63)
-# Lines before the last question, and those of them after which states are taken.
+# Lines before the last question, and the numbers of lines after which states are read.
 EXAMPLES = 15
 LAST_EXAMPLES = (0, 1, 2, 4, 8, 15)
 FEWEST_ROWS = 10
-# By layer, and position, number of examples, or "all".
+# By layer, and by position, number of examples, or "all".
 States = dict[tuple[int, int | str], Tensor]
+
+
+def frequent_words(documents: Iterable[str]) -> list[str]:
+    """The most frequent words of lower-case letters, most frequent first."""
+    counts: dict[str, int] = {}
+    pattern = re.compile(rf"\b[a-z]{{{SHORTEST_WORD},{LONGEST_WORD}}}\b")
+    for text in documents:
+        for word in pattern.findall(text):
+            counts[word] = counts.get(word, 0) + 1
+    return sorted(counts, key=lambda word: (-counts[word], word))[:WORDS]
+
+
+def in_context_prompts(
+    words: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: int,
+    examples: int,
+    seed: int,
+) -> Iterator[tuple[TextBatch, torch.Tensor]]:
+    """Make prompts of lines "word -> answer", each prompt for one task, the tasks in turn.
+
+    A prompt has `examples` lines with an answer and a last question. It has no word twice; the
+    words are drawn by the seed.
+
+    Yields:
+        Rows, and int64 [rows, examples + 1], the position of each line's last token before its
+        answer.
+    """
+    draw = random.Random(seed)
+
+    def ids(text: str) -> list[int]:
+        return cast(list[int], tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def one(number: int) -> tuple[list[int], list[int]]:
+        task = list(TASKS.values())[number % len(TASKS)]
+        bos = cast(int | None, tokenizer.bos_token_id)
+        row, due = [] if bos is None else [bos], []
+        for word in draw.sample(words, examples + 1):
+            # Question and answer are tokenized apart, so that it is known where one ends.
+            row += ids(QUESTION.format(word))
+            due.append(len(row) - 1)
+            row += ids(ANSWER.format(task(word)))
+        return row, due
+
+    made = map(one, range(prompts))
+    first = 0
+    while batch := list(islice(made, ROWS_PER_FORWARD)):
+        lengths = torch.tensor([len(row) for row, _ in batch])
+        tokens = torch.zeros(len(batch), int(lengths.max()), dtype=torch.long)
+        for place, (row, _) in enumerate(batch):
+            tokens[place, : len(row)] = torch.tensor(row)
+        documents = list(range(first, first + len(batch)))
+        first += len(batch)
+        yield TextBatch(tokens, lengths, documents), torch.tensor([due for _, due in batch])
 
 
 def states_of_layers(
     opened: OpenedModel, config: ReadingConfig, hooks: dict[int, str], most: int
 ) -> States:
-    """Of each layer states of all positions, evenly drawn from the text.
+    """States of all positions at each layer, at most `most`, drawn evenly from the text.
 
-    Args:
-        opened: the model.
-        config: which text.
-        hooks: of each layer, the model's name of what is read.
-        most: states a layer.
-
-    Returns:
-        float16 [states, width] of each layer, "all".
+    `hooks` has the model's name of the hook to read for each layer. Returns float16
+    [states, width] for each (layer, "all").
     """
     drawn = {layer: EvenlyDrawn(most) for layer in hooks}
     for batch in read_text(opened, config, more_hooks=hooks.values()):
@@ -45,9 +107,9 @@ def states_of_layers(
 
 
 class EvenlyDrawn:
-    """States drawn evenly from a stream that ends nobody knows where.
+    """States drawn evenly from a stream of unknown length.
 
-    Every `step`-th is kept; when that are twice as many as wanted, every second of them goes.
+    Every `step`-th state is kept. If twice as many as wanted are kept, every second one is dropped.
     """
 
     def __init__(self, most: int) -> None:
@@ -57,7 +119,7 @@ class EvenlyDrawn:
 
     def add(self, states: Tensor) -> None:
         """The next states [states, width] of the stream."""
-        # A copy: a view of float16 states would keep the whole batch.
+        # A copy, because a view of float16 states would keep the whole batch in memory.
         kept = states[-self._seen % self._step :: self._step].to(torch.float16, copy=True)
         self._seen += len(states)
         self._kept.append(kept)
@@ -67,7 +129,7 @@ class EvenlyDrawn:
             self._number_kept, self._step = len(self._kept[0]), 2 * self._step
 
     def drawn(self) -> Tensor:
-        """float16 [states, width], all of them where the stream had no more than `most`."""
+        """float16 [states, width], `most` of them, or all if the stream had fewer."""
         kept = torch.cat(self._kept)
         if len(kept) <= self.most:
             return kept
@@ -77,9 +139,9 @@ class EvenlyDrawn:
 def states_of_positions(
     opened: OpenedModel, config: ReadingConfig, hooks: dict[int, str], most: int
 ) -> States:
-    """Of each layer and position states of the same rows, those that reach the last position.
+    """States at each (layer, position), of the rows that reach the last position.
 
-    Args, Returns: as states_of_layers, each state with its position.
+    Arguments as for states_of_layers.
 
     Raises:
         ValueError: there are too few rows.
@@ -99,10 +161,9 @@ def states_of_positions(
 def states_of_prompts(
     opened: OpenedModel, config: ReadingConfig, hooks: dict[int, str], most: int, seed: int
 ) -> States:
-    """Of each layer and number of examples states before the answer.
+    """States before the answer, at each (layer, number of examples); see in_context_prompts.
 
-    Args, Returns: as states_of_layers, each state with the number of examples before it; words
-    are drawn from the text by the seed, and there is a prompt for each row of so many tokens.
+    Other arguments as for states_of_layers. There are as many prompts as config.tokens has rows.
 
     Raises:
         ValueError: the text has too few words, or the model too few positions for a prompt.
@@ -110,8 +171,9 @@ def states_of_prompts(
     words = frequent_words(opened.documents())
     if len(words) <= EXAMPLES:
         raise ValueError(
-            f"dataset={config.dataset!r}: has {len(words)} words of lower-case letters, and a "
-            f"prompt takes {EXAMPLES + 1}. Give a longer text."
+            f"dataset={config.dataset!r}: has {len(words)} different words of {SHORTEST_WORD} to "
+            f"{LONGEST_WORD} lower-case letters, and a prompt takes {EXAMPLES + 1}. Give a longer "
+            "text."
         )
     positions = positions_of(opened.model)
     prompts = max(config.tokens // opened.context_size, 1)
@@ -133,17 +195,13 @@ def states_of_prompts(
 
 
 def _within(text: TextBatch, last: int, positions: int | None) -> TextBatch:
-    """Prompts no longer than the model has positions; the last answer alone may be cut off.
-
-    Raises:
-        ValueError: the last position of interest is beyond them.
-    """
+    """Cut prompts to the model's positions; raise ValueError if that cuts off a question."""
     if positions is None or text.tokens.shape[1] <= positions:
         return text
     if last >= positions:
         raise ValueError(
             f"prompts='in_context': a prompt has its last question at position {last}, and the "
-            f"model has {positions} positions. Give a model with more of them."
+            f"model has {positions} positions. Give a model with more positions."
         )
     return replace(
         text, tokens=text.tokens[:, :positions], lengths=text.lengths.clamp(max=positions)
@@ -156,13 +214,10 @@ def _states_at(
     hooks: dict[int, str],
     most: int,
 ) -> States:
-    """States at some positions of each row.
+    """States at some positions of each row, at most `most` a point.
 
-    Args:
-        rows: activations of each hook, [rows, context, width], and positions, int64 [rows, points].
-        points: what each column of positions is called.
-        hooks: of each layer.
-        most: states a point.
+    `rows` gives activations of each hook, [rows, context, width], and positions, int64
+    [rows, points]; `points` names the columns of positions.
     """
     found: dict[int, list[Tensor]] = {layer: [] for layer in hooks}
     for activations, positions in rows:
@@ -174,8 +229,8 @@ def _states_at(
         of_layer = torch.cat(parts)[:most]
         if len(of_layer) < FEWEST_ROWS:
             raise ValueError(
-                f"tokens: the text has {len(of_layer)} rows that reach {points[-1]}, and a coder "
-                f"needs {FEWEST_ROWS} to learn from. Give a longer text."
+                f"tokens: {len(of_layer)} rows of the text reach {points[-1]}, and a coder needs "
+                f"{FEWEST_ROWS} rows to learn from. Give a longer text."
             )
         states |= {(layer, at): of_layer[:, place] for place, at in enumerate(points)}
     return states

@@ -1,31 +1,162 @@
-"""Coders measured where they belong: in the model they were trained on."""
+"""Coders applied to a model's activations, and measured in their place.
 
-from collections.abc import Callable, Iterable, Mapping
+Three kinds need more than encode and decode of single tokens. Temporal coders attend to earlier
+tokens, so they take whole rows. Skip transcoders and temporal coders have an output that does not
+come from their codes alone. Coders of attn.hook_z split and join heads; here heads lie side by
+side already.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from sae_lens import SAE
+from sae_lens import SAE, Transcoder
+from sae_lens.saes.temporal_sae import TemporalSAE
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sae_binary_ext.measure.applied import heads_side_by_side
 from sae_binary_ext.saelens.hook_views import HookView
 from sae_binary_ext.saelens.splice import HookedModel, Splice, SplicedLosses, resolve_hook
+from sae_binary_ext.saelens.transcoder_base import SkipConnection
 
 ROWS_PER_FORWARD = 8
+# Coders with one of these have the output decode(encode(x)).
+PLAIN_FORWARDS = (SAE.forward, Transcoder.forward, SkipConnection.forward)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """Codes [tokens, latents] and outputs [tokens, d_out] of a coder for some tokens of a batch.
+
+    `tokens` has their numbers in the batch, int64 [tokens]; encode took `seconds`.
+    """
+
+    tokens: Tensor
+    codes: Tensor
+    output: Tensor
+    seconds: float
+
+
+def reads_sequences(coder: Any) -> bool:
+    """Whether a token's code depends on the tokens before it."""
+    return isinstance(coder, TemporalSAE)
+
+
+def decodes_codes_alone(coder: Any) -> bool:
+    """Whether the coder's output comes from its codes alone."""
+    return type(coder).forward in PLAIN_FORWARDS
+
+
+@contextmanager
+def heads_side_by_side(coder: Any) -> Generator[None]:
+    """Let a coder of attn.hook_z take and give [..., heads * d_head]."""
+    if not getattr(coder, "hook_z_reshaping_mode", False):
+        yield
+        return
+    coder.turn_off_forward_pass_hook_z_reshaping()
+    try:
+        yield
+    finally:
+        coder.turn_on_forward_pass_hook_z_reshaping()
+
+
+@torch.no_grad()
+def codes_of(coder: Any, rows: Tensor, where: Tensor) -> Tensor:
+    """Codes [tokens, latents] of the tokens in `where`, bool [rows, context], row by row.
+
+    `rows` are activations of whole rows, [rows, context, d_in].
+    """
+    with heads_side_by_side(coder):
+        if reads_sequences(coder):
+            return coder.encode(_for(coder, rows))[where.to(coder.device)]
+        return coder.encode(_for(coder, rows[where]))
+
+
+@torch.no_grad()
+def apply_to_tokens(coder: Any, inputs: Tensor, codes_at_once: int) -> Iterator[Applied]:
+    """Apply a coder to single tokens, inputs [tokens, d_in].
+
+    A part has about codes_at_once codes (tokens times latents).
+
+    Raises:
+        ValueError: the coder reads sequences.
+    """
+    if reads_sequences(coder):
+        raise ValueError(
+            f"{type(coder).__name__} reads whole sequences, and got single tokens. Measure it "
+            "with sae-binary compare, which keeps rows together."
+        )
+    size = max(codes_at_once // coder.cfg.d_sae, 1)
+    for tokens in torch.arange(len(inputs)).split(size):
+        codes, output, seconds = _applied(coder, inputs[tokens])
+        yield Applied(tokens, codes, output, seconds)
+
+
+@torch.no_grad()
+def apply_to_rows(coder: Any, rows: Tensor, where: Tensor, codes_at_once: int) -> Iterator[Applied]:
+    """Apply a coder that reads sequences, a few rows at a time; arguments as for codes_of."""
+    size = max(codes_at_once // (coder.cfg.d_sae * rows.shape[1]), 1)
+    first = 0
+    for part, there in zip(rows.split(size), where.split(size), strict=True):
+        codes, output, seconds = _applied(coder, part)
+        tokens = first + torch.arange(int(there.sum()))
+        there = there.to(codes.device)
+        yield Applied(tokens, codes[there], output[there], seconds)
+        first += len(tokens)
+
+
+@torch.no_grad()
+def output_of_changed(coder: Any, rows: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Output [rows, context, d_out] of a coder for rows [rows, context, d_in] if its codes change.
+
+    `change` maps codes [rows, context, latents] to the new ones.
+    """
+    rows = _for(coder, rows)
+    with heads_side_by_side(coder):
+        changed = change(coder.encode(rows))
+        if isinstance(coder, SkipConnection):
+            return coder.decode_with_input(changed, rows)
+        output = coder.decode(changed)
+        if decodes_codes_alone(coder):
+            return output
+        # The part of the output that does not come from codes stays as it was.
+        return output + coder(rows) - coder.decode(coder.encode(rows))
+
+
+def _applied(coder: Any, inputs: Tensor) -> tuple[Tensor, Tensor, float]:
+    inputs = _for(coder, inputs)
+    with heads_side_by_side(coder):
+        started = _now(coder.device)
+        codes = coder.encode(inputs)
+        seconds = _now(coder.device) - started
+        output = coder.decode(codes) if decodes_codes_alone(coder) else coder(inputs)
+    return codes, output, seconds
+
+
+def _for(coder: Any, inputs: Tensor) -> Tensor:
+    return inputs.to(coder.device, torch.float32)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 class SplicedModel:
-    """Cross-entropy of a hooked model with an activation replaced by a coder's output.
+    """Cross-entropy of a hooked model if a coder's output replaces an activation.
 
     Args:
         model: a TransformerBridge, HookedTransformer or SAELens' HookedProxyLM.
         rows: int64 [rows, context], token ids.
         hook_name: the activation that coders read.
-        hook_name_out: the activation they replace; hook_name where None, for autoencoders.
-        first_position: positions before it stay as they are. An attention sink at position 0 has
-            such a norm that replacing it would measure the sink and not the coder.
+        hook_name_out: the activation they replace; None for autoencoders, which replace hook_name.
+        first_position: positions before it are not replaced. The attention sink at position 0 has
+            a huge norm, and would decide the figures.
 
     Raises:
         ValueError: the model has no such hook.
@@ -47,7 +178,7 @@ class SplicedModel:
         self.ablated = self._mean_loss(self._splice.ablated, "Zero ablation")
 
     def losses(self, coder: SAE[Any]) -> SplicedLosses:
-        """Losses with the coder's output in place, over all tokens of the rows."""
+        """Losses with the coder's output in place, as means over all tokens."""
 
         def loss(rows: Tensor, where: Tensor) -> Tensor:
             return self._splice.replaced(rows, where, lambda x, _: coder(x))
@@ -72,13 +203,13 @@ def read_pairs(
     hook_name_out: str,
     first_position: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """What a transcoder is measured on: the activations of the same tokens at two hooks.
+    """Activations of the same tokens at two hooks: inputs and targets of a transcoder.
 
     Args:
         model: as SplicedModel takes it.
         rows: int64 [rows, context], token ids.
-        hook_name: where inputs are read.
-        hook_name_out: where targets are.
+        hook_name: hook of the inputs.
+        hook_name_out: hook of the targets.
         first_position: positions before it are left out.
 
     Returns:
@@ -102,18 +233,13 @@ def read_pairs(
 
 @torch.no_grad()
 def read_hooks(model: HookedModel, hook_names: Iterable[str], tokens: Tensor) -> dict[str, Tensor]:
-    """Activations of one forward pass, which ends at the last layer that is asked for.
+    """Read activations in one forward pass, which stops after the last layer needed.
 
-    Args:
-        model: as SplicedModel takes it.
-        hook_names: as resolve_hook gives them.
-        tokens: int64 [rows, context].
-
-    Returns:
-        Of each hook [rows, context, width], the heads of a hook that has some side by side.
+    `hook_names` are as resolve_hook gives them. Returns [rows, context, width] for each hook, with
+    heads side by side.
 
     Raises:
-        ValueError: the model does not pass through one of them.
+        ValueError: the model does not pass through one of the hooks.
     """
     views = {name: HookView.of(name) for name in hook_names}
     found: dict[str, Tensor] = {}

@@ -1,11 +1,10 @@
-"""Figures of a stream of text with intervals, without keeping the text.
+"""Figures of a stream of text with intervals, in constant memory.
 
-The bootstrap resamples documents: tokens of one document resemble each other. It is the Poisson
-bootstrap (each document counts a Poisson(1) number of times in each replicate), because then a sum
-a replicate is all that needs to be kept, however many documents there are.
+The bootstrap resamples documents, because tokens of one document resemble each other. It is the
+Poisson bootstrap: each document counts a Poisson(1) number of times in each replicate. It needs one
+sum for each replicate, for any number of documents.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +16,11 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure and the interval that resampled documents put it in.
+    """A figure with its 95% interval.
 
     Attributes:
-        value: of all documents.
-        low, high: ends of the middle 95% of the replicates; NaN where there is but one document.
+        value: the figure of all documents.
+        low, high: ends of the middle 95% of the replicates; NaN if there is only one document.
     """
 
     value: float
@@ -30,13 +29,9 @@ class Estimate:
 
 
 def document_weights(documents: list[int]) -> Tensor:
-    """How often each row's document counts: once, and Poisson(1) times in each replicate.
+    """How often each row counts: once, and then in each replicate as often as its document.
 
-    Args:
-        documents: of each row, the number of its document.
-
-    Returns:
-        float64 [rows, 1 + REPLICATES]. A document always has the same numbers.
+    Returns float64 [rows, 1 + REPLICATES]; the same for the same number of a document.
     """
     rows: list[Tensor] = []
     for document in documents:
@@ -47,7 +42,7 @@ def document_weights(documents: list[int]) -> Tensor:
 
 
 class WeightedSums(nn.Module):
-    """Sums over rows, as they are and in every replicate; a module for its state_dict.
+    """Sums over rows, for all documents and for each replicate; a module for its state_dict.
 
     Buffer: sums, float64 [1 + REPLICATES, width].
     """
@@ -59,28 +54,14 @@ class WeightedSums(nn.Module):
         self.register_buffer("sums", torch.zeros(1 + REPLICATES, width, dtype=torch.float64))
 
     def add(self, rows: Tensor, weights: Tensor) -> None:
-        """Count rows.
-
-        Args:
-            rows: [rows, width].
-            weights: [rows, 1 + REPLICATES], their documents' weights.
-        """
+        """Count rows [rows, width] with weights [rows, 1 + REPLICATES] of document_weights."""
         self.sums += weights.T @ rows.to("cpu", torch.float64)
-
-    def estimate(self, figure: Callable[[Tensor], Tensor]) -> Estimate:
-        """A figure of the sums, with its interval.
-
-        Args:
-            figure: of [n, width], the n figures [n].
-        """
-        return estimate_of(figure(self.sums))
 
 
 def resampled(number: int) -> Tensor:
-    """Places of so many things, as they are and drawn with replacement in every replicate.
+    """int64 [1 + REPLICATES, number]: indices in order, then drawn with replacement.
 
-    Returns:
-        int64 [1 + REPLICATES, number]; the same for the same number.
+    The draw is the same for the same number.
     """
     generator = torch.Generator().manual_seed(0)
     again = torch.randint(number, (REPLICATES, number), generator=generator)
@@ -88,12 +69,12 @@ def resampled(number: int) -> Tensor:
 
 
 def estimate_of(figures: Tensor) -> Estimate:
-    """The estimate that figures [1 + REPLICATES], all documents' first, amount to."""
+    """The estimate from figures [1 + REPLICATES], of which the first is of all documents."""
     value, replicates = figures[0].item(), figures[1:]
     outside = (1 - CONFIDENCE) / 2
-    # A replicate without any document has no figure.
+    # A replicate without documents has no figure.
     drawn = replicates[replicates.isfinite()]
-    # One document's replicates differ by rounding alone.
+    # Replicates of a single document differ only by rounding.
     if not len(drawn) or drawn.isclose(drawn[0], rtol=1e-6, atol=0).all():
         return Estimate(value, float("nan"), float("nan"))
     ends = drawn.quantile(torch.tensor([outside, 1 - outside], dtype=drawn.dtype))

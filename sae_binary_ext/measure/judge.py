@@ -1,7 +1,8 @@
-"""A language model that judges, behind the chat-completions protocol; each thing is asked once."""
+"""A language model as judge, asked by the chat-completions protocol. Answers are kept in a file."""
 
 import asyncio
 import hashlib
+import importlib
 import json
 import logging
 import os
@@ -11,15 +12,26 @@ from typing import Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
-from sae_binary_ext.measure.packages import imported
 from sae_binary_ext.measure.progress import whole_lines
 from sae_binary_ext.measure.reasoning import answer_in, without_reasoning
 from sae_binary_ext.settings import JudgeFields
 
-# Of an answer whose server does not say; for the estimate before the start, too.
+
+def imported(name: str) -> Any:
+    """Import a module of delphi or of its dependencies; raise ValueError if it is not installed."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{name} is not installed, and scores beyond the token baseline need it: pip install "
+            "'sae_binary_ext[delphi]'. Use a separate environment, because it installs vllm."
+        ) from error
+
+
+# For the estimate before the start, and for servers that do not count tokens.
 CHARACTERS_A_TOKEN = 4
 KEY_VARIABLE = "OPENAI_API_KEY"
-# A server may answer with something that is no answer: asked again so often.
+# How often a request is repeated if the server's response is malformed.
 MALFORMED_ASKED_AGAIN = 2
 logger = logging.getLogger(__name__)
 
@@ -29,15 +41,15 @@ Scored = TypeVar("Scored")
 
 
 class JudgeStoppedError(Exception):
-    """The judge cannot be asked any more: the run stops, and can be gone on with."""
+    """The judge cannot be asked any more. The same command goes on from here."""
 
 
 class MalformedAnswerError(Exception):
-    """The server answered, and what it sent is no answer; counted as failed."""
+    """The server's response holds no answer; counted as failed."""
 
 
 class Asked(Protocol):
-    """Whoever answers."""
+    """Answers requests: a judge, or its rehearsal."""
 
     model: str
 
@@ -46,24 +58,24 @@ class Asked(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise JudgeStoppedError where it cannot be asked any more."""
+        """Raise JudgeStoppedError if it cannot be asked any more."""
         ...
 
 
 class Judge:
-    """Asks a server; what was answered before is in a file, and not asked again.
+    """Asks a server. Answers are kept in a file, and nothing is asked twice.
 
-    The key is read from the variable OPENAI_API_KEY, and goes to the server alone.
+    The key is read from the variable OPENAI_API_KEY, and sent to no other server.
 
     Args:
-        url: of the protocol, up to and without /chat/completions.
+        url: of the server, without /chat/completions.
         model: its name there.
-        answers: file of the answers, a line each.
-        budget: tokens, read and written, after which nothing more is asked; those of the answers in
-            the file count.
+        answers: file of the answers, one a line.
+        budget: tokens, read and written, after which nothing more is asked; tokens of the answers
+            in the file count.
         parallel: requests at once.
         timeout: seconds to wait for an answer.
-        retries: of a request that failed on its way, or that the server put off.
+        retries: of a request that failed or that the server refused for now.
 
     Raises:
         ValueError: the package openai is not installed.
@@ -96,11 +108,11 @@ class Judge:
             self._take_up()
 
     async def ask(self, messages: Messages, **settings: Any) -> str:
-        """The answer, without what the model wrote as reasoning; empty where that is all.
+        """The answer without reasoning; empty if the model wrote only reasoning.
 
         Raises:
             JudgeStoppedError: the budget is spent, or the server does not answer.
-            MalformedAnswerError: what it sends is no answer.
+            MalformedAnswerError: the server's response holds no answer.
         """
         key = _key([self.model, messages, settings])
         if key in self._known:
@@ -118,7 +130,7 @@ class Judge:
         raise MalformedAnswerError(f"{self._url} sent no answer {1 + MALFORMED_ASKED_AGAIN} times.")
 
     def check(self) -> None:
-        """Raise JudgeStoppedError where a request has found that it cannot go on."""
+        """Raise JudgeStoppedError if an earlier request stopped the judge."""
         if self._stopped is not None:
             raise JudgeStoppedError(self._stopped)
 
@@ -127,8 +139,8 @@ class Judge:
         if not answer and not self._only_reasoned:
             self._only_reasoned = True
             logger.warning(
-                "judge: %s answered with nothing, or with reasoning alone; such answers count as "
-                "failed. Turn its reasoning off, or choose a model without.",
+                "judge: %s gave an empty answer, or only reasoning; such answers count as failed. "
+                "Turn its reasoning off, or choose a model without reasoning.",
                 self.model,
             )
         return answer
@@ -136,12 +148,12 @@ class Judge:
     def _check_going(self) -> None:
         if self._stopped is None and self.spent >= self.budget:
             self._stopped = (
-                f"judge_tokens={self.budget}: are spent. The same command with more goes on."
+                f"judge_tokens={self.budget}: all are spent. The same command with more goes on."
             )
         self.check()
 
     async def _request(self, messages: Messages, settings: dict[str, Any]) -> tuple[str, int]:
-        """The answer and the tokens it took."""
+        """The answer, and how many tokens it took."""
         try:
             response = await self._client.chat.completions.create(
                 model=self.model, messages=messages, **settings
@@ -150,7 +162,7 @@ class Judge:
         except self._openai.APIResponseValidationError as error:
             raise MalformedAnswerError(repr(error)) from error
         except self._openai.OpenAIError as error:
-            # One that fails after all retries: the next would fail likewise.
+            # It failed after all retries, so the next request would fail too.
             self._stopped = f"judge_url={self._url}: {error} The same command goes on from here."
             raise JudgeStoppedError(self._stopped) from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -175,11 +187,7 @@ class Judge:
 
 
 class Rehearsal:
-    """Answers nothing of use and counts what it is asked, for an estimate before the start.
-
-    Args:
-        answer: to everything.
-    """
+    """Gives one answer to everything and counts the requests, for an estimate before the start."""
 
     model = "rehearsal"
 
@@ -188,13 +196,13 @@ class Rehearsal:
         self.requests = self.tokens = 0
 
     async def ask(self, messages: Messages, **settings: Any) -> str:
-        """The same to everything."""
+        """Count the request; the answer is always the same."""
         self.requests += 1
         self.tokens += _tokens(messages) + len(self._answer) // CHARACTERS_A_TOKEN
         return self._answer
 
     def check(self) -> None:
-        """It can always be asked."""
+        """A rehearsal never stops."""
 
 
 def ask_about(
@@ -204,23 +212,19 @@ def ask_about(
     score: Callable[[Asked, Item], Coroutine[Any, Any, Scored]],
     keep: Callable[[Scored], None],
 ) -> None:
-    """Have a judge score latents, some at once; first say what that takes.
+    """Have a judge score items, several at once; first log how many tokens that takes.
 
-    Args:
-        items: the latents, in whatever form.
-        judge: whom to ask.
-        rehearsed_answer: about as long as an answer is, and readable as one.
-        score: of one item, by whoever answers.
-        keep: called with each item's score as it comes.
+    The estimate takes rehearsed_answer, a valid answer of usual length. `keep` is called with each
+    score when it is there.
 
     Raises:
-        ValueError: the judge cannot be asked any more; what it answered was kept.
+        ValueError: the judge cannot be asked any more; its answers so far are kept.
     """
     rehearsal = Rehearsal(rehearsed_answer)
     asyncio.run(_score_all(items, rehearsal, judge.parallel, score, lambda _: None))
     logger.info(
-        "Asking %s about %d latents: %d requests of some %d tokens in all; what was answered "
-        "before is not asked again. At most %d tokens are spent, %d of them before.",
+        "Asking %s about %d latents: %d requests of about %d tokens in all. Requests answered in "
+        "earlier runs are not sent again. The budget is %d tokens, of which %d are spent.",
         judge.model,
         len(items),
         rehearsal.requests,
@@ -248,10 +252,7 @@ async def _score_all(
     score: Callable[[Asked, Item], Coroutine[Any, Any, Scored]],
     keep: Callable[[Scored], None],
 ) -> None:
-    """Score each item and keep its score when it is done.
-
-    Once the judge has stopped, what was sent is waited for: its answers need not be asked again.
-    """
+    """Score each item; if the judge stops, wait for the requests that were already sent."""
     limit = asyncio.Semaphore(at_once)
 
     async def one(item: Item) -> None:
@@ -273,15 +274,7 @@ def _key(request: Any) -> str:
 
 
 def open_judge(fields: JudgeFields, folder: Path) -> Judge | None:
-    """The language model that the settings name; None if they name none.
-
-    Args:
-        fields: the settings.
-        folder: where its answers are kept.
-
-    Raises:
-        ValueError: the package openai is not installed.
-    """
+    """The judge that the settings name, with its answers in folder; None if they name none."""
     if fields.judge_url is None or fields.judge_model is None:
         return None
     return Judge(

@@ -1,4 +1,4 @@
-"""A coder of some latents of another, each as often as it is wanted."""
+"""A coder of chosen latents of another coder."""
 
 import copy
 from dataclasses import replace
@@ -11,25 +11,21 @@ from sae_binary_ext.saelens.binary_code import BinaryCoder
 
 AnyCoder = TypeVar("AnyCoder", bound=BinaryCoder)
 DIMENSION_OF_LATENTS = {"W_enc": 1, "b_enc": 0, "log_threshold": 0, "W_dec": 0}
-# What SAELens puts down of the old latents.
+# Figures of all latents that SAELens writes into the metadata.
 OF_ALL_LATENTS = ("l0", "num_dead_features")
 
 
 @torch.no_grad()
 def with_latents(coder: AnyCoder, latents: Tensor) -> AnyCoder:
-    """A coder of these latents of another, their weights as they were.
-
-    Args:
-        coder: a binary autoencoder or transcoder, trained or in training.
-        latents: int64 [d_sae of the new one]; one may stand there several times.
+    """A binary coder with some latents of another one, int64 [new d_sae]; a latent may occur twice.
 
     Raises:
-        ValueError: there are none.
+        ValueError: latents is empty.
     """
     if not len(latents):
         raise ValueError(
-            f"latents=[]: a coder needs at least one of the {coder.cfg.d_sae}. Where none paid "
-            "for its bits, train longer or lower the price of a bit."
+            f"latents=[]: a coder needs at least one of the {coder.cfg.d_sae} latents. If no "
+            "latent was worth its bits, train longer or lower the price of a bit."
         )
     metadata: Any = copy.deepcopy(coder.cfg.metadata)
     for name in OF_ALL_LATENTS:

@@ -1,4 +1,4 @@
-"""Latents in order of what is thought to matter, in groups, and random ones to compare with."""
+"""Latents ranked and grouped, each group with random latents to compare with."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,17 +8,12 @@ from torch import Tensor
 
 from sae_binary_ext.coding import burstiness
 
-# Of the latents nearest in firing rate, from how many a random one is drawn.
+# A random latent is drawn from this many latents of the nearest firing rates.
 NEIGHBOURS = 8
 
 
 class RunningLatents:
-    """Firing of latents in a stream, in memory that does not grow with it.
-
-    Attributes:
-        tokens: read.
-        fired: float64 [latents], tokens each is active on.
-    """
+    """Running statistics of latents; `fired`, float64 [latents], counts firings over `tokens`."""
 
     def __init__(self, latents: int) -> None:
         self.tokens = 0
@@ -41,17 +36,17 @@ class RunningLatents:
 
     @property
     def means(self) -> Tensor:
-        """float64 [latents], mean code; the firing rate of a binary one."""
+        """float64 [latents], mean code; the firing rate for binary codes."""
         return self._sum / self.tokens
 
     @property
     def deviations(self) -> Tensor:
-        """float64 [latents], standard deviation of each code; sqrt(p (1 - p)) of a binary one."""
+        """float64 [latents], standard deviation of the codes; sqrt(p (1 - p)) for binary ones."""
         return (self._squared / self.tokens - self.means.square()).clamp_min(0).sqrt()
 
 
 def by_burstiness(running: RunningLatents, rows: Tensor) -> Tensor:
-    """log2 |h - rate| of the rarer of a latent's two states: from -1, at a rate of 1/2, to 0."""
+    """log2 |h - rate| of the rarer state of each latent: -1 at a rate of 1/2, up to 0."""
     rates = running.rates
     rarer = (rates < 0.5).double()
     return burstiness(rarer, rates)
@@ -63,11 +58,11 @@ def by_rate(running: RunningLatents, rows: Tensor) -> Tensor:
 
 
 def by_effect(running: RunningLatents, rows: Tensor) -> Tensor:
-    """Standard deviation of what a latent adds to the output: of its code, times its row's norm."""
+    """Standard deviation of a latent's code times the norm of its decoder row."""
     return running.deviations * rows.double().norm(dim=1).cpu()
 
 
-# Of what was counted and the decoder's rows, what latents are ranked by, highest first.
+# Scores by which latents are ranked, highest first, from their statistics and decoder rows.
 RANKINGS: dict[str, Callable[[RunningLatents, Tensor], Tensor]] = {
     "burstiness": by_burstiness,
     "rate": by_rate,
@@ -77,13 +72,13 @@ RANKINGS: dict[str, Callable[[RunningLatents, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class LatentGroup:
-    """Latents that are changed together, and others for comparison.
+    """Latents to change together, and random latents for comparison.
 
     Attributes:
         name: for tables.
-        latents: int64 [group], which.
-        others: int64 [group], random latents that fire about as often, none of them in the group;
-            fewer where there are not as many.
+        latents: int64 [group].
+        others: int64 [group], random latents outside the group that fire about as often; fewer if
+            there are not enough.
     """
 
     name: str
@@ -94,14 +89,10 @@ class LatentGroup:
 def ranked_groups(
     running: RunningLatents, scores: Tensor, groups: int, singles: int, seed: int
 ) -> Iterator[LatentGroup]:
-    """The first latents of a ranking one by one, then all that fired, in groups.
+    """The first `singles` latents of a ranking one by one, then all that fired, in groups.
 
-    Args:
-        running: their firing.
-        scores: float64 [latents], of which the highest come first.
-        groups: how many, each with an equal share of all firings as far as latents can be shared.
-        singles: how many latents one by one.
-        seed: of the random ones.
+    The latents of the highest scores, float64 [latents], come first. Each group has about an equal
+    share of all firings. The seed is for the random latents.
     """
     generator = torch.Generator().manual_seed(seed)
     order = scores.argsort(descending=True, stable=True)
@@ -110,27 +101,22 @@ def ranked_groups(
         others = alike_in_rate(running.fired, latent, generator)
         yield LatentGroup(f"latent {int(latent)} (number {place + 1})", latent, others)
     firings = running.fired[order]
-    # By the middle of its firings: a latent belongs where most of them are.
+    # A latent belongs to the group that holds the middle of its firings.
     middle = firings.cumsum(0) - firings / 2
     share = (middle * groups / firings.sum()).long().clamp_max(groups - 1)
     for group in range(groups):
         latents = order[share == group]
-        # A latent may fire as often as several groups' share.
+        # A group can be empty: one latent may have the firings of several groups.
         if len(latents):
             others = alike_in_rate(running.fired, latents, generator)
             yield LatentGroup(f"group {group + 1} of {groups}", latents, others)
 
 
 def alike_in_rate(fired: Tensor, latents: Tensor, generator: torch.Generator) -> Tensor:
-    """For each latent a random one that fires about as often: one of the nearest in log rate.
+    """Draw for each of some latents, int64 [group], another one of nearly the same log firing rate.
 
-    Args:
-        fired: float64 [latents], tokens each is active on.
-        latents: int64 [group], which are not to be drawn.
-        generator: of the draw.
-
-    Returns:
-        int64 [at most group], none twice.
+    `fired` has the tokens on which each latent is active, float64 [latents]. Returns int64, all
+    different; fewer than the group if no latents are left.
     """
     free = fired > 0
     free[latents] = False

@@ -1,4 +1,4 @@
-"""The same hook of other layers of a model."""
+"""The hooks of a coder at other layers of a model."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -12,15 +12,11 @@ EVERY_LAYER = 3
 
 
 def layer_of(hook: str) -> int:
-    """The layer that a hook is of.
-
-    Raises:
-        ValueError: its name has no number of a layer.
-    """
+    """The layer of a hook; raises ValueError if its name has no number of a layer."""
     if (found := BLOCK.search(hook)) is None:
         raise ValueError(
-            f"hook={hook!r}: is of no layer, and there are no others like it. Give a coder of a "
-            "layer."
+            f"hook={hook!r}: belongs to no layer, so other layers have no such hook. Give a coder "
+            "of a layer."
         )
     return int(found[1])
 
@@ -30,21 +26,18 @@ def layer_hooks(
 ) -> dict[int, tuple[str, str]]:
     """A coder's hooks at other layers.
 
-    Args:
-        model: the hooked model.
-        hooks: what the coder reads and what it gives, at its own layer, as its files name them.
-        layers: where to look; every third where there are none.
-
-    Returns:
-        Of each layer, the coder's own included, in order, the model's names of both hooks.
+    `hooks` are the coder's hooks of inputs and outputs, as its files name them; no `layers` means
+    every third. Returns the model's names of both hooks for each layer, in order, the coder's own
+    layer included.
 
     Raises:
-        ValueError: the coder is of no layer, or of two, or the model lacks one of the layers.
+        ValueError: the coder has no layer, or two, or the model lacks one of the layers.
     """
     home, target = map(layer_of, hooks)
     if home != target:
         raise ValueError(
-            f"hooks={hooks}: reads one layer and predicts another. Give a coder of one layer."
+            f"hooks={hooks}: the coder reads one layer and predicts another. Give a coder of one "
+            "layer."
         )
     known = {
         number: pair

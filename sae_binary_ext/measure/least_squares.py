@@ -1,4 +1,4 @@
-"""The decoder of given codes in closed form: with the codes fixed, it is least squares."""
+"""The best decoder for given codes, in closed form by least squares."""
 
 import torch
 from torch import Tensor
@@ -9,14 +9,12 @@ from sae_binary_ext.coding.kernels.sparse import code_matrix
 class DecoderFit:
     """Normal equations of a decoder, gathered a batch at a time.
 
-    The products of codes with codes are numbers of tokens, exact in int32.
-
     Attributes:
-        counts: int32 [latents, latents], on how many tokens each pair of latents fired; its upper
-            triangle alone, for the pairs are symmetric.
-        target_sums: float64 [latents, d_out], the sum of the targets where each latent fired.
-        target_sum: float64 [d_out], the sum of all targets.
-        tokens: how many there were.
+        counts: int32 [latents, latents], tokens on which each pair of latents fired; only the upper
+            triangle, because it is symmetric.
+        target_sums: float64 [latents, d_out], sum of the targets where each latent fired.
+        target_sum: float64 [d_out], sum of all targets.
+        tokens: how many were added.
     """
 
     def __init__(self, latents: int, d_out: int, device: str | torch.device = "cpu") -> None:
@@ -27,11 +25,9 @@ class DecoderFit:
 
     @torch.no_grad()
     def add(self, active: Tensor, target: Tensor) -> None:
-        """A batch of tokens, fewer than 2^24, up to which float32 counts exactly.
+        """Add codes, bool [tokens, latents], and targets [tokens, d_out].
 
-        Args:
-            active: bool [tokens, latents], the codes.
-            target: [tokens, d_out], what the decoder is to give for them.
+        There must be fewer than 2^24 tokens, up to which float32 counts exactly.
         """
         matrix = code_matrix(active)
         matrix.add_pair_counts(self.counts)
@@ -43,16 +39,16 @@ class DecoderFit:
     def solve(
         self, weight: Tensor, bias: Tensor, pull: float, fits_bias: bool
     ) -> tuple[Tensor, Tensor]:
-        """The decoder of least squared error, drawn a little to the one there is.
+        """The decoder of least squared error, pulled a little towards the old one.
 
         Minimises the sum over tokens of |target - codes @ W - b|^2, plus pull * |W - weight|^2. A
         latent that never fired keeps its row.
 
         Args:
-            weight: [latents, d_out], the decoder there is.
+            weight: [latents, d_out], the old decoder.
             bias: [d_out], its bias.
             pull: in tokens; must be positive.
-            fits_bias: whether the bias is fitted too, or stays.
+            fits_bias: true to fit the bias, false to keep it.
 
         Returns:
             W and b in the dtypes of weight and bias; solved in float64.
@@ -63,12 +59,12 @@ class DecoderFit:
         rates = gram.diagonal() / self.tokens
         mean = self.target_sum / self.tokens
         if fits_bias:
-            # With the best bias for each W, codes and targets count from their means.
+            # With the best bias for each W, codes and targets are centred.
             gram.addr_(rates, rates, alpha=-self.tokens)
             wanted.addr_(rates, mean, alpha=-self.tokens)
         else:
             wanted.addr_(gram.diagonal(), bias.double(), alpha=-1)
-        # What is solved for is the change: of rows without a firing it is zero to the last bit.
+        # Solve for the change, so that rows of latents that never fired stay bitwise the same.
         wanted -= gram @ before
         gram.diagonal().add_(pull)
         torch.linalg.cholesky(gram, out=gram)

@@ -1,23 +1,23 @@
-"""Which latent of one coder is which of another, by how their firing correlates."""
+"""Latents of two coders matched by the correlation of their firing."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-# With so many firings a token a matrix product counts faster than sums of rows.
+# Above this many firings a token, a matrix product is faster than sums of rows.
 MOST_FIRINGS_A_TOKEN = 8
 FIRINGS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
 class Matches:
-    """Of some latents of one coder the latent of another that fires most like each.
+    """The latents of another coder that fire most like some latents of one coder.
 
     Attributes:
-        latents: int64 [n], of the other coder.
-        correlations: float64 [n], of the two latents' firing; -inf where the one never or always
-            fires, and no latent is like it.
+        latents: int64 [n], latents of the other coder.
+        correlations: float64 [n], of the firing of each pair; -inf if the latent of the one coder
+            never or always fires.
     """
 
     latents: Tensor
@@ -25,7 +25,7 @@ class Matches:
 
 
 class JointCounts(nn.Module):
-    """On how many tokens latents of two coders are active together.
+    """Counts of the tokens on which latents of two coders are active together.
 
     Buffer: counts, float64 [latents of the one, latents of the other].
     """
@@ -37,12 +37,7 @@ class JointCounts(nn.Module):
         self.register_buffer("counts", torch.zeros(ones, others, dtype=torch.float64))
 
     def add(self, ones: Tensor, others: Tensor) -> None:
-        """Count a batch.
-
-        Args:
-            ones: bool [tokens, latents of the one].
-            others: bool [tokens, latents of the other].
-        """
+        """Count a batch: bool [tokens, latents] of the one coder and of the other."""
         token, latent = ones.nonzero(as_tuple=True)
         if len(token) > MOST_FIRINGS_A_TOKEN * len(ones):
             self.counts += ones.T.float() @ others.float()
@@ -51,13 +46,7 @@ class JointCounts(nn.Module):
             self.counts.index_add_(0, latent[part], others[token[part]].double())
 
     def matches(self, ones_rates: Tensor, others_rates: Tensor, tokens: int) -> Matches:
-        """The most correlated latents.
-
-        Args:
-            ones_rates: [latents of the one], firing rates.
-            others_rates: [latents of the other].
-            tokens: counted.
-        """
+        """The most correlated latents, from the firing rates of both coders over these tokens."""
         deviations = [
             (rates * (1 - rates)).clamp_min(0).sqrt() for rates in (ones_rates, others_rates)
         ]

@@ -1,4 +1,4 @@
-"""What a coder keeps, and how its latents fire."""
+"""Figures of a coder on activations that are in memory."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_binary_ext.coding.entropy import FiringRates
-from sae_binary_ext.measure.applied import apply_to_tokens
+from sae_binary_ext.measure.in_model import apply_to_tokens
 
 TOKENS_PER_BATCH = 4096
 DENSE_RATES = (0.1, 0.5)
@@ -23,11 +23,11 @@ class CoderMetrics:
         fvu: squared error over total variance, both summed over tokens and dimensions.
         l0: mean active latents a token.
         latents: width of the code.
-        dead: latents active on none of the tokens.
+        dead: latents active on no token.
         dense_10, dense_50: latents active on more than 10% and 50% of the tokens.
-        entropy_bits: entropy of the firing rates, summed over latents, in bits a token. For a
-            coder with values this is the entropy of which latents are active, values not included.
-        rates: firing rate of each latent, float64 [latents].
+        entropy_bits: entropy of the firing rates, summed over latents, in bits a token. The values
+            of a coder with values are not counted.
+        rates: float64 [latents], firing rates.
     """
 
     fvu: float
@@ -47,12 +47,12 @@ class CoderMetrics:
 
 @torch.no_grad()
 def measure(coder: SAE[Any], activations: Tensor, targets: Tensor | None = None) -> CoderMetrics:
-    """Reconstruction and firing of a coder.
+    """Measure reconstruction and firing of a coder.
 
     Args:
         coder: any SAELens coder, binary or stock.
         activations: [tokens, d_in]; processed in batches, in float32.
-        targets: [tokens, d_out], what a transcoder is to predict; the activations where None.
+        targets: [tokens, d_out], targets of a transcoder; None takes the activations.
 
     Raises:
         ValueError: the coder reads whole sequences (temporal coders).

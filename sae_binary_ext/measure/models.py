@@ -30,8 +30,8 @@ SAME_HOOKS = re.compile(
     r"hook_embed|blocks\.\d+\.(hook_resid_(pre|mid|post)|hook_(mlp|attn)_out|mlp\.hook_(in|pre|post)"
     r"|attn\.hook_[qkvz])"
 )
-# Beside these, only where no normalisation follows attention and MLP, which HookedTransformer
-# counts in and a bridge does not; and only of LayerNorm.
+# Of these, two depend on the model. HookedTransformer applies a norm after attention or MLP before
+# the hook, a bridge after it. Hooks of norms agree for LayerNorm only.
 WITHOUT_POST_NORM = re.compile(r"blocks\.\d+\.hook_(mlp|attn)_out")
 OF_LAYER_NORM = re.compile(r"blocks\.\d+\.ln[12]\.hook_(normalized|scale)")
 
@@ -39,20 +39,20 @@ OF_LAYER_NORM = re.compile(r"blocks\.\d+\.ln[12]\.hook_(normalized|scale)")
 def open_model(
     candidates: list[Candidate], model: str | None, folder: Path, device: str
 ) -> tuple[str, HookedModel, PreTrainedTokenizerBase]:
-    """The hooked model that coders belong to, loaded as their files say.
+    """Load the hooked model of some coders, as their files say.
 
     Args:
-        candidates: whose files may name it.
-        model: Hub id or folder; None takes the one that the coders' files name, and SmolLM2 from
-            the installed package.
-        folder: where SmolLM2's files go, into "model".
-        device: where to put it.
+        candidates: the coders.
+        model: Hub id or folder; None takes the model that the coders' files name. SmolLM2 then
+            comes from the installed package.
+        folder: SmolLM2's files are written into its subfolder "model".
+        device: of the model.
 
     Returns:
-        Its name, the model and its tokenizer.
+        The model's name, the model and its tokenizer.
 
     Raises:
-        ValueError: coders of several models, or of models loaded or processed in different ways.
+        ValueError: the coders need several models, or one model loaded in different ways.
     """
     name = common_model(candidates, model)
     settings = _common_settings(candidates)
@@ -65,11 +65,7 @@ def open_model(
 
 
 def settings_of_model(candidate: Candidate) -> dict[str, Any]:
-    """How a coder's files say that its model is loaded, defaults left out.
-
-    Raises:
-        ValueError: a setting that is not known; the message names the coder.
-    """
+    """The settings in a coder's files for loading its model, without defaults."""
     try:
         return decisive_settings(candidate.coder.cfg.metadata.model_from_pretrained_kwargs)
     except ValueError as error:
@@ -77,12 +73,12 @@ def settings_of_model(candidate: Candidate) -> dict[str, Any]:
 
 
 def fitting_context(model: HookedModel, context_size: int) -> int:
-    """context_size, or as many tokens a row as the model has positions, which is then logged."""
+    """context_size, or the number of the model's positions if that is smaller; logs the change."""
     positions = positions_of(model)
     if positions is None or positions >= context_size:
         return context_size
     logger.warning(
-        "context_size=%d: the model has %d positions, and rows have as many tokens.",
+        "context_size=%d: the model has %d positions, so rows have that many tokens.",
         context_size,
         positions,
     )
@@ -90,44 +86,37 @@ def fitting_context(model: HookedModel, context_size: int) -> int:
 
 
 def _common_settings(candidates: list[Candidate]) -> dict[str, Any]:
-    """How the model of all coders is loaded.
-
-    Raises:
-        ValueError: coders need models loaded in different ways.
-    """
+    """Settings for the model of all coders; raises ValueError if they differ."""
     first, *others = candidates
     settings = settings_of_model(first)
     for other in others:
         if (own := settings_of_model(other)) != settings:
             raise ValueError(
                 f"{first.name} and {other.name} need different models: the files of the first say "
-                f"to load it with {_told(settings)}, those of the second with {_told(own)} "
+                f"to load it with {told(settings)}, those of the second with {told(own)} "
                 "(model_from_pretrained_kwargs). Measure them one after the other."
             )
     return settings
 
 
-def _told(settings: Mapping[str, Any]) -> str:
+def told(settings: Mapping[str, Any]) -> str:
+    """Settings of a model for a message."""
     return ", ".join(f"{key}={value}" for key, value in settings.items()) or "no settings"
 
 
 def _common_class(candidates: list[Candidate], path: str) -> str | None:
-    """The class of hooked model that all coders can be measured in; None for a bridge.
-
-    Raises:
-        ValueError: there are several, and a bridge does not stand for all of them.
-    """
+    """The class of hooked model for all coders; None for a bridge, which can replace most."""
     classes = {_class_of(each): each.name for each in candidates}
     if len(classes) > 1:
         if others := set(classes) - {None, HOOKED_TRANSFORMER, PLAIN_MODEL}:
             raise ValueError(
-                f"coders: were trained with models of different classes, {classes}, and "
-                f"{sorted(map(str, others))} is read in no other. Measure them one after the other."
+                f"coders: were trained with models of different classes, {classes}, and no other "
+                f"class can replace {sorted(map(str, others))}. Measure them one after the other."
             )
         return None
     (only,) = classes
     if only == HOOKED_TRANSFORMER and not known_to_hooked_transformer(path):
-        logger.info("%s: TransformerLens does not know it by name, so a bridge reads it.", path)
+        logger.info("%s: TransformerLens has no model of this name, so a bridge reads it.", path)
         return None
     return only
 
@@ -138,7 +127,7 @@ def _class_of(candidate: Candidate) -> str | None:
 
 
 def _check_same_in_bridge(candidates: list[Candidate], bridge: TransformerBridge) -> None:
-    """Raise ValueError where a HookedTransformer's coder would read something else in a bridge."""
+    """Raise ValueError if a HookedTransformer's coder would read other activations in a bridge."""
     names = cast(Mapping[str, Any], bridge.hook_dict)
     has_post_norms = any(re.search(r"\.ln[12]_post\.", name) for name in names)
     layer_norm = str(bridge.cfg.normalization_type).startswith("LN")
@@ -150,7 +139,7 @@ def _check_same_in_bridge(candidates: list[Candidate], bridge: TransformerBridge
             same = SAME_HOOKS.fullmatch(name) or (layer_norm and OF_LAYER_NORM.fullmatch(name))
             if not same or (has_post_norms and WITHOUT_POST_NORM.fullmatch(name)):
                 raise ValueError(
-                    f"{candidate.name}: was trained at {hook} of a {HOOKED_TRANSFORMER}, where a "
-                    "TransformerBridge may have something else. Measure coders of "
+                    f"{candidate.name}: was trained at {hook} of a {HOOKED_TRANSFORMER}, and a "
+                    "TransformerBridge may have other activations there. Measure coders of "
                     f"{HOOKED_TRANSFORMER} alone, and name the model as TransformerLens does."
                 )

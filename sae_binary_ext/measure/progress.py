@@ -1,4 +1,4 @@
-"""What a comparison has counted, in a file, so that it goes on after an interruption."""
+"""A file of the counts of a comparison, so that it goes on after an interruption."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from torch import nn
 from sae_binary_ext.checkpoints.sources import METRICS_FILE
 from sae_binary_ext.measure.candidates import Candidate
 
-# Of what is saved: another one's cannot be taken up.
+# Version of the saved counts; those of another version are not used.
 LAYOUT = 2
 logger = logging.getLogger(__name__)
 
@@ -29,13 +29,9 @@ SECONDS_BETWEEN_SAVES = 30.0
 
 
 def fingerprint(candidates: Iterable[Candidate], settings: Any, sources: Iterable[str]) -> str:
-    """The same for the same comparison.
+    """A hash of a comparison: the coders' files, settings (a dataclass), model and text.
 
-    Args:
-        candidates: whose files count with what is in them.
-        settings: a dataclass.
-        sources: names of the model and the text; of those that are files or folders, the sizes and
-            times of the files count too.
+    `sources` names the model and the text; sizes and times count for their files.
     """
     digest = hashlib.sha256(json.dumps([LAYOUT, asdict(settings)], default=str).encode())
     for source in sources:
@@ -46,7 +42,7 @@ def fingerprint(candidates: Iterable[Candidate], settings: Any, sources: Iterabl
     for candidate in candidates:
         digest.update(f"{candidate.name} {candidate.site}".encode())
         for file in sorted(path for path in candidate.folder.iterdir() if path.is_file()):
-            # Written beside a coder once it was compared; the coder is the same.
+            # Written beside a coder after a comparison; the coder is the same.
             if file.name == METRICS_FILE:
                 continue
             with file.open("rb") as contents:
@@ -56,14 +52,11 @@ def fingerprint(candidates: Iterable[Candidate], settings: Any, sources: Iterabl
 
 @contextmanager
 def interrupts_noted() -> Generator[Callable[[], bool]]:
-    """Within it Ctrl-C does not break into a batch, of which half would be counted.
+    """Only note the first Ctrl-C, so that no batch is counted by half; yields whether it came.
 
-    A second Ctrl-C raises KeyboardInterrupt there and then, whatever handled interrupts before:
-    SAELens' training runner leaves a handler of its own behind when it is done. Outside the main
-    thread, or where interrupts are ignored, nothing is changed.
-
-    Yields:
-        A function that says whether there was one.
+    A second Ctrl-C raises KeyboardInterrupt at once. It does not call the previous handler, because
+    SAELens' training runner leaves its own behind. Nothing changes outside the main thread, or if
+    interrupts are ignored.
     """
     handled = signal.getsignal(signal.SIGINT)
     main = threading.current_thread() is threading.main_thread()
@@ -85,10 +78,7 @@ def interrupts_noted() -> Generator[Callable[[], bool]]:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """The lines of a file that lines are added to, each with its end.
-
-    A process that was killed may have left half a line; that is taken out of the file.
-    """
+    """The lines of a file, with their ends; half a line of a killed process is removed from it."""
     lines = path.read_text().splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
     if len(whole) < len(lines):
@@ -97,12 +87,9 @@ def whole_lines(path: Path) -> list[str]:
 
 
 class SavedProgress:
-    """A module's counts and how many batches of each stage are in them.
+    """Saves a module's counts in a file, and how many batches of each stage are in them.
 
-    Args:
-        path: the file. What is in it is taken up where it is of the same comparison.
-        of: the comparison's fingerprint.
-        counts: the module; its state_dict is saved.
+    Counts in the file are loaded if they have the same fingerprint `of` the comparison.
     """
 
     def __init__(self, path: Path, of: str, counts: nn.Module) -> None:
@@ -113,11 +100,11 @@ class SavedProgress:
             self._take_up()
 
     def done(self, stage: str) -> int:
-        """Batches of a stage that were counted."""
+        """Batches of a stage counted so far."""
         return self._done.get(stage, 0)
 
     def advance(self, stage: str) -> None:
-        """One more batch of a stage was counted."""
+        """Note that one more batch of a stage was counted, and save now and then."""
         self._done[stage] = self.done(stage) + 1
         if time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
             self.save()

@@ -10,7 +10,6 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.bundled.smollm2 import MODEL_NAME, export_smollm2
-from sae_binary_ext.measure.applied import codes_of
 from sae_binary_ext.measure.candidates import (
     Candidate,
     Site,
@@ -21,14 +20,14 @@ from sae_binary_ext.measure.candidates import (
 from sae_binary_ext.measure.documents import (
     ALL_ARTICLES,
     HELD_OUT_ARTICLES,
+    OutlyingTokens,
     TextBatch,
     read_all_documents,
     read_documents,
 )
 from sae_binary_ext.measure.figures import TokenBatch
-from sae_binary_ext.measure.in_model import read_hooks
+from sae_binary_ext.measure.in_model import codes_of, read_hooks
 from sae_binary_ext.measure.models import fitting_context, open_model
-from sae_binary_ext.measure.outliers import OutlyingTokens
 from sae_binary_ext.measure.stream import RowCut, batches_of
 from sae_binary_ext.saelens.hooked_model import load_hooked_model
 from sae_binary_ext.saelens.splice import HookedModel

@@ -1,33 +1,40 @@
-"""What a language model says to itself before its answer, told apart from the answer."""
+"""A language model's reasoning, told apart from its answer."""
 
 import re
 from typing import Any
 
-_WORD = r"(?:think|thinking|thought|thoughts|reason|reasoning|reflection|analysis|scratchpad)"
-# Models write these tags into their answers where their server does not take them out.
+# A tag of reasoning has a word for it in its name: inner_monologue, seed:think, chain-of-thought.
+_ABOUT = r"(?:think|thought|reason|reflect|analys|monolog|deliberat|scratchpad)"
+_NAME = rf"[\w:.-]*{_ABOUT}[\w:.-]*"
+# Models write these tags into their answers if their server does not take them out.
 _SPELLINGS = (
-    # <think>, <thinking type="x">, <seed:think>, <antThinking>
-    (rf"<(?:\w+:|ant)?{_WORD}(?:\s[^<>]*)?>", rf"</(?:\w+:|ant)?{_WORD}\s*>"),
+    (rf"<{_NAME}(?:\s[^<>]*)?(?<!/)>", rf"</{_NAME}\s*>"),
     (r"\[(?:think|thinking|reasoning)\]", r"\[/(?:think|thinking|reasoning)\]"),
     (r"◁think▷", r"◁/think▷"),
-    (rf"<\|(?:begin_of_|start_of_)?{_WORD}\|>", rf"<\|(?:end_of_|/){_WORD}\|>"),
+    (rf"<\|(?!end){_NAME}\|>", rf"<\|(?:end|/){_NAME}\|>"),
     (r"<\|channel\|?>\s*(?:analysis|thought)(?:<\|message\|>)?", r"<\|end\|>|<channel\|>"),
     (r"Here is my thought process:", r"Here is my response:"),
 )
-# What then stands around the answer itself.
-_WRAPPING = re.compile(
-    r"<\|start\|>assistant|<\|channel\|>final<\|message\|>|<\|return\|>"
-    r"|<\|(?:begin|end)_of_solution\|>",
-    re.IGNORECASE,
-)
 _FLAGS = re.IGNORECASE | re.DOTALL
+# Marks around the answer itself, and empty tags of reasoning.
+_MARKS = re.compile(
+    r"<\|start\|>assistant|<\|channel\|>final<\|message\|>|<\|return\|>"
+    r"|<\|(?:begin|end)_of_solution\|>|</?(?:final[_-]?)?(?:answer|response|output|explanation|verdict)>"
+    rf"|<{_NAME}\s*/>",
+    _FLAGS,
+)
+# A tag of any name that begins the text.
+_FIRST_BLOCK = re.compile(r"<([\w:.-]+)(?:\s[^<>]*)?>(.*?)</\1\s*>(\s*)(?=\S)", _FLAGS)
 
 
 def without_reasoning(text: str) -> str:
-    """An answer without the blocks of reasoning in it; empty where it is nothing else.
+    """An answer without the blocks of reasoning in it; empty if it is nothing else.
 
-    A block without end, as of an answer that was cut off, goes on to the end of the text. One
-    without a beginning, which some servers have already put into the request, starts with the text.
+    A block without an end, as in an answer that was cut off, goes on to the end of the text. A
+    block without a beginning starts with the text: some servers put its tag into the request.
+
+    Tags of other names count as reasoning if their block begins the text, an answer follows, and
+    there is a line break within or after the block. Markup in an answer has none.
 
     Args:
         text: what the model wrote.
@@ -39,17 +46,16 @@ def without_reasoning(text: str) -> str:
             text, found = inner.subn("", text)
         text = re.split(closing, text, flags=_FLAGS)[-1]
         text = re.split(opening, text, maxsplit=1, flags=_FLAGS)[0]
-    return _WRAPPING.sub("", text).strip()
+    text = _MARKS.sub("", text).strip()
+    while (block := _FIRST_BLOCK.match(text)) and "\n" in block[2] + block[3]:
+        text = text[block.end() :]
+    return text
 
 
 def answer_in(message: Any) -> Any:
-    """The text of a message, without the fields and parts that servers put reasoning into.
+    """The text of a chat-completions message, without fields and parts of reasoning.
 
-    Args:
-        message: of the chat-completions protocol.
-
-    Returns:
-        A text; empty where there is reasoning alone. What is no text comes back as it is.
+    It is empty if the message has only reasoning. Content that is no text comes back unchanged.
     """
     content = message.content
     if isinstance(content, list):

@@ -1,7 +1,7 @@
-"""Refit the decoder of a binary coder: the codes stay, the rows become those of least error.
+"""Refit the decoder of a binary coder by least squares; its codes stay the same.
 
-With the codes fixed, the best decoder is a least-squares problem with a closed form, which training
-by gradient steps only comes near to.
+With fixed codes the best decoder has a closed form, which training by gradient steps only
+approaches.
 """
 
 import copy
@@ -25,17 +25,17 @@ from sae_binary_ext.checkpoints.sources import (
     read_coder,
     stated_place,
 )
-from sae_binary_ext.measure.applied import heads_side_by_side
+from sae_binary_ext.measure.in_model import heads_side_by_side
 from sae_binary_ext.measure.least_squares import DecoderFit
 from sae_binary_ext.measure.metrics import measure
 from sae_binary_ext.measure.text import Text, read_activations
 from sae_binary_ext.saelens.binary_code import BinaryCoder
 from sae_binary_ext.saelens.transcoder_base import TranscoderFields
 
-# The least error of 1, 30, 100 and 300 on training tokens that were not fitted on (the demo's coder
-# "binary", 4608 latents, 270,000 tokens): a latent of few tokens would fit their noise.
+# Holds back latents with few tokens, which would fit noise. Of 1, 30, 100 and 300 it had the least
+# error on tokens not fitted on (the demo's coder "binary", 4608 latents, 270,000 tokens).
 PULL = 30.0
-# Tokens measured on, for each one fitted on.
+# Tokens to measure on for each token fitted on.
 MEASURED_SHARE = 0.1
 
 
@@ -43,16 +43,16 @@ MEASURED_SHARE = 0.1
 def refit_decoder(
     coder: BinaryCoder, batches: Iterable[tuple[Tensor, Tensor]], pull: float = PULL
 ) -> int:
-    """Give a coder the decoder of least squared error for its codes of these tokens.
+    """Give a coder the decoder of least squared error for its codes on these tokens.
 
-    b_dec is fitted too, but where the coder subtracts it from its input: there it stays, and with
-    it every code.
+    b_dec is fitted too, unless the coder subtracts it from its input: then it stays, and so do
+    the codes.
 
     Args:
         coder: a binary autoencoder or transcoder, changed in place.
-        batches: inputs [tokens, d_in] and targets [tokens, d_out] (an autoencoder's are its
-            inputs), in batches of a few thousand tokens.
-        pull: how strongly a row is held where it was, in tokens on which its latent fires.
+        batches: inputs [tokens, d_in] and targets [tokens, d_out], a few thousand tokens each; the
+            targets of an autoencoder are its inputs.
+        pull: how strongly a row is held to its old value, in tokens on which its latent fires.
 
     Returns:
         The number of tokens.
@@ -76,21 +76,21 @@ def refit_decoder(
 
 
 def _decoder_target(coder: Any, x: Tensor, target: Tensor) -> Tensor:
-    """What the decoder rows and b_dec must sum to, [tokens, d_out]."""
+    """The sums of decoder rows and b_dec that are wanted, [tokens, d_out]."""
     if isinstance(coder.cfg, TranscoderFields):
         return target if coder.W_skip is None else target - x @ coder.W_skip.T
-    # The input as its encoder has it: reshaped and normalised.
+    # The input as the encoder sees it: reshaped and normalised.
     return coder.process_sae_in(x) + coder.b_dec * coder.cfg.apply_b_dec_to_input
 
 
 @dataclass(frozen=True)
 class Refitted:
-    """What a refit did.
+    """Result of a refit.
 
     Attributes:
-        fitted_tokens: tokens it was fitted on.
-        measured_tokens: the tokens after them, not fitted on, that the FVU is of.
-        fvu_before, fvu_after: with the old decoder and with the new one.
+        fitted_tokens: tokens that the decoder was fitted to.
+        measured_tokens: tokens after these, on which the FVU was measured.
+        fvu_before, fvu_after: FVU with the old decoder and with the new one.
     """
 
     fitted_tokens: int
@@ -111,22 +111,22 @@ def refit(
     Args:
         source: as checkpoints.load_coder takes it.
         out: folder of the refitted coder, in the format of the old one.
-        text: what to fit on; a tenth as many tokens after those are measured on.
+        text: the text to fit to; after it, a tenth as many tokens are measured.
         hookpoint: as checkpoints.load_coder takes it.
         pull: as refit_decoder takes it.
 
     Raises:
-        CheckpointError: there is no such coder, or SAELens cannot have it.
-        ValueError: the coder has values for codes, its files do not say where it belongs, or the
-            text is too short; or out holds figures, which would not be the new decoder's.
+        CheckpointError: there is no such coder, or SAELens has no such architecture.
+        ValueError: the codes have values, the coder's files do not name its hook and model, the
+            text is too short, or out holds figures of another decoder.
     """
     name, folder = find_coder(source, hookpoint)
     portable = read_coder(folder, stated_place(name, hookpoint))
     if not portable.shape.binary:
-        raise ValueError(f"{source}: refit takes binary coders, and this one's codes have values.")
+        raise ValueError(f"{source}: its codes have values. Give a binary coder.")
     if (Path(out) / METRICS_FILE).exists():
         raise ValueError(
-            f"{out}: holds the {METRICS_FILE} of another decoder; choose a new folder."
+            f"{out}: holds the {METRICS_FILE} of another decoder. Choose a new folder."
         )
     coder: Any = saelens.to_coder(placed(portable, "saelens"))
     unfitted = copy.deepcopy(coder)
@@ -135,7 +135,7 @@ def refit(
     measured = list(_take(activations, math.ceil(text.tokens * MEASURED_SHARE)))
     if not measured:
         raise ValueError(
-            f"dataset={text.dataset!r}: ends after {fitted} tokens, which leaves none to measure "
+            f"dataset={text.dataset!r}: ends after {fitted} tokens, so none are left to measure "
             f"on. Give tokens of at most {fitted - fitted // 8}."
         )
     inputs, targets = (torch.cat(each) for each in zip(*measured, strict=True))
@@ -146,7 +146,7 @@ def refit(
         "decoder_bias": coder.b_dec.detach().to(dtype),
     }
     refitted = replace(portable, tensors=portable.tensors | decoder)
-    # Old figures would be wrong of the new decoder; how often the latents fire is not.
+    # Firing rates of the old coder are still right; its other figures are not.
     write_coder(refitted, Path(out), str(format_of(folder)), [folder / SPARSITY_FILE])
     return Refitted(fitted, len(inputs), *fvu)
 
@@ -154,7 +154,7 @@ def refit(
 def _take(
     activations: Iterator[tuple[Tensor, Tensor]], tokens: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """So many tokens of the stream and the rest of their batch, or all that it still has."""
+    """The next tokens of the stream, to the end of a batch; fewer if the stream ends."""
     with tqdm(total=tokens, unit="tokens", unit_scale=True, leave=False) as progress:
         taken = 0
         while taken < tokens and (pair := next(activations, None)) is not None:

@@ -1,4 +1,4 @@
-"""Activations of a text at the place a coder belongs to, as its own metadata tells."""
+"""Activations of a text at the hook of a coder, as its metadata says."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,23 +21,23 @@ from sae_binary_ext.measure.models import fitting_context, open_model
 from sae_binary_ext.settings import TextSource
 
 DEFAULT_CONTEXT = 256
-# Of datasets that hold token ids, as SAELens names them.
+# Columns of token ids, as SAELens names them.
 TOKEN_COLUMNS = ("tokens", "input_ids")
 
 
 @dataclass(frozen=True)
 class Text:
-    """What to read with which model.
+    """A text, and the model to read it with.
 
     Attributes:
-        dataset: of texts, as TextSource has it, or of token ids.
-        model: Hub id or folder; None takes the one that the coder's files name.
+        dataset: of texts, as TextSource takes it, or of token ids.
+        model: Hub id or folder; None takes the model that the coder's files name.
         tokens: how many to use.
-        context_size: tokens a row; None takes that of the coder's training, or 256. No more than
-            the model has positions.
-        split: of the dataset; None takes train, or the only one of a folder of save_to_disk.
-        text_column: which holds the texts; None takes token ids (tokens, input_ids), text, or the
-            only column of strings.
+        context_size: tokens a row, at most the model's positions; None takes the context size of
+            the coder's training, or 256.
+        split: of the dataset; None takes train, or the only split of a folder of save_to_disk.
+        text_column: the column of the texts; None takes token ids (tokens, input_ids), text, or
+            the only column of strings.
     """
 
     dataset: str
@@ -104,7 +104,7 @@ def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tens
 
 
 def _dataset_of(text: Text, model: Any) -> Any:
-    """A stream with one column, under a name that ActivationsStore looks for."""
+    """A stream with one column, named as ActivationsStore expects."""
     dataset: Any = open_dataset(text.dataset, text.split)
     if isinstance(dataset, Dataset):
         dataset = dataset.to_iterable_dataset()
@@ -113,7 +113,7 @@ def _dataset_of(text: Text, model: Any) -> Any:
         raise ValueError(f"dataset={text.dataset!r}: holds no text to read.")
     tokens = [name for name in TOKEN_COLUMNS if name in entry]
     if text.text_column in (None, *tokens) and tokens:
-        # SAELens itself checks a dataset by its name alone, and is given one that is open.
+        # SAELens checks only datasets that it opens by name, and gets this one open.
         if not Path(text.dataset).exists():
             validate_pretokenized_dataset_tokenizer(text.dataset, model.tokenizer)
         return dataset.select_columns([text.text_column or tokens[0]])

@@ -8,7 +8,7 @@ import torch
 from sae_binary_ext.measure.comparison import ComparedCoder
 from sae_binary_ext.measure.figures import CoderFigures
 from sae_binary_ext.measure.intervals import Estimate
-from sae_binary_ext.measure.predictability import STRATA
+from sae_binary_ext.measure.samples import STRATA
 
 DENSE_RATE, ULTRA_HIGH_RATE = 0.1, 0.5
 # Decoder rows of a larger cosine point the same way; latents of a larger correlation fire together.

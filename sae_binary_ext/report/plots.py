@@ -8,7 +8,7 @@ import torch
 
 from sae_binary_ext.measure.comparison import ComparedCoder
 from sae_binary_ext.measure.intervals import Estimate
-from sae_binary_ext.measure.predictability import STRATA
+from sae_binary_ext.measure.samples import STRATA
 
 # Rates on the logarithmic axis.
 LOWEST_RATE_EXPONENT = -5

@@ -134,8 +134,9 @@ def load_hooked_model(
         )
     if processing := sorted(decisive.keys() & PROCESSING.keys()):
         raise ValueError(
-            f"model_from_pretrained_kwargs: {class_name} has no {processing}. Models of "
-            f"{HOOKED_TRANSFORMER} and {BRIDGES[0]} have."
+            f"model_from_pretrained_kwargs: models of {class_name} take no {processing}. Set "
+            f"metadata.model_class_name in each coder's cfg.json to {HOOKED_TRANSFORMER!r} or "
+            f"{BRIDGES[0]!r}, which do."
         )
     return load_model(class_name, name, device=device, model_from_pretrained_kwargs=decisive)
 
@@ -158,8 +159,9 @@ def _load_bridge(name: str, device: str, decisive: dict[str, Any]) -> HookedMode
     processing = {key: decisive.pop(key, value) for key, value in PROCESSING.items()}
     if unknown := sorted(decisive.keys() & NOT_OF_BRIDGES):
         raise ValueError(
-            f"model_from_pretrained_kwargs: a TransformerBridge has no {unknown}. Give a model "
-            f"that {HOOKED_TRANSFORMER} knows by name."
+            f"model_from_pretrained_kwargs: a {BRIDGES[0]} takes no {unknown}. Set "
+            f"metadata.model_class_name in each coder's cfg.json to {HOOKED_TRANSFORMER!r}, and "
+            "give the model by a name that it knows."
         )
     if "dtype" in decisive:
         decisive["dtype"] = str_to_dtype(decisive["dtype"])

@@ -1,5 +1,6 @@
 """What errors of commands that read texts tell the user to do is done, and works."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -84,6 +85,13 @@ def without_place(place: Place) -> Path:
     return place.root / "coder"
 
 
+def threshold_coder(place: Place) -> Path:
+    metadata = SAE.load_from_disk(place.coders[0]).cfg.metadata
+    config = BinarySAEConfig(**SIZES, selection="threshold", metadata=metadata)
+    BinarySAE(config).save_model(place.root / "threshold")
+    return place.root / "threshold"
+
+
 def sparsify_elsewhere(place: Place) -> Path:
     """A coder in a folder that is no hookpoint."""
     folder = place.root / "mine"
@@ -137,6 +145,28 @@ def switched(place: Place, on: bool) -> None:
     )  # fmt: skip
     tokens = Dataset.from_dict({"tokens": [[*range(16)]] * 400})
     TranscoderTrainingRunner(config, override_dataset=tokens, override_model=model)
+
+
+def interpret(place: Place, source: str) -> Path:
+    """The figures of a coder's latents by the tokens alone, for compare."""
+    folder = place.root / "told"
+    arguments = ["--dataset", str(place.text), "--judge", "tokens", "--window", "4"]
+    assert main(["interpret", source, *arguments, *SHORT, "--latents", "2",
+                 "--output", str(folder)]) == 0  # fmt: skip
+    return folder
+
+
+def older(place: Place) -> None:
+    """A comparison with an interpretation of another version."""
+    path = interpret(place, place.coders[0]) / "interpretation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 0}))
+    place.compare(place.coders[0], "--interpretation", path.parent)
+
+
+def refit_beside_figures(place: Place, name: str) -> None:
+    (place.root / "new").mkdir()
+    (place.root / "new" / "metrics.json").write_text("{}")
+    place.run("refit", place.coders[0], place.root / name)
 
 
 REMEDIES = {
@@ -207,14 +237,38 @@ REMEDIES = {
     "no interpretation": Remedy(
         lambda place: place.compare(place.coders[0], "--interpretation", place.root / "told"),
         "Run sae-binary interpret first",
+        lambda place: place.compare(
+            place.coders[0], "--interpretation", interpret(place, place.coders[0])
+        ),
+    ),
+    "an interpretation of another version": Remedy(
+        older, "Run sae-binary interpret again",
+        lambda place: place.compare(
+            place.coders[0], "--interpretation", interpret(place, place.coders[0])
+        ),
+    ),
+    "an interpretation of other coders": Remedy(
+        lambda place: place.compare(
+            place.coders[0], "--interpretation", interpret(place, place.coders[1])
+        ),
+        "Leave it out, or run sae-binary interpret on these coders",
         lambda place: [
-            main([
-                "interpret", place.coders[0], "--dataset", str(place.text), "--judge", "tokens",
-                "--tokens", "400", "--context_size", "16", "--window", "4", "--latents", "2",
-                "--output", str(place.root / "told"),
-            ]),
-            place.compare(place.coders[0], "--interpretation", place.root / "told"),
+            place.compare(place.coders[0]),
+            place.compare(place.coders[0], "--interpretation", interpret(place, place.coders[0])),
         ],
+    ),
+    "a refit beside another's figures": Remedy(
+        lambda place: refit_beside_figures(place, "new"), "Choose a new folder",
+        lambda place: place.run("refit", place.coders[0], place.root / "newer"),
+    ),
+    "levels of values": Remedy(
+        lambda place: place.run("multi-bit", place.coders[1]), "Give binary coders",
+        lambda place: place.run("multi-bit", threshold_coder(place), "--levels", "2"),
+    ),
+    "levels where latents compete": Remedy(
+        lambda place: place.run("multi-bit", place.coders[0]),
+        "Give coders of selection 'threshold'",
+        lambda place: place.run("multi-bit", threshold_coder(place), "--levels", "2"),
     ),
     "values that are flipped": Remedy(
         lambda place: place.run("ablate", place.coders[1], "--change", "flip"), "change='zero'",

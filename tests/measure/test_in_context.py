@@ -4,7 +4,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sae_binary_ext.measure.in_context import TASKS, frequent_words, in_context_prompts
+from sae_binary_ext.measure.hidden_states import TASKS, frequent_words, in_context_prompts
 
 WORDS = [f"{first}{second}word" for first in "abcd" for second in "efgh"]
 

@@ -103,7 +103,7 @@ def test_no_more_than_the_budget_is_spent(server: JudgeServer, tmp_path: Path):
     *answered, stopped = ask(judge, "one", "two", "three")
     assert answered == ["answer to one", "answer to two"]
     assert isinstance(stopped, JudgeStoppedError)
-    assert "judge_tokens=20: are spent" in str(stopped)
+    assert "judge_tokens=20: all are spent" in str(stopped)
     assert len(server.asked) == 2
     # Known answers are free.
     assert ask(new_judge(server, tmp_path, budget=TOKENS), "two") == ["answer to two"]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae_binary_ext.measure.outliers import OutlyingTokens
+from sae_binary_ext.measure.documents import OutlyingTokens
 from sae_binary_ext.settings import ReadingConfig
 
 ROWS, CONTEXT, WIDTH = 3, 8, 16

@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.measure.documents import TextBatch
-from sae_binary_ext.measure.predictability import (
+from sae_binary_ext.measure.samples import (
     FOLDS,
     PRIOR_FIRINGS,
     STRATA,
+    LatentSamples,
+    PlaceSamples,
     Predictability,
     predictability,
 )
-from sae_binary_ext.measure.samples import LatentSamples, PlaceSamples
 
 VOCABULARY, LENGTH, DOCUMENTS = 30, 40, 40
 

@@ -26,6 +26,16 @@ BLOCKS = [
     f"<reasoning>{THOUGHT}</reasoning>",
     f"<antThinking>{THOUGHT}</antThinking>",
     f"<seed:think>{THOUGHT}</seed:think>",
+    f"<inner_monologue>{THOUGHT}</inner_monologue>",
+    f'<INNER_MONOLOGUE voice="own">{THOUGHT}</INNER_MONOLOGUE>',
+    f"<chain-of-thought>{THOUGHT}</chain-of-thought>\n",
+    f"<reasoning_steps>\n<step>{THOUGHT}</step>\n</reasoning_steps>",
+    f"<plan>{THOUGHT}</plan>",
+    "<notes>yes</notes>\n\n",
+    f"<step>{THOUGHT}</step>\n<step>{THOUGHT}</step>",
+    "<thinking />",
+    f"{THOUGHT}</inner_monologue>",
+    f"{THOUGHT}</REASONING>",
     f"[THINK]{THOUGHT}[/THINK]",
     f"◁think▷{THOUGHT}◁/think▷",
     f"<|begin_of_thought|>{THOUGHT}<|end_of_thought|><|begin_of_solution|>",
@@ -36,7 +46,16 @@ BLOCKS = [
     f"{THOUGHT}</think>",
     "<think></think>",
 ]
-ANSWERS = ["[1, 0, 1]", "yes", "[EXPLANATION]: words that think about <b>thoughts</b>", "a\nb"]
+ANSWERS = [
+    "[1, 0, 1]",
+    "yes",
+    "[EXPLANATION]: words that think about <b>thoughts</b>",
+    "a\nb",
+    "<b>Names</b> of places",
+    "<td> and </td> around numbers",
+]
+# A tag of these names alone might be markup of the answer.
+OF_ANY_NAME = ("<plan>", "<notes>", "<step>")
 
 
 @pytest.fixture
@@ -53,10 +72,15 @@ def server() -> Iterator[JudgeServer]:
 def test_a_block_of_reasoning_is_left_out(answer: str, block: str):
     assert without_reasoning(block + answer) == answer
     assert without_reasoning(answer) == answer
-    assert without_reasoning(block) == ""
+    assert without_reasoning(f"{block}<answer>{answer}</answer>") == answer
+    if not block.startswith(OF_ANY_NAME):
+        assert without_reasoning(block) == ""
 
 
-@pytest.mark.parametrize("opening", ["<think>", "<thinking>", "[THINK]", "<|begin_of_thought|>"])
+@pytest.mark.parametrize(
+    "opening",
+    ["<think>", "<thinking>", "[THINK]", "<|begin_of_thought|>", '<Inner_Monologue id="1">'],
+)
 def test_a_block_that_was_cut_off_has_no_answer(opening: str):
     assert without_reasoning(f"{opening}{THOUGHT}") == ""
     assert without_reasoning(f"yes {opening}{THOUGHT}") == "yes"

@@ -10,11 +10,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_binary_ext.commands.ablate.config import AblateConfig
-from sae_binary_ext.measure.applied import output_of_changed
 from sae_binary_ext.measure.candidates import Candidate, Site
 from sae_binary_ext.measure.documents import TextBatch
 from sae_binary_ext.measure.figures import RunningVariance, TokenBatch
-from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD
+from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, output_of_changed
 from sae_binary_ext.measure.intervals import (
     Estimate,
     WeightedSums,

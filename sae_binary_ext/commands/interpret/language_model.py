@@ -7,8 +7,7 @@ from typing import Any
 from sae_binary_ext.commands.interpret.examples import ActiveExamples, LatentExamples
 from sae_binary_ext.commands.interpret.interpret_scores import LatentScore, f1_of
 from sae_binary_ext.commands.interpret.with_delphi import latent_record
-from sae_binary_ext.measure.judge import Asked, MalformedAnswerError
-from sae_binary_ext.measure.packages import imported
+from sae_binary_ext.measure.judge import Asked, MalformedAnswerError, imported
 
 # delphi puts it where there should be an explanation, and goes on to score it.
 UNREADABLE = "Explanation could not be parsed."

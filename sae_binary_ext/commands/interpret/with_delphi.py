@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_binary_ext.commands.interpret.examples import ActiveExamples, LatentExamples
 from sae_binary_ext.commands.interpret.interpret_scores import LatentScore, area_of, f1_of
-from sae_binary_ext.measure.packages import imported
+from sae_binary_ext.measure.judge import imported
 
 EMBEDDING_MODEL = "all-MiniLM-L6-v2"
 # delphi's scale of normalised activations.

@@ -27,7 +27,7 @@ def test_a_hooks_layer_is_the_number_of_its_block(hook: str, layer: int):
 
 @pytest.mark.parametrize("hook", ["hook_embed", "model.norm", "blocks.x.hook_resid_pre"])
 def test_a_hook_of_no_layer_is_refused(hook: str):
-    with pytest.raises(ValueError, match=f"hook='{hook}': is of no layer"):
+    with pytest.raises(ValueError, match=f"hook='{hook}': belongs to no layer"):
         layer_of(hook)
 
 
