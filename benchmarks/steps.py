@@ -94,7 +94,7 @@ SPARSIFY = Trainer(sparsify_steps, sparsify_optimiser)
 TABLES = (
     ("SAELens' trainer: binary against topk", SAELENS, saelens_pair, KS),
     (
-        "SAELens' trainer: binary, the selected latents alone learning, against topk",
+        "SAELens' trainer: binary against topk, only selected latents learn",
         SAELENS,
         saelens_selected_pair,
         KS,
@@ -102,7 +102,7 @@ TABLES = (
     ("SAELens' trainer: binary_entropy against topk", SAELENS, entropy_pair, (32,)),
     ("sparsify's trainer: topk_binary against topk", SPARSIFY, sparsify_pair, KS),
     (
-        "sparsify's trainer: topk_binary, the selected latents alone learning, against topk",
+        "sparsify's trainer: topk_binary against topk, only selected latents learn",
         SPARSIFY,
         sparsify_selected_pair,
         KS,
