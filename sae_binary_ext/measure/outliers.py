@@ -1,5 +1,6 @@
 """Tokens whose activations have a norm far from all others'."""
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -40,7 +41,7 @@ class OutlyingTokens:
         Returns:
             bool [rows, context], those of them within the limit at all hooks.
         """
-        if not where.any():
+        if self._limit == math.inf or not where.any():
             return where
         left = where
         for hook, activations in found.items():
