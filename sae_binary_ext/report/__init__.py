@@ -1,6 +1,6 @@
 """Tables, plots and pages of measured figures."""
 
-from sae_binary_ext.report.analysis import Analysis, write_analysis
+from sae_binary_ext.report.analysis import Analysis, analysis_of, write_analysis
 from sae_binary_ext.report.comparison_files import comparison_table, write_comparison
 from sae_binary_ext.report.tables import Column, Table, described, table_of
 
@@ -8,6 +8,7 @@ __all__ = [
     "Analysis",
     "Column",
     "Table",
+    "analysis_of",
     "comparison_table",
     "described",
     "table_of",

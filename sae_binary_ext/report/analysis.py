@@ -1,19 +1,21 @@
 """Results of a command: tables for the terminal, a JSON file and a page."""
 
 import json
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from sae_binary_ext.report.plots import plot_html
-from sae_binary_ext.report.tables import Table, as_json, versions
+from sae_binary_ext.report.tables import Column, Table, as_json, table_of, versions, with_meanings
 
 SCHEMA_VERSION = 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,32 @@ class Analysis:
     def __str__(self) -> str:
         """The tables for the terminal, intervals included."""
         return "\n\n".join(map(str, self.tables))
+
+
+def analysis_of(
+    texts: Path,
+    columns: Sequence[Column[T]],
+    things: Iterable[T],
+    figures: Mapping[str, go.Figure],
+    results: Mapping[str, Any],
+    **settings: Any,
+) -> Analysis:
+    """An analysis of one table, whose texts stand in a file.
+
+    Args:
+        texts: page.toml in the folder of the command: its title, the table's caption, remarks in
+            paragraphs, and the meaning of each column by its label.
+        columns: of the table; those without a label are for files alone.
+        things: one for each row.
+        figures: plots, by title.
+        results: figures for the JSON file.
+        settings: fill the fields of the title, such as {change}.
+    """
+    found = tomllib.loads(texts.read_text(encoding="utf-8"))
+    table = table_of(found["caption"], with_meanings(columns, found["columns"]), things)
+    remarks = [" ".join(each.split()) for each in found["remarks"].split("\n\n")]
+    command, title = texts.parent.name.replace("_", "-"), found["title"].format(**settings)
+    return Analysis(command, title, remarks, [table], figures, results)
 
 
 def write_analysis(analysis: Analysis, run: Mapping[str, Any], folder: Path) -> list[Path]:

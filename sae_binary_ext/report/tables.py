@@ -3,7 +3,7 @@
 import importlib.metadata
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic
 
 from typing_extensions import TypeVar
@@ -91,6 +91,14 @@ class Table:
     def _cells(self) -> Iterable[list[tuple[Value, str]]]:
         forms = [column.form for column in self.columns]
         return (list(zip(row, forms, strict=True)) for row in self.rows)
+
+
+def with_meanings(columns: Iterable[Column[T]], meanings: Mapping[str, str]) -> list[Column[T]]:
+    """The columns, with the meanings that a file has by label, or by key if there is no label."""
+    return [
+        replace(column, meaning=meanings.get(column.label or column.key, column.meaning))
+        for column in columns
+    ]
 
 
 def table_of(caption: str, columns: Sequence[Column[T]], things: Iterable[T]) -> Table:

@@ -1,4 +1,4 @@
-"""The page of `sae-binary compress`: its columns, remarks and plot."""
+"""The page of `sae-binary compress`: what it shows of each result."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,23 +11,8 @@ from sae_binary_ext.commands.compress.config import CompressConfig
 from sae_binary_ext.commands.compress.vector_sizes import VectorFigures
 from sae_binary_ext.measure.candidates import Candidate, Site
 from sae_binary_ext.measure.figures import CoderFigures
-from sae_binary_ext.report import Analysis, Column, table_of
+from sae_binary_ext.report import Analysis, Column, analysis_of
 from sae_binary_ext.report.plots import curves
-
-REMARKS = (
-    "Hidden states were encoded; their codes were written to files, read back and compared bit for "
-    "bit. All schemes of a coder keep the same codes, and so the same FVU. Packed takes one bit "
-    "per latent. Sparse takes the number of ones of each vector, and two bytes for each one. "
-    "Difference does the same for the latents that differ from the rounded mean code. Zstandard "
-    "compresses blocks of some 2,000 vectors. Bits count whole files, with headers and checksums. "
-    "Entropy is not a file: it is the sum of the entropies of the latents' firing rates, the size "
-    "that codes of independent latents with known rates would have.",
-    "The rows called vectors are the hidden states themselves, in float16 and in int8 (each vector "
-    "scaled by its largest element, the scale in float16), both also compressed. They keep nearly "
-    "everything, at many times the bits. A coder's codes are a summary, and the error that its FVU "
-    "shows cannot be undone. Codes that reconstruct well may still lose what matters to the model: "
-    "sae-binary compare measures that.",
-)
 
 
 @dataclass(frozen=True)
@@ -63,17 +48,13 @@ class Scheme:
     fvu: float
 
 
+TEXTS = Path(__file__).with_name("page.toml")
 COLUMNS: tuple[Column[Scheme], ...] = (
     Column("what", key="what"),
     Column("scheme", key="scheme"),
-    Column("bits a vector", "Bits of the whole file, per vector.", ",.0f", key="bits"),
-    Column(
-        "of float16",
-        "Share of the bits that the vector takes in float16.",
-        ".1%",
-        lambda s: s.bits / s.float16_bits,
-    ),
-    Column("FVU", "Squared error after reading back, over total variance.", ".2g", key="fvu"),
+    Column("bits a vector", form=",.0f", key="bits"),
+    Column("of float16", form=".1%", value=lambda s: s.bits / s.float16_bits),
+    Column("FVU", form=".2g", key="fvu"),
 )
 
 
@@ -82,11 +63,10 @@ def compress_page(
 ) -> Analysis:
     """Table, plot and remarks."""
     vectors, compressed = found
-    return Analysis(
-        "compress",
-        "Hidden states compressed",
-        REMARKS,
-        [table_of("Bits a vector", COLUMNS, _schemes(vectors, compressed))],
+    return analysis_of(
+        TEXTS,
+        COLUMNS,
+        _schemes(vectors, compressed),
         {"FVU by bits": _by_bits(vectors, compressed)},
         {
             "vectors": {str(site): vars(figures) for site, figures in vectors.items()},

@@ -1,35 +1,15 @@
-"""The page of `sae-binary entropy-check`: its columns, remarks and plot."""
+"""The page of `sae-binary entropy-check`: what it shows of each result."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import plotly.graph_objects as go
 from sae_lens.synthetic import SyntheticDataEvalResult
 
 from sae_binary_ext.commands.entropy_check.known_states import States
 from sae_binary_ext.measure.code_entropy import CodeEntropy
-from sae_binary_ext.report import Analysis, Column, described, table_of
+from sae_binary_ext.report import Analysis, Column, analysis_of, described
 from sae_binary_ext.report.plots import curves, grouped
-
-REMARKS = (
-    "Each hidden state is a sum of r random directions with coefficients of 0 or 1, so that its "
-    "entropy is known. A coder with the entropy loss is trained on the states. Fair: each "
-    "coefficient is 1 half of the time, and the truth is r bits. Unequal: coefficients are 1 from "
-    "5% to 50% of the time. Pairs: each coefficient is correlated with one other (0.8 before the "
-    "threshold). The independent estimate is then too high by the information that a pair shares, "
-    "and the bounds tree and blocks should find it. Noise: every dimension has noise with a tenth "
-    "of the signal's deviation. The entropy of a state is then infinite, and the truth shown is "
-    "that of the coefficients.",
-    "Training leaves latents that repeat others, because the entropy of a latent that fires half "
-    "of the time has no slope. Training therefore stops four times. Each time latents are removed "
-    "one by one, as long as that lowers FVU plus the price of the bits; the decoder of the "
-    "remaining latents is the one of least squared error. Trained is the independent estimate "
-    "before the first removal.",
-    "Recovery is SAELens' mean correlation coefficient of decoder rows and directions. It is 1 if "
-    "every direction has a decoder row. A right estimate here shows that training and counting "
-    "work. It does not show that hidden states of a real model are such sums. For a real model the "
-    "estimate depends on the width and on the price of a bit, and it measures the information that "
-    "this coder keeps.",
-)
 
 
 @dataclass(frozen=True)
@@ -54,78 +34,35 @@ class Checked:
     found: SyntheticDataEvalResult
 
 
+TEXTS = Path(__file__).with_name("page.toml")
 COLUMNS: tuple[Column[Checked], ...] = (
     Column("states", value=lambda c: c.states.name, key="states"),
-    Column(
-        "d",
-        "Dimensions of a hidden state.",
-        "d",
-        lambda c: c.states.dictionary.hidden_dim,
-        "dimensions",
-    ),
-    Column(
-        "r", "Number of directions.", "d", lambda c: c.states.dictionary.num_features, "directions"
-    ),
-    Column(
-        "truth",
-        "Entropy of the coefficients, in bits.",
-        ".2f",
-        lambda c: c.states.truth,
-        "truth_bits",
-    ),
-    Column(
-        "independent",
-        "Sum of the entropies of the firing rates, in bits.",
-        ".2f",
-        lambda c: c.independent,
-        "independent_bits",
-    ),
-    Column(
-        "trained",
-        "The same before the first latents were removed.",
-        ".2f",
-        lambda c: c.trained,
-        "trained_bits",
-    ),
+    Column("d", form="d", value=lambda c: c.states.dictionary.hidden_dim, key="dimensions"),
+    Column("r", form="d", value=lambda c: c.states.dictionary.num_features, key="directions"),
+    Column("truth", form=".2f", value=lambda c: c.states.truth, key="truth_bits"),
+    Column("independent", form=".2f", value=lambda c: c.independent, key="independent_bits"),
+    Column("trained", form=".2f", value=lambda c: c.trained, key="trained_bits"),
     Column("", key="latents"),
-    Column(
-        "off",
-        "Relative error of the independent estimate.",
-        "+.1%",
-        lambda c: c.independent / c.states.truth - 1,
-    ),
-    Column(
-        "tree", "Upper bound: each latent given one other.", ".2f", lambda c: c.bounds.tree.value
-    ),
-    Column(
-        "blocks",
-        "Upper bound: groups of up to eight latents.",
-        ".2f",
-        lambda c: c.bounds.blocks.value,
-    ),
+    Column("off", form="+.1%", value=lambda c: c.independent / c.states.truth - 1),
+    Column("tree", form=".2f", value=lambda c: c.bounds.tree.value),
+    Column("blocks", form=".2f", value=lambda c: c.bounds.blocks.value),
     Column("", value=lambda c: c.bounds.tree, key="tree_bits"),
     Column("", value=lambda c: c.bounds.blocks, key="blocks_bits"),
     Column("", value=lambda c: c.bounds.seen, key="seen_bits"),
     Column("", value=lambda c: c.bounds.most_seen, key="most_seen_bits"),
-    Column(
-        "FVU",
-        "Squared error over total variance.",
-        ".4f",
-        lambda c: 1 - c.found.explained_variance,
-    ),
-    Column("recovery", "SAELens' mean correlation coefficient.", ".3f", lambda c: c.found.mcc),
-    Column("L0", "Mean active latents.", ".1f", lambda c: c.found.sae_l0),
+    Column("FVU", form=".4f", value=lambda c: 1 - c.found.explained_variance),
+    Column("recovery", form=".3f", value=lambda c: c.found.mcc),
+    Column("L0", form=".1f", value=lambda c: c.found.sae_l0),
     Column("", value=lambda c: c.found.to_dict(), key="recovery"),
 )
 
 
 def entropy_check_page(checked: list[Checked]) -> Analysis:
     """Table, plot and remarks."""
-    return Analysis(
-        "entropy-check",
-        "Entropy of known states",
-        REMARKS,
-        [table_of("Bits a state", COLUMNS, checked)],
+    return analysis_of(
+        TEXTS,
+        COLUMNS,
+        checked,
         {"Estimate by truth": _by_truth(checked)},
         {"sources": described(COLUMNS, checked)},
     )

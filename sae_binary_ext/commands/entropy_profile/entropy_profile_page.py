@@ -1,28 +1,18 @@
-"""The page of `sae-binary entropy-profile`: its columns, remarks and plots."""
+"""The page of `sae-binary entropy-profile`: what it shows of each result."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import plotly.graph_objects as go
 
 from sae_binary_ext.commands.entropy_profile.config import EntropyProfileConfig
 from sae_binary_ext.measure.code_entropy import CodeEntropy
 from sae_binary_ext.measure.metrics import CoderMetrics
-from sae_binary_ext.report import Analysis, Column, described, table_of
+from sae_binary_ext.report import Analysis, Column, analysis_of, described
 from sae_binary_ext.report.plots import curves, grouped
 
 SATURATED = 0.95
-REMARKS = (
-    "One coder with the entropy loss was trained for each point, on four fifths of the point's "
-    "hidden states. All coders have the same width, saw the same number of states and paid the "
-    "same for a bit. Entropy and FVU are of the other fifth. Independent is the sum of the "
-    "entropies of the firing rates. Tree and blocks are upper bounds that allow for dependence: "
-    "each is fitted to half of that fifth and measured on the other half.",
-    "Hidden states are not discrete. The entropy is that of the information which a coder of this "
-    "width keeps at this price, and it rises with more width and a lower price. Compare points of "
-    "similar FVU: a point with a higher FVU shows too little entropy by comparison. Too few states "
-    "make both figures worse.",
-)
 
 
 @dataclass(frozen=True)
@@ -44,41 +34,20 @@ class ProfilePoint:
     bounds: CodeEntropy
 
 
+TEXTS = Path(__file__).with_name("page.toml")
 COLUMNS: tuple[Column[ProfilePoint], ...] = (
-    Column("layer", "Layer whose incoming residual stream is coded.", "d", key="layer"),
-    Column(
-        "at",
-        "Position of the token, or number of examples before the answer; all: every position.",
-        "",
-        lambda p: str(p.at),
-    ),
+    Column("layer", form="d", key="layer"),
+    Column("at", value=lambda p: str(p.at)),
     Column("", key="at"),
-    Column("states", "Hidden states measured.", "d", key="states"),
-    Column(
-        "FVU",
-        "Squared error over total variance, on states not trained on.",
-        ".3f",
-        lambda p: p.metrics.fvu,
-        "fvu",
-    ),
-    Column("L0", "Mean active latents per state.", ".1f", lambda p: p.metrics.l0, "l0"),
+    Column("states", form="d", key="states"),
+    Column("FVU", form=".3f", value=lambda p: p.metrics.fvu, key="fvu"),
+    Column("L0", form=".1f", value=lambda p: p.metrics.l0, key="l0"),
     Column("", value=lambda p: p.metrics.dead, key="dead"),
     Column(
-        "independent",
-        "Sum of the entropies of the firing rates, in bits per state.",
-        ".1f",
-        lambda p: p.metrics.entropy_bits,
-        "independent_bits",
+        "independent", form=".1f", value=lambda p: p.metrics.entropy_bits, key="independent_bits"
     ),
-    Column(
-        "tree", "Upper bound: each latent given one other.", ".1f", lambda p: p.bounds.tree.value
-    ),
-    Column(
-        "blocks",
-        "Upper bound: groups of up to eight latents.",
-        ".1f",
-        lambda p: p.bounds.blocks.value,
-    ),
+    Column("tree", form=".1f", value=lambda p: p.bounds.tree.value),
+    Column("blocks", form=".1f", value=lambda p: p.bounds.blocks.value),
     Column("", value=lambda p: p.bounds.tree, key="tree_bits"),
     Column("", value=lambda p: p.bounds.blocks, key="blocks_bits"),
     Column("", value=lambda p: p.bounds.most_seen, key="most_seen_bits"),
@@ -87,11 +56,10 @@ COLUMNS: tuple[Column[ProfilePoint], ...] = (
 
 def entropy_profile_page(points: list[ProfilePoint], config: EntropyProfileConfig) -> Analysis:
     """Table, plots and remarks."""
-    return Analysis(
-        "entropy-profile",
-        "Entropy of hidden states",
-        REMARKS,
-        [table_of("Bits a hidden state", COLUMNS, points)],
+    return analysis_of(
+        TEXTS,
+        COLUMNS,
+        points,
         {
             "Entropy": _curve(points, config, "bits a state", lambda p: p.metrics.entropy_bits),
             "FVU": _curve(points, config, "FVU", lambda p: p.metrics.fvu),

@@ -1,4 +1,4 @@
-"""The page of `sae-binary multi-bit`: its columns, remarks and plot."""
+"""The page of `sae-binary multi-bit`: what it shows of each result."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,22 +8,8 @@ import plotly.graph_objects as go
 from sae_binary_ext.commands.multi_bit.config import MultiBitConfig
 from sae_binary_ext.measure.candidates import Candidate
 from sae_binary_ext.measure.figures import CoderFigures
-from sae_binary_ext.report import Analysis, Column, described, table_of
+from sae_binary_ext.report import Analysis, Column, analysis_of, described
 from sae_binary_ext.report.plots import curves, grouped
-
-REMARKS = (
-    "Each latent gets several thresholds: its own, and quantiles of its pre-activation on the "
-    "tokens where it is active. Each level has its own decoder row. All rows are those of least "
-    "squared error on every other document, and figures are of the documents in between. One level "
-    "is the coder with its decoder refitted.",
-    "Bits are the entropy of the number of active levels of each latent, summed over latents. "
-    "Levels are nested, so other commands, which count levels as independent latents, show too "
-    "many bits for such a coder. More bits per latent pay off if a coder of single bits has a "
-    "higher FVU at the same number of bits: compare coders trained at several prices of a bit. "
-    "docs/reconstruction.md has that comparison for SmolLM2.",
-    "The new coders are in the folder coders. They are binary coders with levels times as many "
-    "latents. Brackets: 95% of bootstrap replicates over documents.",
-)
 
 
 @dataclass(frozen=True)
@@ -45,32 +31,26 @@ class Leveled:
     folder: Path
 
 
+TEXTS = Path(__file__).with_name("page.toml")
 COLUMNS: tuple[Column[Leveled], ...] = (
     Column("coder", value=lambda c: c.candidate.name, key="name"),
-    Column("levels", "Thresholds per latent.", "d", key="levels"),
-    Column(
-        "latents",
-        "Width of the new coder, all levels.",
-        "d",
-        lambda c: c.figures.latents,
-        "latents",
-    ),
+    Column("levels", form="d", key="levels"),
+    Column("latents", form="d", value=lambda c: c.figures.latents, key="latents"),
     Column("", value=lambda c: c.figures.tokens, key="tokens"),
-    Column("L0", "Mean active latents per token, all levels.", ".1f", lambda c: c.figures.l0, "l0"),
-    Column("bits", "Entropy of the latents' levels, in bits per token.", ".1f", key="bits"),
+    Column("L0", form=".1f", value=lambda c: c.figures.l0, key="l0"),
+    Column("bits", form=".1f", key="bits"),
     Column("", value=lambda c: c.figures.entropy_bits, key="independent_bits"),
-    Column("FVU", "Squared error over total variance.", ".4f", lambda c: c.figures.fvu, "fvu"),
+    Column("FVU", form=".4f", value=lambda c: c.figures.fvu, key="fvu"),
     Column("", value=lambda c: c.folder.name, key="folder"),
 )
 
 
 def multi_bit_page(found: list[Leveled], config: MultiBitConfig) -> Analysis:
     """Table, plot and remarks."""
-    return Analysis(
-        "multi-bit",
-        "Several bits of a latent",
-        REMARKS,
-        [table_of("By levels", COLUMNS, found)],
+    return analysis_of(
+        TEXTS,
+        COLUMNS,
+        found,
         {"FVU by bits": _by_bits(found)},
         {"coders": described(COLUMNS, found)},
     )

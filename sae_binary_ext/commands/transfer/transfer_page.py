@@ -1,6 +1,7 @@
-"""The page of `sae-binary transfer`: its columns, remarks and plots."""
+"""The page of `sae-binary transfer`: what it shows of each result."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import plotly.graph_objects as go
 
@@ -8,24 +9,8 @@ from sae_binary_ext.commands.transfer.config import TransferConfig
 from sae_binary_ext.measure.candidates import Candidate
 from sae_binary_ext.measure.figures import CoderFigures
 from sae_binary_ext.measure.intervals import Estimate
-from sae_binary_ext.report import Analysis, Column, described, table_of
+from sae_binary_ext.report import Analysis, Column, analysis_of, described
 from sae_binary_ext.report.plots import curves, grouped
-
-REMARKS = (
-    "A coder is trained at one layer, its home. Here it encodes activations of the same hook at "
-    "other layers. FVU is squared error over the total variance of the layer. Scaled: activations "
-    "are first multiplied so that their mean norm is that of the home layer, because residual "
-    "streams grow with depth. Refitted: the decoder is replaced by the one of least squared error "
-    "at that layer, fitted to every other document. All figures are of the documents in between. "
-    "A FVU above 1 is worse than no coder.",
-    "Shift says how far the latents' firing rates are from those at home: the Jensen-Shannon "
-    "divergence of each latent's 0/1 code between both layers, in bits, summed over latents. It is "
-    "0 if all rates are the same. Latents with the same rates may still fire on other tokens. A "
-    "low refitted FVU says that the codes hold much of the layer's activations. It does not say "
-    "that the layer has the features of the home layer.",
-    "Brackets: 95% of bootstrap replicates over documents. Decoders of coders with values are not "
-    "refitted: the solution is for codes of 0 and 1.",
-)
 
 
 @dataclass(frozen=True)
@@ -56,54 +41,29 @@ class Transferred:
         return self.figures.fvu
 
 
+TEXTS = Path(__file__).with_name("page.toml")
 COLUMNS: tuple[Column[Transferred], ...] = (
     Column("coder", value=lambda t: t.candidate.name, key="name"),
-    Column("layer", "* marks the coder's own layer.", "", lambda t: f"{t.layer}{' *' * t.at_home}"),
+    Column("layer", value=lambda t: f"{t.layer}{' *' * t.at_home}"),
     Column("", key="layer"),
     Column("", key="at_home"),
     Column("", value=lambda t: t.figures.tokens, key="tokens"),
-    Column("FVU", "FVU with the coder unchanged.", ".3f", key="fvu"),
-    Column(
-        "scaled", "FVU of activations scaled to the mean norm at home.", ".3f", key="scaled_fvu"
-    ),
-    Column(
-        "refitted",
-        "FVU with a decoder fitted to other documents of the layer.",
-        ".3f",
-        key="refitted_fvu",
-    ),
-    Column("L0", "Mean active latents per token.", ".1f", lambda t: t.figures.l0, "l0"),
-    Column(
-        "dead",
-        "Latents that never fired.",
-        "d",
-        lambda t: int((t.figures.rates == 0).sum()),
-        "dead",
-    ),
-    Column(
-        "entropy",
-        "Sum of the entropies of the latents' firing rates, in bits per token.",
-        ".1f",
-        lambda t: t.figures.entropy_bits,
-        "entropy_bits",
-    ),
-    Column(
-        "shift",
-        "Divergence from the firing rates at home, in bits per token.",
-        ".2f",
-        lambda t: t.shift,
-        "shift_bits",
-    ),
+    Column("FVU", form=".3f", key="fvu"),
+    Column("scaled", form=".3f", key="scaled_fvu"),
+    Column("refitted", form=".3f", key="refitted_fvu"),
+    Column("L0", form=".1f", value=lambda t: t.figures.l0, key="l0"),
+    Column("dead", form="d", value=lambda t: int((t.figures.rates == 0).sum()), key="dead"),
+    Column("entropy", form=".1f", value=lambda t: t.figures.entropy_bits, key="entropy_bits"),
+    Column("shift", form=".2f", value=lambda t: t.shift, key="shift_bits"),
 )
 
 
 def transfer_page(found: list[Transferred], config: TransferConfig) -> Analysis:
     """Table, plots and remarks."""
-    return Analysis(
-        "transfer",
-        "Coders at other layers",
-        REMARKS,
-        [table_of("By layer", COLUMNS, found)],
+    return analysis_of(
+        TEXTS,
+        COLUMNS,
+        found,
         {"FVU": _fvu(found), "Shift of the firing rates": _shifts(found)},
         {"coders": described(COLUMNS, found)},
     )
