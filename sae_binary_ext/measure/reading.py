@@ -44,7 +44,7 @@ from sae_binary_ext.saelens.splice import HookedModel
 from sae_binary_ext.settings import ReadingConfig, TextConfig, check_first_position
 
 logger = logging.getLogger(__name__)
-# What gives the texts, by the name of the embedded articles that a run without a dataset reads.
+# Readers of the text, by the name of the embedded articles that they read without a dataset.
 _READERS = {HELD_OUT_ARTICLES: read_documents, ALL_ARTICLES: read_all_documents}
 
 
@@ -112,9 +112,8 @@ class OpenedModel:
     def batches(self, tokens: int) -> Iterator[tuple[TextBatch, int]]:
         """Batches of rows, each with its number of tokens that count.
 
-        Args:
-            tokens: how many to read at least; the last batch is finished. A text that ends
-                earlier is logged.
+        They have at least so many tokens in all: the last batch is finished. A text that ends
+        earlier is logged.
         """
         taken = 0
         rows = cut_rows(self.documents(), self.tokenizer, self.context_size, ROWS_PER_FORWARD)
@@ -160,9 +159,9 @@ def open_coders(
 
     Args:
         sources: coders' folders, folders of such folders, or Hub ids of either.
-        config: text, and where coders belong if their files do not say.
+        config: names the text, and the hook of coders whose files name none.
         folder: gets the embedded model's files, in "model"; it is made if it does not exist.
-        embedded: which articles are read without config.dataset.
+        embedded: names the articles that are read without config.dataset.
 
     Raises:
         CheckpointError: a coder cannot be read.
@@ -188,11 +187,7 @@ def open_in_model(
 def open_model_alone(config: TextConfig, folder: Path) -> OpenedModel:
     """Load config.model, or SmolLM2 from the installed package, without coders.
 
-    Without config.dataset all embedded articles are read: no coder was trained on them before.
-
-    Args:
-        config: model and text.
-        folder: as open_coders takes it.
+    Without config.dataset all embedded articles are read, because no coder was trained on them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = config.model or str(export_smollm2(folder / "model"))
@@ -227,12 +222,7 @@ def _opened(
 
 
 def settings_of(opened: OpenedModel, config: TextConfig) -> dict[str, str]:
-    """A command's settings for its files, with the names and numbers that reading decided.
-
-    Args:
-        opened: the model, after the reading.
-        config: all of the settings.
-    """
+    """A command's settings for its files, with the names and numbers that reading decided."""
     found = {
         "model": opened.model_name,
         "dataset": opened.text_name,
@@ -249,13 +239,7 @@ def read_text(
     description: str = "Reading",
     more_hooks: Iterable[str] = (),
 ) -> Iterator[ReadBatch]:
-    """Batches of text with their activations, with a progress bar.
-
-    Args:
-        opened: from open_coders.
-        config: says how many tokens.
-        description: for the progress bar.
-        more_hooks: the model's names of hooks to read beside those of the coders.
+    """Batches of config.tokens of text with their activations, with a progress bar.
 
     Raises:
         ValueError: there is no text, or a coder has other widths than the model's activations.
@@ -281,11 +265,7 @@ class RunningCoders:
         self._figures = [RunningFigures(each.coder) for each in opened.candidates]
 
     def add(self, batch: ReadBatch) -> Iterator[tuple[Candidate, TokenBatch, Tensor]]:
-        """Count a batch.
-
-        Yields:
-            Each coder, its activations, and bool [tokens, latents]: its active latents, on the CPU.
-        """
+        """Count a batch; yields each coder, its activations and its active latents, on the CPU."""
         weights = document_weights(batch.text.documents)
         tokens: dict[Site, TokenBatch] = {}
         for site, variance in self.variances.items():

@@ -15,13 +15,7 @@ from sae_binary_ext.report.plots import bars, grouped
 
 @dataclass(frozen=True)
 class Rise:
-    """How far a change raises error and loss.
-
-    Attributes:
-        ones: share of all firings that belong to the changed latents.
-        fvu: rise of the FVU.
-        loss: rise of the cross-entropy, in nats per prediction.
-    """
+    """Rise of FVU and loss (nats per prediction) when latents with this share of ones change."""
 
     ones: float
     fvu: Estimate
@@ -30,14 +24,7 @@ class Rise:
 
 @dataclass(frozen=True)
 class Ablated:
-    """A group of latents, and the effect of changing it.
-
-    Attributes:
-        coder: its name.
-        group: the latents.
-        changed: rise with the group changed.
-        random: rise with the random latents changed; None if there are none.
-    """
+    """A group of a coder's latents, its rise, and that of the random latents if there are any."""
 
     coder: str
     group: LatentGroup

@@ -12,7 +12,7 @@ from sae_binary_ext.commands.ablate.ablate_page import Ablated, Rise, ablate_pag
 from sae_binary_ext.commands.ablate.config import AblateConfig
 from sae_binary_ext.commands.analysing import analyse_coders
 from sae_binary_ext.measure.applied import output_of_changed
-from sae_binary_ext.measure.candidates import Candidate, Site
+from sae_binary_ext.measure.candidates import Site
 from sae_binary_ext.measure.documents import TextBatch
 from sae_binary_ext.measure.figures import RunningVariance
 from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD
@@ -77,7 +77,8 @@ def _measure(opened: OpenedModel, config: AblateConfig) -> list[Ablated]:
         scores = RANKINGS[config.ranking](counted, candidate.coder.W_dec.detach())
         groups = list(ranked_groups(counted, scores, config.groups, config.latents, config.seed))
         splice = Splice(opened.model, *opened.hooks[candidate.site])
-        measuring = _Measuring(candidate, splice, rows, variances[candidate.site], counted)
+        totals = variances[candidate.site].totals()
+        measuring = _Measuring(candidate.coder, splice, rows, totals, counted.fired)
         for group in tqdm(groups, candidate.name, unit="groups"):
             random = measuring.rise(change, group.others) if len(group.others) else None
             changed = measuring.rise(change, group.latents)
@@ -131,27 +132,13 @@ def _in_batches(chosen: list[tuple[TextBatch, Tensor]]) -> list[_Rows]:
 
 
 class _Measuring:
-    """Measures changes of one coder's latents against its unchanged output.
-
-    Args:
-        candidate: the coder.
-        splice: puts outputs in place at its site.
-        rows: the text.
-        variance: variance of the site's targets in these rows.
-        running: firing of the coder's latents.
-    """
+    """Measures changes of one coder's latents, against its unchanged output on the same rows."""
 
     def __init__(
-        self,
-        candidate: Candidate,
-        splice: Splice,
-        rows: list[_Rows],
-        variance: RunningVariance,
-        running: RunningLatents,
+        self, coder: Any, splice: Splice, rows: list[_Rows], variance: Tensor, fired: Tensor
     ) -> None:
-        self._coder: Any = candidate.coder
-        self._splice, self._rows, self._running = splice, rows, running
-        self._totals = variance.totals()
+        self._coder, self._splice, self._rows = coder, splice, rows
+        self._variance, self._fired = variance, fired
         predictions = WeightedSums(1)
         for row in rows:
             predictions.add(row.predicts.sum(1, keepdim=True), row.weights)
@@ -162,10 +149,9 @@ class _Measuring:
         """How far changing these latents, int64, raises error and loss."""
         latents = latents.to(self._coder.device)
         raised = self._sums(lambda codes: change(codes, latents)) - self._unchanged
-        fired = self._running.fired
         return Rise(
-            (fired[latents.cpu()].sum() / fired.sum()).item(),
-            estimate_of(raised[:, 0] / self._totals),
+            (self._fired[latents.cpu()].sum() / self._fired.sum()).item(),
+            estimate_of(raised[:, 0] / self._variance),
             estimate_of(raised[:, 1] / self._predictions),
         )
 

@@ -17,14 +17,7 @@ from sae_binary_ext.report.plots import curves
 
 @dataclass(frozen=True)
 class Compressed:
-    """A coder's codes in files.
-
-    Attributes:
-        candidate: the coder.
-        figures: of codes and outputs.
-        sizes: bytes of the file in each encoding.
-        kept: the smallest file.
-    """
+    """A coder's figures, the bytes of its file in each encoding, and the smallest file."""
 
     candidate: Candidate
     figures: CoderFigures

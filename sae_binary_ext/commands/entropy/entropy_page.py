@@ -16,13 +16,7 @@ from sae_binary_ext.report.plots import bars
 
 @dataclass(frozen=True)
 class EntropyOfCoder:
-    """One coder's figures.
-
-    Attributes:
-        candidate: the coder.
-        figures: of its codes and outputs.
-        bounds: on the entropy of its codes.
-    """
+    """A coder, figures of its codes and outputs, and bounds on the entropy of its codes."""
 
     candidate: Candidate
     figures: CoderFigures

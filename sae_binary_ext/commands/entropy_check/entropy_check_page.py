@@ -14,16 +14,10 @@ from sae_binary_ext.report.plots import curves, grouped
 
 @dataclass(frozen=True)
 class Checked:
-    """States of known entropy, and the coder trained on them.
+    """Figures of a coder trained on states of known entropy; found has SAELens' figures.
 
-    Attributes:
-        states: the source of states.
-        trained: sum of the entropies of the firing rates, in bits, before the first latents were
-            removed.
-        latents: number of latents left.
-        bounds: entropy of the codes.
-        independent: sum of the entropies of the firing rates, in bits, over all states measured.
-        found: SAELens' figures: recovery, explained variance and more.
+    trained and independent are sums of the entropies of the firing rates, in bits, before the
+    first latents were removed and at the end.
     """
 
     states: States

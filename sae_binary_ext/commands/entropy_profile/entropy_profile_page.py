@@ -17,15 +17,7 @@ SATURATED = 0.95
 
 @dataclass(frozen=True)
 class ProfilePoint:
-    """One point of a profile.
-
-    Attributes:
-        layer: whose incoming residual stream is coded.
-        at: position, number of examples, or "all".
-        states: number of states measured.
-        metrics: of the coder's codes and outputs.
-        bounds: on the entropy of its codes.
-    """
+    """Figures of the coder of one point: a layer, and a position, number of examples or "all"."""
 
     layer: int
     at: int | str

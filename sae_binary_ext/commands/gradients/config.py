@@ -15,8 +15,8 @@ COMPARABLE = ("topk", "groupmax", "threshold")
 @dataclass
 class GradientsConfig(ReadingConfig):
     """
-    Train a binary coder with each surrogate, and compare the surrogate's gradient with what steps
-    do to the true loss, over training.
+    Train a binary coder with each surrogate, and compare the surrogate's gradient with the change
+    of the true loss over finite steps, at several times of training.
     """
 
     hook: str | None = "blocks.9.hook_resid_pre"
@@ -26,38 +26,38 @@ class GradientsConfig(ReadingConfig):
     tokens: int = 40_000
     """Tokens to read and train on."""
     surrogates: list[str] = field(default_factory=list)
-    """Which are compared; all if left out."""
+    """Surrogates to compare. If left out: all."""
     selection: str = "topk"
-    """Of the coders: topk, groupmax, threshold."""
+    """Selection of the coders: topk, groupmax or threshold."""
     surrogate_temperature: float = 1.0
     """Width of the surrogates, in units of the pre-activation."""
     latents: int = 2304
     """Width of the coders."""
     k: int = 32
-    """Active latents a token, or groups."""
+    """Active latents per token; with groupmax the number of groups."""
     training_states: int = 120_000
-    """Activations that each coder sees, the same ones again and again."""
+    """Activations that each coder sees in training; those read are repeated."""
     probes: int = 6
-    """Steps at which gradients are measured, evenly spaced on a logarithmic axis."""
+    """Number of steps at which gradients are measured, evenly spaced on a logarithmic axis."""
     probe_tokens: int = 512
-    """Tokens of the batch that they are measured on."""
+    """Tokens of the batch that gradients are measured on."""
     probed_latents: int = 64
-    """Latents whose bias is bumped."""
+    """Number of latents whose bias is raised and lowered."""
     seed: int = 0
-    """Of weights, of the order of the activations, and of the latents drawn."""
+    """Seed of weights, of the order of activations, and of the latents drawn."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.surrogates:
-            # Here, not above: it imports torch, and help should not wait for that.
+            # Imported here: it brings torch, and --help must not wait for that.
             from sae_binary_ext.coding.surrogate import SURROGATES
 
             for surrogate in self.surrogates:
                 check_choice(SURROGATES, surrogates=surrogate)
         if self.selection not in COMPARABLE:
             raise ValueError(
-                f"selection={self.selection!r}: choose topk, groupmax or threshold; gumbel draws "
-                "its codes, and has no loss without noise to compare with."
+                f"selection={self.selection!r}: choose topk, groupmax or threshold. gumbel draws "
+                "its codes at random, so that its true loss is noise."
             )
         check_at_least(
             1,

@@ -19,13 +19,7 @@ SHOWN_BUMP, SHOWN_PROMISE = 0.1, 0.01
 
 @dataclass(frozen=True)
 class Probe:
-    """Gradients at one step of training.
-
-    Attributes:
-        surrogate: with which the coder was trained.
-        step: number of steps done.
-        figures: of the gradients.
-    """
+    """Figures of a surrogate's gradients after some steps of training."""
 
     surrogate: str
     step: int

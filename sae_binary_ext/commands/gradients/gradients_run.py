@@ -1,4 +1,4 @@
-"""`sae-binary gradients`: a surrogate's gradient beside the true loss, over training."""
+"""`sae-binary gradients`: gradients of surrogates beside the true loss, over training."""
 
 from collections.abc import Callable
 from typing import Any

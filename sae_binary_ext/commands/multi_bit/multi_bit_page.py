@@ -14,15 +14,7 @@ from sae_binary_ext.report.plots import curves, grouped
 
 @dataclass(frozen=True)
 class Leveled:
-    """A coder with several levels.
-
-    Attributes:
-        candidate: the coder that it was made from.
-        levels: thresholds per latent.
-        figures: with its decoder refitted.
-        bits: entropy of the latents' levels, per token.
-        folder: where it is.
-    """
+    """A coder made from candidate with several levels: its refitted figures, bits and folder."""
 
     candidate: Candidate
     levels: int

@@ -15,16 +15,9 @@ from sae_binary_ext.report.plots import curves, grouped
 
 @dataclass(frozen=True)
 class Transferred:
-    """A coder at a layer.
+    """A coder at a layer: figures of the unchanged coder, FVU after each change, and shift in bits.
 
-    Attributes:
-        candidate: the coder.
-        layer: where it was applied.
-        at_home: whether that is its own layer.
-        figures: with the coder unchanged.
-        scaled_fvu: FVU of scaled activations; None for transcoders.
-        refitted_fvu: FVU with the decoder refitted; None for coders with values.
-        shift: of the firing rates from those at home, in bits a token.
+    scaled_fvu is None for transcoders, refitted_fvu for coders with values.
     """
 
     candidate: Candidate
