@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
@@ -279,8 +278,3 @@ class RunningCoders:
         """The figures so far, in the order of the coders."""
         pairs = zip(self._opened.candidates, self._figures, strict=True)
         return [figures.figures(self.variances[each.site]) for each, figures in pairs]
-
-
-def documents_of(batch: TokenBatch) -> Tensor:
-    """int64 [tokens], the number of each token's document."""
-    return torch.tensor(batch.text.documents)[batch.row_of_token]

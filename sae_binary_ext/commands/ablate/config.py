@@ -28,7 +28,7 @@ class AblateConfig(ReadingConfig):
     change: str = "zero"
     """zero silences latents; flip turns 0 to 1 and 1 to 0, for binary coders only."""
     groups: int = 8
-    """Number of groups that the ranked latents are divided into. All groups fire equally often."""
+    """Number of groups of the ranked latents. Each has about the same share of all firings."""
     latents: int = 5
     """How many latents, the first of the ranking, are also changed one by one."""
     seed: int = 0

@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import torch
@@ -63,11 +62,6 @@ class CodeHeader:
         return torch.frombuffer(bytearray.fromhex(self.mean_code), dtype=torch.uint8)
 
 
-def no_mean(latents: int) -> str:
-    """The mean code of encodings that need none."""
-    return "00" * packed_width(latents)
-
-
 class CodeWriter:
     """Writes a file of codes, used in a `with` block: the file appears when the block ends."""
 
@@ -106,12 +100,7 @@ class CodeWriter:
         self._tokens += len(packed)
         self._file.write(_BLOCK.pack(len(packed), len(payload), zlib.crc32(payload)) + payload)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._file is None:
             return
         if kind is None:

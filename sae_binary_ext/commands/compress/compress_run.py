@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_binary_ext.coding import pack, unpack
+from sae_binary_ext.coding import pack, packed_width, unpack
 from sae_binary_ext.commands.analysing import analyse_coders
 from sae_binary_ext.commands.compress.code_encodings import ENCODINGS
 from sae_binary_ext.commands.compress.code_file import (
     CodeFileError,
     CodeHeader,
     CodeWriter,
-    no_mean,
     read_codes,
     read_header,
 )
@@ -143,8 +142,8 @@ def _header(opened: OpenedModel, candidate: Candidate) -> CodeHeader:
         "hook_name": candidate.site.hook_name,
         "hook_name_out": candidate.site.hook_name_out,
     }
-    mean = no_mean(latents)
-    return CodeHeader(latents, FIRST_ENCODING, coder_fingerprint(candidate.coder), mean, about)
+    no_mean = "00" * packed_width(latents)
+    return CodeHeader(latents, FIRST_ENCODING, coder_fingerprint(candidate.coder), no_mean, about)
 
 
 def _path(folder: Path, candidate: Candidate, encoding: str) -> Path:

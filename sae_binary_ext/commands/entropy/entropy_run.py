@@ -1,15 +1,12 @@
 """`sae-binary entropy`: the information in hidden states, read off the codes of coders."""
 
+import torch
+
 from sae_binary_ext.commands.analysing import analyse_coders
 from sae_binary_ext.commands.entropy.config import EntropyConfig
 from sae_binary_ext.commands.entropy.entropy_page import EntropyOfCoder, entropy_page
 from sae_binary_ext.measure.code_entropy import GatheredCodes
-from sae_binary_ext.measure.reading import (
-    OpenedModel,
-    RunningCoders,
-    documents_of,
-    read_text,
-)
+from sae_binary_ext.measure.reading import OpenedModel, RunningCoders, read_text
 from sae_binary_ext.report import Analysis
 
 
@@ -23,7 +20,8 @@ def _measure(opened: OpenedModel, config: EntropyConfig) -> list[EntropyOfCoder]
     codes = {each.name: GatheredCodes(each.coder.cfg.d_sae) for each in opened.candidates}
     for batch in read_text(opened, config):
         for candidate, tokens, active in running.add(batch):
-            codes[candidate.name].add(active, documents_of(tokens))
+            documents = torch.tensor(batch.text.documents)[tokens.row_of_token]
+            codes[candidate.name].add(active, documents)
     return [
         EntropyOfCoder(candidate, figures, codes[candidate.name].entropy())
         for candidate, figures in zip(opened.candidates, running.figures(), strict=True)

@@ -13,7 +13,6 @@ from sae_binary_ext.commands.compress.code_file import (
     CodeFileError,
     CodeHeader,
     CodeWriter,
-    no_mean,
     read_codes,
     read_header,
 )
@@ -33,7 +32,7 @@ SOURCES: dict[str, Tensor] = {
 
 
 def header_of(latents: int, encoding: str, mean: Tensor | None = None) -> CodeHeader:
-    text = no_mean(latents) if mean is None else mean.numpy().tobytes().hex()
+    text = "00" * packed_width(latents) if mean is None else mean.numpy().tobytes().hex()
     return CodeHeader(latents, encoding, "abc", text, ABOUT)
 
 
