@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import SAETransformerBridge
 
 from benchmarks.measure import ROUNDS
-from sae_binary_ext.bundled.wikipedia import read_wikipedia_sample
 from sae_binary_ext.measure import Amount, Comparison, load_candidates
-from sae_binary_ext.measure.documents import cut_rows
+from sae_binary_ext.measure.documents import ALL_ARTICLES, cut_rows
 from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD
+from sae_binary_ext.measure.reading import open_in_model
+from sae_binary_ext.settings import TextConfig
 
 CODERS = 4
 WARM_UP_TOKENS = 2000
@@ -37,14 +37,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     arguments = parser.parse_args()
     candidates = load_candidates([arguments.folder])[:CODERS]
-    model: Any = SAETransformerBridge.boot_transformers(arguments.model, device="cpu")
-    texts = [text for _, text in read_wikipedia_sample()]
+    config = TextConfig(arguments.model)
+    opened = open_in_model(candidates, config, Path("runs"), ALL_ARTICLES)
+    model: Any = opened.model
+    texts = list(opened.documents())
 
     def round_of(tokens: int) -> tuple[float, float]:
         amount = Amount(tokens=tokens)
         with tempfile.TemporaryDirectory() as saved:
-            path = Path(saved) / "progress"
-            comparison = Comparison(candidates, model, model.tokenizer, lambda: texts, amount, path)
+            comparison = Comparison(opened, amount, Path(saved) / "progress")
             ours = seconds_of(comparison.measure)
         batches = rows_of(model, texts, amount)
         return ours, seconds_of(lambda: forward(model, batches))

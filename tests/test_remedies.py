@@ -16,8 +16,8 @@ import torch
 from sae_lens import SAE, LoggingConfig, TopKTrainingSAEConfig
 from sparsify import SparseCoder, SparseCoderConfig
 
-from sae_binary_ext.coding import FiringRates, pack
-from sae_binary_ext.commands.compress.code_file import CodeHeader, CodeWriter, no_mean
+from sae_binary_ext.coding import FiringRates, pack, packed_width
+from sae_binary_ext.commands.compress.code_file import CodeHeader, CodeWriter
 from sae_binary_ext.commands.entropy_profile.entropy_profile_run import EntropyProfileConfig
 from sae_binary_ext.commands.gradients.gradients_run import GradientsConfig
 from sae_binary_ext.commands.interpret.config import InterpretConfig
@@ -179,7 +179,9 @@ def rates_of(codes: torch.Tensor) -> torch.Tensor:
 
 
 def code_writer(root: Path) -> CodeWriter:
-    return CodeWriter(root / "codes", CodeHeader(LATENTS, "packed", "", no_mean(LATENTS), {}))
+    return CodeWriter(
+        root / "codes", CodeHeader(LATENTS, "packed", "", "00" * packed_width(LATENTS), {})
+    )
 
 
 def write_codes(root: Path) -> None:

@@ -1,4 +1,4 @@
-"""The coders of a comparison, of any format, and where they belong."""
+"""Coders of any format with their names, and the hooks where they belong."""
 
 import logging
 from collections.abc import Iterable
@@ -25,17 +25,17 @@ from sae_binary_ext.saelens.hooked_model import official_name
 from sae_binary_ext.saelens.splice import HookedModel, resolve_hook
 
 logger = logging.getLogger(__name__)
-# Values of seqpos_slice that leave out no more than the beginning-of-text token.
+# Values of seqpos_slice that exclude at most the beginning-of-text token.
 ALL_POSITIONS = ((None,), (None, None), (0, None), (1, None))
 
 
 @dataclass(frozen=True)
 class Site:
-    """What coders that can be compared have in common.
+    """The hooks that comparable coders share.
 
     Attributes:
-        hook_name: the activation they read.
-        hook_name_out: the one they reconstruct or predict.
+        hook_name: the activation that coders read.
+        hook_name_out: the activation that they reconstruct or predict.
     """
 
     hook_name: str
@@ -49,12 +49,12 @@ class Site:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One coder of a comparison.
+    """One coder.
 
     Attributes:
-        name: short, and no other's.
+        name: short and unique.
         folder: where it was read.
-        coder: as SAELens has it.
+        coder: as a SAELens coder.
         site: where it belongs.
     """
 
@@ -65,43 +65,43 @@ class Candidate:
 
     @property
     def model_name(self) -> str | None:
-        """The model that its files name."""
+        """The model that the coder's files name."""
         return self.coder.cfg.metadata.model_name
 
     @property
     def is_transcoder(self) -> bool:
-        """Whether it predicts another activation than it reads."""
+        """Whether the coder predicts another activation than it reads."""
         return self.site.hook_name != self.site.hook_name_out
 
     @property
     def d_out(self) -> int:
-        """Width of what it reconstructs or predicts."""
+        """Width of the activation that the coder reconstructs or predicts."""
         return getattr(self.coder.cfg, "d_out", None) or self.coder.cfg.d_in
 
     def check_widths(self, inputs: Tensor, targets: Tensor) -> None:
-        """Raise ValueError where the model's activations at its site have other widths."""
+        """Raise ValueError if the model's activations at the site have other widths."""
         found, own = (inputs.shape[-1], targets.shape[-1]), (self.coder.cfg.d_in, self.d_out)
         if found != own:
             raise ValueError(
                 f"{self.name}: takes {own[0]} to {own[1]} dimensions, and the model has {found[0]} "
-                f"and {found[1]} at {self.site}. It was trained on another model or hook."
+                f"and {found[1]} at {self.site}. The coder was trained on another model or hook: "
+                "name the right model with --model."
             )
 
 
 def load_candidates(
     sources: Iterable[str], hook_name: str | None = None, device: str = "cpu"
 ) -> list[Candidate]:
-    """All coders of all sources.
+    """Load all coders of all sources.
 
     Args:
         sources: coders' folders, folders of such folders, or Hub ids of either.
-        hook_name: where coders belong whose files do not tell: a hook, a module of the model or a
-            hookpoint.
-        device: where to put them.
+        hook_name: hook, module of the model or hookpoint of coders whose files name none.
+        device: where to put the coders.
 
     Raises:
-        CheckpointError: a source holds no coder, or one that SAELens cannot have.
-        ValueError: a coder's files name another hook, or none and hook_name is None.
+        CheckpointError: a source holds no coder, or one that SAELens cannot represent.
+        ValueError: a coder's files name another hook, or name none and hook_name is None.
     """
     folders = [folder for source in sources for folder in find_coders(source, None).values()]
     candidates = [
@@ -109,31 +109,26 @@ def load_candidates(
         for name, folder in zip(_short_names(folders), folders, strict=True)
     ]
     for candidate in candidates:
-        _warn_of_positions(candidate)
+        positions = candidate.coder.cfg.metadata.seqpos_slice
+        if positions and tuple(positions) not in ALL_POSITIONS:
+            logger.warning(
+                "%s was trained on the positions %s of a row (seqpos_slice), and is measured on "
+                "all positions from --first_position on.",
+                candidate.name,
+                list(positions),
+            )
     return candidates
 
 
-def _warn_of_positions(candidate: Candidate) -> None:
-    """All coders are measured on the same positions, also on those that one was not trained on."""
-    positions = candidate.coder.cfg.metadata.seqpos_slice
-    if positions and tuple(positions) not in ALL_POSITIONS:
-        logger.warning(
-            "%s was trained on the positions %s of a row alone (seqpos_slice), and is measured on "
-            "all from --first_position on.",
-            candidate.name,
-            list(positions),
-        )
-
-
 def check_alike(candidates: list[Candidate]) -> None:
-    """Raise ValueError where there are no coders, or autoencoders beside transcoders."""
+    """Raise ValueError if there are no coders, or autoencoders beside transcoders."""
     if not candidates:
-        raise ValueError("coders: there are none to compare.")
+        raise ValueError("coders: none were given. Name at least one.")
     transcoders = [each for each in candidates if each.is_transcoder]
     if 0 < len(transcoders) < len(candidates):
         others = [each.name for each in candidates if not each.is_transcoder]
         raise ValueError(
-            f"{transcoders[0].name} is a transcoder and {others[0]} an autoencoder: compare one "
+            f"{transcoders[0].name} is a transcoder and {others[0]} an autoencoder. Measure one "
             "kind at a time."
         )
 
@@ -141,13 +136,12 @@ def check_alike(candidates: list[Candidate]) -> None:
 def at_common_sites(
     candidates: Iterable[Candidate], model: HookedModel
 ) -> tuple[list[Candidate], dict[Site, tuple[str, str]]]:
-    """The candidates, those that belong at one activation under several names at one site.
+    """Give coders of the same activation the same site, whatever their files call it.
 
-    A hook has aliases, and what enters a block is what left the one before: sparsify's layers.8,
-    blocks.8.hook_resid_post and blocks.9.hook_resid_pre are one activation.
+    sparsify's layers.8, blocks.8.hook_resid_post and blocks.9.hook_resid_pre are one activation.
 
     Returns:
-        The candidates with the first one's site, and of each site the model's own hooks.
+        The candidates, and for each site the model's own hooks.
 
     Raises:
         ValueError: the model lacks a hook.
@@ -162,7 +156,7 @@ def at_common_sites(
 
 
 def _hooks_of(candidate: Candidate, model: HookedModel) -> tuple[str, str]:
-    """The model's own names of what a coder reads and of what it gives."""
+    """The model's own names of the hooks that a coder reads and gives."""
     try:
         return _resolved(candidate.site, model)
     except ValueError as error:
@@ -171,7 +165,7 @@ def _hooks_of(candidate: Candidate, model: HookedModel) -> tuple[str, str]:
         try:
             return _resolved(site, model)
         except ValueError:
-            # The name that the user knows is the coder's own.
+            # The first error names the hook as the coder's files do.
             raise error from None
 
 
@@ -181,7 +175,7 @@ def _resolved(site: Site, model: HookedModel) -> tuple[str, str]:
 
 
 def _translated(candidate: Candidate) -> Site | None:
-    """A site named by modules (model.layers.9), as SAELens names hooks; None: there is no name."""
+    """SAELens' hooks of a site that is named by modules (model.layers.9); None if it has none."""
     site, transcoder = candidate.site, candidate.is_transcoder
     place = Place(
         hook_name=site.hook_name,
@@ -203,16 +197,16 @@ def _translated(candidate: Candidate) -> Site | None:
 def candidate_of(
     coder: SAE[Any], name: str, folder: Path = Path(), hook_name: str | None = None
 ) -> Candidate:
-    """A coder as readers of text take it.
+    """A coder with its name and site.
 
     Args:
-        coder: any SAELens coder. One of attn.hook_z takes all heads side by side from now on.
-        name: what to call it.
+        coder: any SAELens coder. A coder of attn.hook_z takes all heads side by side from now on.
+        name: for tables and files.
         folder: where it was read.
-        hook_name: where it belongs if its metadata does not tell.
+        hook_name: its hook if its metadata names none.
 
     Raises:
-        ValueError: its metadata names another hook, or none and hook_name is None.
+        ValueError: its metadata names another hook, or names none and hook_name is None.
     """
     metadata = coder.cfg.metadata
     own = metadata.hook_name
@@ -224,25 +218,24 @@ def candidate_of(
     if own is not None and hook_name and not same_place(own, hook_name, model_name):
         raise ValueError(
             f"{name}: was trained on {own}, and not on --hook {hook_name}. Leave --hook out, and "
-            "measure coders whose files name no hook on their own."
+            "measure coders whose files name no hook in a run of their own."
         )
-    source, target = own or stated_hook(hook_name or "", model_name), metadata.hook_name_out
-    read = _view(source, metadata.hook_head_index)
+
+    def view(hook: str, head: int | None) -> str:
+        return hook if head is None else str(HookView(hook, head))
+
     coder.turn_off_forward_pass_hook_z_reshaping()
-    given = read if target is None else _view(target, metadata.hook_head_index_out)
+    read = view(own or stated_hook(hook_name or "", model_name), metadata.hook_head_index)
+    target = metadata.hook_name_out
+    given = read if target is None else view(target, metadata.hook_head_index_out)
     return Candidate(name, folder, coder, Site(read, given))
 
 
-def _view(hook_name: str, head: int | None) -> str:
-    return hook_name if head is None else str(HookView(hook_name, head))
-
-
 def _short_names(folders: list[Path]) -> list[str]:
-    """Of each folder as few of its last parts as tell it from the others."""
+    """As few last parts of each folder as tell it from the others."""
     resolved = [folder.resolve() for folder in folders]
-    if len(set(resolved)) < len(resolved):
-        twice = next(str(folder) for folder in resolved if resolved.count(folder) > 1)
-        raise ValueError(f"{twice}: is named twice. Name it once.")
+    if twice := [str(folder) for folder in resolved if resolved.count(folder) > 1]:
+        raise ValueError(f"{twice[0]}: is named twice. Name it once.")
     return [_short_name(folder, resolved) for folder in resolved]
 
 
@@ -255,20 +248,20 @@ def _short_name(folder: Path, among: list[Path]) -> str:
 
 
 def common_model(candidates: list[Candidate], model: str | None) -> str:
-    """The model to compare on.
+    """The model to read coders in.
 
     Args:
-        candidates: whose files may name it.
-        model: Hub id or folder, which is taken whatever the files name; None takes the one that
-            they name. Two names of one model (gpt2-small, openai-community/gpt2) count as one.
+        candidates: the coders, whose files may name the model.
+        model: Hub id or folder, used whatever the files name; None takes the model that they name.
+            Two names of one model (gpt2-small, openai-community/gpt2) count as one.
 
     Raises:
-        ValueError: model is None, and the coders' files name several, or none at all.
+        ValueError: model is None, and the coders' files name several models or none.
     """
     named = {each.model_name: each.name for each in candidates if each.model_name is not None}
     if model is not None:
         for name, coder in named.items():
-            # A folder may hold any model; coders' widths tell whether it is the right one.
+            # A folder may hold any model; the coders' widths are checked later.
             if official_name(name) != official_name(model) and not Path(model).exists():
                 logger.warning("%s was trained on %s, and is read in %s.", coder, name, model)
         return model
@@ -277,7 +270,7 @@ def common_model(candidates: list[Candidate], model: str | None) -> str:
         by_coder = ", ".join(f"{coder}: {name}" for name, coder in named.items())
         raise ValueError(
             f"model: the coders' files name {sorted(named) or 'none'}"
-            f"{f' ({by_coder})' if named else ''}. Compare coders of one model; if these are "
-            "names of one, or none is given, name it with --model."
+            f"{f' ({by_coder})' if named else ''}. Measure coders of one model at a time. If these "
+            "are names of one model, or there is no name, name the model with --model."
         )
     return next(iter(named if len(named) == 1 else official))

@@ -1,6 +1,6 @@
 """Coders of either host and any format, measured on the same tokens of the same model."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import permutations
 from pathlib import Path
@@ -8,9 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
-from sae_binary_ext.measure.candidates import Candidate, Site, at_common_sites, check_alike
+from sae_binary_ext.measure.candidates import Candidate, Site
 from sae_binary_ext.measure.documents import TextBatch
 from sae_binary_ext.measure.figures import (
     CoderFigures,
@@ -18,14 +17,13 @@ from sae_binary_ext.measure.figures import (
     RunningVariance,
     TokenBatch,
 )
-from sae_binary_ext.measure.in_model import read_hooks
 from sae_binary_ext.measure.intervals import Estimate, WeightedSums, document_weights, estimate_of
 from sae_binary_ext.measure.matching import JointCounts, Matches
-from sae_binary_ext.measure.models import fitting_context
 from sae_binary_ext.measure.progress import SavedProgress, fingerprint
+from sae_binary_ext.measure.reading import OpenedModel
 from sae_binary_ext.measure.samples import LatentSamples, Predictability, predictability
 from sae_binary_ext.measure.stream import TextStream
-from sae_binary_ext.saelens.splice import HookedModel, Splice
+from sae_binary_ext.saelens.splice import Splice
 from sae_binary_ext.settings import Amount
 
 # Positions whose logits are compared at once: 100 MB for a vocabulary of 49,152.
@@ -184,41 +182,23 @@ class Comparison:
     """Measures coders together: a forward pass of the model serves all of them.
 
     Args:
-        candidates: autoencoders, or transcoders, at one or several sites.
-        model: the hooked model.
-        tokenizer: its tokenizer.
-        documents: gives the texts, from the first on each time it is called.
-        amount: how much of them to use.
+        opened: the coders, autoencoders or transcoders, with their model and text.
+        amount: how much of the text to use; the rows are cut as opened says.
         saved: file for what was counted, from which a broken-off comparison goes on.
         sources: names of the model and the text: what was counted with others is not taken up.
-
-    Raises:
-        ValueError: no coders, autoencoders beside transcoders, or a hook that the model lacks.
     """
 
     def __init__(
-        self,
-        candidates: list[Candidate],
-        model: HookedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        documents: Callable[[], Iterable[str]],
-        amount: Amount,
-        saved: Path,
-        sources: tuple[str, ...] = (),
+        self, opened: OpenedModel, amount: Amount, saved: Path, sources: tuple[str, ...] = ()
     ) -> None:
-        check_alike(candidates)
-        amount = replace(amount, context_size=fitting_context(model, amount.context_size))
-        self._model, self._amount = model, amount
-        candidates, self._hooks = at_common_sites(candidates, model)
-        self._candidates, self._sites = candidates, list(self._hooks)
-        self._sums = _Sums(candidates, self._sites, amount.latents)
-        progress = SavedProgress(saved, fingerprint(candidates, amount, sources), self._sums)
-        self._stream = TextStream(documents, tokenizer, amount, progress)
-
-    @property
-    def context_size(self) -> int:
-        """Tokens a row at most: as amount has it, or as many as the model has positions."""
-        return self._amount.context_size
+        self._opened = opened
+        self._amount = replace(
+            amount, context_size=opened.context_size, first_position=opened.first_position
+        )
+        self._candidates, self._sites = opened.candidates, list(opened.hooks)
+        self._sums = _Sums(self._candidates, self._sites, amount.latents)
+        of = fingerprint(self._candidates, self._amount, sources)
+        self._stream = TextStream(opened, SavedProgress(saved, of, self._sums))
 
     def run(self) -> list[ComparedCoder]:
         """Measure all coders; after an interruption, go on with the rest of the text.
@@ -261,18 +241,11 @@ class Comparison:
         }
 
     def _measure(self, text: TextBatch) -> None:
-        where = text.positions(self._amount.first_position)
-        names = {name for hooks in self._hooks.values() for name in hooks}
-        found = read_hooks(self._model, names, text.tokens)
+        batch = self._opened.read(text)
         weights = document_weights(text.documents)
         batches: dict[Site, TokenBatch] = {}
         for site, variance in zip(self._sites, self._sums.variances, strict=True):
-            rows = found[self._hooks[site][0]]
-            inputs, targets = (found[name][where] for name in self._hooks[site])
-            for candidate in self._candidates:
-                if candidate.site == site:
-                    candidate.check_widths(inputs, targets)
-            batches[site] = TokenBatch(inputs, targets, text, where, weights, rows)
+            batches[site] = batch.tokens(self._opened.hooks[site], weights)
             variance.add(batches[site])
         fired = [
             figures.add(batches[candidate.site])
@@ -284,7 +257,9 @@ class Comparison:
     def _splice(self, text: TextBatch) -> None:
         weights = document_weights(text.documents)
         everywhere = text.positions(0)
-        splices = {site: Splice(self._model, *self._hooks[site]) for site in self._sites}
+        splices = {
+            site: Splice(self._opened.model, *self._opened.hooks[site]) for site in self._sites
+        }
         untouched = splices[self._sites[0]]
         clean = untouched.outputs(text.tokens, everywhere, lambda _, target: target)
         for site, variance in zip(self._sites, self._sums.variances, strict=True):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.measure.documents import TextBatch
-from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, read_hooks
+from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD
 from sae_binary_ext.measure.reading import OpenedModel, read_text
 from sae_binary_ext.saelens.hooked_model import positions_of
 from sae_binary_ext.settings import ReadingConfig
@@ -184,11 +184,10 @@ def states_of_prompts(
         with tqdm(total=prompts, desc="Reading", unit="prompts") as progress:
             for text, due in made:
                 text = _within(text, int(due.max()), positions)
-                found = read_hooks(opened.model, hooks.values(), text.tokens)
-                where = opened.outliers.within(found, text.positions(config.first_position))
+                batch = opened.read(text, hooks.values())
                 places = due[:, LAST_EXAMPLES]
-                kept = where.gather(1, places).all(1)
-                yield {hook: states[kept] for hook, states in found.items()}, places[kept]
+                kept = batch.where.gather(1, places).all(1)
+                yield {hook: states[kept] for hook, states in batch.found.items()}, places[kept]
                 progress.update(len(due))
 
     return _states_at(rows(), list(LAST_EXAMPLES), hooks, most)

@@ -1,5 +1,7 @@
-"""Text read with a model, for coders of any format at one or several of its hooks."""
+"""Open coders with their model, and read text for all of them with one forward pass a batch."""
 
+import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,53 +24,36 @@ from sae_binary_ext.measure.documents import (
     HELD_OUT_ARTICLES,
     OutlyingTokens,
     TextBatch,
+    cut_rows,
     read_all_documents,
     read_documents,
 )
-from sae_binary_ext.measure.figures import TokenBatch
-from sae_binary_ext.measure.in_model import codes_of, read_hooks
+from sae_binary_ext.measure.figures import (
+    CoderFigures,
+    RunningFigures,
+    RunningVariance,
+    TokenBatch,
+)
+from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, codes_of, read_hooks
+from sae_binary_ext.measure.intervals import document_weights
 from sae_binary_ext.measure.models import fitting_context, open_model
-from sae_binary_ext.measure.stream import RowCut, batches_of
 from sae_binary_ext.saelens.hooked_model import load_hooked_model
 from sae_binary_ext.saelens.splice import HookedModel
-from sae_binary_ext.settings import ReadingConfig, check_first_position
+from sae_binary_ext.settings import ReadingConfig, TextConfig, check_first_position
 
-
-@dataclass(frozen=True)
-class OpenedModel:
-    """A model, and the coders that belong to it.
-
-    Attributes:
-        candidates: autoencoders, or transcoders.
-        hooks: of each site, the model's names of what its coders read and of what they give.
-        model: the hooked model.
-        model_name: its name.
-        tokenizer: its tokenizer.
-        text_name: what is read with it.
-        documents: gives the texts, from the first on each time it is called.
-        outliers: the tokens that the last reading left out.
-        context_size: tokens a row at most, no more than the model has positions.
-    """
-
-    candidates: list[Candidate]
-    hooks: dict[Site, tuple[str, str]]
-    model: HookedModel
-    model_name: str
-    tokenizer: PreTrainedTokenizerBase
-    text_name: str
-    documents: Callable[[], Iterator[str]]
-    outliers: OutlyingTokens
-    context_size: int
+logger = logging.getLogger(__name__)
+# Readers of the text, by the name of the embedded articles that they read without a dataset.
+_READERS = {HELD_OUT_ARTICLES: read_documents, ALL_ARTICLES: read_all_documents}
 
 
 @dataclass(frozen=True)
 class ReadBatch:
-    """Rows of text and what the model makes of them.
+    """Rows of text with the model's activations.
 
     Attributes:
         text: the rows.
-        where: bool [rows, context], the positions that count, outliers not among them.
-        found: of each hook that was asked for, [rows, context, width].
+        where: bool [rows, context], the positions that count; outliers do not.
+        found: for each hook its activations, [rows, context, width].
     """
 
     text: TextBatch
@@ -80,131 +65,215 @@ class ReadBatch:
         source, target = (self.found[name][self.where] for name in hooks)
         return source, target
 
-    def tokens(self, hooks: tuple[str, str], weights: Tensor) -> TokenBatch:
-        """The same for RunningFigures, with the weights of document_weights."""
+    def tokens(self, hooks: tuple[str, str], weights: Tensor, with_rows: bool = True) -> TokenBatch:
+        """The activations for RunningFigures, with the weights of document_weights.
+
+        with_rows keeps whole rows of inputs beside them, for coders that read sequences.
+        """
         inputs, targets = self.activations(hooks)
-        return TokenBatch(inputs, targets, self.text, self.where, weights, self.found[hooks[0]])
+        rows = self.found[hooks[0]] if with_rows else None
+        return TokenBatch(inputs, targets, self.text, self.where, weights, rows)
 
     def codes(self, coder: Any, hook: str) -> Tensor:
         """Codes [tokens, latents] at the positions that count, of a coder that reads this hook."""
         return codes_of(coder, self.found[hook], self.where)
 
 
-def open_coders(sources: Iterable[str], config: ReadingConfig, folder: Path) -> OpenedModel:
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model, the coders that belong to it, and the text to read.
+
+    Attributes:
+        candidates: autoencoders, or transcoders.
+        hooks: for each site, the model's names of the hooks that its coders read and give.
+        model: the hooked model.
+        model_name: its name.
+        tokenizer: its tokenizer.
+        text_name: names the text.
+        documents: gives the texts, from the first one each time it is called.
+        outliers: the tokens that the last reading left out.
+        context_size: tokens a row at most, no more than the model has positions.
+        first_position: positions before it do not count.
+    """
+
+    candidates: list[Candidate]
+    hooks: dict[Site, tuple[str, str]]
+    model: HookedModel
+    model_name: str
+    tokenizer: PreTrainedTokenizerBase
+    text_name: str
+    documents: Callable[[], Iterable[str]]
+    outliers: OutlyingTokens
+    context_size: int
+    first_position: int
+
+    def batches(self, tokens: int) -> Iterator[tuple[TextBatch, int]]:
+        """Batches of rows, each with its number of tokens that count.
+
+        They have at least so many tokens in all: the last batch is finished. A text that ends
+        earlier is logged.
+        """
+        taken = 0
+        rows = cut_rows(self.documents(), self.tokenizer, self.context_size, ROWS_PER_FORWARD)
+        for batch in rows:
+            number = int(batch.positions(self.first_position).sum())
+            yield batch, number
+            taken += number
+            if taken >= tokens:
+                return
+        logger.warning("The text ends after %d of %d tokens.", taken, tokens)
+
+    def forward(self, tokens: Tensor, more_hooks: Iterable[str] = ()) -> dict[str, Tensor]:
+        """Activations of one forward pass at the hooks of all coders.
+
+        Args:
+            tokens: int64 [rows, context].
+            more_hooks: the model's names of other hooks to read.
+
+        Returns:
+            For each hook [rows, context, width].
+
+        Raises:
+            ValueError: a coder has other widths than the activations.
+        """
+        names = {name for pair in self.hooks.values() for name in pair} | set(more_hooks)
+        found = read_hooks(self.model, names, tokens)
+        for candidate in self.candidates:
+            source, target = self.hooks[candidate.site]
+            candidate.check_widths(found[source], found[target])
+        return found
+
+    def read(self, text: TextBatch, more_hooks: Iterable[str] = ()) -> ReadBatch:
+        """The activations of a batch, and which of its positions count; else as forward."""
+        found = self.forward(text.tokens, more_hooks)
+        where = self.outliers.within(found, text.positions(self.first_position))
+        return ReadBatch(text, where, found)
+
+
+def open_coders(
+    sources: Iterable[str], config: TextConfig, folder: Path, embedded: str = HELD_OUT_ARTICLES
+) -> OpenedModel:
     """Load coders and their model.
 
     Args:
         sources: coders' folders, folders of such folders, or Hub ids of either.
-        config: where they belong, where the files do not tell.
-        folder: where the embedded model's files go, into "model"; made where there is none.
+        config: names the text, and the hook of coders whose files name none.
+        folder: gets the embedded model's files, in "model"; it is made if it does not exist.
+        embedded: names the articles that are read without config.dataset.
 
     Raises:
         CheckpointError: a coder cannot be read.
         ValueError: coders of several models, or autoencoders beside transcoders.
     """
     candidates = load_candidates(sources, config.hook, config.device)
+    return open_in_model(candidates, config, folder, embedded)
+
+
+def open_in_model(
+    candidates: list[Candidate],
+    config: TextConfig,
+    folder: Path,
+    embedded: str = HELD_OUT_ARTICLES,
+) -> OpenedModel:
+    """Load the model of coders that are loaded; else as open_coders."""
     check_alike(candidates)
     folder.mkdir(parents=True, exist_ok=True)
     name, model, tokenizer = open_model(candidates, config.model, folder, config.device)
+    return _opened(candidates, model, name, tokenizer, config, embedded)
+
+
+def open_model_alone(config: TextConfig, folder: Path) -> OpenedModel:
+    """Load config.model, or SmolLM2 from the installed package, without coders.
+
+    Without config.dataset all embedded articles are read, because no coder was trained on them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = config.model or str(export_smollm2(folder / "model"))
+    model: Any = load_hooked_model(None, path, config.device)
+    name, tokenizer = config.model or MODEL_NAME, cast(PreTrainedTokenizerBase, model.tokenizer)
+    return _opened([], model, name, tokenizer, config, ALL_ARTICLES)
+
+
+def _opened(
+    candidates: list[Candidate],
+    model: HookedModel,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TextConfig,
+    embedded: str,
+) -> OpenedModel:
     candidates, hooks = at_common_sites(candidates, model)
+    context_size = fitting_context(model, config.context_size)
+    check_first_position(config.first_position, context_size)
     return OpenedModel(
         candidates,
         hooks,
         model,
         name,
         tokenizer,
-        config.dataset or HELD_OUT_ARTICLES,
-        lambda: read_documents(config.text_source()),
-        OutlyingTokens(config.norm_limit),
-        _context_size(model, config),
+        config.dataset or embedded,
+        lambda: _READERS[embedded](config.text_source()),
+        OutlyingTokens(config.norm_limit if isinstance(config, ReadingConfig) else math.inf),
+        context_size,
+        config.first_position,
     )
 
 
-def open_model_alone(config: ReadingConfig, folder: Path) -> OpenedModel:
-    """Load a model without coders: config.model, or SmolLM2 from the installed package.
-
-    No coder was trained on the text before, and without config.dataset all embedded articles are
-    read.
-
-    Args:
-        config: which.
-        folder: as open_coders takes it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = config.model or str(export_smollm2(folder / "model"))
-    model: Any = load_hooked_model(None, path, config.device)
-    name = config.model or MODEL_NAME
-    tokenizer = cast(PreTrainedTokenizerBase, model.tokenizer)
-    return OpenedModel(
-        [],
-        {},
-        model,
-        name,
-        tokenizer,
-        config.dataset or ALL_ARTICLES,
-        lambda: read_all_documents(config.text_source()),
-        OutlyingTokens(config.norm_limit),
-        _context_size(model, config),
-    )
-
-
-def _context_size(model: HookedModel, config: ReadingConfig) -> int:
-    context_size = fitting_context(model, config.context_size)
-    check_first_position(config.first_position, context_size)
-    return context_size
-
-
-def settings_of(opened: OpenedModel, config: ReadingConfig) -> dict[str, str]:
-    """A command's settings for its files, and what was left to be found out.
-
-    Args:
-        opened: the model, after the reading.
-        config: all of the settings.
-    """
+def settings_of(opened: OpenedModel, config: TextConfig) -> dict[str, str]:
+    """A command's settings for its files, with the names and numbers that reading decided."""
     found = {
         "model": opened.model_name,
         "dataset": opened.text_name,
-        "tokens_left_out": opened.outliers.left_out,
         "context_size": opened.context_size,
     }
+    if isinstance(config, ReadingConfig):
+        found["tokens_left_out"] = opened.outliers.left_out
     return {key: str(value) for key, value in (asdict(config) | found).items()}
 
 
 def read_text(
     opened: OpenedModel,
-    config: ReadingConfig,
+    config: TextConfig,
     description: str = "Reading",
     more_hooks: Iterable[str] = (),
 ) -> Iterator[ReadBatch]:
-    """Batches of text, a forward pass each, with a progress bar.
-
-    Args:
-        opened: from open_coders.
-        config: which text, how much of it, and how it is cut.
-        description: for the progress bar.
-        more_hooks: to read beside those of the coders, as the model names them.
-
-    Yields:
-        Batches with the activations of all these hooks.
+    """Batches of config.tokens of text with their activations, with a progress bar.
 
     Raises:
         ValueError: there is no text, or a coder has other widths than the model's activations.
     """
-    names = {name for pair in opened.hooks.values() for name in pair} | set(more_hooks)
-    cut = RowCut(opened.context_size, config.first_position)
-    batches = batches_of(opened.documents(), opened.tokenizer, cut, config.tokens)
+    more_hooks = list(more_hooks)
     opened.outliers.start()
     with tqdm(total=config.tokens, desc=description, unit="tokens", unit_scale=True) as progress:
         read = 0
-        for text, tokens in batches:
-            found = read_hooks(opened.model, names, text.tokens)
-            where = opened.outliers.within(found, text.positions(config.first_position))
-            batch = ReadBatch(text, where, found)
-            for candidate in opened.candidates:
-                source, target = opened.hooks[candidate.site]
-                candidate.check_widths(batch.found[source], batch.found[target])
-            yield batch
+        for text, tokens in opened.batches(config.tokens):
+            yield opened.read(text, more_hooks)
             read += tokens
             progress.update(tokens)
         if not read:
             raise ValueError("dataset: holds no text to read.")
+
+
+class RunningCoders:
+    """Figures of all opened coders from one reading of the text."""
+
+    def __init__(self, opened: OpenedModel) -> None:
+        self._opened = opened
+        self.variances = {each.site: RunningVariance(each.d_out) for each in opened.candidates}
+        self._figures = [RunningFigures(each.coder) for each in opened.candidates]
+
+    def add(self, batch: ReadBatch) -> Iterator[tuple[Candidate, TokenBatch, Tensor]]:
+        """Count a batch; yields each coder, its activations and its active latents, on the CPU."""
+        weights = document_weights(batch.text.documents)
+        tokens: dict[Site, TokenBatch] = {}
+        for site, variance in self.variances.items():
+            tokens[site] = batch.tokens(self._opened.hooks[site], weights)
+            variance.add(tokens[site])
+        for candidate, figures in zip(self._opened.candidates, self._figures, strict=True):
+            own = tokens[candidate.site]
+            yield candidate, own, figures.add(own)
+
+    def figures(self) -> list[CoderFigures]:
+        """The figures so far, in the order of the coders."""
+        pairs = zip(self._opened.candidates, self._figures, strict=True)
+        return [figures.figures(self.variances[each.site]) for each, figures in pairs]

@@ -14,11 +14,11 @@ from sae_lens.training.activations_store import (
 from torch import Tensor
 
 from sae_binary_ext.checks import check_at_least
-from sae_binary_ext.measure.candidates import at_common_sites, candidate_of
+from sae_binary_ext.measure.candidates import candidate_of
 from sae_binary_ext.measure.documents import TEXT_COLUMN, open_dataset, text_column
-from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, read_hooks
-from sae_binary_ext.measure.models import fitting_context, open_model
-from sae_binary_ext.settings import TextSource
+from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD
+from sae_binary_ext.measure.reading import open_in_model
+from sae_binary_ext.settings import TextConfig, TextSource
 
 DEFAULT_CONTEXT = 256
 # Columns of token ids, as SAELens names them.
@@ -78,16 +78,15 @@ def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tens
     # sparsify's files do not tell; this is SAELens' own default.
     if metadata.prepend_bos is None:
         metadata.prepend_bos = True
-    candidate = candidate_of(coder, metadata.model_name or "coder")
-    _, model, _ = open_model([candidate], model_name, Path(), str(coder.device))
-    (candidate,), hooks = at_common_sites([candidate], model)
-    source, target = hooks[candidate.site]
     wanted = text.context_size or metadata.context_size or DEFAULT_CONTEXT
+    config = TextConfig(model_name, context_size=wanted, first_position=0, device=str(coder.device))
+    opened = open_in_model([candidate_of(coder, metadata.model_name or "coder")], config, Path())
+    (hooks,) = opened.hooks.values()
     store = ActivationsStore.from_sae(
-        model,  # pyright: ignore[reportArgumentType]
+        opened.model,  # pyright: ignore[reportArgumentType]
         coder,
-        _dataset_of(text, model),
-        context_size=fitting_context(model, wanted),
+        _dataset_of(text, opened.model),
+        context_size=opened.context_size,
         store_batch_size_prompts=ROWS_PER_FORWARD,
         device=str(coder.device),
     )
@@ -97,9 +96,8 @@ def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tens
             rows = store.get_batch_tokens(raise_at_epoch_end=True)
         except StopIteration:
             return
-        found = read_hooks(model, (source, target), rows)
-        candidate.check_widths(found[source], found[target])
-        inputs, targets = (found[name][:, positions].flatten(0, 1) for name in (source, target))
+        found = opened.forward(rows)
+        inputs, targets = (found[name][:, positions].flatten(0, 1) for name in hooks)
         yield inputs, targets
 
 

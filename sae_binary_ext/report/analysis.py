@@ -1,64 +1,34 @@
-"""What an analysis found, as a table for the terminal, a JSON file and a page."""
+"""Results of a command: tables for the terminal, a JSON file and a page."""
 
 import json
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from sae_binary_ext.measure.intervals import Estimate
-from sae_binary_ext.report.comparison_files import aligned, finite, versions
 from sae_binary_ext.report.plots import plot_html
+from sae_binary_ext.report.tables import Column, Table, as_json, table_of, versions, with_meanings
 
 SCHEMA_VERSION = 1
-Value = str | int | float | Estimate | None
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Attributes:
-        label: at its head.
-        meaning: in a sentence, with its unit.
-        form: how numbers are shown, for format().
-    """
-
-    label: str
-    meaning: str = ""
-    form: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """Figures of several things.
-
-    Attributes:
-        caption: what it is of.
-        columns: the first one names the things.
-        rows: of each a value for each column; None where there is none.
-    """
-
-    caption: str
-    columns: Sequence[Column]
-    rows: Sequence[Sequence[Value]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What a command found.
+    """Results of a command.
 
     Attributes:
-        command: its name, and that of its files.
-        title: of its page.
-        remarks: paragraphs: what the figures mean, and what they do not.
+        command: its name, which its files have too.
+        title: heads the page.
+        remarks: paragraphs that say what the figures mean, and what they do not.
         tables: for terminal and page.
         figures: plots, by title.
-        results: the same figures and more, unrounded, for the JSON file.
+        results: figures for the JSON file, unrounded.
     """
 
     command: str
@@ -70,90 +40,87 @@ class Analysis:
 
     def __str__(self) -> str:
         """The tables for the terminal, intervals included."""
-        return "\n\n".join(
-            f"{table.caption}\n\n{aligned(_text_rows(table))}" for table in self.tables
-        )
+        return "\n\n".join(map(str, self.tables))
+
+
+def analysis_of(
+    texts: Path,
+    columns: Sequence[Column[T]],
+    things: Iterable[T],
+    figures: Mapping[str, go.Figure],
+    results: Mapping[str, Any],
+    **settings: Any,
+) -> Analysis:
+    """An analysis of one table, whose texts stand in a file.
+
+    Args:
+        texts: page.toml in the folder of the command: its title, the table's caption, remarks in
+            paragraphs, and the meaning of each column by its label.
+        columns: of the table; those without a label are for files alone.
+        things: one for each row.
+        figures: plots, by title.
+        results: figures for the JSON file.
+        settings: fill the fields of the title, such as {change}.
+    """
+    found = tomllib.loads(texts.read_text(encoding="utf-8"))
+    table = table_of(found["caption"], with_meanings(columns, found["columns"]), things)
+    remarks = [" ".join(each.split()) for each in found["remarks"].split("\n\n")]
+    command, title = texts.parent.name.replace("_", "-"), found["title"].format(**settings)
+    return Analysis(command, title, remarks, [table], figures, results)
 
 
 def write_analysis(analysis: Analysis, run: Mapping[str, Any], folder: Path) -> list[Path]:
-    """COMMAND.json and COMMAND.html, which needs no network.
+    """Write COMMAND.json, and COMMAND.html, which needs no network.
 
     Args:
-        analysis: what was found.
+        analysis: the results.
         run: the command's settings.
-        folder: where the files go; made where there is none.
+        folder: where the files go; it is made if it does not exist.
 
     Returns:
         Both files.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    data, page = (folder / f"{analysis.command}.{ending}" for ending in ("json", "html"))
     document = {
         "schema_version": SCHEMA_VERSION,
         "command": analysis.command,
         "run": dict(run),
         "versions": versions(),
-        "results": _plain(analysis.results),
+        "results": as_json(analysis.results),
     }
-    data, page = (folder / f"{analysis.command}.{ending}" for ending in ("json", "html"))
     data.write_text(json.dumps(document, indent=1, allow_nan=False))
-    environment = Environment(loader=PackageLoader("sae_binary_ext.report"), autoescape=True)
-    plots = {
-        title: Markup(plot_html(figure, library=place == 0))
-        for place, (title, figure) in enumerate(analysis.figures.items())
-    }
-    text = environment.get_template("analysis.html.j2").render(
-        analysis=analysis,
-        tables=[_for_page(table) for table in analysis.tables],
-        plots=plots,
+    write_page(
+        page,
+        "analysis.html.j2",
+        {"": analysis.figures},
+        title=analysis.title,
+        remarks=analysis.remarks,
+        tables=analysis.tables,
         run=run,
     )
-    page.write_text(text, encoding="utf-8")
     return [data, page]
 
 
-def _shown(value: Value, form: str) -> tuple[str, str]:
-    """A value and its interval; nothing where it is not a number."""
-    if isinstance(value, str):
-        return value, ""
-    number = value.value if isinstance(value, Estimate) else value
-    if number is None or finite(number) is None:
-        return "", ""
-    text = format(number, form)
-    if not isinstance(value, Estimate) or None in (finite(value.low), finite(value.high)):
-        return text, ""
-    return text, f"[{format(value.low, form)}, {format(value.high, form)}]"
+def write_page(
+    path: Path, template: str, plots: Mapping[str, Mapping[str, go.Figure]], **shown: Any
+) -> None:
+    """Write a page that needs no network: the first plot brings plotly's library.
 
-
-def _text_rows(table: Table) -> list[tuple[str, ...]]:
-    header = tuple(column.label for column in table.columns)
-    rows = [
-        tuple(
-            " ".join(filter(None, _shown(value, column.form)))
-            for value, column in zip(row, table.columns, strict=True)
-        )
-        for row in table.rows
-    ]
-    return [header, *rows]
-
-
-def _for_page(table: Table) -> dict[str, Any]:
-    rows = [
-        [
-            (*_shown(value, column.form), value.value if isinstance(value, Estimate) else value)
-            for value, column in zip(row, table.columns, strict=True)
-        ]
-        for row in table.rows
-    ]
-    columns = [(column.label, column.meaning) for column in table.columns]
-    return {"caption": table.caption, "columns": columns, "rows": rows}
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold: estimates as value and interval, null for what is no number."""
-    if isinstance(value, Estimate):
-        return {"value": finite(value.value), "interval": [finite(value.low), finite(value.high)]}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return finite(value) if isinstance(value, float) else value
+    Args:
+        path: the file.
+        template: its name in report/templates.
+        plots: plots by title, by site; the template gets them as HTML.
+        shown: everything else that the template shows.
+    """
+    first = next((figure for of_site in plots.values() for figure in of_site.values()), None)
+    html = {
+        site: {
+            title: Markup(plot_html(figure, library=figure is first))
+            for title, figure in of_site.items()
+        }
+        for site, of_site in plots.items()
+    }
+    environment = Environment(loader=PackageLoader("sae_binary_ext.report"), autoescape=True)
+    text = environment.get_template(template).render(plots=html, **shown)
+    path.write_text(text, encoding="utf-8")

@@ -1,62 +1,38 @@
 """A comparison as a terminal table, metrics.json and metrics.csv."""
 
 import csv
-import importlib.metadata
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from sae_binary_ext.measure.comparison import ComparedCoder
 from sae_binary_ext.measure.intervals import CONFIDENCE, REPLICATES, Estimate
-from sae_binary_ext.report.columns import COLUMNS, TABLE, shown
+from sae_binary_ext.report.columns import COLUMNS, NAME
+from sae_binary_ext.report.plots import grouped
+from sae_binary_ext.report.tables import Table, as_json, finite, table_of, versions
 
-# Latents of a larger correlation count as the same.
+# Two latents count as the same if their firing has a larger correlation.
 MATCHED = 0.7
-# Of metrics.json; a reader may rely on the keys of its version.
+# Version of metrics.json: its keys stay the same within a version.
 SCHEMA_VERSION = 1
-PACKAGES = (
-    "sae_binary_ext",
-    "torch",
-    "sae-lens",
-    "eai-sparsify",
-    "transformer-lens",
-    "transformers",
-    "eai-delphi",
-)
+
+
+def site_tables(coders: list[ComparedCoder]) -> list[Table]:
+    """One table for each site."""
+    by_site = grouped(coders, lambda coder: str(coder.candidate.site))
+    return [table_of(site, [NAME, *COLUMNS], own) for site, own in by_site.items()]
 
 
 def comparison_table(coders: list[ComparedCoder]) -> str:
-    """One table a site, in columns of even width; intervals stand in the files."""
-    tables: list[str] = []
-    for site in dict.fromkeys(coder.candidate.site for coder in coders):
-        rows = [("coder", *(column.label for column in TABLE))]
-        for coder in coders:
-            if coder.candidate.site == site:
-                cells = (shown(column, coder).partition(" [")[0] for column in TABLE)
-                rows.append((coder.candidate.name, *cells))
-        tables.append(f"{site}\n\n{aligned(rows)}")
-    return "\n\n".join(tables)
-
-
-def aligned(rows: list[tuple[str, ...]]) -> str:
-    """Rows of cells, the first of them the header, in columns of even width."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines: list[str] = []
-    for row in rows:
-        first, *rest = (
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        lines.append("  ".join([first, *rest]))
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    """The tables for the terminal, without intervals: those stand in the files."""
+    return "\n\n".join(table.without_intervals() for table in site_tables(coders))
 
 
 def write_comparison(coders: list[ComparedCoder], run: dict[str, Any], folder: Path) -> None:
-    """metrics.json and metrics.csv, every figure unrounded (docs/compare.md has the keys).
+    """Write metrics.json and metrics.csv, every figure unrounded (docs/compare.md has the keys).
 
     Args:
-        coders: what was measured.
+        coders: with their figures.
         run: the comparison's settings.
         folder: where the files go.
     """
@@ -101,40 +77,34 @@ def _settings(coder: ComparedCoder) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in ("metadata", "device")}
 
 
-def _figures(coder: ComparedCoder) -> dict[str, Any]:
-    figures: dict[str, Any] = {}
+def _figures(coder: ComparedCoder) -> dict[str, dict[str, Any]]:
+    figures: dict[str, dict[str, Any]] = {}
     for column in COLUMNS:
-        value = column.value(coder)
+        value = column.of(coder)
         if isinstance(value, Estimate):
-            ends = [finite(value.low), finite(value.high)]
-            interval = None if None in ends else ends
-            figures[column.key] = {"value": finite(value.value), "interval": interval}
+            figure = as_json(value)
+            figures[column.key] = figure | (
+                {"interval": None} if None in figure["interval"] else {}
+            )
         else:
             figures[column.key] = {"value": finite(value)}
     return figures
 
 
 def _matches(coder: ComparedCoder) -> dict[str, Any]:
-    """Of each other coder at the site, how well the sampled latents are matched by one of its."""
+    """For each other coder at the site: how well one of its latents matches each sampled one."""
     found: dict[str, Any] = {}
     for name, matches in coder.matches.items():
-        correlations = matches.correlations[matches.correlations.isfinite()]
+        known = matches.correlations[matches.correlations.isfinite()]
         found[name] = {
-            "latents": len(correlations),
-            "median_correlation": finite(correlations.median().item())
-            if len(correlations)
-            else None,
-            "above_0.7": int((correlations > MATCHED).sum()),
+            "latents": len(known),
+            "median_correlation": finite(known.median().item()) if len(known) else None,
+            "above_0.7": int((known > MATCHED).sum()),
         }
     return found
 
 
-def finite(value: float) -> float | None:
-    # JSON has no NaN.
-    return value if math.isfinite(value) else None
-
-
-def _flat(figures: dict[str, Any]) -> dict[str, Any]:
+def _flat(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, figure in figures.items():
         flat[key] = figure["value"]
@@ -142,14 +112,3 @@ def _flat(figures: dict[str, Any]) -> dict[str, Any]:
             low, high = figure["interval"] or ("", "")
             flat |= {f"{key}_low": low, f"{key}_high": high}
     return flat
-
-
-def versions() -> dict[str, str]:
-    """Of those of PACKAGES that are installed."""
-    found: dict[str, str] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # a host that is not installed
-    return found

@@ -1,7 +1,7 @@
-"""The plots of a comparison's report, and what makes a plot a part of a page."""
+"""Plots: curves and bars of any figures, those of a comparison, and their HTML."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 import torch
@@ -10,13 +10,68 @@ from sae_binary_ext.measure.comparison import ComparedCoder
 from sae_binary_ext.measure.intervals import Estimate
 from sae_binary_ext.measure.samples import STRATA
 
-# Rates on the logarithmic axis.
+# The lowest firing rate on the logarithmic axis is 10 to this power.
 LOWEST_RATE_EXPONENT = -5
 BINS_PER_DECADE = 4
+T = TypeVar("T")
+
+
+def grouped(things: Iterable[T], name: Callable[[T], str]) -> dict[str, list[T]]:
+    """Things by name, in the order in which the names first appear."""
+    groups: dict[str, list[T]] = {}
+    for thing in things:
+        groups.setdefault(name(thing), []).append(thing)
+    return groups
+
+
+def curves(
+    points: Mapping[str, Sequence[tuple[Any, ...]]], x: str, y: str, **settings: Any
+) -> go.Figure:
+    """A plot with one curve for each name.
+
+    Args:
+        points: x and y of each point, and maybe the text shown on it. A y that is an Estimate gets
+            error bars; a point whose y is None is left out.
+        x, y: titles of the axes.
+        settings: for plotly's scatter traces; lines and markers by default.
+    """
+    figure = go.Figure()
+    for name, of_name in points.items():
+        there = [point for point in of_name if point[1] is not None]
+        if there:
+            across, values, *text = zip(*there, strict=True)
+            own = {"mode": "lines+markers"} | settings | ({"text": text[0]} if text else {})
+            figure.add_scatter(x=across, **_heights(values), name=name, **own)
+    figure.update_xaxes(title=x)
+    return figure.update_yaxes(title=y)
+
+
+def bars(heights: Mapping[str, Mapping[str, Estimate]], y: str) -> go.Figure:
+    """A plot with bars by label for each name, side by side; y is the title of the axis."""
+    figure = go.Figure()
+    for name, of_name in heights.items():
+        figure.add_bar(x=list(of_name), **_heights(list(of_name.values())), name=name)
+    return figure.update_yaxes(title=y)
+
+
+def _heights(values: Sequence[Any]) -> dict[str, Any]:
+    estimates = [each for each in values if isinstance(each, Estimate)]
+    numbers = [each.value if isinstance(each, Estimate) else each for each in values]
+    if len(estimates) < len(numbers):
+        return {"y": numbers}
+    return {"y": numbers, "error_y": error_bars(estimates)}
+
+
+def error_bars(estimates: Sequence[Estimate]) -> dict[str, Any]:
+    """Bars from the points of a plot to the ends of their intervals."""
+    return {
+        "array": [each.high - each.value for each in estimates],
+        "arrayminus": [each.value - each.low for each in estimates],
+    }
 
 
 def coder_plots(coders: list[ComparedCoder]) -> dict[str, go.Figure]:
-    """Those of the coders of one site, by title."""
+    """Plots of the compared coders of one site, by title."""
     return {
         "Firing rates": _rates(coders),
         "FVU by active latents": _scatter(coders, "l0", "active latents a token (L0)"),
@@ -31,22 +86,15 @@ def _rates(coders: list[ComparedCoder]) -> go.Figure:
     edges = torch.logspace(
         LOWEST_RATE_EXPONENT, 0, -LOWEST_RATE_EXPONENT * BINS_PER_DECADE + 1, dtype=torch.float64
     )
-    centres = (edges[:-1] * edges[1:]).sqrt()
-    figure = go.Figure()
+    centres = (edges[:-1] * edges[1:]).sqrt().tolist()
+    counts: dict[str, list[tuple[float, float]]] = {}
     for coder in coders:
         rates = coder.figures.rates
-        counts = torch.histogram(rates[rates > 0].clamp_max(1 - 1e-9), edges).hist
-        figure.add_scatter(
-            x=centres.tolist(),
-            y=counts.tolist(),
-            name=coder.candidate.name,
-            line_shape="hvh",
-            mode="lines",
-        )
+        histogram = torch.histogram(rates[rates > 0].clamp_max(1 - 1e-9), edges).hist
+        counts[coder.candidate.name] = list(zip(centres, histogram.tolist(), strict=True))
     title = "firing rate (dead latents left out)"
-    figure.update_xaxes(type="log", dtick=1, exponentformat="power", title=title)
-    figure.update_yaxes(title="latents")
-    return figure
+    figure = curves(counts, title, "latents", line_shape="hvh", mode="lines")
+    return figure.update_xaxes(type="log", dtick=1, exponentformat="power")
 
 
 def _scatter(coders: list[ComparedCoder], across: str, title: str) -> go.Figure:
@@ -64,16 +112,7 @@ def _scatter(coders: list[ComparedCoder], across: str, title: str) -> go.Figure:
             marker_size=10,
         )
     figure.update_xaxes(type="log", title=title)
-    figure.update_yaxes(title="FVU", rangemode="tozero")
-    return figure
-
-
-def error_bars(estimates: Sequence[Estimate]) -> dict[str, Any]:
-    """Bars from the points of a plot to the ends of their intervals, where they have one."""
-    return {
-        "array": [each.high - each.value for each in estimates],
-        "arrayminus": [each.value - each.low for each in estimates],
-    }
+    return figure.update_yaxes(title="FVU", rangemode="tozero")
 
 
 def _spread(coders: list[ComparedCoder]) -> go.Figure:
@@ -81,40 +120,37 @@ def _spread(coders: list[ComparedCoder]) -> go.Figure:
     for coder in coders:
         figure.add_box(y=coder.figures.document_fvu.tolist(), name=coder.candidate.name)
     figure.update_layout(showlegend=False)
-    figure.update_yaxes(title="FVU of a document")
-    return figure
+    return figure.update_yaxes(title="FVU of a document")
 
 
 def _predictable(coders: list[ComparedCoder]) -> go.Figure:
-    """Of each sampled latent, by thirds of its activations; all firings where these are alike."""
+    """For each sampled latent, by thirds of its activations; together if those are all alike."""
     figure = go.Figure()
     for coder in coders:
         areas = coder.predictability.areas
         chosen = ("all",) if areas[:, 1:].isnan().all() else STRATA
-        labels = [[stratum] * len(areas) for stratum in chosen]
         figure.add_box(
-            x=[label for of_stratum in labels for label in of_stratum],
+            x=[stratum for stratum in chosen for _ in areas],
             y=areas[:, : len(chosen)].T.flatten().tolist(),
             name=coder.candidate.name,
         )
     figure.update_layout(boxmode="group")
     figure.update_xaxes(title="activation, thirds of a latent's firings")
-    figure.update_yaxes(title="area under the ROC curve")
-    return figure
+    return figure.update_yaxes(title="area under the ROC curve")
 
 
 def plot_html(figure: go.Figure, *, library: bool) -> str:
-    """A plot as a part of a page; with plotly's library in it, once a page."""
+    """A plot as part of a page; one plot of each page brings plotly's library with it."""
     figure.update_layout(
         template="plotly_white",
         height=420,
         margin={"l": 60, "r": 20, "t": 20, "b": 50},
-        # Anchored below, it takes what room it needs from the plot and covers none of it.
+        # Anchored at its lower edge, the legend grows upwards and covers nothing of the plot.
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
     )
     return figure.to_html(
         full_html=False,
         include_plotlyjs=library,
-        # Its buttons lie over the legend on a phone.
+        # plotly's buttons would lie over the legend on a phone.
         config={"displayModeBar": False, "responsive": True},
     )

@@ -25,11 +25,10 @@ from sae_binary_ext.commands import (
 from sae_binary_ext.commands.compare.compare_run import run_compare
 from sae_binary_ext.commands.interpret.config import TextAmount
 from sae_binary_ext.commands.interpret.drawn_windows import read_latents
-from sae_binary_ext.measure.candidates import load_candidates
-from sae_binary_ext.measure.documents import read_documents
-from sae_binary_ext.measure.models import open_model
+from sae_binary_ext.measure.reading import open_coders
 from sae_binary_ext.measure.refit import refit
 from sae_binary_ext.measure.text import Text
+from sae_binary_ext.settings import TextConfig
 from tests.integration.compare_helpers import LATENTS, WIDTH, config_of
 
 CONTEXT, HEADS = 16, 4
@@ -218,17 +217,9 @@ def test_other_readers_take_them_too(case: str, text: Path, tiny_gpt2_folder: Pa
             **options,
         )
         run([source], settings)
-    candidates = load_candidates([source])
-    _, hooked, tokenizer = open_model(candidates, None, tmp_path, "cpu")
-    read_latents(
-        candidates,
-        hooked,
-        tokenizer,
-        lambda: read_documents(str(text)),
-        TextAmount(400, CONTEXT, 1, 5, 10),
-        tmp_path / "read.safetensors",
-        (),
-    )
+    config = TextConfig(dataset=str(text), context_size=CONTEXT)
+    amount = TextAmount(400, CONTEXT, 1, 5, 10)
+    read_latents(open_coders([source], config, tmp_path), amount, tmp_path / "read.safetensors", ())
 
 
 @pytest.mark.parametrize("case", ["binary hook_z", "binary head", "binary layer_norm"])

@@ -10,8 +10,7 @@ import pytest
 
 from sae_binary_ext.cli import main
 from sae_binary_ext.commands import run_compare
-from sae_binary_ext.measure import comparison as compare
-from sae_binary_ext.measure import in_model, progress
+from sae_binary_ext.measure import in_model, progress, reading
 from tests.integration.compare_helpers import config_of, save_coders
 
 
@@ -39,7 +38,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(
             raise KeyboardInterrupt
         return in_model.read_hooks(*args)
 
-    monkeypatch.setattr(compare, "read_hooks", read_hooks)
+    monkeypatch.setattr(reading, "read_hooks", read_hooks)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run_compare(coders, broken)
@@ -109,7 +108,7 @@ def test_ctrl_c_loses_no_batch(
             signal.raise_signal(signal.SIGINT)
         return in_model.read_hooks(*args)
 
-    monkeypatch.setattr(compare, "read_hooks", read_hooks)
+    monkeypatch.setattr(reading, "read_hooks", read_hooks)
     for counted in (4, 8):
         with pytest.raises(KeyboardInterrupt):
             run_compare(coders, config)
@@ -131,7 +130,7 @@ def test_ctrl_c_says_how_to_go_on(
     def interrupt(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare, "read_hooks", interrupt)
+    monkeypatch.setattr(reading, "read_hooks", interrupt)
     options = ["--model", str(tiny_model_folder), "--dataset", str(tiny_dataset)]
     with pytest.raises(SystemExit) as status:
         main(["compare", *coders, *options, "--output", str(tmp_path / "out")])

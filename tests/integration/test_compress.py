@@ -127,7 +127,7 @@ def test_only_the_smallest_file_of_a_coder_stays(output: Path):
 def test_a_file_of_another_coder_is_refused(folders: list[str], output: Path):
     results = json.loads((output / "compress.json").read_text())["results"]["coders"]
     other = load_coder(folders[1])
-    with pytest.raises(CodeFileError, match="is of a coder with the fingerprint"):
+    with pytest.raises(CodeFileError, match="was written with a coder of fingerprint"):
         next(decompress(output / results[0]["file"], other))
 
 

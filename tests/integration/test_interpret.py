@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sae_binary_ext.cli import main
 from sae_binary_ext.commands import InterpretConfig, run_interpret
-from sae_binary_ext.commands.interpret import drawn_windows as reading
 from sae_binary_ext.commands.interpret.examples import ActiveExamples, LatentExamples
 from sae_binary_ext.commands.interpret.interpret_scores import f1_of
 from sae_binary_ext.commands.interpret.language_model import LanguageModelScorer
+from sae_binary_ext.measure import reading
 from sae_binary_ext.measure.judge import Judge
 from tests.integration.compare_helpers import LATENTS, save_coders
 from tests.judge_server import JudgeServer, Messages

@@ -105,4 +105,4 @@ def test_a_text_of_one_document_is_refused(
     (tmp_path / "one.txt").write_text("w3 w4 w5 w6 " * 40)
     with pytest.raises(SystemExit):
         transfer(folders, tiny_model_folder, tmp_path / "one.txt", tmp_path / "out")
-    assert "is of one document" in capsys.readouterr().err
+    assert "the text read is one document" in capsys.readouterr().err

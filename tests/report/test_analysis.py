@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import pytest
 
 from sae_binary_ext.measure.intervals import Estimate
-from sae_binary_ext.report.analysis import (
+from sae_binary_ext.report import (
     Analysis,
     Column,
     Table,

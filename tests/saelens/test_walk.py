@@ -54,5 +54,7 @@ def test_a_batch_enters_few_files_from_the_trainer_to_saved_codes(
     coder = SAE.load_from_disk(tmp_path)
     with noting_files(codes), torch.no_grad():
         coder.encode(clustered_activations)
-    print(sorted(step)); print(sorted(save)); print(sorted(codes))
+    print(sorted(step))
+    print(sorted(save))
+    print(sorted(codes))
     assert len(step | save | codes) <= MOST, sorted(step | save | codes)

@@ -1,10 +1,10 @@
-"""`sae-binary ablate`: what is lost when latents are silenced or flipped."""
+"""`sae-binary ablate`: silence or flip latents."""
 
 from sae_binary_ext.commands.command import MeasuringCommand
 
 COMMAND = MeasuringCommand(
     "ablate",
-    "what reconstruction and model lose when latents are silenced or flipped",
+    "rise of error and loss when latents are silenced or flipped",
     room="ablate",
     settings="AblateConfig",
     does="run_ablate",

@@ -1,40 +1,24 @@
-"""`sae-binary ablate`: what reconstruction and model lose when latents are changed."""
+"""`sae-binary ablate`: the error and loss of a model when latents are changed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import plotly.graph_objects as go
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from sae_binary_ext.commands.ablate.ablate_page import Ablated, Rise, ablate_page
 from sae_binary_ext.commands.ablate.config import AblateConfig
-from sae_binary_ext.measure.candidates import Candidate, Site
+from sae_binary_ext.commands.analysing import analyse_coders
+from sae_binary_ext.measure.candidates import Site
 from sae_binary_ext.measure.documents import TextBatch
-from sae_binary_ext.measure.figures import RunningVariance, TokenBatch
+from sae_binary_ext.measure.figures import RunningVariance
 from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, output_of_changed
-from sae_binary_ext.measure.intervals import (
-    Estimate,
-    WeightedSums,
-    document_weights,
-    estimate_of,
-)
-from sae_binary_ext.measure.latent_groups import (
-    RANKINGS,
-    LatentGroup,
-    RunningLatents,
-    ranked_groups,
-)
-from sae_binary_ext.measure.reading import OpenedModel, open_coders, read_text, settings_of
-from sae_binary_ext.report.analysis import (
-    Analysis,
-    Column,
-    Table,
-    Value,
-    write_analysis,
-)
-from sae_binary_ext.report.plots import error_bars
+from sae_binary_ext.measure.intervals import WeightedSums, document_weights, estimate_of
+from sae_binary_ext.measure.latent_groups import RANKINGS, RunningLatents, ranked_groups
+from sae_binary_ext.measure.reading import OpenedModel, ReadBatch, read_text
+from sae_binary_ext.report import Analysis
 from sae_binary_ext.saelens.binary_code import BinaryCoder
 from sae_binary_ext.saelens.splice import Splice
 
@@ -42,75 +26,16 @@ Change = Callable[[Tensor, Tensor], Tensor]
 
 
 def zero(codes: Tensor, latents: Tensor) -> Tensor:
-    """Codes [..., latents] with those of some latents, int64, silent."""
+    """Silence some latents, int64, in codes [..., latents]."""
     return codes.index_fill(-1, latents, 0.0)
 
 
 def flip(codes: Tensor, latents: Tensor) -> Tensor:
-    """Codes of 0 and 1, [..., latents], with those of some latents the other way round."""
+    """Turn 0 to 1 and 1 to 0 for some latents, int64, in codes [..., latents]."""
     return codes.index_copy(-1, latents, 1 - codes[..., latents])
 
 
 CHANGES: dict[str, Change] = {"zero": zero, "flip": flip}
-REMARKS = (
-    "Latents are changed in the codes, the codes decoded, and the output put into the model. "
-    "Shown is by how much that raises the FVU of the output and the cross-entropy of the model, "
-    "over the coder's output with all latents as they are, on the same tokens. Each group has "
-    "an equal share of all firings, as far as latents can be shared out; beside it stand random "
-    "latents of other groups that fire about as often, one for each. In a ranking by rate or "
-    "burstiness no others fire as often as a whole group does: compare the shares of ones.",
-    "Burstiness is log2 |h - rate| of a latent's rarer state, so that it tells no more than the "
-    "rate does: rare latents and almost always active ones come first. Effect is the norm of "
-    "the decoder row times the standard deviation of the code.",
-    "A latent whose loss does not rise may still matter where others stand in for it; groups "
-    "tell more than latents one by one. Zero silences a latent; flip makes it active where it "
-    "was silent as well, on nearly every token for a rare one, and more than k latents of a "
-    "topk coder active.",
-    "Brackets: 95% of bootstrap replicates over documents.",
-)
-COLUMNS = (
-    Column("coder"),
-    Column("changed"),
-    Column("latents", "How many.", "d"),
-    Column("ones", "Their share of all firings.", ".1%"),
-    Column("FVU +", "Rise of the FVU.", ".4f"),
-    Column("loss +", "Rise of the cross-entropy, in nats a prediction.", ".4f"),
-    Column("ones, random", "Share of all firings of the random latents.", ".1%"),
-    Column("FVU +, random", "Rise of the FVU with the random latents changed.", ".4f"),
-    Column("loss +, random", "Rise of the cross-entropy with these changed, in nats.", ".4f"),
-)
-
-
-@dataclass(frozen=True)
-class Rise:
-    """What a change raises.
-
-    Attributes:
-        ones: share of all firings that are of the latents changed.
-        fvu: rise of the FVU.
-        loss: rise of the cross-entropy, in nats a prediction.
-    """
-
-    ones: float
-    fvu: Estimate
-    loss: Estimate
-
-
-@dataclass(frozen=True)
-class Ablated:
-    """A group of latents and what changing it does.
-
-    Attributes:
-        coder: its name.
-        group: the latents.
-        changed: with the group changed.
-        random: with the random latents changed; None where there are none.
-    """
-
-    coder: str
-    group: LatentGroup
-    changed: Rise
-    random: Rise | None
 
 
 @dataclass(frozen=True)
@@ -123,23 +48,20 @@ class _Rows:
 
     @property
     def predicts(self) -> Tensor:
-        """bool [rows, context - 1], predictions of the text made where activations are replaced."""
+        """bool [rows, context - 1]: predictions at positions whose activations are replaced."""
         return self.where[:, :-1] & self.text.positions(0)[:, 1:]
 
 
 def run_ablate(coders: list[str], config: AblateConfig) -> Analysis:
-    """Change latents of coders and measure; files go to config.output.
-
-    Args:
-        coders: folders of coders, folders of such folders, or Hub ids of either.
-        config: the rest.
+    """Change latents of coders and measure; arguments and errors as analyse_coders has them.
 
     Raises:
-        CheckpointError: a coder cannot be read.
-        ValueError: coders that cannot be compared, a text that cannot be read, or codes with values
-            that are to be flipped.
+        ValueError: also if codes with values are to be flipped.
     """
-    opened = open_coders(coders, config, config.output)
+    return analyse_coders(coders, config, _measure, ablate_page)
+
+
+def _measure(opened: OpenedModel, config: AblateConfig) -> list[Ablated]:
     for candidate in opened.candidates:
         if config.change == "flip" and not isinstance(candidate.coder, BinaryCoder):
             raise ValueError(
@@ -147,37 +69,28 @@ def run_ablate(coders: list[str], config: AblateConfig) -> Analysis:
                 "no value to flip to. Use change='zero'."
             )
     rows, variances, running = _read(opened, config)
+    change = CHANGES[config.change]
     found: list[Ablated] = []
     for candidate in opened.candidates:
         counted = running[candidate.name]
         scores = RANKINGS[config.ranking](counted, candidate.coder.W_dec.detach())
         groups = list(ranked_groups(counted, scores, config.groups, config.latents, config.seed))
         splice = Splice(opened.model, *opened.hooks[candidate.site])
-        measuring = _Measuring(candidate, splice, rows, variances[candidate.site], counted)
-        change = CHANGES[config.change]
+        totals = variances[candidate.site].totals()
+        measuring = _Measuring(candidate.coder, splice, rows, totals, counted.fired)
         for group in tqdm(groups, candidate.name, unit="groups"):
             random = measuring.rise(change, group.others) if len(group.others) else None
             changed = measuring.rise(change, group.latents)
             found.append(Ablated(candidate.name, group, changed, random))
-    analysis = Analysis(
-        "ablate",
-        f"Latents changed: {config.change}, by {config.ranking}",
-        REMARKS,
-        [Table("What changes raise", COLUMNS, [_cells(each) for each in found])],
-        {"Rise of the loss": _bars(found, "loss"), "Rise of the FVU": _bars(found, "fvu")},
-        {"groups": [_described(each) for each in found]},
-    )
-    run = settings_of(opened, config)
-    write_analysis(analysis, run, config.output)
-    return analysis
+    return found
 
 
 def _read(
     opened: OpenedModel, config: AblateConfig
 ) -> tuple[list[_Rows], dict[Site, RunningVariance], dict[str, RunningLatents]]:
-    """Firing of all latents, and the rows that changes are measured on with their variance.
+    """Read the text: the rows to measure changes on, their variance, and all latents' firing.
 
-    These are spread over all of the text: an interval takes several documents.
+    The rows are spread over all of the text, because an interval needs several documents.
     """
     chosen: list[tuple[TextBatch, Tensor]] = []
     variances = {each.site: RunningVariance(each.d_out) for each in opened.candidates}
@@ -188,17 +101,15 @@ def _read(
         rows = (torch.arange(number, number + len(text.lengths)) % every == 0).nonzero()[:, 0]
         number += len(text.lengths)
         chosen.append((_rows_of(text, rows), batch.where[rows]))
-        measured = torch.zeros_like(batch.where).index_copy(0, rows, batch.where[rows])
+        where = torch.zeros_like(batch.where).index_copy(0, rows, batch.where[rows])
+        measured = ReadBatch(text, where, batch.found)
         weights = document_weights(text.documents)
         for site, variance in variances.items():
-            source, target = (batch.found[name] for name in opened.hooks[site])
-            if measured.any():
-                tokens = TokenBatch(source[measured], target[measured], text, measured, weights)
-                variance.add(tokens)
-            for candidate in opened.candidates:
-                if candidate.site == site:
-                    codes = batch.codes(candidate.coder, opened.hooks[site][0])
-                    running[candidate.name].add(codes)
+            if where.any():
+                variance.add(measured.tokens(opened.hooks[site], weights, with_rows=False))
+        for candidate in opened.candidates:
+            codes = batch.codes(candidate.coder, opened.hooks[candidate.site][0])
+            running[candidate.name].add(codes)
     return _in_batches(chosen), variances, running
 
 
@@ -220,27 +131,13 @@ def _in_batches(chosen: list[tuple[TextBatch, Tensor]]) -> list[_Rows]:
 
 
 class _Measuring:
-    """Measures changes of one coder against its output as it is.
-
-    Args:
-        candidate: the coder.
-        splice: of its site.
-        rows: the text.
-        variance: of the site's targets there.
-        running: how often its latents fire.
-    """
+    """Measures changes of one coder's latents, against its unchanged output on the same rows."""
 
     def __init__(
-        self,
-        candidate: Candidate,
-        splice: Splice,
-        rows: list[_Rows],
-        variance: RunningVariance,
-        running: RunningLatents,
+        self, coder: Any, splice: Splice, rows: list[_Rows], variance: Tensor, fired: Tensor
     ) -> None:
-        self._coder: Any = candidate.coder
-        self._splice, self._rows, self._running = splice, rows, running
-        self._totals = variance.totals()
+        self._coder, self._splice, self._rows = coder, splice, rows
+        self._variance, self._fired = variance, fired
         predictions = WeightedSums(1)
         for row in rows:
             predictions.add(row.predicts.sum(1, keepdim=True), row.weights)
@@ -248,13 +145,12 @@ class _Measuring:
         self._unchanged = self._sums(lambda codes: codes)
 
     def rise(self, change: Change, latents: Tensor) -> Rise:
-        """What changing these latents, int64, raises."""
+        """How far changing these latents, int64, raises error and loss."""
         latents = latents.to(self._coder.device)
         raised = self._sums(lambda codes: change(codes, latents)) - self._unchanged
-        fired = self._running.fired
         return Rise(
-            (fired[latents.cpu()].sum() / fired.sum()).item(),
-            estimate_of(raised[:, 0] / self._totals),
+            (self._fired[latents.cpu()].sum() / self._fired.sum()).item(),
+            estimate_of(raised[:, 0] / self._variance),
             estimate_of(raised[:, 1] / self._predictions),
         )
 
@@ -276,51 +172,3 @@ class _Measuring:
             lost = torch.where(row.predicts, losses, 0.0).sum(1)
             sums.add(torch.stack([error, lost], dim=1), row.weights)
         return sums.sums
-
-
-def _cells(found: Ablated) -> list[Value]:
-    changed, random = found.changed, found.random
-    others = [None] * 3 if random is None else [random.ones, random.fvu, random.loss]
-    return [
-        found.coder,
-        found.group.name,
-        len(found.group.latents),
-        changed.ones,
-        changed.fvu,
-        changed.loss,
-        *others,
-    ]
-
-
-def _described(found: Ablated) -> dict[str, Any]:
-    def rise(of: Rise | None) -> dict[str, Any] | None:
-        return None if of is None else {"ones": of.ones, "fvu": of.fvu, "loss": of.loss}
-
-    return {
-        "coder": found.coder,
-        "changed": found.group.name,
-        "latents": found.group.latents.tolist(),
-        "random_latents": found.group.others.tolist(),
-        "rise": rise(found.changed),
-        "rise_of_random": rise(found.random),
-    }
-
-
-def _bars(found: list[Ablated], measure: str) -> go.Figure:
-    figure = go.Figure()
-    for coder in dict.fromkeys(each.coder for each in found):
-        own = [each for each in found if each.coder == coder]
-        kinds = {
-            coder: [(each.group.name, each.changed) for each in own],
-            f"{coder}, random": [(e.group.name, e.random) for e in own if e.random is not None],
-        }
-        for name, rises in kinds.items():
-            values: list[Estimate] = [getattr(rise, measure) for _, rise in rises]
-            figure.add_bar(
-                x=[changed for changed, _ in rises],
-                y=[value.value for value in values],
-                error_y=error_bars(values),
-                name=name,
-            )
-    figure.update_yaxes(title="nats a prediction" if measure == "loss" else "FVU")
-    return figure

@@ -12,8 +12,8 @@ RANKINGS, CHANGES = ("burstiness", "rate", "effect"), ("zero", "flip")
 @dataclass
 class AblateConfig(ReadingConfig):
     """
-    Silence or flip latents of coders, one by one and in groups of equal firings, and measure what
-    reconstruction and model lose, beside random latents of the same rate.
+    Silence or flip latents of coders, one by one and in groups of equal firings. Measures how far
+    that raises error and loss, beside random latents of the same rate.
     """
 
     output: Path = Path("runs/ablate")
@@ -21,17 +21,18 @@ class AblateConfig(ReadingConfig):
     tokens: int = 30_000
     """Tokens to read for firing rates and ranking."""
     spliced_tokens: int = 3_000
-    """Of these, tokens on which the changes are measured, in the model: every so many rows."""
+    """How many of these tokens the changes are measured on. Their rows are spread over the text."""
     ranking: str = "effect"
-    """effect (norm of the decoder row times the code's deviation), rate, or burstiness."""
+    """Order of the latents: effect (norm of the decoder row times the code's standard deviation),
+    rate, or burstiness."""
     change: str = "zero"
-    """zero, or flip (binary coders alone)."""
+    """zero silences latents; flip turns 0 to 1 and 1 to 0, for binary coders only."""
     groups: int = 8
-    """Groups of latents, which fire equally often."""
+    """Number of groups of the ranked latents. Each has about the same share of all firings."""
     latents: int = 5
-    """Of the ranking's first latents, how many one by one."""
+    """How many latents, the first of the ranking, are also changed one by one."""
     seed: int = 0
-    """Of the random latents."""
+    """Seed for drawing the random latents."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,6 @@
 """`sae-binary compare` from start to end: coders, model, text, figures, files."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 
 import plotly.graph_objects as go
 
@@ -11,8 +10,8 @@ from sae_binary_ext.commands.compare.latent_views import latent_views
 from sae_binary_ext.commands.interpret.interpret_page import read_interpretability
 from sae_binary_ext.measure.candidates import load_candidates
 from sae_binary_ext.measure.comparison import Comparison
-from sae_binary_ext.measure.documents import HELD_OUT_ARTICLES, read_documents
-from sae_binary_ext.measure.models import open_model
+from sae_binary_ext.measure.documents import HELD_OUT_ARTICLES
+from sae_binary_ext.measure.reading import open_in_model, settings_of
 from sae_binary_ext.report.comparison_files import comparison_table, write_comparison
 
 
@@ -41,24 +40,13 @@ def run_compare(
     if config.interpretation is not None:
         names = [candidate.name for candidate in candidates]
         interpretability = read_interpretability(config.interpretation, names)
-    config.output.mkdir(parents=True, exist_ok=True)
-    name, model, tokenizer = open_model(candidates, config.model, config.output, config.device)
-    source = config.text_source()
-    comparison = Comparison(
-        candidates,
-        model,
-        tokenizer,
-        lambda: read_documents(source),
-        config.amount(),
-        config.output / "progress.safetensors",
-        (name, *source.names(HELD_OUT_ARTICLES)),
-    )
-    compared = comparison.run()
-    run = {key: str(value) for key, value in asdict(config).items()}
-    run |= {"model": name, "dataset": config.dataset or HELD_OUT_ARTICLES}
-    run |= {"context_size": str(comparison.context_size)}
+    opened = open_in_model(candidates, config, config.output)
+    sources = opened.model_name, *config.text_source().names(HELD_OUT_ARTICLES)
+    saved = config.output / "progress.safetensors"
+    compared = Comparison(opened, config.amount(), saved, sources).run()
+    run = settings_of(opened, config)
     write_comparison(compared, run, config.output)
-    views = [latent_views(each, model, tokenizer) for each in compared]
+    views = [latent_views(each, opened.model, opened.tokenizer) for each in compared]
     page = config.output / "report.html"
     write_comparison_report(compared, views, run, page, more_plots, interpretability)
     return comparison_table(compared)

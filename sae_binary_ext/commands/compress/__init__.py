@@ -4,7 +4,7 @@ from sae_binary_ext.commands.command import MeasuringCommand
 
 COMMAND = MeasuringCommand(
     "compress",
-    "hidden states as codes in files, and what that keeps and takes",
+    "hidden states as codes in files: size and error",
     room="compress",
     settings="CompressConfig",
     does="run_compress",

@@ -11,28 +11,26 @@ from torch import Tensor
 from sae_binary_ext.coding import pack, packed_width, unpack
 
 ZSTANDARD_LEVEL = 19
-# Of the sparse encodings: a number of ones a token, and of each one its latent.
+# Integers of the sparse encodings: counts of ones are large, latents are small if they fit.
 _SMALL, _LARGE = np.dtype("<u2"), np.dtype("<u4")
 
 
 def as_packed(packed: Tensor, latents: int) -> bytes:
-    """Packed codes, uint8 [tokens, packed_width(latents)], as they are: a bit a latent."""
+    """Packed codes, uint8 [tokens, packed_width(latents)], unchanged: one bit per latent."""
     return packed.numpy().tobytes()
 
 
 def from_packed(payload: bytes, tokens: int, latents: int) -> Tensor:
-    """The codes of as_packed.
-
-    Raises:
-        ValueError: the payload is of another length.
-    """
+    """The codes of as_packed; ValueError if the payload has another length."""
     found = np.frombuffer(payload, np.uint8).reshape(tokens, packed_width(latents))
     return torch.from_numpy(found.copy())
 
 
 def as_sparse(packed: Tensor, latents: int) -> bytes:
-    """Of each token the number of ones, then of all of them in order the latents: two bytes each,
-    or four where there are more than 65,536 latents."""
+    """The number of ones of each token, then the latents of all ones in order.
+
+    A latent takes two bytes, or four if there are more than 65,536 latents.
+    """
     dtype = _index_type(latents)
     active = unpack(packed, latents, torch.bool)
     counts = active.sum(1).numpy().astype(_LARGE)
@@ -40,17 +38,13 @@ def as_sparse(packed: Tensor, latents: int) -> bytes:
 
 
 def from_sparse(payload: bytes, tokens: int, latents: int) -> Tensor:
-    """The codes of as_sparse, packed.
-
-    Raises:
-        ValueError: the payload is of another length, or names latents that there are not.
-    """
+    """The codes of as_sparse, packed; ValueError if length or latents do not fit."""
     dtype = _index_type(latents)
     counts = np.frombuffer(payload, _LARGE, tokens).astype(np.int64)
     latent = np.frombuffer(payload, dtype, offset=tokens * _LARGE.itemsize).astype(np.int64)
     if counts.sum() != len(latent) or (latent >= latents).any():
         raise ValueError(
-            f"{len(latent)} ones for {counts.sum()}, or of more than {latents} latents"
+            f"holds {len(latent)} ones, where {counts.sum()} of {latents} latents were counted"
         )
     active = torch.zeros(tokens, latents, dtype=torch.bool)
     active[np.repeat(np.arange(tokens), counts), latent] = True
@@ -63,13 +57,13 @@ def _index_type(latents: int) -> "np.dtype[Any]":
 
 @dataclass(frozen=True)
 class Encoding:
-    """A way to write codes down.
+    """A way to write codes to bytes.
 
     Attributes:
-        write: of packed codes and their latents, the payload.
-        read: of a payload, its tokens and latents, the packed codes.
-        differs: whether codes are written as their differences from the rounded mean code.
-        compressed: whether the payload is compressed with zstandard.
+        write: makes the payload, from packed codes and the number of latents.
+        read: makes packed codes, from a payload and the numbers of tokens and latents.
+        differs: whether codes are written as differences from the rounded mean code.
+        compressed: whether zstandard compresses the payload.
     """
 
     write: Callable[[Tensor, int], bytes]
@@ -80,10 +74,7 @@ class Encoding:
     def encode(self, packed: Tensor, latents: int, mean_code: Tensor) -> bytes:
         """The payload of packed codes, uint8 [tokens, packed_width(latents)].
 
-        Args:
-            packed: the codes.
-            latents: how many.
-            mean_code: uint8 [packed_width(latents)], the packed code that differences are from.
+        mean_code, uint8 [packed_width(latents)], is the packed mean code.
         """
         payload = self.write(packed ^ mean_code if self.differs else packed, latents)
         if not self.compressed:
@@ -91,18 +82,14 @@ class Encoding:
         return zstandard().ZstdCompressor(level=ZSTANDARD_LEVEL).compress(payload)
 
     def decode(self, payload: bytes, tokens: int, latents: int, mean_code: Tensor) -> Tensor:
-        """The packed codes of a payload.
-
-        Raises:
-            ValueError: it is not one of so many tokens and latents.
-        """
+        """The packed codes of a payload; ValueError if it does not hold that many codes."""
         if self.compressed:
             module = zstandard()
-            # A few bytes may claim to be gigabytes.
+            # A few bytes may claim to expand to gigabytes.
             longest = tokens * (latents + 1) * _LARGE.itemsize
             try:
                 if not 0 <= module.frame_content_size(payload) <= longest:
-                    raise ValueError(f"claims to be more than {longest} bytes")
+                    raise ValueError(f"claims to expand to more than {longest} bytes")
                 payload = module.ZstdDecompressor().decompress(payload)
             except module.ZstdError as error:
                 raise ValueError(f"cannot be decompressed: {error}") from error
@@ -110,8 +97,8 @@ class Encoding:
         return packed ^ mean_code if self.differs else packed
 
 
-# By the name that files have it under. The differences from the rounded mean code are the second
-# paper's (Cho et al., arXiv 2509.20997), where latents may be active most of the time.
+# By the name in the file. Differences from the rounded mean code are from Cho et al. (arXiv
+# 2509.20997), whose latents may be active most of the time.
 ENCODINGS = {
     "packed": Encoding(as_packed, from_packed),
     "sparse": Encoding(as_sparse, from_sparse),
@@ -123,16 +110,12 @@ ENCODINGS = {
 
 
 def zstandard() -> Any:
-    """The package.
-
-    Raises:
-        ValueError: it is not installed.
-    """
+    """The package zstandard; ValueError if it is not installed."""
     try:
         import zstandard as module
     except ModuleNotFoundError as error:
         raise ValueError(
-            "zstandard is not installed, which compresses codes: pip install "
+            "zstandard, which compresses codes, is not installed: pip install "
             "'sae_binary_ext[demo]'."
         ) from error
     return module

@@ -1,4 +1,4 @@
-"""Codes of many tokens in a file: written and read a block at a time, every block checked.
+"""Files of codes: written and read block by block, each block with a checksum.
 
 docs/codes.md has the format byte by byte.
 """
@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 import torch
@@ -23,24 +22,24 @@ MAGIC, VERSION = b"SAECODES", 1
 _START = struct.Struct("<8sIII")  # magic, version, length and checksum of the header
 _BLOCK = struct.Struct("<III")  # tokens, length and checksum of the payload
 _END = struct.Struct("<IQI")  # no tokens, tokens in all, checksum of all payloads
-# A block that claims to be longer is not read.
+# A header or block that claims to be longer is not read.
 LONGEST_HEADER, LONGEST_BLOCK = 2**24, 2**31
 
 
 class CodeFileError(ValueError):
-    """A file of codes is damaged, cut short, or of another kind; the message says where and how."""
+    """A file is damaged, cut short or no file of codes; the message says where and how."""
 
 
 @dataclass(frozen=True)
 class CodeHeader:
-    """What a file of codes says of itself.
+    """Header of a file of codes.
 
     Attributes:
         latents: width of a code.
         encoding: a key of ENCODINGS.
-        coder: fingerprint of the coder whose codes they are; see coder_fingerprint.
-        mean_code: hexadecimal, the packed code that differences are from; zeros where none are.
-        about: whatever else the writer put down: names of coder, model and hook.
+        coder: fingerprint of the coder that wrote the codes, from coder_fingerprint.
+        mean_code: the packed mean code, hexadecimal; zeros if the encoding needs none.
+        about: notes of the writer: names of coder, model and hook.
     """
 
     latents: int
@@ -53,7 +52,7 @@ class CodeHeader:
         check_choice(ENCODINGS, encoding=self.encoding)
         if len(self.mean_code) != 2 * packed_width(self.latents):
             raise ValueError(
-                f"mean_code: of {len(self.mean_code) // 2} bytes, and {self.latents} latents take "
+                f"mean_code: has {len(self.mean_code) // 2} bytes, and {self.latents} latents need "
                 f"{packed_width(self.latents)}."
             )
 
@@ -63,18 +62,8 @@ class CodeHeader:
         return torch.frombuffer(bytearray.fromhex(self.mean_code), dtype=torch.uint8)
 
 
-def no_mean(latents: int) -> str:
-    """The mean code of encodings that need none."""
-    return "00" * packed_width(latents)
-
-
 class CodeWriter:
-    """Writes a file of codes; within `with`, which moves it into place when it is whole.
-
-    Args:
-        path: the file.
-        header: what it says of itself.
-    """
+    """Writes a file of codes, used in a `with` block: the file appears when the block ends."""
 
     def __init__(self, path: Path, header: CodeHeader) -> None:
         self._path, self._header = path, header
@@ -89,34 +78,29 @@ class CodeWriter:
         return self
 
     def write(self, packed: Tensor) -> None:
-        """Write a block.
+        """Write a block of packed codes.
 
         Args:
             packed: uint8 [tokens, packed_width(latents)], at least one token, on the CPU.
 
         Raises:
-            ValueError: they are of another width, or there are none.
+            ValueError: the codes have another width, or there are none.
         """
         width = packed_width(self._header.latents)
         if packed.ndim != 2 or not len(packed) or packed.shape[1] != width:
             raise ValueError(
-                f"packed codes of shape {tuple(packed.shape)}: a block takes one token or more, "
-                f"and {width} bytes of each."
+                f"packed codes of shape {tuple(packed.shape)}: a block takes at least one token, "
+                f"and {width} bytes for each."
             )
         if self._file is None:
-            raise ValueError(f"{self._path}: is not open. Write within `with`.")
+            raise ValueError(f"{self._path}: is not open. Write in a `with` block.")
         encoding = ENCODINGS[self._header.encoding]
         payload = encoding.encode(packed, self._header.latents, self._header.mean)
         self._checksum = zlib.crc32(payload, self._checksum)
         self._tokens += len(packed)
         self._file.write(_BLOCK.pack(len(packed), len(payload), zlib.crc32(payload)) + payload)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._file is None:
             return
         if kind is None:
@@ -130,37 +114,35 @@ class CodeWriter:
 
 
 def read_header(path: Path) -> CodeHeader:
-    """What a file of codes says of itself.
+    """The header of a file of codes.
 
     Raises:
-        CodeFileError: it is none, or its beginning is damaged.
+        CodeFileError: the file holds no codes, or its header is damaged.
     """
     with path.open("rb") as file:
         return _header(file, path)
 
 
 def read_codes(path: Path) -> Iterator[Tensor]:
-    """The packed codes of a file, uint8 [tokens, packed_width(latents)], a block at a time.
+    """The packed codes of a file, uint8 [tokens, packed_width(latents)], block by block.
 
     Raises:
-        CodeFileError: the file is damaged or cut short; what came before the damage is yielded.
+        CodeFileError: the file is damaged or cut short; the blocks before the damage are yielded.
     """
     with path.open("rb") as file:
         header = _header(file, path)
         encoding, mean = ENCODINGS[header.encoding], header.mean
         total = checksum = number = 0
-        while tokens := _number(file, path, number):
+        while tokens := struct.unpack("<I", _exactly(file, 4, path, f"block {number}"))[0]:
             length, expected = struct.unpack("<II", _exactly(file, 8, path, f"block {number}"))
             if max(length, tokens * header.latents) > LONGEST_BLOCK:
-                raise CodeFileError(
-                    f"{path}: block {number} claims {tokens} tokens in {length} bytes; it is "
-                    "damaged."
-                )
+                claim = f"{tokens} tokens in {length} bytes"
+                raise CodeFileError(f"{path}: block {number} claims {claim}; it is damaged.")
             payload = _exactly(file, length, path, f"block {number}")
             if (found := zlib.crc32(payload)) != expected:
                 raise CodeFileError(
-                    f"{path}: block {number} has checksum {found:08x}, and {expected:08x} was "
-                    "written; it is damaged."
+                    f"{path}: block {number} is damaged: its checksum is {found:08x}, and "
+                    f"{expected:08x} was written."
                 )
             try:
                 packed = encoding.decode(payload, tokens, header.latents, mean)
@@ -170,21 +152,16 @@ def read_codes(path: Path) -> Iterator[Tensor]:
             number += 1
             yield packed
         if struct.unpack("<QI", _exactly(file, 12, path, "the end")) != (total, checksum):
-            raise CodeFileError(
-                f"{path}: blocks are missing, or not in the order they were written."
-            )
-
-
-def _number(file: BinaryIO, path: Path, block: int) -> int:
-    return struct.unpack("<I", _exactly(file, 4, path, f"block {block}"))[0]
+            raise CodeFileError(f"{path}: blocks are missing or in another order than written.")
 
 
 def _header(file: BinaryIO, path: Path) -> CodeHeader:
-    magic, version, length, checksum = _START.unpack(
-        _exactly(file, _START.size, path, "the beginning")
-    )
+    start = _exactly(file, _START.size, path, "the beginning")
+    magic, version, length, checksum = _START.unpack(start)
     if magic != MAGIC:
-        raise CodeFileError(f"{path}: begins with {magic!r}, and a file of codes with {MAGIC!r}.")
+        raise CodeFileError(
+            f"{path}: begins with {magic!r}; a file of codes begins with {MAGIC!r}."
+        )
     if version != VERSION:
         raise CodeFileError(f"{path}: has version {version}, and this package reads {VERSION}.")
     if length > LONGEST_HEADER:
@@ -203,6 +180,6 @@ def _exactly(file: BinaryIO, length: int, path: Path, part: str) -> bytes:
     found = file.read(length)
     if len(found) < length:
         raise CodeFileError(
-            f"{path}: ends within {part}, where {length} bytes are due and {len(found)} came."
+            f"{path}: ends in {part}: {length} bytes were expected, and {len(found)} came."
         )
     return found

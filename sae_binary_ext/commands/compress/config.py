@@ -9,8 +9,8 @@ from sae_binary_ext.settings import ReadingConfig
 @dataclass
 class CompressConfig(ReadingConfig):
     """
-    Turn hidden states into codes in files and back, by all schemes, and compare what they take
-    and keep with the vectors themselves. The smallest file of each coder stays.
+    Write hidden states to files as codes, in all schemes, and read them back. Compares size and
+    error with those of the vectors themselves. The smallest file of each coder stays.
     """
 
     output: Path = Path("runs/compress")

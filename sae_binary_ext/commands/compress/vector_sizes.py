@@ -1,4 +1,4 @@
-"""What hidden states take, and keep, as vectors of few bits."""
+"""Size and error of hidden states as vectors of few bits."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ class VectorFigures:
     """Bits and errors of a stream of vectors.
 
     Attributes:
-        bits: a vector, of each scheme.
-        fvu: squared error over total variance, of each scheme.
-        float16_bits: of a vector in float16.
+        bits: bits per vector in each scheme.
+        fvu: squared error over total variance in each scheme.
+        float16_bits: bits of a vector in float16.
     """
 
     bits: dict[str, float]
@@ -26,7 +26,7 @@ class VectorFigures:
 
 
 class RunningVectors:
-    """Sizes and errors of vectors in float16 and int8, plain and compressed, from a stream."""
+    """Sizes and errors of a stream of vectors in float16 and int8, plain and compressed."""
 
     def __init__(self) -> None:
         self._vectors = self._width = 0
@@ -39,7 +39,7 @@ class RunningVectors:
         self._vectors, self._width = self._vectors + len(vectors), vectors.shape[1]
         half = vectors.half()
         self._count("float16", half.numpy().tobytes(), half.float() - vectors)
-        # Each vector by its own largest element, the scale itself in float16.
+        # Each vector is scaled by its largest element; the scale is kept in float16.
         scales = (vectors.abs().amax(1, keepdim=True) / LARGEST_INT8).half().float()
         scales = scales.clamp_min(torch.finfo(torch.float16).tiny)
         small = (vectors / scales).round().clamp(-LARGEST_INT8, LARGEST_INT8).to(torch.int8)
@@ -54,11 +54,7 @@ class RunningVectors:
             self._errors[name] = self._errors.get(name, 0.0) + squared
 
     def figures(self, variance: float) -> VectorFigures:
-        """The figures so far.
-
-        Args:
-            variance: of all vectors, squared distances from their mean, summed.
-        """
+        """The figures so far; variance sums the squared distances of vectors from their mean."""
         bits = {name: 8 * size / self._vectors for name, size in self._bytes.items()}
         fvu = {name: error / variance for name, error in self._errors.items()}
         return VectorFigures(bits, fvu, 16 * self._width)

@@ -29,7 +29,7 @@ from sae_binary_ext.measure.reading import (
     read_text,
     settings_of,
 )
-from sae_binary_ext.report.analysis import Analysis, Column, Table, write_analysis
+from sae_binary_ext.report import Analysis, Column, Table, write_analysis
 from sae_binary_ext.report.plots import error_bars
 
 REHEARSED_ANSWER = "yes, words that have something in common"
@@ -46,7 +46,7 @@ REMARKS = (
     "fit by chance. Scores of different judges are not to be compared. Brackets: 95% of bootstrap "
     "replicates over latents.",
 )
-COLUMNS = (
+COLUMNS: tuple[Column, ...] = (
     Column("coder"),
     Column("drawn", "Latents drawn at random, dead ones too.", "d"),
     Column("scored", "Latents that were given enough tokens, and have answers.", "d"),

@@ -13,7 +13,7 @@ from sae_binary_ext.commands import CompareConfig, run_compare
 from sae_binary_ext.commands.demo.activations import load_or_compute
 from sae_binary_ext.commands.demo.coders import CoderPlan, Trained, plan_coders, train_coder
 from sae_binary_ext.commands.demo.config import FIRST_POSITION, DemoConfig
-from sae_binary_ext.report.comparison_files import aligned
+from sae_binary_ext.report.tables import aligned
 
 CURVE_POINTS = 200
 

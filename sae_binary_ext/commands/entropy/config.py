@@ -9,11 +9,11 @@ from sae_binary_ext.settings import ReadingConfig
 @dataclass
 class EntropyConfig(ReadingConfig):
     """
-    The entropy of hidden states in bits, as the codes of coders have it: from firing rates over
-    all the text, as if latents were independent, beside bounds that admit dependence.
+    Measure the entropy of hidden states in bits, by the codes of coders: from firing rates, as if
+    latents were independent, and by bounds that allow for dependence.
     """
 
     output: Path = Path("runs/entropy")
     """Folder for entropy.json and entropy.html."""
     tokens: int = 50_000
-    """Tokens to read. A bit a latent and token is kept in memory."""
+    """Tokens to read. Memory holds one bit for each latent and token."""

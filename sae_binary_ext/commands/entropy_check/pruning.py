@@ -1,4 +1,4 @@
-"""Latents whose bits cost more than they explain, found in closed form."""
+"""Finds latents whose bits cost more than they explain, in closed form."""
 
 import torch
 from torch import Tensor
@@ -9,19 +9,19 @@ from sae_binary_ext.measure.least_squares import DecoderFit
 
 @torch.no_grad()
 def needed_latents(fit: DecoderFit, variance: float, price: float, pull: float = 1.0) -> Tensor:
-    """The latents that are left when those that do not pay are removed, one by one.
+    """The latents left after removing, one by one, those that cost more than they explain.
 
-    Without latent i the least squared error is higher by |w_i|^2 / (G^-1)_ii, with G the Gram
-    matrix of the codes about their means and w_i the latent's decoder row (as in the optimal brain
-    surgeon, Hassibi and Stork, 1993). The latent whose bits cost most beyond that goes first; then
-    all is solved anew. Training does not find this: the entropy of a latent that fires half of the
-    time has no slope, though it may repeat another one.
+    Without latent i the least squared error rises by |w_i|^2 / (G^-1)_ii, with G the Gram matrix of
+    the codes about their means and w_i the latent's decoder row (optimal brain surgeon, Hassibi and
+    Stork, 1993). The latent whose bits cost most beyond that rise goes first; then the rest is
+    solved anew. Training does not find such latents: the entropy of a latent that fires half of
+    the time has no slope, even if the latent repeats another one.
 
     Args:
         fit: normal equations of codes and targets.
         variance: squared distance of the targets from their mean, summed over all tokens.
-        price: share of that variance which a bit a token is worth.
-        pull: keeps G invertible where latents repeat each other, in tokens.
+        price: share of that variance that one bit per token is worth.
+        pull: ridge in tokens; keeps G invertible if latents repeat each other.
 
     Returns:
         int64 [left], ascending.

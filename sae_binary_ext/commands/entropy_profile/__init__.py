@@ -1,10 +1,10 @@
-"""`sae-binary entropy-profile`: the same along layers or positions."""
+"""`sae-binary entropy-profile`: the entropy of hidden states along layers or positions."""
 
 from sae_binary_ext.commands.command import MeasuringCommand
 
 COMMAND = MeasuringCommand(
     "entropy-profile",
-    "the same along a model's layers, or along positions",
+    "the entropy of hidden states along layers or positions",
     room="entropy_profile",
     settings="EntropyProfileConfig",
     does="run_entropy_profile",

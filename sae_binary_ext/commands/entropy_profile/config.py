@@ -15,34 +15,34 @@ BATCH = 256  # tokens of a training step
 @dataclass
 class EntropyProfileConfig(ReadingConfig):
     """
-    The entropy of a model's hidden states along its layers, or along the positions of a text or
-    the examples of a prompt, each point by a coder trained for it.
+    Measure the entropy of a model's hidden states along its layers, along the positions of a text,
+    or along the examples of a prompt. A coder is trained for each point.
     """
 
     output: Path = Path("runs/entropy-profile")
     """Folder for entropy-profile.json and entropy-profile.html."""
     along: str = "layers"
-    """layers (of all positions together), or positions (of each of the layers)."""
+    """layers takes all positions together; positions takes each position of each layer."""
     prompts: str = "text"
-    """text, or in_context (lines "word -> answer" of a simple task; positions are then the number
-    of examples before the answer). Only with along=positions."""
+    """text, or in_context: lines "word -> answer" of a simple task, whose points are numbers of
+    examples before the answer. in_context needs along=positions."""
     layers: list[int] = field(default_factory=list)
-    """Whose incoming residual stream is coded; every third if left out, or 6 and 18 along
+    """Layers whose incoming residual stream is coded. If left out: every third, or 6 and 18 along
     positions."""
     tokens: int = 100_000
-    """Tokens to read; of prompts, one for each row of so many."""
+    """Tokens to read. With prompts: one prompt for each context_size tokens."""
     context_size: int = 64
-    """Tokens a row."""
+    """Tokens per row of text."""
     states: int = 20_000
-    """Hidden states a point, at most."""
+    """Largest number of hidden states for each point."""
     latents: int = 1152
     """Width of each coder."""
     entropy_coefficient: float = 4e-4
-    """FVU that a bit is worth."""
+    """Price of a bit, in FVU. A higher price gives fewer bits."""
     training_states: int = 200_000
-    """States that each coder sees, the same ones again and again."""
+    """States that each coder sees in training; the point's states are repeated."""
     seed: int = 0
-    """Of weights, of the order of states, and of prompts."""
+    """Seed of weights, of the order of states, and of prompts."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,7 +4,7 @@ from sae_binary_ext.commands.command import MeasuringCommand
 
 COMMAND = MeasuringCommand(
     "gradients",
-    "what surrogates let through in training, beside the true loss",
+    "the gradients of surrogates in training, beside the true loss",
     room="gradients",
     settings="GradientsConfig",
     does="run_gradients",

@@ -13,8 +13,8 @@ BATCH = 256
 @dataclass
 class GradientsConfig(ReadingConfig):
     """
-    Train a binary coder with each surrogate, and compare the surrogate's gradient with what steps
-    do to the true loss, over training.
+    Train a binary coder with each surrogate, and compare the surrogate's gradient with the change
+    of the true loss over finite steps, at several times of training.
     """
 
     hook: str | None = "blocks.9.hook_resid_pre"
@@ -24,25 +24,25 @@ class GradientsConfig(ReadingConfig):
     tokens: int = 40_000
     """Tokens to read and train on."""
     surrogates: list[str] = field(default_factory=list)
-    """Which are compared; all if left out."""
+    """Surrogates to compare. If left out: all."""
     selection: str = "topk"
-    """Of the coders: topk, groupmax, threshold."""
+    """Selection of the coders: topk, groupmax or threshold."""
     surrogate_temperature: float = 1.0
     """Width of the surrogates, in units of the pre-activation."""
     latents: int = 2304
     """Width of the coders."""
     k: int = 32
-    """Active latents a token, or groups."""
+    """Active latents per token; with groupmax the number of groups."""
     training_states: int = 120_000
-    """Activations that each coder sees, the same ones again and again."""
+    """Activations that each coder sees in training; those read are repeated."""
     probes: int = 6
-    """Steps at which gradients are measured, evenly spaced on a logarithmic axis."""
+    """Number of steps at which gradients are measured, evenly spaced on a logarithmic axis."""
     probe_tokens: int = 512
-    """Tokens of the batch that they are measured on."""
+    """Tokens of the batch that gradients are measured on."""
     probed_latents: int = 64
-    """Latents whose bias is bumped."""
+    """Number of latents whose bias is raised and lowered."""
     seed: int = 0
-    """Of weights, of the order of the activations, and of the latents drawn."""
+    """Seed of weights, of the order of activations, and of the latents drawn."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

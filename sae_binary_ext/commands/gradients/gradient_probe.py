@@ -1,7 +1,7 @@
-"""What a surrogate says of a step of the encoder, and what the step does to the true loss.
+"""Compares a surrogate's gradient of the encoder with changes of the true loss.
 
-The loss as a function of the encoder is a staircase: its derivative is 0 almost everywhere, and a
-surrogate stands in for it. What a step does is therefore measured by steps of a size that matters.
+The loss is a staircase in the encoder: its derivative is 0 almost everywhere, and a surrogate
+replaces it. The true loss is therefore measured over steps of finite size.
 """
 
 import copy
@@ -16,7 +16,7 @@ from sae_binary_ext.measure.intervals import Estimate, estimate_of, resampled
 
 # Steps of a latent's bias, in standard deviations of its pre-activation.
 BUMPS = (0.03, 0.1, 0.3, 1.0)
-# Steps of the whole encoder against the gradient, by the share of the loss that they should take.
+# Steps of the whole encoder against the gradient, by the share of the loss that they promise.
 PROMISES = (0.01, 0.1)
 
 
@@ -25,10 +25,10 @@ class Agreement:
     """A surrogate's gradient of encoder biases beside the loss's change over bumps of one size.
 
     Attributes:
-        bump: in standard deviations of a latent's pre-activation.
+        bump: size in standard deviations of a latent's pre-activation.
         moved: share of the probed latents whose bump changes the loss at all.
-        cosine: of the gradients of all probed latents with the changes a unit of bump.
-        signs: share of latents of which both go the same way, of those where neither is 0.
+        cosine: cosine of the gradients with the changes per unit of bump, over probed latents.
+        signs: share of latents for which both have the same sign, among those with neither 0.
     """
 
     bump: float
@@ -39,16 +39,16 @@ class Agreement:
 
 @dataclass(frozen=True)
 class GradientFigures:
-    """A coder's surrogate gradient on a batch. The loss is the mean squared error a token.
+    """A coder's surrogate gradient on a batch. The loss is the mean squared error per token.
 
     Attributes:
         fvu: squared error over total variance.
         latents: share of latents whose bias has a gradient.
-        weight_norm, bias_norm: of the gradients of W_enc and b_enc, in units of the loss a unit of
-            the parameter.
-        agreements: by size of bump.
-        kept: of PROMISES, the share that a step against the gradient keeps of what it promises:
-            1 where the loss falls as the gradient says, below 0 where it rises.
+        weight_norm, bias_norm: norms of the gradients of W_enc and b_enc, in loss per unit of the
+            parameter.
+        agreements: one for each size of bump.
+        kept: for each of PROMISES, the fall of the loss over the fall that the gradient promises;
+            negative if the loss rises.
     """
 
     fvu: float
@@ -63,10 +63,10 @@ def probe_gradients(coder: Any, x: Tensor, probed: int, seed: int) -> GradientFi
     """Measure a coder's surrogate gradient against its true loss.
 
     Args:
-        coder: a binary autoencoder in training, changed in nothing.
-        x: [tokens, d_in], as the coder is trained on it.
-        probed: latents whose bias is bumped, drawn from those that fire on these tokens.
-        seed: of the draw.
+        coder: a binary autoencoder in training; it is not changed.
+        x: [tokens, d_in], scaled as in training.
+        probed: number of latents to bump, drawn from those that fire on these tokens.
+        seed: for drawing them.
     """
     with torch.enable_grad():
         codes, _ = coder.encode_with_hidden_pre(x)
@@ -93,18 +93,18 @@ def probe_gradients(coder: Any, x: Tensor, probed: int, seed: int) -> GradientFi
 
 
 def loss_slopes(coder: Any, x: Tensor, latents: Tensor, bumps: Tensor) -> Tensor:
-    """How the loss changes with the biases of single latents, over steps of a given size.
+    """Slope of the loss in the biases of single latents, over steps of finite size.
 
-    (L(b + bump) - L(b - bump)) / (2 bump), codes selected anew each time.
+    (L(b + bump) - L(b - bump)) / (2 bump), with codes selected anew each time.
 
     Args:
         coder: a binary autoencoder.
         x: [tokens, d_in].
-        latents: int64 [probed], which.
-        bumps: [d_sae], the size of the step of each latent, positive.
+        latents: int64 [probed], the latents to bump.
+        bumps: [d_sae], positive size of each latent's step.
 
     Returns:
-        float64 [probed], in units of the loss a unit of the bias.
+        float64 [probed], in loss per unit of the bias.
     """
     codes, pre = coder.codes_and_pre_activations(x, noise=False)
     error = (coder.decode(codes) - x).double()
@@ -142,9 +142,9 @@ def _agreement(bump: float, gradient: Tensor, slopes: Tensor) -> Agreement:
 
 
 def _kept(coder: Any, x: Tensor, loss: Tensor, weight: Tensor, bias: Tensor, share: float) -> float:
-    """Of a step that should take this share of the loss, what it takes of that."""
+    """Fall of the loss over the promised fall, for a step that promises this share of the loss."""
     size = share * loss / (weight.square().sum() + bias.square().sum())
-    # A copy of the weights: those of the coder stay to the last bit.
+    # A copy: the coder keeps its weights bit for bit.
     moved = copy.copy(coder)
     moved._parameters = dict(coder._parameters)
     moved._parameters["W_enc"] = torch.nn.Parameter(coder.W_enc - size * weight)

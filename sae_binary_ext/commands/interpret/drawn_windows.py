@@ -1,13 +1,12 @@
 """One pass over the text: what some latents of each coder do in it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.commands.interpret.config import TextAmount
 from sae_binary_ext.commands.interpret.windows import (
@@ -16,15 +15,13 @@ from sae_binary_ext.commands.interpret.windows import (
     Windows,
     cut_windows,
 )
-from sae_binary_ext.measure.candidates import Candidate, at_common_sites, check_alike
 from sae_binary_ext.measure.documents import TextBatch
-from sae_binary_ext.measure.in_model import codes_of, read_hooks, reads_sequences
-from sae_binary_ext.measure.models import fitting_context
+from sae_binary_ext.measure.in_model import codes_of, reads_sequences
 from sae_binary_ext.measure.progress import SavedProgress, fingerprint
+from sae_binary_ext.measure.reading import OpenedModel
 from sae_binary_ext.measure.samples import LatentSamples
 from sae_binary_ext.measure.stream import TextStream
 from sae_binary_ext.saelens.binary_code import BinaryCoder
-from sae_binary_ext.saelens.splice import HookedModel
 
 
 class ReadLatents(nn.Module):
@@ -99,50 +96,36 @@ class Reading(nn.Module):
 
 
 def read_latents(
-    candidates: list[Candidate],
-    model: HookedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    documents: Callable[[], Iterable[str]],
-    amount: TextAmount,
-    saved: Path,
-    sources: tuple[str, ...],
+    opened: OpenedModel, amount: TextAmount, saved: Path, sources: tuple[str, ...]
 ) -> Reading:
     """Read text with a forward pass for all coders; what an interruption left is gone on from.
 
     Args:
-        candidates: autoencoders, or transcoders, at one or several sites.
-        model: the hooked model.
-        tokenizer: its tokenizer.
-        documents: gives the texts, from the first on each time it is called.
-        amount: how much of them.
+        opened: the coders, with their model and text.
+        amount: how much of the text; the rows are cut as opened says.
         saved: file for what was read.
         sources: names of the model and the text: what was read of others is not taken up.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, once the batch is counted and all is saved.
-        ValueError: coders that cannot be compared, or that the model's activations do not fit, or
-            no text.
+        ValueError: the model's activations do not fit a coder, or there is no text.
     """
-    check_alike(candidates)
-    amount = replace(amount, context_size=fitting_context(model, amount.context_size))
-    candidates, hooks = at_common_sites(candidates, model)
-    reading = Reading([each.coder.cfg.d_sae for each in candidates], amount)
-    progress = SavedProgress(saved, fingerprint(candidates, amount, sources), reading)
+    first = opened.first_position
+    amount = replace(amount, context_size=opened.context_size, first_position=first)
+    reading = Reading([each.coder.cfg.d_sae for each in opened.candidates], amount)
+    progress = SavedProgress(saved, fingerprint(opened.candidates, amount, sources), reading)
 
     def read(text: TextBatch) -> None:
-        where = text.positions(amount.first_position)
-        windows = cut_windows(text, amount.first_position, amount.window)
-        found = read_hooks(model, {name for pair in hooks.values() for name in pair}, text.tokens)
+        batch, windows = opened.read(text), cut_windows(text, first, amount.window)
         active: list[Tensor] = []
-        for candidate, counts in zip(candidates, reading.coders, strict=True):
-            inputs, targets = (found[name] for name in hooks[candidate.site])
-            candidate.check_widths(inputs, targets)
+        for candidate, counts in zip(opened.candidates, reading.coders, strict=True):
+            inputs = batch.found[opened.hooks[candidate.site][0]]
             latents = counts.places.latents
-            codes, margins = _codes_and_margins(candidate.coder, inputs, where, latents)
-            active.append(counts.add(text, where, windows, codes, margins))
+            codes, margins = _codes_and_margins(candidate.coder, inputs, batch.where, latents)
+            active.append(counts.add(text, batch.where, windows, codes, margins))
         reading.pool.add(windows, torch.cat(active, dim=1))
 
-    TextStream(documents, tokenizer, amount, progress).go_on("read", "Reading", amount.tokens, read)
+    TextStream(opened, progress).go_on("read", "Reading", amount.tokens, read)
     return reading
 
 

@@ -1,7 +1,7 @@
 """`sae-binary interpret` from start to end: coders, text, examples, judges, files."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from tqdm import tqdm
 
@@ -25,11 +25,10 @@ from sae_binary_ext.commands.interpret.with_delphi import (
     EmbeddingScorer,
     HardNegatives,
 )
-from sae_binary_ext.measure.candidates import load_candidates
-from sae_binary_ext.measure.documents import ALL_ARTICLES, read_all_documents, token_texts
+from sae_binary_ext.measure.documents import ALL_ARTICLES, token_texts
 from sae_binary_ext.measure.judge import Asked, Judge, ask_about, imported, open_judge
-from sae_binary_ext.measure.models import open_model
 from sae_binary_ext.measure.progress import fingerprint
+from sae_binary_ext.measure.reading import open_coders, settings_of
 from sae_binary_ext.measure.samples import predictability
 
 TOKEN_BASELINE = "tokens, naive Bayes"
@@ -57,23 +56,13 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
     judge = open_judge(config, config.output)
     if judge is not None:
         imported("delphi.scorers")
-    candidates = load_candidates(coders, config.hook, config.device)
-    name, model, tokenizer = open_model(candidates, config.model, config.output, config.device)
-    source = config.text_source()
-    sources = name, *source.names(ALL_ARTICLES)
-    reading = read_latents(
-        candidates,
-        model,
-        tokenizer,
-        lambda: read_all_documents(source),
-        config.amount(),
-        config.output / "read.safetensors",
-        sources,
-    )
-    text = token_texts(tokenizer)
-    of = fingerprint(candidates, config.settings(), sources)
+    opened = open_coders(coders, config, config.output, ALL_ARTICLES)
+    sources = opened.model_name, *config.text_source().names(ALL_ARTICLES)
+    reading = read_latents(opened, config.amount(), config.output / "read.safetensors", sources)
+    text = token_texts(opened.tokenizer)
+    of = fingerprint(opened.candidates, config.settings(), sources)
     saved = SavedScores(config.output / "scores.jsonl", of)
-    names = [candidate.name for candidate in candidates]
+    names = [candidate.name for candidate in opened.candidates]
     for coder, read in zip(names, reading.coders, strict=True):
         saved.add(token_scores(coder, read))
     nearest = None
@@ -85,9 +74,7 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
     if judge is not None:
         judging.ask(judge, text)
     found = by_coder_and_judge(saved.scores)
-    run = {key: str(value) for key, value in asdict(config).items()}
-    run |= {"model": name, "dataset": config.dataset or ALL_ARTICLES}
-    write_interpretation(found, run, config.output)
+    write_interpretation(found, settings_of(opened, config), config.output)
     return interpretation_table(found)
 
 

@@ -16,7 +16,7 @@ from sae_binary_ext.commands.interpret.interpret_scores import (
 )
 from sae_binary_ext.measure.intervals import CONFIDENCE, REPLICATES, Estimate
 from sae_binary_ext.measure.progress import whole_lines
-from sae_binary_ext.report.comparison_files import aligned, finite, versions
+from sae_binary_ext.report.tables import aligned, finite, versions
 
 SCHEMA_VERSION = 1
 logger = logging.getLogger(__name__)

@@ -9,16 +9,16 @@ from sae_binary_ext.settings import ReadingConfig
 @dataclass
 class MultiBitConfig(ReadingConfig):
     """
-    Give each latent of binary coders several thresholds, refit the decoders, and compare what they
-    take and keep. The coders are written, and are binary coders like any other.
+    Give each latent of binary coders several thresholds, refit the decoders, and compare bits and
+    error. The new coders are saved, and are binary coders like any other.
     """
 
     output: Path = Path("runs/multi-bit")
     """Folder for coders, multi-bit.json and multi-bit.html."""
     tokens: int = 100_000
-    """Tokens to read; their activations are kept in memory, and half of them are fitted to."""
+    """Tokens to read. Memory holds their activations; decoders are fitted to half of them."""
     levels: list[int] = field(default_factory=lambda: [1, 2, 4])
-    """Thresholds a latent, of each coder to be made."""
+    """Thresholds per latent. Each number makes one coder of each source."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

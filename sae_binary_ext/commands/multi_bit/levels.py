@@ -1,8 +1,8 @@
-"""Several bits of a latent: thresholds above its own, each with a decoder row.
+"""Several bits for each latent: thresholds above its own, each with a decoder row.
 
-How far a pre-activation is above its threshold says more of the hidden state than that it is. A
-coder that has each latent several times, with rising thresholds, has that in codes of 0 and 1,
-and is a binary coder like any other: every host and tool takes it.
+How far a pre-activation exceeds its threshold holds more information than one bit. A coder that
+has each latent several times, with rising thresholds, keeps some of it in codes of 0 and 1. It is a
+binary coder like any other: every host and tool can use it.
 """
 
 import math
@@ -16,41 +16,41 @@ from sae_binary_ext.checks import check_at_least
 from sae_binary_ext.measure.latent_choice import AnyCoder, with_latents
 from sae_binary_ext.saelens.binary_code import BinaryCoder
 
-# A threshold that no pre-activation exceeds; finite, for files of coders hold nothing else.
+# A threshold that no pre-activation exceeds. It is finite because saved coders must be.
 NEVER = math.exp(80)
 
 
 def check_has_levels(name: str, coder: Any) -> None:
-    """Raise ValueError where a coder's latents are not active by their own thresholds alone."""
+    """Raise ValueError if a coder's latents depend on more than their own thresholds."""
     if not isinstance(coder, BinaryCoder):
         raise ValueError(
-            f"{name}: its codes have values, of which a level would be a coarser one. Give binary "
-            "coders."
+            f"{name}: its codes have values already, and levels are for codes of 0 and 1. Give "
+            "binary coders."
         )
     if not coder.rule.kind.alone:
         raise ValueError(
-            f"{name}: selection={coder.cfg.selection!r}, where latents compete, and more levels of "
-            "one would shut out others. Give coders of selection 'threshold', such as those of the "
-            "entropy loss."
+            f"{name}: selection={coder.cfg.selection!r} makes latents compete, so that levels of "
+            "one latent would shut out others. Give coders of selection 'threshold', such as those "
+            "trained with the entropy loss."
         )
 
 
 @torch.no_grad()
 def level_thresholds(coder: BinaryCoder, inputs: Iterable[Tensor], levels: int) -> Tensor:
-    """Thresholds of each latent, that divide the tokens it is active on evenly.
+    """Thresholds of each latent that divide the tokens where it is active evenly.
 
     Args:
         coder: a binary coder of selection threshold.
         inputs: hidden states [tokens, d_in], in batches.
-        levels: thresholds a latent.
+        levels: thresholds per latent.
 
     Returns:
-        [levels, d_sae], ascending in levels: the latent's own, and the quantiles 1/levels,
-        2/levels, ... of its pre-activations above that. A latent never active has NEVER at its
-        other levels.
+        [levels, d_sae], ascending in levels: the latent's own threshold, then the quantiles
+        1/levels, 2/levels, ... of its pre-activations above it. A latent that is never active has
+        NEVER at the other levels.
 
     Raises:
-        ValueError: as check_has_levels, or levels is no positive number.
+        ValueError: as check_has_levels, or levels is not positive.
     """
     check_has_levels("coder", coder)
     check_at_least(1, levels=levels)
@@ -72,7 +72,7 @@ def level_thresholds(coder: BinaryCoder, inputs: Iterable[Tensor], levels: int) 
 
 
 def _pre_activations_above(coder: BinaryCoder, inputs: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Latents, and their pre-activations, of all ones of all tokens."""
+    """Latent and pre-activation of each active latent of each token."""
     latents, values = [], []
     for x in inputs:
         codes, pre = coder.codes_and_pre_activations(x, noise=False)
@@ -84,16 +84,15 @@ def _pre_activations_above(coder: BinaryCoder, inputs: Iterable[Tensor]) -> tupl
 
 @torch.no_grad()
 def with_levels(coder: AnyCoder, thresholds: Tensor) -> AnyCoder:
-    """A coder of every latent with several thresholds, and the output of the old one.
+    """A coder with several thresholds for each latent, and the same output as before.
 
     Args:
         coder: a binary coder of selection threshold.
         thresholds: [levels, d_sae], from level_thresholds.
 
     Returns:
-        A coder of levels d_sae latents: first all at the first level, then all at the second.
-        Decoder rows are those of before at the first level and 0 at the others: refit_decoder
-        gives them what they are good for.
+        A coder with levels * d_sae latents, level by level. The first level keeps its decoder
+        rows; the rows of the others are 0, for refit_decoder to fill.
     """
     levels, latents = thresholds.shape
     leveled = with_latents(coder, torch.arange(latents).repeat(levels))
@@ -103,14 +102,14 @@ def with_levels(coder: AnyCoder, thresholds: Tensor) -> AnyCoder:
 
 
 def level_entropy(rates: Tensor) -> float:
-    """Entropy of latents' levels, in bits, summed over latents.
+    """Entropy of the latents' levels, in bits, summed over latents.
 
-    A latent's levels are nested, so that all are told by how many of them are active.
+    The levels of a latent are nested: the number of active levels says which ones are active.
 
     Args:
-        rates: float64 [levels, latents], at which each is active; descending in levels.
+        rates: float64 [levels, latents], firing rates, descending in levels.
     """
     edges = torch.cat([torch.ones_like(rates[:1]), rates, torch.zeros_like(rates[:1])])
-    # Two equal thresholds may differ in the last digit of what is compared with them.
+    # Rounding may make a level with an equal threshold fire a little more often: clamp at 0.
     shares = (edges[:-1] - edges[1:]).clamp_min(0)
     return torch.special.entr(shares).sum().item() / math.log(2)

@@ -4,7 +4,7 @@ from sae_binary_ext.commands.command import MeasuringCommand
 
 COMMAND = MeasuringCommand(
     "transfer",
-    "what coders of one layer make of the others",
+    "error and codes of a coder at other layers than its own",
     room="transfer",
     settings="TransferConfig",
     does="run_transfer",

@@ -9,13 +9,13 @@ from sae_binary_ext.settings import ReadingConfig
 @dataclass
 class TransferConfig(ReadingConfig):
     """
-    Apply coders of one layer to the others, as they are, to activations scaled to the norm at
-    home, and with the decoder refitted.
+    Apply coders of one layer to other layers: unchanged, to activations scaled to the norm at the
+    coder's own layer, and with the decoder refitted.
     """
 
     output: Path = Path("runs/transfer")
     """Folder for transfer.json and transfer.html."""
     tokens: int = 30_000
-    """Tokens to read; their activations at all layers are kept in memory."""
+    """Tokens to read. Memory holds their activations at all layers."""
     layers: list[int] = field(default_factory=list)
-    """Layers to apply coders at, beside their own; every third if left out."""
+    """Layers to apply coders to, beside their own. If left out: every third layer."""

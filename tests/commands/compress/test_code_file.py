@@ -13,7 +13,6 @@ from sae_binary_ext.commands.compress.code_file import (
     CodeFileError,
     CodeHeader,
     CodeWriter,
-    no_mean,
     read_codes,
     read_header,
 )
@@ -33,7 +32,7 @@ SOURCES: dict[str, Tensor] = {
 
 
 def header_of(latents: int, encoding: str, mean: Tensor | None = None) -> CodeHeader:
-    text = no_mean(latents) if mean is None else mean.numpy().tobytes().hex()
+    text = "00" * packed_width(latents) if mean is None else mean.numpy().tobytes().hex()
     return CodeHeader(latents, encoding, "abc", text, ABOUT)
 
 
@@ -100,7 +99,7 @@ def test_every_cut_is_noticed_and_what_came_before_is_read(tmp_path: Path):
     whole = (tmp_path / "codes").read_bytes()
     for length in range(len(whole)):
         (tmp_path / "codes").write_bytes(whole[:length])
-        with pytest.raises(CodeFileError, match="ends within"):
+        with pytest.raises(CodeFileError, match="ends in"):
             list(read_codes(tmp_path / "codes"))
     (tmp_path / "codes").write_bytes(whole[:-1])
     blocks = read_codes(tmp_path / "codes")
@@ -129,7 +128,7 @@ def test_blocks_that_changed_places_are_noticed(tmp_path: Path):
     assert first != second
     changed = whole[:start] + second + first + whole[start + 2 * size :]
     (tmp_path / "codes").write_bytes(changed)
-    with pytest.raises(CodeFileError, match="not in the order"):
+    with pytest.raises(CodeFileError, match="in another order"):
         list(read_codes(tmp_path / "codes"))
 
 
@@ -167,14 +166,14 @@ def test_an_interrupted_writer_leaves_the_old_file(tmp_path: Path):
 def test_blocks_of_another_shape_are_refused(packed: Tensor, tmp_path: Path):
     with (
         CodeWriter(tmp_path / "codes", header_of(LATENTS, "packed")) as writer,
-        pytest.raises(ValueError, match="and 3 bytes of each"),
+        pytest.raises(ValueError, match="and 3 bytes for each"),
     ):
         writer.write(packed)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"encoding": "zip"}, "encoding='zip'"), ({"mean_code": "00"}, "mean_code: of 1 bytes")],
+    [({"encoding": "zip"}, "encoding='zip'"), ({"mean_code": "00"}, "mean_code: has 1 bytes")],
 )
 def test_headers_that_make_no_sense_are_refused(fields: dict[str, str], message: str):
     settings = vars(header_of(LATENTS, "packed")) | fields

@@ -1,0 +1,76 @@
+"""The page of `sae-binary ablate`: what it shows of each result."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from sae_binary_ext.commands.ablate.config import AblateConfig
+from sae_binary_ext.measure.intervals import Estimate
+from sae_binary_ext.measure.latent_groups import LatentGroup
+from sae_binary_ext.report import Analysis, Column, analysis_of, described
+from sae_binary_ext.report.plots import bars, grouped
+
+
+@dataclass(frozen=True)
+class Rise:
+    """Rise of FVU and loss (nats per prediction) when latents with this share of ones change."""
+
+    ones: float
+    fvu: Estimate
+    loss: Estimate
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """A group of a coder's latents, its rise, and that of the random latents if there are any."""
+
+    coder: str
+    group: LatentGroup
+    changed: Rise
+    random: Rise | None
+
+
+TEXTS = Path(__file__).with_name("page.toml")
+COLUMNS: tuple[Column[Ablated], ...] = (
+    Column("coder", key="coder"),
+    Column("changed", value=lambda a: a.group.name, key="changed"),
+    Column("latents", form="d", value=lambda a: len(a.group.latents)),
+    Column("", value=lambda a: list[int](a.group.latents.tolist()), key="latents"),
+    Column("", value=lambda a: list[int](a.group.others.tolist()), key="random_latents"),
+    Column("ones", form=".1%", value=lambda a: a.changed.ones),
+    Column("FVU +", form=".4f", value=lambda a: a.changed.fvu),
+    Column("loss +", form=".4f", value=lambda a: a.changed.loss),
+    Column("ones, random", form=".1%", value=lambda a: a.random and a.random.ones),
+    Column("FVU +, random", form=".4f", value=lambda a: a.random and a.random.fvu),
+    Column("loss +, random", form=".4f", value=lambda a: a.random and a.random.loss),
+    Column("", value=lambda a: vars(a.changed), key="rise"),
+    Column("", value=lambda a: a.random and vars(a.random), key="rise_of_random"),
+)
+
+
+def ablate_page(found: list[Ablated], config: AblateConfig) -> Analysis:
+    """Table, plots and remarks."""
+    return analysis_of(
+        TEXTS,
+        COLUMNS,
+        found,
+        {
+            "Rise of the loss": _bars(found, "loss", "nats a prediction"),
+            "Rise of the FVU": _bars(found, "fvu", "FVU"),
+        },
+        {"groups": described(COLUMNS, found)},
+        change=config.change,
+        ranking=config.ranking,
+    )
+
+
+def _bars(found: list[Ablated], figure: str, title: str) -> go.Figure:
+    heights: dict[str, dict[str, Any]] = {}
+    for coder, own in grouped(found, lambda each: each.coder).items():
+        heights[coder] = {each.group.name: getattr(each.changed, figure) for each in own}
+        heights[f"{coder}, random"] = {
+            each.group.name: getattr(each.random, figure) for each in own if each.random
+        }
+    return bars(heights, title)

@@ -1,0 +1,88 @@
+"""The page of `sae-binary entropy`: what it shows of each result."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from sae_binary_ext.commands.entropy.config import EntropyConfig
+from sae_binary_ext.measure.candidates import Candidate
+from sae_binary_ext.measure.code_entropy import CodeEntropy
+from sae_binary_ext.measure.figures import CoderFigures
+from sae_binary_ext.measure.intervals import Estimate
+from sae_binary_ext.report import Analysis, Column, analysis_of, described
+from sae_binary_ext.report.plots import bars
+
+
+@dataclass(frozen=True)
+class EntropyOfCoder:
+    """A coder, figures of its codes and outputs, and bounds on the entropy of its codes."""
+
+    candidate: Candidate
+    figures: CoderFigures
+    bounds: CodeEntropy
+
+
+def _codes(found: EntropyOfCoder) -> str:
+    return "which are active" if found.figures.stores_values else "0/1"
+
+
+def _held_out(found: EntropyOfCoder) -> dict[str, Estimate | int]:
+    bounds = found.bounds
+    return {
+        "fitted_tokens": bounds.fitted_tokens,
+        "measured_tokens": bounds.measured_tokens,
+        "independent_bits": bounds.independent,
+        "tree_bits": bounds.tree,
+        "blocks_bits": bounds.blocks,
+    }
+
+
+TEXTS = Path(__file__).with_name("page.toml")
+COLUMNS: tuple[Column[EntropyOfCoder], ...] = (
+    Column("coder", value=lambda e: e.candidate.name, key="name"),
+    Column("site", value=lambda e: str(e.candidate.site)),
+    Column("", value=lambda e: e.candidate.site.hook_name, key="hook_name"),
+    Column("", value=lambda e: e.candidate.site.hook_name_out, key="hook_name_out"),
+    Column("codes", value=_codes, key="codes"),
+    Column("latents", form="d", value=lambda e: e.figures.latents, key="latents"),
+    Column("", value=lambda e: e.figures.tokens, key="tokens"),
+    Column("L0", form=".1f", value=lambda e: e.figures.l0, key="l0"),
+    Column("FVU", form=".3f", value=lambda e: e.figures.fvu, key="fvu"),
+    Column(
+        "independent", form=".1f", value=lambda e: e.figures.entropy_bits, key="independent_bits"
+    ),
+    Column("held out", form=".1f", value=lambda e: e.bounds.independent),
+    Column("tree", form=".1f", value=lambda e: e.bounds.tree),
+    Column("blocks", form=".1f", value=lambda e: e.bounds.blocks),
+    Column("", value=_held_out, key="held_out"),
+    Column("seen", form=".1f", value=lambda e: e.bounds.seen, key="seen_bits"),
+    Column("at most", form=".1f", value=lambda e: e.bounds.most_seen, key="most_seen_bits"),
+    Column("", value=lambda e: e.bounds.dependent_pairs, key="dependent_pairs"),
+)
+
+
+def entropy_page(found: list[EntropyOfCoder], config: EntropyConfig) -> Analysis:
+    """Table, plot and remarks."""
+    return analysis_of(
+        TEXTS,
+        COLUMNS,
+        found,
+        {"Bounds on the entropy": _bounds(found)},
+        {"coders": described(COLUMNS, found)},
+    )
+
+
+def _bounds(found: list[EntropyOfCoder]) -> go.Figure:
+    several = len({each.candidate.site for each in found}) > 1
+    heights = {
+        f"{each.candidate.name}{f' at {each.candidate.site}' * several}": {
+            "independent": each.figures.entropy_bits,
+            "held out": each.bounds.independent,
+            "tree": each.bounds.tree,
+            "blocks": each.bounds.blocks,
+            "seen": Estimate(each.bounds.seen, float("nan"), float("nan")),
+        }
+        for each in found
+    }
+    return bars(heights, "bits a token")

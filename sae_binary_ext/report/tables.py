@@ -1,0 +1,163 @@
+"""Tables of figures: one column, one table, one way to show a number with its interval."""
+
+import importlib.metadata
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic
+
+from typing_extensions import TypeVar
+
+from sae_binary_ext.measure.intervals import Estimate
+
+Value = str | int | float | Estimate | None
+T = TypeVar("T", default=Any)
+PACKAGES = (
+    "sae_binary_ext",
+    "torch",
+    "sae-lens",
+    "eai-sparsify",
+    "transformer-lens",
+    "transformers",
+    "eai-delphi",
+)
+
+
+@dataclass(frozen=True)
+class Column(Generic[T]):
+    """One figure of each thing that a table is about.
+
+    Attributes:
+        label: head of the column; empty if tables leave the figure out.
+        meaning: explains the figure in a sentence, with its unit.
+        form: format specification of the number.
+        value: takes the figure from the thing; None takes its attribute named key.
+        key: name of the figure in files; empty if files leave it out.
+    """
+
+    label: str
+    meaning: str = ""
+    form: str = ""
+    value: Callable[[T], Any] | None = None
+    key: str = ""
+
+    def of(self, thing: T) -> Any:
+        """The figure of one thing."""
+        return getattr(thing, self.key) if self.value is None else self.value(thing)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Figures of several things.
+
+    Attributes:
+        caption: says what the figures are of.
+        columns: the first one names the things.
+        rows: one for each thing, with a value for each column; None leaves a cell empty.
+    """
+
+    caption: str
+    columns: Sequence[Column[Any]]
+    rows: Sequence[Sequence[Value]]
+
+    def __str__(self) -> str:
+        """The table for the terminal, intervals included."""
+        return self._text(lambda value, form: " ".join(filter(None, shown(value, form))))
+
+    def without_intervals(self) -> str:
+        """The table for the terminal, without intervals, for tables of many columns."""
+        return self._text(lambda value, form: shown(value, form)[0])
+
+    def _text(self, show: Callable[[Value, str], str]) -> str:
+        header = tuple(column.label for column in self.columns)
+        rows = [tuple(show(*cell) for cell in cells) for cells in self._cells()]
+        return f"{self.caption}\n\n{aligned([header, *rows])}"
+
+    @property
+    def heads(self) -> list[tuple[str, str]]:
+        """Label and meaning of each column."""
+        return [(column.label, column.meaning) for column in self.columns]
+
+    def for_page(self) -> list[list[tuple[str, str, Value]]]:
+        """For each cell: its text, its interval and the value by which the page sorts."""
+        return [
+            [
+                (*shown(value, form), value.value if isinstance(value, Estimate) else value)
+                for value, form in cells
+            ]
+            for cells in self._cells()
+        ]
+
+    def _cells(self) -> Iterable[list[tuple[Value, str]]]:
+        forms = [column.form for column in self.columns]
+        return (list(zip(row, forms, strict=True)) for row in self.rows)
+
+
+def with_meanings(columns: Iterable[Column[T]], meanings: Mapping[str, str]) -> list[Column[T]]:
+    """The columns, with the meanings that a file has by label, or by key if there is no label."""
+    return [
+        replace(column, meaning=meanings.get(column.label or column.key, column.meaning))
+        for column in columns
+    ]
+
+
+def table_of(caption: str, columns: Sequence[Column[T]], things: Iterable[T]) -> Table:
+    """A table of those columns that have a label, with a row for each thing."""
+    labelled = [column for column in columns if column.label]
+    return Table(caption, labelled, [[each.of(thing) for each in labelled] for thing in things])
+
+
+def described(columns: Sequence[Column[T]], things: Iterable[T]) -> list[dict[str, Any]]:
+    """The figures of those columns that have a key, for a file: one dictionary for each thing."""
+    keyed = [column for column in columns if column.key]
+    return [{column.key: column.of(thing) for column in keyed} for thing in things]
+
+
+def shown(value: Value, form: str = "") -> tuple[str, str]:
+    """A value as text, and its interval as text; each is empty if there is none."""
+    if isinstance(value, str):
+        return value, ""
+    number = value.value if isinstance(value, Estimate) else value
+    if number is None or finite(number) is None:
+        return "", ""
+    text = format(number, form)
+    if not isinstance(value, Estimate) or None in (finite(value.low), finite(value.high)):
+        return text, ""
+    return text, f"[{format(value.low, form)}, {format(value.high, form)}]"
+
+
+def aligned(rows: list[tuple[str, ...]]) -> str:
+    """Rows of cells in columns of even width; the first row is the header."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines: list[str] = []
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def finite(value: float) -> float | None:
+    """The value, or None instead of NaN and infinity, which JSON cannot hold."""
+    return value if math.isfinite(value) else None
+
+
+def as_json(value: Any) -> Any:
+    """Figures as JSON can hold them: an estimate becomes its value and interval, NaN null."""
+    if isinstance(value, Estimate):
+        return {"value": finite(value.value), "interval": [finite(value.low), finite(value.high)]}
+    if isinstance(value, Mapping):
+        return {str(key): as_json(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(each) for each in value]
+    return finite(value) if isinstance(value, float) else value
+
+
+def versions() -> dict[str, str]:
+    """Versions of those of PACKAGES that are installed."""
+    found: dict[str, str] = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # a host that is not installed
+    return found
