@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 import sae_binary_ext  # noqa: F401  # registers
 from sae_binary_ext.bundled.wikipedia import read_wikipedia_sample
+from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION
 from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
 from tests.fresh import run_fresh
 from tests.integration.sparsify_helpers import (
@@ -25,7 +26,7 @@ from tests.small_models import VOCABULARY
 
 pytestmark = pytest.mark.integration
 
-ACTIVATIONS = ("topk_binary", "groupmax_binary", "gumbel_binary", "binary")
+ACTIVATIONS = tuple(SELECTION_OF_ACTIVATION)
 KINDS: dict[str, dict[str, Any]] = {
     "autoencoder": {},
     "transcoder": {"transcode": True},
