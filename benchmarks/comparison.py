@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     arguments = parser.parse_args()
     candidates = load_candidates([arguments.folder])[:CODERS]
-    config = TextConfig(arguments.model)
-    opened = open_in_model(candidates, config, Path("runs"), ALL_ARTICLES)
+    opened = open_in_model(candidates, TextConfig(arguments.model), Path("runs"), ALL_ARTICLES)
     model: Any = opened.model
     texts = list(opened.documents())
+    opened = replace(opened, documents=lambda: texts)
 
     def round_of(tokens: int) -> tuple[float, float]:
         amount = Amount(tokens=tokens)

@@ -271,6 +271,6 @@ def common_model(candidates: list[Candidate], model: str | None) -> str:
         raise ValueError(
             f"model: the coders' files name {sorted(named) or 'none'}"
             f"{f' ({by_coder})' if named else ''}. Measure coders of one model at a time. If these "
-            "are names of one model, or there is no name, name the model with --model."
+            "name one model, or no file names any, name it with --model."
         )
     return next(iter(named if len(named) == 1 else official))

@@ -63,7 +63,7 @@ def transfer_page(found: list[Transferred], config: TransferConfig) -> Analysis:
 
 
 def _fvu(found: list[Transferred]) -> go.Figure:
-    kinds = {"as it is": "fvu", "scaled": "scaled_fvu", "refitted": "refitted_fvu"}
+    kinds = {"unchanged": "fvu", "scaled": "scaled_fvu", "refitted": "refitted_fvu"}
     points: dict[str, list[tuple[int, float | None]]] = {}
     for name, own in grouped(found, lambda each: each.candidate.name).items():
         for kind, attribute in kinds.items():
