@@ -1,6 +1,6 @@
 """One pass of text through a model for many coders: figures, intervals, samples."""
 
-# First: it says what to install where SAELens is missing.
+# Imported first, because its error says what to install if SAELens is missing.
 import sae_binary_ext.saelens  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from sae_binary_ext.measure.candidates import Candidate, Site, common_model, load_candidates
 from sae_binary_ext.measure.code_entropy import CodeEntropy, GatheredCodes

@@ -160,7 +160,7 @@ class ComparedCoder:
 
 
 class _Sums(nn.Module):
-    """All that was counted, for its state_dict."""
+    """All counts of a comparison, for one state_dict."""
 
     def __init__(self, candidates: list[Candidate], sites: list[Site], samples: int) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class _Sums(nn.Module):
         self.variances = [RunningVariance(widths[site]) for site in sites]
         self.figures = [RunningFigures(each.coder, samples) for each in candidates]
         self.losses = [RunningLosses() for _ in candidates]
-        # By place in the list: the latents sampled of the first coder with all of the second.
+        # By two places in the list: sampled latents of the first coder, all latents of the second.
         self.joint = {
             (one, other): JointCounts(len(self.figures[one].samples.latents), width)
             for one, other in permutations(range(len(candidates)), 2)
@@ -247,7 +247,7 @@ class Comparison:
         ]
 
     def measure(self) -> None:
-        """The first part of run: everything but what the model loses with the coders in place."""
+        """The first part of run: everything except the losses of the model."""
         self._stream.go_on("measured", "Measuring", self._amount.tokens, self._measure)
 
     def _matches(self, place: int, figures: list[CoderFigures]) -> dict[str, Matches]:

@@ -258,7 +258,7 @@ def _areas(firings: _Places, silent: _Places, common: Tensor) -> Tensor:
 
 
 def _scores(places: _Places, firings: _Places, common: Tensor) -> Tensor:
-    """float64 [latents, places]."""
+    """float64 [latents, places], scores of the tokens around each place."""
     others = _of_other_folds(places, firings)
     number = others.sum(2)
     scores = torch.zeros(places.fold.shape, dtype=torch.float64)
