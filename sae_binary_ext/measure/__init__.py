@@ -6,10 +6,9 @@ from sae_binary_ext.measure.candidates import Candidate, Site, common_model, loa
 from sae_binary_ext.measure.code_entropy import CodeEntropy, GatheredCodes
 from sae_binary_ext.measure.comparison import Amount, ComparedCoder, Comparison, SplicedFigures
 from sae_binary_ext.measure.delphi_encoders import HookpointEncoders, hookpoint_encoders
-from sae_binary_ext.measure.documents import read_documents
+from sae_binary_ext.measure.documents import Estimate, read_documents
 from sae_binary_ext.measure.figures import CoderFigures
 from sae_binary_ext.measure.in_model import SplicedModel, read_pairs
-from sae_binary_ext.measure.intervals import Estimate
 from sae_binary_ext.measure.least_squares import DecoderFit
 from sae_binary_ext.measure.metrics import CoderMetrics, measure
 from sae_binary_ext.measure.refit import Refitted, refit, refit_decoder

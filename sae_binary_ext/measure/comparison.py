@@ -11,17 +11,21 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.measure.candidates import Candidate, Site, at_common_sites, check_alike
-from sae_binary_ext.measure.documents import TextBatch
+from sae_binary_ext.measure.documents import (
+    Estimate,
+    TextBatch,
+    WeightedSums,
+    document_weights,
+    estimate_of,
+)
 from sae_binary_ext.measure.figures import (
     CoderFigures,
     RunningFigures,
     RunningVariance,
     TokenBatch,
 )
-from sae_binary_ext.measure.in_model import read_hooks
-from sae_binary_ext.measure.intervals import Estimate, WeightedSums, document_weights, estimate_of
+from sae_binary_ext.measure.in_model import fitting_context, read_hooks
 from sae_binary_ext.measure.matching import JointCounts, Matches
-from sae_binary_ext.measure.models import fitting_context
 from sae_binary_ext.measure.progress import SavedProgress, fingerprint
 from sae_binary_ext.measure.samples import LatentSamples, Predictability, predictability
 from sae_binary_ext.measure.stream import TextStream

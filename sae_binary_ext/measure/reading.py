@@ -26,8 +26,7 @@ from sae_binary_ext.measure.documents import (
     read_documents,
 )
 from sae_binary_ext.measure.figures import TokenBatch
-from sae_binary_ext.measure.in_model import codes_of, read_hooks
-from sae_binary_ext.measure.models import fitting_context, open_model
+from sae_binary_ext.measure.in_model import codes_of, fitting_context, open_model, read_hooks
 from sae_binary_ext.measure.stream import RowCut, batches_of
 from sae_binary_ext.saelens.hooked_model import load_hooked_model
 from sae_binary_ext.saelens.splice import HookedModel

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sae_binary_ext.measure.documents import TextBatch
-from sae_binary_ext.measure.intervals import Estimate, estimate_of, resampled
+from sae_binary_ext.measure.documents import Estimate, TextBatch, estimate_of, resampled
 
 # The draw of latents is the same for all coders of one width.
 SEED = 0

@@ -16,8 +16,12 @@ from torch import Tensor
 from sae_binary_ext.checks import check_at_least
 from sae_binary_ext.measure.candidates import at_common_sites, candidate_of
 from sae_binary_ext.measure.documents import TEXT_COLUMN, open_dataset, text_column
-from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, read_hooks
-from sae_binary_ext.measure.models import fitting_context, open_model
+from sae_binary_ext.measure.in_model import (
+    ROWS_PER_FORWARD,
+    fitting_context,
+    open_model,
+    read_hooks,
+)
 from sae_binary_ext.settings import TextSource
 
 DEFAULT_CONTEXT = 256

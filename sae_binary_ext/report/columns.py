@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from sae_binary_ext.measure.comparison import ComparedCoder
+from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.measure.figures import CoderFigures
-from sae_binary_ext.measure.intervals import Estimate
 from sae_binary_ext.measure.samples import STRATA
 
 DENSE_RATE, ULTRA_HIGH_RATE = 0.1, 0.5

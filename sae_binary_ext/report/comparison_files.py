@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_binary_ext.measure.comparison import ComparedCoder
-from sae_binary_ext.measure.intervals import CONFIDENCE, REPLICATES, Estimate
+from sae_binary_ext.measure.documents import CONFIDENCE, REPLICATES, Estimate
 from sae_binary_ext.report.columns import COLUMNS, TABLE, shown
 
 # Latents of a larger correlation count as the same.

@@ -27,7 +27,7 @@ from sae_binary_ext.commands.interpret.config import TextAmount
 from sae_binary_ext.commands.interpret.drawn_windows import read_latents
 from sae_binary_ext.measure.candidates import load_candidates
 from sae_binary_ext.measure.documents import read_documents
-from sae_binary_ext.measure.models import open_model
+from sae_binary_ext.measure.in_model import open_model
 from sae_binary_ext.measure.refit import refit
 from sae_binary_ext.measure.text import Text
 from tests.integration.compare_helpers import LATENTS, WIDTH, config_of

@@ -11,15 +11,15 @@ from tqdm import tqdm
 
 from sae_binary_ext.commands.ablate.config import AblateConfig
 from sae_binary_ext.measure.candidates import Candidate, Site
-from sae_binary_ext.measure.documents import TextBatch
-from sae_binary_ext.measure.figures import RunningVariance, TokenBatch
-from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, output_of_changed
-from sae_binary_ext.measure.intervals import (
+from sae_binary_ext.measure.documents import (
     Estimate,
+    TextBatch,
     WeightedSums,
     document_weights,
     estimate_of,
 )
+from sae_binary_ext.measure.figures import RunningVariance, TokenBatch
+from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, output_of_changed
 from sae_binary_ext.measure.latent_groups import (
     RANKINGS,
     LatentGroup,

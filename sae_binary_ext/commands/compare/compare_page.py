@@ -12,7 +12,7 @@ from markupsafe import Markup
 from sae_binary_ext.commands.compare.latent_views import LatentView
 from sae_binary_ext.commands.interpret.interpret_page import Interpretability
 from sae_binary_ext.measure.comparison import ComparedCoder
-from sae_binary_ext.measure.intervals import Estimate
+from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.report.columns import TABLE, shown
 from sae_binary_ext.report.plots import coder_plots, plot_html
 

@@ -12,7 +12,7 @@ from sae_binary_ext.commands.interpret.interpret_page import read_interpretabili
 from sae_binary_ext.measure.candidates import load_candidates
 from sae_binary_ext.measure.comparison import Comparison
 from sae_binary_ext.measure.documents import HELD_OUT_ARTICLES, read_documents
-from sae_binary_ext.measure.models import open_model
+from sae_binary_ext.measure.in_model import open_model
 from sae_binary_ext.report.comparison_files import comparison_table, write_comparison
 
 

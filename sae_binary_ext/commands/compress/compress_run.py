@@ -25,12 +25,12 @@ from sae_binary_ext.commands.compress.code_file import (
 from sae_binary_ext.commands.compress.config import CompressConfig
 from sae_binary_ext.commands.compress.vector_sizes import RunningVectors, VectorFigures
 from sae_binary_ext.measure.candidates import Candidate, Site
+from sae_binary_ext.measure.documents import document_weights
 from sae_binary_ext.measure.figures import (
     CoderFigures,
     RunningFigures,
     RunningVariance,
 )
-from sae_binary_ext.measure.intervals import document_weights
 from sae_binary_ext.measure.reading import OpenedModel, open_coders, read_text, settings_of
 from sae_binary_ext.report.analysis import (
     Analysis,

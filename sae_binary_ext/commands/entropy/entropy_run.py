@@ -10,13 +10,13 @@ import torch
 from sae_binary_ext.commands.entropy.config import EntropyConfig
 from sae_binary_ext.measure.candidates import Candidate, Site
 from sae_binary_ext.measure.code_entropy import CodeEntropy, GatheredCodes
+from sae_binary_ext.measure.documents import Estimate, document_weights
 from sae_binary_ext.measure.figures import (
     CoderFigures,
     RunningFigures,
     RunningVariance,
     TokenBatch,
 )
-from sae_binary_ext.measure.intervals import Estimate, document_weights
 from sae_binary_ext.measure.reading import open_coders, read_text, settings_of
 from sae_binary_ext.report.analysis import (
     Analysis,

@@ -17,8 +17,8 @@ from sae_binary_ext.coding.surrogate import SURROGATES
 from sae_binary_ext.commands.demo.coders import shuffled_batches
 from sae_binary_ext.commands.gradients.config import BATCH, GradientsConfig
 from sae_binary_ext.commands.gradients.gradient_probe import GradientFigures, probe_gradients
+from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.measure.hidden_states import states_of_layers
-from sae_binary_ext.measure.intervals import Estimate
 from sae_binary_ext.measure.reading import open_model_alone, settings_of
 from sae_binary_ext.report.analysis import (
     Analysis,

@@ -18,8 +18,7 @@ from sae_binary_ext.commands.interpret.windows import (
 )
 from sae_binary_ext.measure.candidates import Candidate, at_common_sites, check_alike
 from sae_binary_ext.measure.documents import TextBatch
-from sae_binary_ext.measure.in_model import codes_of, read_hooks, reads_sequences
-from sae_binary_ext.measure.models import fitting_context
+from sae_binary_ext.measure.in_model import codes_of, fitting_context, read_hooks, reads_sequences
 from sae_binary_ext.measure.progress import SavedProgress, fingerprint
 from sae_binary_ext.measure.samples import LatentSamples
 from sae_binary_ext.measure.stream import TextStream

@@ -27,8 +27,8 @@ from sae_binary_ext.commands.interpret.with_delphi import (
 )
 from sae_binary_ext.measure.candidates import load_candidates
 from sae_binary_ext.measure.documents import ALL_ARTICLES, read_all_documents, token_texts
+from sae_binary_ext.measure.in_model import open_model
 from sae_binary_ext.measure.judge import Asked, Judge, ask_about, imported, open_judge
-from sae_binary_ext.measure.models import open_model
 from sae_binary_ext.measure.progress import fingerprint
 from sae_binary_ext.measure.samples import predictability
 

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from sae_binary_ext.coding import bernoulli_entropy
 from sae_binary_ext.commands.transfer.config import TransferConfig
 from sae_binary_ext.measure.candidates import Candidate
+from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.measure.figures import CoderFigures, TokenBatch
 from sae_binary_ext.measure.halves import Halves, figures_on, read_halves
-from sae_binary_ext.measure.intervals import Estimate
 from sae_binary_ext.measure.layers import layer_hooks, layer_of
 from sae_binary_ext.measure.reading import open_coders, settings_of
 from sae_binary_ext.measure.refit import refit_decoder
