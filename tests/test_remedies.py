@@ -16,12 +16,13 @@ import torch
 from sae_lens import SAE, LoggingConfig, TopKTrainingSAEConfig
 from sparsify import SparseCoder, SparseCoderConfig
 
-from sae_binary_ext.coding import FiringRates, pack, packed_width
+from sae_binary_ext.coding import FiringRates, covariance_penalty, pack, packed_width, unpack
 from sae_binary_ext.commands.compress.code_file import CodeHeader, CodeWriter
 from sae_binary_ext.commands.entropy_profile.entropy_profile_run import EntropyProfileConfig
 from sae_binary_ext.commands.gradients.gradients_run import GradientsConfig
 from sae_binary_ext.commands.interpret.config import InterpretConfig
 from sae_binary_ext.commands.multi_bit.levels import check_has_levels
+from sae_binary_ext.measure.code_entropy import GatheredCodes
 from sae_binary_ext.measure.latent_choice import with_latents
 from sae_binary_ext.saelens import (
     BinarySAE,
@@ -176,6 +177,12 @@ def rates_of(codes: torch.Tensor) -> torch.Tensor:
     counted = FiringRates(codes.shape[1])
     counted.update(codes)
     return counted.rates
+
+
+def code_entropy(tokens: int) -> Any:
+    gathered = GatheredCodes(LATENTS)
+    gathered.add(torch.ones(tokens, LATENTS, dtype=torch.bool), torch.arange(tokens))
+    return gathered.entropy()
 
 
 def code_writer(root: Path) -> CodeWriter:
@@ -362,6 +369,17 @@ REMEDIES = {
     "unit rows of a coder that is there": Remedy(
         lambda root: sparse().set_decoder_norm_to_unit_norm(),
         "Leave normalize_decoder at False", lambda root: sparse_run(root),
+    ),
+    "the entropy of one token's code": Remedy(
+        lambda root: code_entropy(1), "give at least 2", lambda root: code_entropy(2)
+    ),
+    "a covariance of one token": Remedy(
+        lambda root: covariance_penalty(torch.ones(1, 4)), "a batch of at least 2",
+        lambda root: covariance_penalty(torch.ones(2, 4)),
+    ),
+    "packed codes of other latents": Remedy(
+        lambda root: unpack(PACKED, 2 * LATENTS), "64 latents take uint8 and 8 in the last",
+        lambda root: unpack(torch.zeros(3, 8, dtype=torch.uint8), 2 * LATENTS),
     ),
     "rates of no codes": Remedy(
         lambda root: FiringRates(4).rates, "call update before reading rates",

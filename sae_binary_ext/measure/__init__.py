@@ -1,15 +1,14 @@
 """One pass of text through a model for many coders: figures, intervals, samples."""
 
-# First: it says what to install where SAELens is missing.
+# Imported first, because its error says what to install if SAELens is missing.
 import sae_binary_ext.saelens  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from sae_binary_ext.measure.candidates import Candidate, Site, common_model, load_candidates
 from sae_binary_ext.measure.code_entropy import CodeEntropy, GatheredCodes
 from sae_binary_ext.measure.comparison import Amount, ComparedCoder, Comparison, SplicedFigures
 from sae_binary_ext.measure.delphi_encoders import HookpointEncoders, hookpoint_encoders
-from sae_binary_ext.measure.documents import read_documents
+from sae_binary_ext.measure.documents import Estimate, read_documents
 from sae_binary_ext.measure.figures import CoderFigures
 from sae_binary_ext.measure.in_model import SplicedModel, read_pairs
-from sae_binary_ext.measure.intervals import Estimate
 from sae_binary_ext.measure.least_squares import DecoderFit
 from sae_binary_ext.measure.metrics import CoderMetrics, measure
 from sae_binary_ext.measure.refit import Refitted, refit, refit_decoder

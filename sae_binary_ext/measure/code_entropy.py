@@ -23,7 +23,7 @@ from sae_binary_ext.measure.dependence import (
     parents_of,
     strongest_tree,
 )
-from sae_binary_ext.measure.intervals import (
+from sae_binary_ext.measure.documents import (
     Estimate,
     WeightedSums,
     document_weights,

@@ -10,14 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from sae_binary_ext.measure.candidates import Candidate, Site
-from sae_binary_ext.measure.documents import TextBatch
+from sae_binary_ext.measure.documents import (
+    Estimate,
+    TextBatch,
+    WeightedSums,
+    document_weights,
+    estimate_of,
+)
 from sae_binary_ext.measure.figures import (
     CoderFigures,
     RunningFigures,
     RunningVariance,
     TokenBatch,
 )
-from sae_binary_ext.measure.intervals import Estimate, WeightedSums, document_weights, estimate_of
 from sae_binary_ext.measure.matching import JointCounts, Matches
 from sae_binary_ext.measure.progress import SavedProgress, fingerprint
 from sae_binary_ext.measure.reading import OpenedModel
@@ -158,7 +163,7 @@ class ComparedCoder:
 
 
 class _Sums(nn.Module):
-    """All that was counted, for its state_dict."""
+    """All counts of a comparison, for one state_dict."""
 
     def __init__(self, candidates: list[Candidate], sites: list[Site], samples: int) -> None:
         super().__init__()
@@ -166,7 +171,7 @@ class _Sums(nn.Module):
         self.variances = [RunningVariance(widths[site]) for site in sites]
         self.figures = [RunningFigures(each.coder, samples) for each in candidates]
         self.losses = [RunningLosses() for _ in candidates]
-        # By place in the list: the latents sampled of the first coder with all of the second.
+        # By two places in the list: sampled latents of the first coder, all latents of the second.
         self.joint = {
             (one, other): JointCounts(len(self.figures[one].samples.latents), width)
             for one, other in permutations(range(len(candidates)), 2)
@@ -227,7 +232,7 @@ class Comparison:
         ]
 
     def measure(self) -> None:
-        """The first part of run: everything but what the model loses with the coders in place."""
+        """The first part of run: everything except the losses of the model."""
         self._stream.go_on("measured", "Measuring", self._amount.tokens, self._measure)
 
     def _matches(self, place: int, figures: list[CoderFigures]) -> dict[str, Matches]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_binary_ext.measure.documents import document_weights
 from sae_binary_ext.measure.figures import (
     CoderFigures,
     RunningFigures,
@@ -14,7 +15,6 @@ from sae_binary_ext.measure.figures import (
     TokenBatch,
 )
 from sae_binary_ext.measure.in_model import reads_sequences
-from sae_binary_ext.measure.intervals import document_weights
 from sae_binary_ext.measure.reading import OpenedModel, ReadBatch, read_text
 from sae_binary_ext.settings import ReadingConfig
 

@@ -68,38 +68,24 @@ class Judge:
     The key is read from the variable OPENAI_API_KEY, and sent to no other server.
 
     Args:
-        url: of the server, without /chat/completions.
-        model: its name there.
-        answers: file of the answers, one a line.
-        budget: tokens, read and written, after which nothing more is asked; tokens of the answers
-            in the file count.
-        parallel: requests at once.
-        timeout: seconds to wait for an answer.
-        retries: of a request that failed or that the server refused for now.
+        fields: judge_url and judge_model must be set.
+        answers: file of the answers, one a line; tokens of those in the file count as spent.
 
     Raises:
         ValueError: the package openai is not installed.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        answers: Path,
-        budget: int,
-        parallel: int,
-        timeout: float = 120.0,
-        retries: int = 5,
-    ) -> None:
-        openai = imported("openai")
-        self.model = model
-        self.budget, self.parallel = budget, parallel
-        self._openai, self._answers, self._url = openai, answers, url
-        key = os.environ.get(KEY_VARIABLE, "none")
-        self._client = openai.AsyncOpenAI(
-            base_url=url, api_key=key, timeout=timeout, max_retries=retries
+    def __init__(self, fields: JudgeFields, answers: Path) -> None:
+        self._openai, self._answers = imported("openai"), answers
+        self._url, self.model = str(fields.judge_url), str(fields.judge_model)
+        self.budget, self.parallel = fields.judge_tokens, fields.judge_parallel
+        self._client = self._openai.AsyncOpenAI(
+            base_url=self._url,
+            api_key=os.environ.get(KEY_VARIABLE, "none"),
+            timeout=fields.judge_timeout,
+            max_retries=fields.judge_retries,
         )
-        self._at_once = asyncio.Semaphore(parallel)
+        self._at_once = asyncio.Semaphore(self.parallel)
         self._known: dict[str, str] = {}
         self.spent = 0
         self._stopped: str | None = None
@@ -275,14 +261,5 @@ def _key(request: Any) -> str:
 
 def open_judge(fields: JudgeFields, folder: Path) -> Judge | None:
     """The judge that the settings name, with its answers in folder; None if they name none."""
-    if fields.judge_url is None or fields.judge_model is None:
-        return None
-    return Judge(
-        fields.judge_url,
-        fields.judge_model,
-        folder / "answers.jsonl",
-        fields.judge_tokens,
-        fields.judge_parallel,
-        fields.judge_timeout,
-        fields.judge_retries,
-    )
+    named = fields.judge_url is not None and fields.judge_model is not None
+    return Judge(fields, folder / "answers.jsonl") if named else None

@@ -45,18 +45,6 @@ class RunningLatents:
         return (self._squared / self.tokens - self.means.square()).clamp_min(0).sqrt()
 
 
-def by_burstiness(running: RunningLatents, rows: Tensor) -> Tensor:
-    """log2 |h - rate| of the rarer state of each latent: -1 at a rate of 1/2, up to 0."""
-    rates = running.rates
-    rarer = (rates < 0.5).double()
-    return burstiness(rarer, rates)
-
-
-def by_rate(running: RunningLatents, rows: Tensor) -> Tensor:
-    """Firing rate."""
-    return running.rates
-
-
 def by_effect(running: RunningLatents, rows: Tensor) -> Tensor:
     """Standard deviation of a latent's code times the norm of its decoder row."""
     return running.deviations * rows.double().norm(dim=1).cpu()
@@ -64,8 +52,9 @@ def by_effect(running: RunningLatents, rows: Tensor) -> Tensor:
 
 # Scores by which latents are ranked, highest first, from their statistics and decoder rows.
 RANKINGS: dict[str, Callable[[RunningLatents, Tensor], Tensor]] = {
-    "burstiness": by_burstiness,
-    "rate": by_rate,
+    # log2 |h - rate| of the rarer state of each latent: -1 at a rate of 1/2, up to 0.
+    "burstiness": lambda running, _: burstiness((running.rates < 0.5).double(), running.rates),
+    "rate": lambda running, _: running.rates,
     "effect": by_effect,
 }
 

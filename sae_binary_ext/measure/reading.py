@@ -25,6 +25,7 @@ from sae_binary_ext.measure.documents import (
     OutlyingTokens,
     TextBatch,
     cut_rows,
+    document_weights,
     read_all_documents,
     read_documents,
 )
@@ -34,9 +35,13 @@ from sae_binary_ext.measure.figures import (
     RunningVariance,
     TokenBatch,
 )
-from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, codes_of, read_hooks
-from sae_binary_ext.measure.intervals import document_weights
-from sae_binary_ext.measure.models import fitting_context, open_model
+from sae_binary_ext.measure.in_model import (
+    ROWS_PER_FORWARD,
+    codes_of,
+    fitting_context,
+    open_model,
+    read_hooks,
+)
 from sae_binary_ext.saelens.hooked_model import load_hooked_model
 from sae_binary_ext.saelens.splice import HookedModel
 from sae_binary_ext.settings import ReadingConfig, TextConfig, check_first_position

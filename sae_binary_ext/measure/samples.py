@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sae_binary_ext.measure.documents import TextBatch
-from sae_binary_ext.measure.intervals import Estimate, estimate_of, resampled
+from sae_binary_ext.measure.documents import Estimate, TextBatch, estimate_of, resampled
 
 # The draw of latents is the same for all coders of one width.
 SEED = 0
@@ -258,7 +257,7 @@ def _areas(firings: _Places, silent: _Places, common: Tensor) -> Tensor:
 
 
 def _scores(places: _Places, firings: _Places, common: Tensor) -> Tensor:
-    """float64 [latents, places]."""
+    """float64 [latents, places], scores of the tokens around each place."""
     others = _of_other_folds(places, firings)
     number = others.sum(2)
     scores = torch.zeros(places.fold.shape, dtype=torch.float64)

@@ -75,7 +75,7 @@ def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tens
             f"hook_name={metadata.hook_name!r}, model={model_name!r}: the coder's files do not say "
             "where it belongs. Name its model, and its hook as sparsify names it (layers.9)."
         )
-    # sparsify's files do not tell; this is SAELens' own default.
+    # sparsify's files do not say; this is SAELens' default.
     if metadata.prepend_bos is None:
         metadata.prepend_bos = True
     wanted = text.context_size or metadata.context_size or DEFAULT_CONTEXT

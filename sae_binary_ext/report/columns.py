@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sae_binary_ext.measure.comparison import ComparedCoder
-from sae_binary_ext.measure.intervals import Estimate
+from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.measure.samples import STRATA
 from sae_binary_ext.report.tables import Column, with_meanings
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_binary_ext.measure.comparison import ComparedCoder
-from sae_binary_ext.measure.intervals import CONFIDENCE, REPLICATES, Estimate
+from sae_binary_ext.measure.documents import CONFIDENCE, REPLICATES, Estimate
 from sae_binary_ext.report.columns import COLUMNS, NAME
 from sae_binary_ext.report.plots import grouped
 from sae_binary_ext.report.tables import Table, as_json, finite, table_of, versions

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import torch
 
 from sae_binary_ext.measure.comparison import ComparedCoder
-from sae_binary_ext.measure.intervals import Estimate
+from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.measure.samples import STRATA
 
 # The lowest firing rate on the logarithmic axis is 10 to this power.

@@ -8,7 +8,7 @@ from typing import Any, Generic
 
 from typing_extensions import TypeVar
 
-from sae_binary_ext.measure.intervals import Estimate
+from sae_binary_ext.measure.documents import Estimate
 
 Value = str | int | float | Estimate | None
 T = TypeVar("T", default=Any)

@@ -21,6 +21,7 @@ from sae_binary_ext.commands.interpret.interpret_scores import f1_of
 from sae_binary_ext.commands.interpret.language_model import LanguageModelScorer
 from sae_binary_ext.measure import reading
 from sae_binary_ext.measure.judge import Judge
+from sae_binary_ext.settings import JudgeFields
 from tests.integration.compare_helpers import LATENTS, save_coders
 from tests.judge_server import JudgeServer, Messages
 
@@ -226,7 +227,9 @@ def server() -> Iterator[JudgeServer]:
 
 
 def ask(server: JudgeServer, folder: Path, of: LatentExamples) -> list[Any]:
-    judge = Judge(server.base_url, "rule", folder / "answers.jsonl", 10**6, 2, retries=0)
+    judge = Judge(
+        JudgeFields(server.base_url, "rule", 10**6, 2, judge_retries=0), folder / "answers.jsonl"
+    )
     scorer = LanguageModelScorer(judge, lambda token: f" w{token} ", 5)
     return asyncio.run(scorer.score("coder", of))
 

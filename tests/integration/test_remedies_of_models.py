@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import wandb
-from sae_lens import SAE, LanguageModelSAETrainingRunner, LoggingConfig
+from sae_lens import SAE, LanguageModelSAETrainingRunner, LoggingConfig, TrainingSAE
 from sae_lens.saes.temporal_sae import TemporalSAE, TemporalSAEConfig
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -38,6 +38,7 @@ HOOKED, BRIDGE, PLAIN = "HookedTransformer", "TransformerBridge", "AutoModelForC
 FOLDED = {"fold_ln": True}
 PROFILE = ("--layers", "1", "--latents", "8", "--training_states", "256", "--along", "positions")
 PROMPTS = (*PROFILE, "--prompts", "in_context")
+STRANGERS = ["".join(letters) for letters in product("fg", "aeo", "nt", "ou")]
 NAMES = ["".join(letters) for letters in product("bcd", "aeo", "nt", "ai")][:28]
 
 
@@ -146,7 +147,9 @@ def model_of_words(place: Place) -> Path:
     return folder
 
 
-def transcoders(place: Place, hooks: tuple[str, str] = MODULES, **settings: Any) -> None:
+def transcoders(
+    place: Place, hooks: tuple[str, str] = MODULES, goes_on_with: str | None = None, **settings: Any
+) -> None:
     """A short run with logging."""
     logger = LoggingConfig(wandb_log_frequency=2, **settings.pop("logging", {}))
     config = run_config(
@@ -154,7 +157,8 @@ def transcoders(place: Place, hooks: tuple[str, str] = MODULES, **settings: Any)
         model_name=str(place.model), dataset_path=str(place.text), training_tokens=10 * 64,
         logger=logger, **settings,
     )  # fmt: skip
-    TranscoderTrainingRunner(config).run()
+    given: Any = goes_on_with and {goes_on_with: TrainingSAE.from_dict(config.saes["it"].to_dict())}
+    TranscoderTrainingRunner(config, override_saes=given).run()
 
 
 def autoencoder(place: Place) -> None:
@@ -295,6 +299,16 @@ REMEDIES = {
             place, little_text(place, " ".join(NAMES)), "--model", model_of_words(place), *PROMPTS
         ),
     ),
+    "words that the model does not tell apart": Remedy(
+        lambda place: profile(
+            place, little_text(place, " ".join(STRANGERS)), "--model", model_of_words(place),
+            *PROMPTS,
+        ),
+        "or give another text",
+        lambda place: profile(
+            place, little_text(place, " ".join(NAMES)), "--model", place.root / "words", *PROMPTS
+        ),
+    ),
     "few states to train on": Remedy(
         lambda place: gradients(place, "200"), "Give a longer text",
         lambda place: gradients(place, "800"),
@@ -306,6 +320,10 @@ REMEDIES = {
             transcoders(place, n_eval_batches=1, logging={"eval_every_n_wandb_logs": 1}),
             transcoders(place, n_eval_batches=0, logging={"eval_every_n_wandb_logs": 100}),
         ],
+    ),
+    "transcoders to go on with under other names": Remedy(
+        lambda place: transcoders(place, goes_on_with="other"), "they must be the same",
+        lambda place: transcoders(place, goes_on_with="it"),
     ),
     "a transcoder of one hook": Remedy(
         lambda place: transcoders(place, (HOOK, HOOK)), "SAELens' own runners train", autoencoder,

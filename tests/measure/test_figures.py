@@ -4,9 +4,8 @@ from sae_lens import TopKSAE, TopKSAEConfig
 from torch import Tensor
 
 from sae_binary_ext.coding import reference
-from sae_binary_ext.measure.documents import TextBatch
+from sae_binary_ext.measure.documents import TextBatch, document_weights
 from sae_binary_ext.measure.figures import RunningFigures, RunningVariance, TokenBatch, nearest_rows
-from sae_binary_ext.measure.intervals import document_weights
 from sae_binary_ext.measure.metrics import measure
 from sae_binary_ext.measure.samples import CONTEXT_RADIUS, CONTEXTS
 from tests.measure.test_metrics import coder_with_known_codes

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from sae_binary_ext.measure.intervals import (
+from sae_binary_ext.measure.documents import (
     REPLICATES,
     WeightedSums,
     document_weights,

@@ -16,6 +16,7 @@ from sae_binary_ext.measure.judge import (
     MalformedAnswerError,
     Rehearsal,
 )
+from sae_binary_ext.settings import JudgeFields
 from tests.judge_server import TOKENS, JudgeServer, Messages
 
 BUDGET = 1_000_000
@@ -45,8 +46,9 @@ def ask(judge: Judge, *texts: str) -> list[Any]:
 
 
 def new_judge(server: JudgeServer, folder: Path, **changes: Any) -> Judge:
-    settings: dict[str, Any] = {"budget": BUDGET, "parallel": 2, "timeout": 5.0, "retries": 2}
-    return Judge(server.base_url, "rule", folder / "answers.jsonl", **settings | changes)
+    settings: dict[str, Any] = {"tokens": BUDGET, "parallel": 2, "timeout": 5.0, "retries": 2}
+    fields = {f"judge_{name}": value for name, value in (settings | changes).items()}
+    return Judge(JudgeFields(server.base_url, "rule", **fields), folder / "answers.jsonl")
 
 
 def test_nothing_is_asked_twice(
@@ -99,14 +101,14 @@ def test_a_server_that_is_gone_stops_the_run(fault: str, server: JudgeServer, tm
 
 
 def test_no_more_than_the_budget_is_spent(server: JudgeServer, tmp_path: Path):
-    judge = new_judge(server, tmp_path, budget=2 * TOKENS, parallel=1)
+    judge = new_judge(server, tmp_path, tokens=2 * TOKENS, parallel=1)
     *answered, stopped = ask(judge, "one", "two", "three")
     assert answered == ["answer to one", "answer to two"]
     assert isinstance(stopped, JudgeStoppedError)
     assert "judge_tokens=20: all are spent" in str(stopped)
     assert len(server.asked) == 2
     # Known answers are free.
-    assert ask(new_judge(server, tmp_path, budget=TOKENS), "two") == ["answer to two"]
+    assert ask(new_judge(server, tmp_path, tokens=TOKENS), "two") == ["answer to two"]
 
 
 def test_half_a_line_is_left_behind(server: JudgeServer, tmp_path: Path):

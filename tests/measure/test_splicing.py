@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_binary_ext.measure.comparison import RunningLosses, SplicedBatch
-from sae_binary_ext.measure.documents import TextBatch
-from sae_binary_ext.measure.intervals import document_weights
+from sae_binary_ext.measure.documents import TextBatch, document_weights
 from sae_binary_ext.saelens.splice import Splice
 from tests.toy_model import VOCABULARY, WIDTH_OUT, ToyLanguageModel
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 import pytest
 
-from sae_binary_ext.measure.intervals import Estimate
+from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.report import (
     Analysis,
     Column,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import sae_binary_ext.commands
-from sae_binary_ext.measure.intervals import Estimate
+from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.report import Column, Table, described, table_of
 from sae_binary_ext.report.columns import COLUMNS
 from sae_binary_ext.report.plots import curves

@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from sae_binary_ext.commands.ablate.config import AblateConfig
-from sae_binary_ext.measure.intervals import Estimate
+from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.measure.latent_groups import LatentGroup
 from sae_binary_ext.report import Analysis, Column, analysis_of, described
 from sae_binary_ext.report.plots import bars, grouped

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sae_binary_ext.measure.intervals import Estimate, estimate_of, resampled
+from sae_binary_ext.measure.documents import Estimate, estimate_of, resampled
 
 TOO_FEW = "given too few tokens"
 

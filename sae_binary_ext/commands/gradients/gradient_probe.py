@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.coding import binarise
-from sae_binary_ext.measure.intervals import Estimate, estimate_of, resampled
+from sae_binary_ext.measure.documents import Estimate, estimate_of, resampled
 
 # Steps of a latent's bias, in standard deviations of its pre-activation.
 BUMPS = (0.03, 0.1, 0.3, 1.0)

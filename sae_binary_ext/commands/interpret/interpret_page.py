@@ -9,7 +9,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from sae_binary_ext.commands.interpret.score_files import SCHEMA_VERSION, shown
-from sae_binary_ext.measure.intervals import Estimate
+from sae_binary_ext.measure.documents import Estimate
 
 FILE = "interpretation.json"
 # What each column is called, and means.

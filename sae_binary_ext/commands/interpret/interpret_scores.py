@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae_binary_ext.measure.intervals import Estimate, estimate_of, resampled
+from sae_binary_ext.measure.documents import Estimate, estimate_of, resampled
 
 # Firing rates that latents are grouped by; those of the last group are apart in the first paper,
 # ultra-high-frequency latents.

@@ -14,7 +14,7 @@ from sae_binary_ext.commands.interpret.interpret_scores import (
     CoderScores,
     LatentScore,
 )
-from sae_binary_ext.measure.intervals import CONFIDENCE, REPLICATES, Estimate
+from sae_binary_ext.measure.documents import CONFIDENCE, REPLICATES, Estimate
 from sae_binary_ext.measure.progress import whole_lines
 from sae_binary_ext.report.tables import aligned, finite, versions
 

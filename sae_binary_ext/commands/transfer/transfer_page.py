@@ -7,8 +7,8 @@ import plotly.graph_objects as go
 
 from sae_binary_ext.commands.transfer.config import TransferConfig
 from sae_binary_ext.measure.candidates import Candidate
+from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.measure.figures import CoderFigures
-from sae_binary_ext.measure.intervals import Estimate
 from sae_binary_ext.report import Analysis, Column, analysis_of, described
 from sae_binary_ext.report.plots import curves, grouped
 

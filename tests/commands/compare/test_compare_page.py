@@ -24,7 +24,7 @@ from sae_binary_ext.commands.interpret.interpret_scores import by_coder_and_judg
 from sae_binary_ext.commands.interpret.score_files import write_interpretation
 from sae_binary_ext.measure import Candidate, ComparedCoder, Site
 from sae_binary_ext.measure.comparison import RunningLosses
-from sae_binary_ext.measure.intervals import document_weights
+from sae_binary_ext.measure.documents import document_weights
 from sae_binary_ext.measure.samples import predictability
 from tests.measure.test_figures import activations, coders, run
 
