@@ -386,7 +386,7 @@ REMEDIES = {
         lambda root: rates_of(torch.ones(2, 4)),
     ),
     "codes for a file that is not open": Remedy(
-        lambda root: code_writer(root).write(PACKED), "Write within `with`", write_codes
+        lambda root: code_writer(root).write(PACKED), "Write in a `with` block", write_codes
     ),
     "no latents": Remedy(
         lambda root: with_latents(training(), torch.zeros(0, dtype=torch.long)), "at least one",
