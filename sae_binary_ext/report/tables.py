@@ -118,9 +118,10 @@ def shown(value: Value, form: str = "") -> tuple[str, str]:
     if isinstance(value, str):
         return value, ""
     number = value.value if isinstance(value, Estimate) else value
-    if number is None or finite(number) is None:
+    if number is None:
         return "", ""
-    text = format(number, form)
+    # An undefined figure reads "nan": an empty cell says that the thing has no such figure.
+    text = format(number, form) if math.isfinite(number) else str(float(number))
     if not isinstance(value, Estimate) or None in (finite(value.low), finite(value.high)):
         return text, ""
     return text, f"[{format(value.low, form)}, {format(value.high, form)}]"

@@ -41,7 +41,7 @@ def test_the_terminal_shows_intervals_where_there_are_any(analysis: Analysis):
     assert lines[0] == "Of two coders"
     assert lines[2].split() == ["coder", "bits", "k", "nothing"]
     assert lines[4].split() == ["one", "0.50", "[0.25,", "0.75]", "3"]
-    assert lines[5].split() == ["<b>other", "2.00", "4"]
+    assert lines[5].split() == ["<b>other", "2.00", "4", "nan"]
 
 
 def test_json_holds_settings_versions_and_results_and_no_nan(analysis: Analysis, tmp_path: Path):

@@ -1,5 +1,6 @@
 """Columns, tables and curves, and the texts of the commands' pages in page.toml."""
 
+import math
 import tomllib
 from importlib import import_module
 from pathlib import Path
@@ -59,9 +60,11 @@ def test_a_table_for_the_terminal_may_leave_intervals_out():
     assert table.for_page() == [[("a", "", "a"), ("2.0", "[1.0, 3.0]", 2.0)]]
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), float("inf")])
-def test_what_is_no_number_leaves_a_cell_empty(value: float | None):
-    assert shown(value, ".1f") == ("", "")
+@pytest.mark.parametrize(("value", "cell"), [(None, ""), (math.nan, "nan"), (math.inf, "inf")])
+def test_a_missing_figure_leaves_a_cell_empty_and_an_undefined_one_says_so(
+    value: float | None, cell: str
+):
+    assert shown(value, ".1f") == (cell, "")
     assert as_json({"x": (value,)}) == {"x": [None]}
 
 
