@@ -36,7 +36,7 @@ from sae_binary_ext.report.analysis import (
     write_analysis,
 )
 from sae_binary_ext.report.plots import error_bars
-from sae_binary_ext.saelens.binary_code import BinaryCoder
+from sae_binary_ext.saelens.autoencoder import BinaryCoder
 from sae_binary_ext.saelens.splice import Splice
 
 Change = Callable[[Tensor, Tensor], Tensor]

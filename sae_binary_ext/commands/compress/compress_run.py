@@ -39,7 +39,7 @@ from sae_binary_ext.report.analysis import (
     Value,
     write_analysis,
 )
-from sae_binary_ext.saelens.binary_code import BinaryCoder
+from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 FIRST_ENCODING = "packed"
 REMARKS = (

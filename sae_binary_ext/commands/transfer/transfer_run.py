@@ -25,7 +25,7 @@ from sae_binary_ext.report.analysis import (
     Value,
     write_analysis,
 )
-from sae_binary_ext.saelens.binary_code import BinaryCoder
+from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 REMARKS = (
     "A coder trained at one layer, its home, encodes what other layers have at the same hook. FVU "
