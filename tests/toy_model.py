@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookedRootModule, HookPoint
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.HookedTransformer import HookedRootModule
 
 VOCABULARY, WIDTH, WIDTH_OUT = 7, 3, 5
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sae_binary_ext.saelens.binary_code import BinaryCoder
+from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 AnyCoder = TypeVar("AnyCoder", bound=BinaryCoder)
 DIMENSION_OF_LATENTS = {"W_enc": 1, "b_enc": 0, "log_threshold": 0, "W_dec": 0}

@@ -29,7 +29,7 @@ from sae_binary_ext.measure.in_model import heads_side_by_side
 from sae_binary_ext.measure.least_squares import DecoderFit
 from sae_binary_ext.measure.metrics import measure
 from sae_binary_ext.measure.text import Text, read_activations
-from sae_binary_ext.saelens.binary_code import BinaryCoder
+from sae_binary_ext.saelens.autoencoder import BinaryCoder
 from sae_binary_ext.saelens.transcoder_base import TranscoderFields
 
 # Holds back latents with few tokens, which would fit noise. Of 1, 30, 100 and 300 it had the least

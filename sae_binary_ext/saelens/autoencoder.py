@@ -3,28 +3,178 @@
 Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509.25596).
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from sae_lens.saes.sae import (
+    SAEConfig,
     TrainCoefficientConfig,
     TrainingSAEConfig,
     TrainStepInput,
     TrainStepOutput,
 )
-from torch import Tensor
+from simple_parsing import choice
+from torch import Tensor, nn
 from typing_extensions import override
 
-from sae_binary_ext.checks import check_rate, check_training_dtype
-from sae_binary_ext.coding.encode import Encoder, check_width
+from sae_binary_ext.checks import check_layer_norm, check_rate, check_training_dtype
+from sae_binary_ext.coding.decode import decode
+from sae_binary_ext.coding.encode import Encoder, binarise, check_width, pre_activations
 from sae_binary_ext.coding.entropy import bernoulli_entropy
 from sae_binary_ext.coding.forms.encoded import DenseCodes, Encoded, encode_codes
-from sae_binary_ext.coding.initialization import fit_start, starting_rate
-from sae_binary_ext.coding.selection import CodeRule
-from sae_binary_ext.saelens.binary_code import BinaryCodeConfig, BinaryCoder
+from sae_binary_ext.coding.forms.inference import infer_indices, infer_packed
+from sae_binary_ext.coding.initialization import INITIAL_THRESHOLD, fit_start, starting_rate
+from sae_binary_ext.coding.selection import SELECTIONS, CodeRule
+from sae_binary_ext.coding.surrogate import SURROGATES
 from sae_binary_ext.saelens.firing import FiringLossFields
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE, TrainingFields, fired_rates
+from sae_binary_ext.saelens.saved_at_once import SavedAtOnce
+
+
+@dataclass
+class BinaryCodeConfig(SAEConfig):
+    """The fields every binary coder adds to SAELens' own.
+
+    Args:
+        selection: which latents may fire. topk: the k largest of each token; groupmax: the largest
+            of each of k contiguous groups; threshold: any above its threshold; gumbel: exactly one
+            of each of k groups, sampled in training.
+        k: most latents that fire on a token (topk), or number of groups (groupmax, gumbel).
+            threshold does not use it.
+        surrogate: gradient of the 0/1 step: sigmoid, rectangle, reste or identity.
+        surrogate_temperature: width of the surrogate, in units of the pre-activation. These have
+            standard deviation 1 when training starts.
+    """
+
+    selection: str = choice(*SELECTIONS, default="topk")
+    k: int = 32
+    surrogate: str = choice(*SURROGATES, default="sigmoid")
+    surrogate_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.code_rule().check_latents(self.d_sae)
+        check_layer_norm(self.normalize_activations, self.d_in)
+
+    def code_rule(self) -> CodeRule:
+        """The fields above as the mathematics takes them."""
+        return CodeRule(self.selection, self.k, self.surrogate, self.surrogate_temperature)
+
+
+class BinaryCoder(SavedAtOnce):
+    """Encoder, threshold and decoder that the inference and training classes share.
+
+    Parameters: SAELens' W_enc [d_in, d_sae], W_dec [d_sae, d_in] and b_dec [d_in], and b_enc
+    [d_sae] and log_threshold [d_sae]. A latent fires if its selection lets it and its
+    pre-activation exceeds exp(log_threshold).
+    """
+
+    b_enc: nn.Parameter
+    log_threshold: nn.Parameter
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        self.rule: CodeRule = self.cfg.code_rule()
+        self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
+        # Never below float32: in bfloat16 an optimizer's step would round away.
+        self.log_threshold = nn.Parameter(
+            torch.full(
+                (self.cfg.d_sae,),
+                math.log(INITIAL_THRESHOLD),
+                dtype=torch.promote_types(self.dtype, torch.float32),
+                device=self.device,
+            )
+        )
+
+    @override
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes of hidden states, never sampled.
+
+        Args:
+            x: [..., d_in], or what reshape_activations turns into that. Another width is a
+                ValueError, here and below.
+
+        Returns:
+            [..., d_sae] in the coder's dtype, exactly 0.0 or 1.0.
+        """
+        return self.codes_and_pre_activations(x, noise=False)[0]
+
+    def encode_packed(self, x: Tensor) -> Tensor:
+        """Codes of encode's x, one bit each, without hooks, gradient or an array of codes.
+
+        Returns:
+            uint8 [..., d_sae / 8 rounded up]; coding.unpack turns it into codes.
+        """
+        return infer_packed(self._encoder(self._checked_input(x)))
+
+    def encode_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes of encode's x in index form, without hooks, gradient or an array of codes.
+
+        If two pre-activations differ by rounding alone, it may pick another than encode does.
+
+        Returns:
+            Codes, 0.0 or 1.0, and the latents they belong to, both [..., m]. m is k, or for
+            threshold the largest number active on one token. No row has a latent twice.
+        """
+        return infer_indices(self._encoder(self._checked_input(x)))
+
+    @override
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        """Reconstruction [..., d_in] of codes [..., d_sae]."""
+        return self._finish_decoding(decode(feature_acts, self.W_dec, self.b_dec))
+
+    @override
+    def fold_W_dec_norm(self) -> None:
+        """Refused, as a code of 0 or 1 cannot be rescaled to make up for a row of unit norm.
+
+        Raises:
+            NotImplementedError: always, as in SAELens' own coders that cannot fold. Tools such as
+                sae-bench catch it and do not fold.
+        """
+        raise NotImplementedError(
+            "fold_W_dec_norm: the magnitude of a binary latent lives in its decoder row, and its "
+            "code cannot be rescaled to make up for a row of unit norm. Load with "
+            "fold_W_dec_norm=False; the row norms are sae.W_dec.norm(dim=-1)."
+        )
+
+    def codes_and_pre_activations(self, x: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
+        """Codes and pre-activations, both [..., d_sae]; with noise gumbel's codes are sampled."""
+        centred = self._checked_input(x)
+        pre = self.hook_sae_acts_pre(pre_activations(centred, self.W_enc, self.b_enc))
+        codes = binarise(pre, self._rounded_log_threshold(), self.rule, noise)
+        return self.hook_sae_acts_post(codes), pre
+
+    def _finish_decoding(self, reconstruction: Tensor) -> Tensor:
+        reconstruction = self.hook_sae_recons(reconstruction)
+        reconstruction = self.run_time_activation_norm_fn_out(reconstruction)
+        return self.reshape_fn_out(reconstruction, self.d_head)
+
+    def _checked_input(self, x: Tensor) -> Tensor:
+        check_width(x.flatten(-2) if self.hook_z_reshaping_mode else x, self.cfg.d_in)
+        return self.process_sae_in(x)
+
+    def _encoder(self, centred: Tensor) -> Encoder:
+        return Encoder(
+            centred,
+            self.W_enc,
+            self.b_enc,
+            self._rounded_log_threshold(),
+            self._origin(),
+            self.rule,
+        )
+
+    def _origin(self) -> Tensor:
+        """The vector subtracted from the input, [d_in]."""
+        return self.b_dec * self.cfg.apply_b_dec_to_input
+
+    def _rounded_log_threshold(self) -> Tensor:
+        # SAELens' loaders round it to the coder's dtype. Rounded here too, the coder in training
+        # and the saved one have the same codes.
+        dtype = self.b_enc.dtype
+        return self.log_threshold.to(dtype).to(torch.promote_types(dtype, torch.float32))
 
 
 @dataclass
@@ -50,22 +200,19 @@ class BinaryTrainingSAEConfig(
     """Config for training a binary autoencoder; the bases have further fields.
 
     Args:
-        initial_firing_rate: firing rate that encoder biases are set to on the first batch, between
-            0 and 1. None takes 0.05, or k / d_sae where that is more; 0.02 for threshold.
+        initial_firing_rate: firing rate, between 0 and 1, that the first batch sets the encoder
+            biases to. None takes 0.05, or k / d_sae if that is more, and 0.02 for threshold.
         decoder_init_norm: norm of the decoder rows when training starts. None scales them to the
             least squared error on the first batch.
-        surrogate_latents: which latents learn from a token: "selected", those that its selection
-            picks, or, with topk, "near", the 2k nearest to firing, or "all", which compete for the
-            k places (see coding.competing). None takes near for topk, selected for others.
-        encoder_trains_b_dec: whether b_dec, which an autoencoder subtracts from its input, learns
-            through the encoder too, as stock coders' does. Its gradient there is a sum over all
-            latents, and more of them end dead or dense.
+        surrogate_latents: which latents learn from a token. "selected": those the selection picks.
+            With topk also "near": the 2k nearest to firing; and "all": every latent, in
+            competition for the k places (see coding.competing). None takes near for topk and
+            selected for the others.
     """
 
     initial_firing_rate: float | None = None
     decoder_init_norm: float | None = None
     surrogate_latents: str | None = None
-    encoder_trains_b_dec: bool = False
 
     @override
     @classmethod
@@ -93,7 +240,7 @@ class BinaryTrainingSAEConfig(
         return replace(rule, surrogate_latents=learners)
 
     def starting_rate(self) -> float:
-        """Firing rate the encoder biases are set to on the first batch."""
+        """The firing rate that the first batch sets the encoder biases to."""
         if self.initial_firing_rate is not None:
             return self.initial_firing_rate
         return starting_rate(self.code_rule(), self.d_sae)
@@ -102,8 +249,8 @@ class BinaryTrainingSAEConfig(
 class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
     """A binary autoencoder in training.
 
-    The first batch sets b_dec to its mean, the encoder to unit-variance pre-activations and the
-    biases to the starting rate (see coding.initialization), unless weights were loaded before.
+    The first batch sets b_dec to its mean, the encoder to pre-activations of unit variance and the
+    biases to the starting rate (see coding.initialization), unless a parameter was set before.
     """
 
     cfg: BinaryTrainingSAEConfig
@@ -115,17 +262,17 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
 
     @override
     def step_losses(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """Losses of a batch, its codes in the cheapest form where nothing looks on.
+        """Losses of a batch, from codes in their cheapest form unless _may_shorten forbids it.
 
         Returns:
-            SAELens' output. In the cheapest form its feature_acts and hidden_pre are without
-            gradient, and sparse COO where few latents fire; hidden_pre then holds the
-            pre-activations of the latents that may fire.
+            SAELens' output. In the cheapest form feature_acts and hidden_pre have no gradient, and
+            are sparse COO if few latents fire. hidden_pre then holds the pre-activations of the
+            latents that may fire.
         """
         if not self._may_shorten(step_input.sae_in):
             return super().step_losses(step_input)
         x, target = self._input_and_target(step_input.sae_in)
-        # Without gradient: b_dec learns through the encoder's origin (see coding.encode).
+        # No gradient: b_dec learns through the encoder's origin (see coding.encode).
         with torch.no_grad():
             centred = self._checked_input(x)
         codes, pre = self._encode_batch(self._encoder(centred))
@@ -143,10 +290,10 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         """Losses beside the reconstruction's, by name.
 
         Args:
-            step_input: SAELens' own; sae_in is [tokens, d_out], what is reconstructed.
+            step_input: SAELens' own; sae_in is the target, [tokens, d_out].
             codes: of the batch.
-            pre: pre-activations [tokens, d_sae], where the step made them.
-            output: [tokens, d_out], the reconstruction.
+            pre: pre-activations [tokens, d_sae], or None if the step did not make all of them.
+            output: the reconstruction, [tokens, d_out].
         """
         dead = step_input.dead_neuron_mask
         return self.cfg.firing_losses(step_input.sae_in, self.b_enc, dead, codes.firing_rates)
@@ -161,7 +308,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         subtracts = self.cfg.apply_b_dec_to_input and torch.is_grad_enabled()
         if self.cfg.encoder_trains_b_dec or not subtracts:
             return centred
-        # Plus zeros, whose gradient takes back b_dec's.
+        # Adds zeros whose gradient cancels that of b_dec.
         origin = super()._origin()
         return centred + (origin - origin.detach())
 
@@ -175,7 +322,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         return self._finish_decoding(codes.decode(self.W_dec, self.b_dec))
 
     def _may_shorten(self, batch: Tensor) -> bool:
-        """Whether a gradient is wanted, and no hook, compiler or subclass looks on."""
+        """Whether the step needs a gradient and no hook, compiler or subclass reads its arrays."""
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return False
         hooks = (self.hook_sae_input, self.hook_sae_acts_pre, self.hook_sae_acts_post)
@@ -188,7 +335,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
 
     @override
     def encode(self, x: Tensor) -> Tensor:
-        # TrainingSAE would go through encode_with_hidden_pre, which samples.
+        # TrainingSAE's calls encode_with_hidden_pre, which samples.
         return BinaryCoder.encode(self, x)
 
     @override
@@ -215,7 +362,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
 
     @override
     def _apply_to_parameters(self, *args: Any, **kwargs: Any) -> Any:
-        # Module.to() casts every parameter; the threshold goes on learning in float32, unrounded.
+        # Module.to() casts every parameter; the threshold stays in float32, unrounded.
         before = self.log_threshold.data
         out = super()._apply_to_parameters(*args, **kwargs)
         after = self.log_threshold.data

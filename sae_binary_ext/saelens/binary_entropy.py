@@ -22,34 +22,28 @@ from sae_binary_ext.saelens.autoencoder import (
     BinaryTrainingSAE,
     BinaryTrainingSAEConfig,
 )
+from sae_binary_ext.training.fields import EntropyFields
 
 
 @dataclass
-class EntropyLossFields:
-    """The fields of the entropy and covariance losses.
+class EntropyLossFields(EntropyFields):
+    """The fields of the entropy and covariance losses, and those of EntropyFields.
 
-    Both losses are weighed against the share of variance left unexplained (FVU), so a coefficient
-    means the same at every scale and width. The paper's alpha on its mean squared error is the
-    coefficient times the variance per dimension.
+    A coefficient is in units of FVU, the share of variance left unexplained, so it means the same
+    at every scale and width. The paper's alpha on its mean squared error is the coefficient times
+    the variance per dimension.
 
     Args:
-        entropy_coefficient: FVU that one bit of minibatch entropy is worth. 0 turns the loss off.
-        covariance_coefficient: FVU that one unit of summed absolute covariance is worth. 0 turns
-            the loss off.
-        covariance_sample: coders with more latents than this estimate the covariance loss, without
-            bias, from those of so many latents with all, drawn anew in each step. 0 sums all.
-        entropy_start_step: training step at which both losses start.
-        entropy_warm_up_steps: steps over which both then rise linearly to their coefficient.
+        entropy_coefficient: what one bit of a batch's code entropy costs. 0 turns the loss off.
+        covariance_coefficient: what one unit of summed absolute covariance costs. 0 turns the loss
+            off.
     """
 
     entropy_coefficient: float = 0.0
     covariance_coefficient: float = 0.0
-    covariance_sample: int = 0
-    entropy_start_step: int = 0
-    entropy_warm_up_steps: int = 0
 
     def check_entropy_fields(self) -> None:
-        """Raise ValueError where one of the fields is out of range."""
+        """Raise ValueError if one of the fields is out of range."""
         names = [field.name for field in fields(EntropyLossFields)]
         check_at_least(0, **{name: getattr(self, name) for name in names})
 
@@ -64,7 +58,7 @@ class EntropyLossFields:
         Args:
             step: training steps done.
             codes: of the batch.
-            target: [tokens, d_out], what is reconstructed.
+            target: [tokens, d_out].
         """
         share = ramp(step, self.entropy_start_step, self.entropy_warm_up_steps)
         # SAELens' reconstruction loss is FVU times this.
@@ -73,7 +67,7 @@ class EntropyLossFields:
         if self.entropy_coefficient:
             bits = bernoulli_entropy(codes.firing_rates()).sum()
             losses["entropy_loss"] = self.entropy_coefficient * scale * bits
-        # One token alone has neither variance nor covariance.
+        # One token has no covariance.
         if self.covariance_coefficient and codes.tokens > 1:
             dense = codes.dense()
             if self.covariance_sample:
@@ -88,8 +82,8 @@ class EntropyLossFields:
 class BinaryEntropyTrainingSAEConfig(EntropyLossFields, BinaryTrainingSAEConfig):
     """Config for training a binary autoencoder with entropy and covariance losses.
 
-    The fields are those of BinaryTrainingSAEConfig and EntropyLossFields, with the entropy loss
-    on, thresholds in place of k, and dead latents left to what the entropy loss makes of them.
+    The fields are those of BinaryTrainingSAEConfig and EntropyLossFields. By default the entropy
+    loss is on, latents have thresholds in place of k, and no loss raises dead latents.
     """
 
     selection: str = choice(*SELECTIONS, default="threshold")

@@ -19,6 +19,7 @@ from sae_binary_ext.coding.initialization import has_spread
 from sae_binary_ext.saelens.resuming import ActivationScale, folded_scale
 from sae_binary_ext.saving import replacing
 from sae_binary_ext.training.collapse import CollapseWatch
+from sae_binary_ext.training.fields import FiniteFields
 from sae_binary_ext.training.finite import (
     FiniteRows,
     FiniteWatch,
@@ -34,16 +35,12 @@ FEWEST_TOKENS = 32
 
 
 @dataclass
-class TrainingFields:
-    """What all training configs of this package share.
+class TrainingFields(FiniteFields):
+    """What all training configs of this package share: the field of FiniteFields.
 
-    Args:
-        skip_non_finite: leave such tokens out of training and of the estimates before it, and count
-            them (the metric skipped_tokens), instead of stopping with an error that names the step
-            or the estimate. On a GPU each step then waits for the one before.
+    Skipped tokens are left out of the estimates before training too, and are counted in the metric
+    skipped_tokens.
     """
-
-    skip_non_finite: bool = False
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any]) -> Any:

@@ -7,7 +7,10 @@ from typing import Any
 from sae_lens import HookedSAETransformer, SAETransformerBridge
 from sae_lens.load_model import load_model
 from sae_lens.util import DTYPE_MAP, dtype_to_str, str_to_dtype
-from transformer_lens.loading_from_pretrained import OFFICIAL_MODEL_NAMES, make_model_alias_map
+from transformer_lens.loading_from_pretrained import (
+    OFFICIAL_MODEL_NAMES,  # pyright: ignore[reportPrivateImportUsage]  # where version 3.0 has it too
+    make_model_alias_map,
+)
 
 from sae_binary_ext.saelens.splice import HookedModel
 

@@ -22,8 +22,12 @@ from sae_binary_ext.coding.auxiliary import auxiliary_error
 from sae_binary_ext.coding.encode import Encoder
 from sae_binary_ext.coding.forms.encoded import Encoded, encode_batch
 from sae_binary_ext.coding.initialization import fit_decoder, fit_start, sample_rows
-from sae_binary_ext.saelens.autoencoder import BinaryTrainingSAE, BinaryTrainingSAEConfig
-from sae_binary_ext.saelens.binary_code import BinaryCodeConfig, BinaryCoder
+from sae_binary_ext.saelens.autoencoder import (
+    BinaryCodeConfig,
+    BinaryCoder,
+    BinaryTrainingSAE,
+    BinaryTrainingSAEConfig,
+)
 from sae_binary_ext.saelens.binary_entropy import EntropyLossFields
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE, TrainingFields
 from sae_binary_ext.saelens.pairs import split_pairs

@@ -26,6 +26,7 @@ from sae_binary_ext.coding.selection import SELECTIONS, SURROGATE_LATENTS, CodeR
 from sae_binary_ext.coding.selections import Selection
 from sae_binary_ext.coding.surrogate import SURROGATES
 from sae_binary_ext.saving import NOTES_KEY
+from sae_binary_ext.training.fields import EntropyFields, FiniteFields, LearningFields
 
 _PICKING_LARGEST = " and ".join(
     kind.activation for kind in SELECTIONS.values() if kind.picks_largest
@@ -38,7 +39,7 @@ def check_activation(activation: object) -> None:
 
 
 @dataclass
-class BinarySparseCoderConfig(SparseCoderConfig):
+class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, SparseCoderConfig):
     """
     Configuration for training a binary sparse coder on a language model.
 
@@ -56,8 +57,8 @@ class BinarySparseCoderConfig(SparseCoderConfig):
     own."""
 
     normalize_decoder: bool | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Normalize the decoder weights to have unit norm. None: only for sparsify's own activations;
-    a binary latent's magnitude lives in the norm of its decoder row."""
+    """Scale decoder rows to unit norm. None does so for sparsify's own activations alone. True is
+    an error for a binary one: a latent's magnitude lives in the norm of its decoder row."""
 
     ste: str = choice(*SURROGATE_OF_STE, default="sigmoid")
     """Surrogate gradient of the 0/1 step."""
@@ -66,52 +67,30 @@ class BinarySparseCoderConfig(SparseCoderConfig):
     """Width of the surrogate, in units of the pre-activation."""
 
     ste_latents: Literal["selected", "near", "all"] | None = None
-    """Which latents learn from a token: those that the activation selects, or, with topk_binary,
-    the 2k that are nearest to firing, or all, which compete for the k places. None: near for
-    topk_binary, selected for others."""
+    """Which latents learn from a token. selected: those the activation selects. With topk_binary
+    also near: the 2k nearest to firing; and all: every latent, in competition for the k places.
+    None takes near for topk_binary and selected for the others."""
 
     entropy_alpha: float = 0.0
-    """Weight of the entropy loss: FVU that one bit of a batch's code entropy is worth."""
+    """What one bit of a batch's code entropy costs, in FVU. 0 turns the loss off."""
 
     covariance_alpha: float = 0.0
-    """Weight of the covariance loss: FVU that one unit of summed absolute covariance is worth."""
-
-    covariance_sample: int = 0
-    """Coders with more latents than this estimate the covariance loss, without bias, from those of
-    so many latents with all, drawn anew in each step. 0 sums all."""
-
-    entropy_start_step: int = 0
-    """Optimizer step at which the entropy and covariance losses start."""
-
-    entropy_warm_up_steps: int = 0
-    """Optimizer steps over which both then rise linearly to their weights."""
+    """What one unit of summed absolute covariance costs, in FVU. 0 turns the loss off."""
 
     dense_alpha: float = 0.0
-    """FVU that a latent costs for each unit of its firing rate above dense_rate. 4e-3 left no
-    latent of 4608 above a tenth of the tokens, on text like the trained."""
-
-    dense_rate: float = 0.085
-    """Firing rate above which a latent counts as dense, between 0 and 1. Rates of a batch scatter:
-    the default keeps those over many below 0.1."""
+    """What a latent costs, in FVU, for each unit of its firing rate above dense_rate. 4e-3 left no
+    latent of 4608 above a tenth of the tokens, on text like that of training. 0 turns the loss
+    off."""
 
     initial_firing_rate: float | None = None
-    """Firing rate that the encoder biases are set to on the first batch (with micro_acc_steps, on
-    its first part), between 0 and 1, with the encoder scaled to pre-activations of unit variance.
-    None: 0.05, or k / latents where that is more; 0.02 for binary. 0 keeps sparsify's own start,
-    the papers', with unscaled weights."""
+    """Firing rate, between 0 and 1, that the first batch (with micro_acc_steps its first part) sets
+    the encoder biases to. It also scales the encoder to pre-activations of unit variance. None
+    takes 0.05, or k / latents if that is more, and 0.02 for binary. 0 keeps sparsify's own start,
+    as in the papers."""
 
     subtract_b_dec: bool = True
-    """Subtract the decoder bias from an autoencoder's input. The first paper's files of activation
-    binary were trained without."""
-
-    encoder_trains_b_dec: bool = False
-    """Let b_dec, where it is subtracted from the input, learn through the encoder too, as with
-    sparsify's own activations. Its gradient there is a sum over all latents, and more of them end
-    dead or dense."""
-
-    skip_non_finite: bool = False
-    """Leave tokens whose activations are NaN or infinite out of training and count them, instead
-    of stopping with an error that names the step. On a GPU each step waits for the one before."""
+    """Subtract the decoder bias from an autoencoder's input. The first paper trained its coders of
+    activation binary without."""
 
     # No fields: neither is saved with a coder. A preset's fields of TrainConfig; and whether one of
     # sparsify's loaders has read this config from a coder's file.

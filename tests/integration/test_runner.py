@@ -62,6 +62,20 @@ def test_the_runner_trains_saves_and_loads(
     assert loaded.cfg.metadata.hook_name == "model.layers.0"
 
 
+def test_a_coder_set_by_hand_is_trained_and_saved_as_it_is(
+    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
+):
+    sae = BinaryTrainingSAEConfig(d_in=16, d_sae=128, k=8)
+    mine = TrainingSAE.from_dict(sae.to_dict())
+    mine.W_dec.data.fill_(0.5)
+    before = {name: values.clone() for name, values in mine.state_dict().items()}
+    config = runner_config(sae, tiny_model_folder, tiny_dataset, tmp_path, 3, lr=1e-9)
+    LanguageModelSAETrainingRunner(config, override_sae=mine).run()
+    loaded = SAE.load_from_disk(tmp_path)
+    assert type(loaded) is BinarySAE
+    torch.testing.assert_close(loaded.state_dict(), before, atol=1e-6, rtol=0)
+
+
 @each_config
 def test_the_runner_resumes_from_its_checkpoints(
     sae: Any, tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path

@@ -7,7 +7,8 @@ import torch
 from datasets import Dataset
 from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor, nn
-from transformer_lens.hook_points import HookedRootModule, HookPoint
+from transformer_lens.hook_points import HookPoint
+from transformer_lens.HookedTransformer import HookedRootModule
 
 from sae_binary_ext.saelens.pairs import (
     PAIRS,

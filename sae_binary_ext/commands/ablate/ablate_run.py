@@ -18,7 +18,7 @@ from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, output_of_changed
 from sae_binary_ext.measure.latent_groups import RANKINGS, RunningLatents, ranked_groups
 from sae_binary_ext.measure.reading import OpenedModel, ReadBatch, read_text
 from sae_binary_ext.report import Analysis
-from sae_binary_ext.saelens.binary_code import BinaryCoder
+from sae_binary_ext.saelens.autoencoder import BinaryCoder
 from sae_binary_ext.saelens.splice import Splice
 
 Change = Callable[[Tensor, Tensor], Tensor]

@@ -28,7 +28,7 @@ from sae_binary_ext.measure.candidates import Candidate, Site
 from sae_binary_ext.measure.figures import CoderFigures
 from sae_binary_ext.measure.reading import OpenedModel, RunningCoders, read_text
 from sae_binary_ext.report import Analysis
-from sae_binary_ext.saelens.binary_code import BinaryCoder
+from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 FIRST_ENCODING = "packed"
 

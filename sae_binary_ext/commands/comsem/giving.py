@@ -10,7 +10,7 @@ from sae_binary_ext.coding import burstiness
 from sae_binary_ext.measure.documents import TextBatch
 from sae_binary_ext.measure.latent_groups import RunningLatents
 from sae_binary_ext.measure.samples import CONTEXT_RADIUS, SEED, PlaceSamples, draw_latents
-from sae_binary_ext.saelens.binary_code import BinaryCoder
+from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 # A latent that never varies stands out on nothing.
 SMALLEST_DEVIATION = 1e-6

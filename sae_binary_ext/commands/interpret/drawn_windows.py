@@ -21,7 +21,7 @@ from sae_binary_ext.measure.progress import SavedProgress, fingerprint
 from sae_binary_ext.measure.reading import OpenedModel
 from sae_binary_ext.measure.samples import LatentSamples
 from sae_binary_ext.measure.stream import TextStream
-from sae_binary_ext.saelens.binary_code import BinaryCoder
+from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 
 class ReadLatents(nn.Module):

@@ -17,7 +17,7 @@ from sae_binary_ext.measure.layers import layer_hooks, layer_of
 from sae_binary_ext.measure.reading import OpenedModel
 from sae_binary_ext.measure.refit import refit_decoder
 from sae_binary_ext.report import Analysis
-from sae_binary_ext.saelens.binary_code import BinaryCoder
+from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 
 def run_transfer(coders: list[str], config: TransferConfig) -> Analysis:
