@@ -5,6 +5,7 @@ each other. It is the Poisson bootstrap: each document counts a Poisson(1) numbe
 replicate. It needs one sum for each replicate, for any number of documents.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -226,7 +227,7 @@ class OutlyingTokens:
 
         `found` has the activations [rows, context, width] of each hook.
         """
-        if not where.any():
+        if self._limit == math.inf or not where.any():
             return where
         left = where
         for hook, activations in found.items():
