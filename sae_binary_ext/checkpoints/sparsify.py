@@ -168,12 +168,8 @@ def _refuse_variants(fields: Fields, activation: str) -> None:
             "two. Store it under both names, encoder.weight and W_dec, and set tied_decoder to "
             "false: codes and outputs stay the same."
         )
-    if fields.take("matryoshka", bool, False):
-        raise CheckpointError(
-            "matryoshka=True: its first groups of latents were to be coders of their own, which "
-            "coders here do not know. To read it as one coder, set matryoshka to false: codes and "
-            "outputs stay the same."
-        )
+    # It changed the training loss alone: codes and outputs are those of a plain coder.
+    fields.skip("matryoshka", (bool,))
     if fields.holds("ste_thresh_est") and activation == "topk_binary":
         raise CheckpointError(
             "ste_thresh_est: a coder of EleutherAI/sparsify's branch binary-threshold, whose k "

@@ -40,7 +40,8 @@ _TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprel
 _THRESHOLD = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 _SKIPS = ("skip_transcoder", "jumprelu_skip_transcoder")
 # Left in old files beside a coder's own tensors.
-_LEGACY_TENSORS = ("scaling_factor",)
+_FINETUNED = "finetuning_scaling_factor"
+_LEGACY_TENSORS = ("scaling_factor", _FINETUNED)
 
 T = TypeVar("T")
 # What files of SAELens before its version 6 may be activated by, for SAELens 6 to compute it.
@@ -154,11 +155,27 @@ def load(folder: Path, device: str = "cpu") -> Any:
     import sae_lens
 
     loader: Any = sae_lens.SAE
-    coder: Any = _hosts(folder, lambda: loader.load_from_disk(folder, device=device))
+    coder: Any = _hosts(
+        folder, lambda: loader.load_from_disk(folder, device=device, converter=_read_folded)
+    )
     found = scaling(folder, config)
     if found is not None:
         _fold_into(coder, found, folder)
     return coder
+
+
+def _read_folded(path: str | Path, device: str, cfg_overrides: dict[str, Any] | None) -> Any:
+    """As SAELens reads a folder, with the factors of finetuning in the decoder's rows.
+
+    SAELens before version 6 multiplies codes by them before it decodes; version 6 has no place for
+    them.
+    """
+    from sae_lens.loading.pretrained_sae_loaders import sae_lens_disk_loader
+
+    config, state = sae_lens_disk_loader(path, device, cfg_overrides)
+    if (factor := state.pop(_FINETUNED, None)) is not None:
+        state["W_dec"] = state["W_dec"] * factor[:, None]
+    return config, state
 
 
 def scaling(folder: Path, config: dict[str, Any]) -> Scaling | None:

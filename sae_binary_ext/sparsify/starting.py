@@ -126,9 +126,11 @@ def with_thresholds(coder: BinarySparseCoder, state: Mapping[str, Any]) -> Mappi
     if coder.start.of_binary_file and not coder.rule.kind.has_thresholds:
         return {**state, "log_threshold": torch.full_like(coder.log_threshold, -torch.inf)}
     raise ValueError(
-        f"The weights {sorted(state)} have no log_threshold: they are of one of sparsify's own "
-        f"coders, not of activation {coder.cfg.activation!r}. To train a binary coder from "
-        "them, give their folder as the Trainer's finetune (--finetune)."
+        f"The weights {sorted(state)} have no log_threshold, which activation "
+        f"{coder.cfg.activation!r} needs. If they are of one of sparsify's own coders and you "
+        "want to train a binary coder from them, give their folder as the Trainer's finetune "
+        "(--finetune). If they are of the first paper's earliest coders, load them with "
+        "sae_binary_ext.checkpoints.load_coder, which says how to add the thresholds."
     )
 
 

@@ -313,6 +313,22 @@ def test_an_old_activation_that_saelens_6_would_replace_is_refused(
             read(tmp_path / "coder")
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("stored_as", ["scaling_factor", "finetuning_scaling_factor"])
+def test_factors_of_finetuning_are_folded_into_the_decoder(stored_as: str, tmp_path: Path):
+    """SAELens 3 to 5 multiply codes by them in decode, and not in encode."""
+    factor = torch.rand(LATENTS) + 0.5
+    fields = {**OLD, "architecture": "standard", "finetuning_scaling_factor": True}
+    case = Published(fields, relu, old=True, further={stored_as: factor})
+    tensors = case.publish(tmp_path / "coder")
+    x = torch.randn(20, D)
+    codes, output = relu(tensors | {"W_dec": tensors["W_dec"] * factor[:, None]}, x)
+    coder = load_coder(tmp_path / "coder")
+    torch.testing.assert_close(coder.encode(x), codes)
+    torch.testing.assert_close(coder(x), output, atol=1e-5, rtol=1e-4)
+    assert describe(tmp_path / "coder")
+
+
 def test_a_runner_s_output_uploaded_whole_is_its_final_coder(tmp_path: Path):
     tensors = CASES["6, topk"].publish(tmp_path / "output")
     CASES["6, topk's checkpoint"].publish(tmp_path / "output" / "checkpoints" / "abc" / "1000")
