@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sae_binary_ext import __version__
+from sae_binary_ext import __version__, cli, commands
 from sae_binary_ext.cli import main
 from sae_binary_ext.commands.command import add_option, find_commands
 
@@ -60,6 +60,23 @@ def test_help_is_there_at_once(name: str):
         "assert not {'torch', 'sae_lens', 'sparsify'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True)
+
+
+def test_each_public_name_of_a_room_is_found_in_commands():
+    for room in commands.rooms():
+        for name in getattr(room, "__all__", ()):
+            if name != "COMMAND":
+                assert getattr(commands, name) is getattr(room, name)
+    with pytest.raises(AttributeError, match="no attribute 'run_nothing'"):
+        _ = commands.run_nothing
+
+
+def test_no_list_of_commands_grows_when_a_room_is_added():
+    """Its name stands nowhere in the files beside the rooms."""
+    beside = [*Path(commands.__path__[0]).glob("*.py"), Path(cli.__file__)]
+    text = "\n".join(path.read_text() for path in beside)
+    rooms = [room.__name__.rpartition(".")[2] for room in commands.rooms()]
+    assert [name for name in rooms if f"commands.{name}" in text or f'"{name}"' in text] == []
 
 
 def test_options_take_dashes_and_underscores():

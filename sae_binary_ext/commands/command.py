@@ -1,32 +1,34 @@
 """What a command of sae-binary is. Each room of commands/ exports one as COMMAND."""
 
+import sys
 from abc import ABC, abstractmethod
 from argparse import ArgumentParser as StandardParser
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from pkgutil import iter_modules
 from typing import Any
 
 from simple_parsing import ArgumentParser, DashVariant
 from typing_extensions import override
 
+from sae_binary_ext.commands import rooms
+
 CODERS_HELP = (
-    "folders of coders, folders of such folders, or Hub ids of either: autoencoders, or "
-    "transcoders, of one model, at one or several hooks"
+    "coders to read: a coder's folder, a folder of such folders, or a Hub id of either. All must "
+    "be autoencoders or all transcoders, of one model; their hooks may differ"
 )
 
 
 @dataclass(frozen=True)
 class Command(ABC):
-    """A command: parse its arguments, do it, and say what to print.
+    """A command parses its arguments, does its work, and returns the text to print.
 
     Attributes:
-        name: as users type it.
-        summary: for the list of commands, a line or more.
-        goes_on: after an interruption the same command goes on where it was.
-        shows_tracebacks: its errors are those of somebody else's code.
+        name: the word that users type.
+        summary: one or more lines for the list of commands.
+        goes_on: the same command continues an interrupted run.
+        shows_tracebacks: errors come from a user's or a host's code, so show where they arose.
     """
 
     name: str
@@ -36,30 +38,29 @@ class Command(ABC):
 
     @property
     def program(self) -> str:
-        """Its name in its help and its errors."""
+        """The command's name in its help and its errors."""
         return f"sae-binary {self.name}"
 
     @abstractmethod
     def run(self, arguments: list[str]) -> Iterable[str]:
-        """Do it; returns what to print, a line or a block each."""
+        """Do the work; returns the lines or blocks to print."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeasuringCommand(Command):
-    """A command with a dataclass of settings, whose modules are imported when they are needed.
+    """A command whose options are the fields of a dataclass.
+
+    The room of the settings' class has a function run_ROOM, which takes the coders, if any, and
+    the settings. It is imported after the arguments are parsed.
 
     Attributes:
-        room: its folder in commands/.
-        settings: class of config.py. It imports no host, so that help is there at once.
-        does: function of NAME_run.py: (settings) or (coders, settings) to what is printed.
-        takes_coders: whether coders are its arguments.
-        result: the file below settings.output that is named at the end.
-        result_label: what that file is.
+        settings: dataclass of config.py, which imports no host, so that help is quick.
+        takes_coders: whether the arguments are coders.
+        result: file below settings.output that is named at the end; NAME.html if empty.
+        result_label: what to call that file.
     """
 
-    room: str = ""
-    settings: str = ""
-    does: str = ""
+    settings: type[Any]
     takes_coders: bool = True
     result: str = ""
     result_label: str = "Report"
@@ -71,31 +72,31 @@ class MeasuringCommand(Command):
         )
         if self.takes_coders:
             parser.add_argument("coders", metavar="CODER", nargs="+", help=CODERS_HELP)
-        parser.add_arguments(getattr(self._module("config"), self.settings), dest="settings")
+        parser.add_arguments(self.settings, dest="settings")
         options = parser.parse_args(arguments)
-        function: Callable[..., Any] = getattr(self._module(f"{self.room}_run"), self.does)
+        room = self.settings.__module__.rpartition(".")[0]
+        function: Callable[..., Any] = getattr(
+            import_module(room), f"run_{room.rpartition('.')[2]}"
+        )
         given = (options.coders,) if self.takes_coders else ()
         yield str(function(*given, options.settings))
         result = self.result or f"{self.name}.html"
         yield f"\n{self.result_label}: {options.settings.output / result}"
 
-    def _module(self, name: str) -> Any:
-        return import_module(f"sae_binary_ext.commands.{self.room}.{name}")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FileCommand(Command):
-    """A command on files of coders, with a few arguments.
+    """A command on the files of coders, with a few arguments.
 
     Attributes:
-        description: for its help.
-        add_arguments: adds them to a parser.
-        does: with the parsed arguments; yields what is printed.
+        description: first lines of the help.
+        add_arguments: adds the arguments to a parser.
+        does: does the work with the parsed arguments, and yields the text to print.
     """
 
-    description: str = ""
-    add_arguments: Callable[[StandardParser], None] = lambda parser: None
-    does: Callable[[Namespace], Iterable[str]] = lambda options: ()
+    description: str
+    add_arguments: Callable[[StandardParser], None]
+    does: Callable[[Namespace], Iterable[str]]
 
     @override
     def run(self, arguments: list[str]) -> Iterable[str]:
@@ -104,25 +105,43 @@ class FileCommand(Command):
         return self.does(parser.parse_args(arguments))
 
 
+def imported_late(room: str, *homes: str) -> Callable[[str], Any]:
+    """A room's __getattr__: a name is imported when it is first used, because torch takes seconds.
+
+    Args:
+        room: the room's __name__; its __all__ has the public names.
+        homes: the room's modules that define them.
+    """
+
+    def find(name: str) -> Any:
+        if name in sys.modules[room].__all__:
+            for home in homes:
+                module = import_module(f"{room}.{home}")
+                if hasattr(module, name):
+                    return getattr(module, name)
+        raise AttributeError(f"module {room!r} has no attribute {name!r}")
+
+    return find
+
+
 def add_option(parser: StandardParser, name: str, **settings: Any) -> None:
-    """An option that takes dashes and underscores: --training_tokens, --training-tokens."""
+    """Add an option that takes dashes and underscores: --training_tokens, --training-tokens."""
     parser.add_argument(*dict.fromkeys((name, name[:2] + name[2:].replace("_", "-"))), **settings)
 
 
 def add_source(parser: StandardParser) -> None:
-    """The argument and the option that name coders."""
-    parser.add_argument("source", help="folder of a coder or of several, or a Hub id (user/name)")
+    """Add the argument and the option that name coders."""
     parser.add_argument(
-        "--hookpoint", help="the coder's folder in the source, or where the source's one belongs"
+        "source", help="a coder's folder, a folder of them, or a Hub id (user/name)"
+    )
+    parser.add_argument(
+        "--hookpoint",
+        help="the coder's folder inside the source; or, if the source is one coder whose files "
+        "name no hook, the hook it was trained at",
     )
 
 
 def find_commands() -> dict[str, Command]:
     """The command of each room of commands/, by name."""
-    rooms = import_module("sae_binary_ext.commands")
-    found: dict[str, Command] = {}
-    for module in iter_modules(rooms.__path__):
-        if module.ispkg:
-            command = import_module(f"{rooms.__name__}.{module.name}").COMMAND
-            found[command.name] = command
-    return dict(sorted(found.items()))
+    found: list[Command] = [room.COMMAND for room in rooms()]
+    return {command.name: command for command in sorted(found, key=lambda each: each.name)}

@@ -1,11 +1,17 @@
 """`sae-binary ablate`: silence or flip latents."""
 
-from sae_binary_ext.commands.command import MeasuringCommand
+from typing import TYPE_CHECKING
 
+from sae_binary_ext.commands.ablate.config import AblateConfig
+from sae_binary_ext.commands.command import MeasuringCommand, imported_late
+
+if TYPE_CHECKING:
+    from sae_binary_ext.commands.ablate.ablate_run import run_ablate
+
+__all__ = ["COMMAND", "AblateConfig", "run_ablate"]
 COMMAND = MeasuringCommand(
     "ablate",
     "rise of error and loss when latents are silenced or flipped",
-    room="ablate",
-    settings="AblateConfig",
-    does="run_ablate",
+    settings=AblateConfig,
 )
+__getattr__ = imported_late(__name__, "ablate_run")

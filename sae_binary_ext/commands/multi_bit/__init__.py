@@ -1,11 +1,29 @@
 """`sae-binary multi-bit`: several thresholds a latent."""
 
-from sae_binary_ext.commands.command import MeasuringCommand
+from typing import TYPE_CHECKING
 
+from sae_binary_ext.commands.command import MeasuringCommand, imported_late
+from sae_binary_ext.commands.multi_bit.config import MultiBitConfig
+
+if TYPE_CHECKING:
+    from sae_binary_ext.commands.multi_bit.levels import (
+        level_entropy,
+        level_thresholds,
+        with_levels,
+    )
+    from sae_binary_ext.commands.multi_bit.multi_bit_run import run_multi_bit
+
+__all__ = [
+    "COMMAND",
+    "MultiBitConfig",
+    "level_entropy",
+    "level_thresholds",
+    "run_multi_bit",
+    "with_levels",
+]
 COMMAND = MeasuringCommand(
     "multi-bit",
     "give each latent several thresholds: more bits, less error",
-    room="multi_bit",
-    settings="MultiBitConfig",
-    does="run_multi_bit",
+    settings=MultiBitConfig,
 )
+__getattr__ = imported_late(__name__, "levels", "multi_bit_run")

@@ -1,11 +1,17 @@
 """`sae-binary transfer`: one layer's coders at the others."""
 
-from sae_binary_ext.commands.command import MeasuringCommand
+from typing import TYPE_CHECKING
 
+from sae_binary_ext.commands.command import MeasuringCommand, imported_late
+from sae_binary_ext.commands.transfer.config import TransferConfig
+
+if TYPE_CHECKING:
+    from sae_binary_ext.commands.transfer.transfer_run import run_transfer
+
+__all__ = ["COMMAND", "TransferConfig", "run_transfer"]
 COMMAND = MeasuringCommand(
     "transfer",
     "error and codes of a coder at other layers than its own",
-    room="transfer",
-    settings="TransferConfig",
-    does="run_transfer",
+    settings=TransferConfig,
 )
+__getattr__ = imported_late(__name__, "transfer_run")
