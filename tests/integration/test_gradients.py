@@ -43,7 +43,7 @@ def test_every_surrogate_is_measured_over_training(
     ("fields", "message"),
     [
         ({"surrogates": ["sigmoid", "tanh"]}, "surrogates='tanh': choose one of"),
-        ({"selection": "gumbel"}, "selection='gumbel'.*draws its codes"),
+        ({"selection": "gumbel"}, "selection='gumbel'.*samples its codes"),
         ({"selection": "all"}, "selection='all'"),
         ({"probes": 0}, "probes=0"),
         ({"training_states": 10}, "training_states=10"),

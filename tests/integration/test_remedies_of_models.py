@@ -271,7 +271,7 @@ REMEDIES = {
     ),
     "codes of another coder": Remedy(
         lambda place: decompressed(place, str(of_config(place))),
-        "Give the coder that it was written with: binary",
+        "Give the coder that wrote the file: binary",
         lambda place: decompressed(place, place.coders[0]),
     ),
     "few rows that reach a position": Remedy(
