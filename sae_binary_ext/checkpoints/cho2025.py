@@ -69,11 +69,10 @@ def read(folder: Path) -> PortableCoder:
     """
     weights = _weights_in(folder)
     saved = _read_saved(weights)
+    state = _state(saved, weights)
     path = _config_beside(weights)
-    if path is None:
-        return clearly(folder, lambda: _portable(_without_config(saved, weights), saved, weights))
-    config = _read_config(path)
-    return clearly(folder, lambda: _portable(config, saved, path))
+    config = _without_config(saved, weights) if path is None else _read_config(path)
+    return clearly(folder, lambda: _portable(config, state, path or weights))
 
 
 def _weights_in(folder: Path) -> Path:
@@ -107,11 +106,10 @@ def _without_config(saved: Saved, weights: Path) -> dict[str, Any]:
     return {**UNSAID, **told}
 
 
-def _portable(config: dict[str, Any], saved: Saved, path: Path) -> PortableCoder:
+def _portable(config: dict[str, Any], state: dict[str, Tensor], path: Path) -> PortableCoder:
     # A config written by hand, as the paper's readme has it, is the parameters themselves.
     params = Fields(config, path).take("params", dict) if "params" in config else config
     _check_params(params, path)
-    state = _state(saved, path)
     for name in ("encoder.weight", "decoder.weight"):
         if state[name].ndim != 2:
             raise CheckpointError(f"{name}: {state[name].ndim} dimensions where 2 are expected.")

@@ -271,19 +271,8 @@ def refuse_inexpressible(shape: Shape) -> None:
         )
 
 
-def refuse_rescaling(coder: PortableCoder) -> None:
-    """Raise CheckpointError where SAELens' TopK ranks by other values than its pre-activations."""
-    norms = coder.tensors["decoder_weight"].norm(dim=-1)
-    if coder.shape.rescales_by_decoder_norm and not (norms - 1).abs().max() < 1e-5:
-        raise CheckpointError(
-            "rescale_acts_by_decoder_norm=True: no other format has such rescaling. Convert what "
-            "save_inference_model wrote, which has the norms folded in."
-        )
-
-
 def _config(coder: PortableCoder) -> Any:
     refuse_inexpressible(coder.shape)
-    refuse_rescaling(coder)
     fields = fields_of(coder.shape)
     before = coder.settings.get("sparsify", coder.settings.get("quirke2025", {}))
     restored = (*TRAINING_FIELDS, "expansion_factor")

@@ -27,6 +27,7 @@ from tests.checkpoints.published_papers import (
     Quirke,
     as_script,
     cho_formula,
+    four,
     grid,
     k_largest,
 )
@@ -231,8 +232,10 @@ def test_a_report_is_published_under_the_names_that_load(tmp_path: Path):
 
 def test_a_state_dict_of_something_else_names_both(tmp_path: Path):
     state: dict[str, Tensor] = {"weight": torch.zeros(2, 2)}
-    torch.save(state, tmp_path / "model.pt")
-    with pytest.raises(CheckpointError, match=r"\['weight'\], where .*'encoder.weight'"):
+    torch.save(state, four(tmp_path))
+    with pytest.raises(
+        CheckpointError, match=r"model.pt: .*\['weight'\], where .*'encoder.weight'"
+    ):
         load_coder(tmp_path)
     torch.save([1], tmp_path / "model.pt")
     with pytest.raises(CheckpointError, match=r"holds list.*torch.save\(model.state_dict") as error:

@@ -4,15 +4,18 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pytest
+import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
 from sae_binary_ext.checkpoints import CheckpointError, convert, load_coder, push
 from sae_binary_ext.cli import main
 from sae_binary_ext.saelens.hooked_model import load_hooked_model
 from tests.checkpoints.coders import CASES, LATENTS, D
+from tests.checkpoints.published_papers import TIME, Cho, as_script, cho_state
 from tests.small_models import save_tokenizer
 
 
@@ -66,6 +69,54 @@ def occupied(root: Path) -> Path:
     return folder
 
 
+def copied_beside(root: Path) -> Path:
+    """Two reports of the second paper's script, both in one folder."""
+    for time in (TIME, "20250930_101500_000002"):
+        Cho(lambda _, time=time: as_script(root, time)).write(root)
+    second = root / "report_20250930_101500_000002"
+    for file in second.glob("*_2025*"):
+        file.rename(root / f"report_{TIME}" / file.name)
+    rmtree(second)
+    return root / f"report_{TIME}"
+
+
+def move_apart(source: Path) -> Path:
+    """Each model and its log into a folder of its own."""
+    for weights in sorted(source.glob("model_*.pt")):
+        time = weights.stem.removeprefix("model_")
+        (source.parent / time).mkdir()
+        for file in (weights, source / f"log_{time}.pkl"):
+            file.rename(source.parent / time / file.name)
+        load_coder(source.parent / time)
+    return source
+
+
+def pickled_object(root: Path) -> Path:
+    """Weights of the second paper in a list, which is no state dict."""
+    folder = root / "coder"
+    Cho().write(folder)
+    torch.save([cho_state()], folder / "model.pt")
+    return folder
+
+
+def at_layer_9(root: Path) -> Path:
+    return CASES["sparsify topk_binary"].save(root).rename(root / "layers.9")
+
+
+def contradicting(root: Path) -> Path:
+    """A coder whose file says that it is an autoencoder, in a run of transcoders."""
+    folder = at_layer_9(root)
+    (root / "config.json").write_text(json.dumps({"model": "gpt2", "transcode": True}))
+    return folder
+
+
+def without_its_line(source: Path) -> Path:
+    config = json.loads((source / "cfg.json").read_text())
+    assert config.pop("transcode") is False
+    (source / "cfg.json").write_text(json.dumps(config))
+    return source
+
+
 def of_this_machine(root: Path) -> Path:
     coder = CASES["saelens topk"].make()
     coder.cfg.metadata.model_name = str(root)
@@ -113,6 +164,39 @@ REMEDIES = {
     "a folder that holds other things": Remedy(
         occupied, lambda source: convert(source, source.parent / "out"), "Choose a new folder",
         lambda source: convert(source, source.parent / "new"),
+    ),
+    "a folder with a coder of another format": Remedy(
+        occupied, lambda source: convert(source, source.parent / "out"),
+        "one that a coder was written to in the same format before",
+        lambda source: [convert(source, source.parent / "new") for _ in range(2)],
+    ),
+    "two coders of the second paper in one folder": Remedy(
+        copied_beside, load_coder, "Move each with its config (log_T.pkl belongs to model_T.pt)",
+        move_apart,
+    ),
+    "weights that are no state dict": Remedy(
+        pickled_object, load_coder, "torch.save(model.state_dict(), 'model.pt')",
+        lambda source: (torch.save(cho_state(), source / "model.pt"), load_coder(source)),
+    ),
+    "values in the first paper's format": Remedy(
+        CASES["sparsify continuous"].save,
+        lambda source: convert(source, source.parent / "out", "quirke2025"), "Choose sparsify",
+        lambda source: convert(source, source.parent / "out", "sparsify"),
+    ),
+    "a run and a coder that contradict each other": Remedy(
+        contradicting, load_coder, "Remove the line that is wrong",
+        lambda source: load_coder(without_its_line(source)),
+    ),
+    "another place than the files name": Remedy(
+        at_layer_9, lambda source: load_coder(source, "layers.5"),
+        "leave the hookpoint out to load it", load_coder,
+    ),
+    "a name that is no place": Remedy(
+        sparsify_elsewhere, lambda source: load_coder(source, "layer9"), "Name its hookpoint",
+        lambda source: [
+            load_coder(source, name)
+            for name in ("layers.9", "h.9.mlp", "blocks.9.hook_resid_post")
+        ],
     ),
     "a model of this machine": Remedy(
         of_this_machine, lambda source: push(source, "me/coders", dry_run=True),

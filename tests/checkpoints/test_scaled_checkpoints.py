@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import LoggingConfig, SAETrainer
+from sae_lens import SAE, LoggingConfig, SAETrainer
 from sae_lens.config import SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.matching_pursuit_sae import (
@@ -245,8 +245,13 @@ def test_a_scale_that_cannot_be_folded_is_named(tmp_path: Path):
     coder.cfg.normalize_activations = WHITENED
     coder.save_model(tmp_path)
     scaler.save(str(tmp_path / "activation_scaler.json"))
-    with pytest.raises(CheckpointError, match="cannot fold into architecture='matching_pursuit'"):
+    with pytest.raises(
+        CheckpointError, match="cannot fold into architecture='matching_pursuit'"
+    ) as no:
         load_coder(tmp_path)
+    assert "Scale the activations yourself, and load the coder with sae_lens.SAE" in str(no.value)
+    scaled = scaler.scale(activations())
+    assert torch.equal(SAE.load_from_disk(tmp_path)(scaled), coder(scaled))
 
 
 @both_modes
