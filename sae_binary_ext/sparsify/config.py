@@ -185,6 +185,8 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
         settings = {key: value for key, value in obj.items() if key in known}
         for key, value in obj.items():
             idle = key == PAPER_IDLE_FIELD or (key in PAPER_FIELDS and value == PAPER_FIELDS[key])
+            # A coder that was trained with the Matryoshka loss encodes and decodes like any other.
+            idle = idle or (bool(drop_extra_fields) and key == "matryoshka")
             if key in known or key == NOTES_KEY or idle:
                 continue
             if key in PAPER_FIELDS:

@@ -127,6 +127,8 @@ def test_matryoshka_changed_the_training_loss_alone(activation: str, host: Any, 
     folder, tensors = case.save(tmp_path)
     x = grid(100, D, step=1 / 8)
     assert_computes(load_coder(folder, host=host), host, x, *case.formula(tensors, x))
+    coder = SparseCoder.load_from_disk(folder)
+    assert_computes(coder, "sparsify", x, *case.formula(tensors, x))
 
 
 @torch.no_grad()

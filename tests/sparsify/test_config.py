@@ -68,10 +68,18 @@ def test_an_unknown_activation_raises(config: Any, settings: dict[str, Any]):
         config.from_dict(settings)
 
 
-@pytest.mark.parametrize("extra", [{"tied_decoder": True}, {"matryoshka": True}, {"colour": 1}])
+@pytest.mark.parametrize("extra", [{"tied_decoder": True}, {"colour": 1}])
 def test_an_unknown_key_raises(extra: dict[str, Any]):
     with pytest.raises(ValueError, match=f"{next(iter(extra))}="):
         SparseCoderConfig.from_dict({"activation": "topk_binary", **extra}, drop_extra_fields=True)
+
+
+def test_the_matryoshka_loss_is_of_no_account_in_a_file_and_refused_in_training():
+    fields = {"activation": "topk_binary", "matryoshka": True}
+    config = SparseCoderConfig.from_dict(fields, drop_extra_fields=True)
+    assert isinstance(config, BinarySparseCoderConfig)
+    with pytest.raises(ValueError, match="matryoshka=True"):
+        SparseCoderConfig.from_dict(fields)
 
 
 @pytest.mark.parametrize(
