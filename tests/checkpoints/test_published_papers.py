@@ -140,6 +140,8 @@ def test_coders_without_thresholds_are_refused_and_the_remedy_works(host: Any, t
     save_file(tensors, folder / "sae.safetensors")
     with pytest.raises(CheckpointError, match=r"no log_threshold.*fires above 1.*32 zeros"):
         load_coder(folder, host=host)
+    with pytest.raises(ValueError, match=r"no log_threshold.*earliest coders.*load_coder, which"):
+        SparseCoder.load_from_disk(folder)
     save_file({**tensors, "log_threshold": torch.zeros(LATENTS)}, folder / "sae.safetensors")
     x = grid(100, D, step=1 / 8)
     pre = (x @ tensors["encoder.weight"].T + tensors["encoder.bias"]).relu()
