@@ -245,7 +245,9 @@ def test_a_scale_that_cannot_be_folded_is_named(tmp_path: Path):
     coder.cfg.normalize_activations = WHITENED
     coder.save_model(tmp_path)
     scaler.save(str(tmp_path / "activation_scaler.json"))
-    with pytest.raises(CheckpointError, match="cannot fold into architecture='matching_pursuit'"):
+    with pytest.raises(
+        CheckpointError, match="cannot fold the scale into architecture='matching_pursuit'"
+    ):
         load_coder(tmp_path)
 
 
