@@ -26,7 +26,7 @@ PARAMETERS = {
 }
 PLACE_FIELDS = ("hook_name", "hook_name_out", "model_name")
 # For each architecture: whether its codes are 0 or 1, and whether it is a transcoder. Training
-# checkpoints of binary_entropy hold the same coder as binary, which is the one written.
+# checkpoints say binary_entropy, and are written again as binary.
 ARCHITECTURES = {
     "binary": (True, False),
     "binary_entropy": (True, False),
@@ -85,7 +85,7 @@ def read(folder: Path) -> PortableCoder:
 
 
 def scaling(folder: Path) -> Scaling | None:
-    """The scale of a training checkpoint, which read folds in. None if there is none.
+    """The scale that read folds in for a training checkpoint. None for other coders.
 
     Raises:
         CheckpointError: as read.
@@ -177,7 +177,7 @@ def from_coder(coder: Any) -> PortableCoder:
     """The portable form of a SAELens coder.
 
     Raises:
-        CheckpointError: the coder is of none of ARCHITECTURES.
+        CheckpointError: the architecture is not one of ARCHITECTURES.
     """
     source = Path(f"<{type(coder).__name__}>")
     config = coder.cfg.to_dict()

@@ -142,7 +142,7 @@ def load(folder: Path, device: str = "cpu") -> Any:
 
 
 def scaling(folder: Path, config: dict[str, Any]) -> Scaling | None:
-    """The scale of a stock coder's training checkpoint, which load folds in."""
+    """The scale that load folds in for a training checkpoint. None for other coders."""
     d_in = Fields(config, folder / "cfg.json").take_size("d_in")
     return scaling_of(folder, config.get("normalize_activations"), d_in)
 
@@ -240,7 +240,7 @@ def _check_weights(path: Path, architecture: str, sizes: tuple[int, int, int]) -
         with safe_open(path, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             if expected is not None:
-                # Old files hold a scaling_factor too, which is not one of the coder's tensors.
+                # Old files also hold a scaling_factor. It is not a tensor of the coder.
                 own = {name: shape for name, shape in found.items() if name != "scaling_factor"}
                 _compare(path, own, expected)
             for name in found if has_values(path) else ():
