@@ -1,9 +1,9 @@
 """The second paper's files: a state dict and a pickled dict, under two pairs of names.
 
 Cho, Yang, Li, Kurkoski, Inoue, Binary Autoencoder for Mechanistic Interpretability of Large
-Language Models (arXiv 2509.20997). Its training script writes report_T/model_T.pt and log_T.pkl, T
-being a time; its evaluation reads model.pt and config.pkl. Both are pickles, which can run
-anything: they are read by pickles.py and torch_files.py, which run nothing.
+Language Models (arXiv 2509.20997). Its training script writes report_T/model_T.pt and log_T.pkl,
+where T is a time. Its evaluation reads model.pt and config.pkl. All are pickles, which could run
+any code, so pickles.py and torch_files.py read them without running anything.
 """
 
 import logging
@@ -18,12 +18,7 @@ from torch import Tensor
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import Fields, clearly, open_config, shortened
 from sae_binary_ext.checkpoints.pickles import PickleError, make_number, read_pickle
-from sae_binary_ext.checkpoints.portable import (
-    PortableCoder,
-    Shape,
-    notes_of,
-    read_notes,
-)
+from sae_binary_ext.checkpoints.portable import PortableCoder, Shape, notes_of, read_notes
 from sae_binary_ext.checkpoints.torch_files import Saved, read_saved
 from sae_binary_ext.coding.selection import CodeRule
 from sae_binary_ext.coding.selections.threshold import THRESHOLD
@@ -32,27 +27,27 @@ from sae_binary_ext.saving import NOTES_KEY
 logger = logging.getLogger(__name__)
 
 WEIGHTS, CONFIG = "model.pt", "config.pkl"
-# As the training script names them.
+# The names that the training script gives.
 REPORT_WEIGHTS, REPORT_CONFIG = "model_*.pt", "log_*.pkl"
 FORMAT = "cho2025"
 PAPER_CODE = "https://github.com/hc495/Binary_Autoencoder"
-# In their state dict, of each tensor its name, and whether it lies the other way round.
+# The name of each tensor in the state dict. decoder.weight is stored transposed.
 PARAMETERS = {
-    "encoder_weight": ("encoder.weight", False),
-    "encoder_bias": ("encoder.bias", False),
-    "decoder_weight": ("decoder.weight", True),
-    "decoder_bias": ("decoder.bias", False),
+    "encoder_weight": "encoder.weight",
+    "encoder_bias": "encoder.bias",
+    "decoder_weight": "decoder.weight",
+    "decoder_bias": "decoder.bias",
 }
 DECODER_BIAS = "decoder.bias"
-# What DataParallel and torch.compile put before each name.
+# Prefixes that DataParallel and torch.compile add to each name.
 WRAPPERS = ("module.", "_orig_mod.")
-# A log holds nine bytes for each step and curve: 84 MB of 2000 epochs over a million tokens.
+# A log needs nine bytes for each step and curve: 84 MB for 2,000 epochs over a million tokens.
 LARGEST_LOG_BYTES = 4 * 2**30
-# Both are the step at zero; they differ in their gradients only. "squarewave" is no step.
+# Both are the step at zero, and differ in their gradients only. "squarewave" is not a step.
 BINARIZATIONS = ("sign", "sign_s")
-# What a coder is where nothing beside its weights says so.
+# Settings of a coder whose files do not say.
 UNSAID = {"binarization_type": "sign_s", "output_activation": "none"}
-# What the training scripts note of a run; none of it changes what a coder computes.
+# Fields of a run that the training scripts record. None changes what a coder computes.
 RUN_FIELDS = (
     "batch_size", "bias", "covarience_weight", "cuda", "current_time", "cycle_for_squarewave",
     "dataset_split", "dont_save_log", "dont_save_model", "entropy_start_epoch",
@@ -62,12 +57,18 @@ RUN_FIELDS = (
 
 
 def read(folder: Path) -> PortableCoder:
-    """The coder of a folder.
+    """Read the coder of a folder.
 
     Raises:
-        CheckpointError: something is missing, damaged or unsafe, or the coder has no 0/1 step.
+        CheckpointError: a file is missing, damaged or unsafe, or the coder has no 0/1 step.
     """
-    weights = _weights_in(folder)
+    found = sorted({*folder.glob(WEIGHTS), *folder.glob(REPORT_WEIGHTS)})
+    if len(found) != 1:
+        raise CheckpointError(
+            f"{folder}: holds {[path.name for path in found]}; expected one coder in a folder of "
+            "its own. Move each with its config (log_T.pkl belongs to model_T.pt) into a folder."
+        )
+    (weights,) = found
     saved = _read_saved(weights)
     state = _state(saved, weights)
     path = _config_beside(weights)
@@ -75,18 +76,8 @@ def read(folder: Path) -> PortableCoder:
     return clearly(folder, lambda: _portable(config, state, path or weights))
 
 
-def _weights_in(folder: Path) -> Path:
-    found = sorted({*folder.glob(WEIGHTS), *folder.glob(REPORT_WEIGHTS)})
-    if len(found) != 1:
-        raise CheckpointError(
-            f"{folder}: holds {[path.name for path in found]}, and a coder has a folder of its "
-            "own. Move each with its config (log_T.pkl belongs to model_T.pt) into one."
-        )
-    return found[0]
-
-
 def _config_beside(weights: Path) -> Path | None:
-    """The config of some weights: the log of the same time, config.pkl, or the only log."""
+    """The config of a weights file: the log of the same time, config.pkl, or the only log."""
     folder, time = weights.parent, weights.stem.removeprefix("model")
     logs = sorted(folder.glob(REPORT_CONFIG))
     candidates = [folder / f"log{time}.pkl", folder / CONFIG, *(logs if len(logs) == 1 else [])]
@@ -94,20 +85,20 @@ def _config_beside(weights: Path) -> Path | None:
 
 
 def _without_config(saved: Saved, weights: Path) -> dict[str, Any]:
-    """What a whole module says of itself, or what the paper trains."""
+    """The settings that a pickled module states, or else the paper's."""
     told = {name: saved.attributes[name] for name in UNSAID if name in saved.attributes}
     if not told:
         logger.warning(
-            "%s: no config lies beside it. It is read as the paper's step at zero without output "
-            "activation; with binarization_type squarewave, or of its SAE baselines, it would "
-            "compute something else.",
+            "%s: there is no config beside it. It is read as the paper's step at zero, without "
+            "output activation. This is wrong for binarization_type squarewave and for the "
+            "paper's SAE baselines.",
             weights,
         )
     return {**UNSAID, **told}
 
 
 def _portable(config: dict[str, Any], state: dict[str, Tensor], path: Path) -> PortableCoder:
-    # A config written by hand, as the paper's readme has it, is the parameters themselves.
+    # A config written by hand, as in the paper's readme, has the parameters at its top.
     params = Fields(config, path).take("params", dict) if "params" in config else config
     _check_params(params, path)
     for name in ("encoder.weight", "decoder.weight"):
@@ -117,8 +108,8 @@ def _portable(config: dict[str, Any], state: dict[str, Tensor], path: Path) -> P
     rate = params.get("inner_expand_rate")
     if rate is not None and latents != d_in * rate:
         raise CheckpointError(
-            f"inner_expand_rate={rate}, and encoder.weight is {[latents, d_in]}: {rate} times "
-            f"{d_in} latents are expected."
+            f"inner_expand_rate={rate}, but encoder.weight is {[latents, d_in]}. Expected {rate} "
+            f"times {d_in} latents."
         )
     place, rates, settings = read_notes(config.get(NOTES_KEY))
     rule = _read_rule(settings.pop("code_rule", {}), path)
@@ -126,10 +117,9 @@ def _portable(config: dict[str, Any], state: dict[str, Tensor], path: Path) -> P
     if DECODER_BIAS not in state:
         kept["bias"] = False
         state[DECODER_BIAS] = state["decoder.weight"].new_zeros(len(state["decoder.weight"]))
-    tensors = {
-        key: state[name].T if turned else state[name] for key, (name, turned) in PARAMETERS.items()
-    }
-    # The step is at zero, and the logarithm of a threshold of zero is -inf.
+    tensors = {key: state[name] for key, name in PARAMETERS.items()}
+    tensors["decoder_weight"] = tensors["decoder_weight"].T
+    # The step is at zero, and the logarithm of zero is -inf.
     dtype = torch.promote_types(state["encoder.weight"].dtype, torch.float32)
     tensors["log_threshold"] = torch.full((latents,), -torch.inf, dtype=dtype)
     shape = Shape(d_in, d_in, latents, rule)
@@ -137,53 +127,51 @@ def _portable(config: dict[str, Any], state: dict[str, Tensor], path: Path) -> P
 
 
 def _check_params(params: dict[str, Any], path: Path) -> None:
-    """Raise CheckpointError where a coder is none of a step at zero."""
+    """Raise CheckpointError if a coder is not a step at zero."""
     _refuse_others(params, path)
     fields = Fields(params, path)
     fields.take_choice("binarization_type", dict.fromkeys(BINARIZATIONS, True))
     fields.take_choice("output_activation", {"none": True}, "none")
-    # The tensors have the sizes.
     fields.take_size("inner_expand_rate", 1)
     fields.finish(ignored=(*RUN_FIELDS, NOTES_KEY))
 
 
 def _refuse_others(params: dict[str, Any], path: Path) -> None:
-    """Raise CheckpointError for the coders of the paper that are no step, with what loads them."""
+    """Raise CheckpointError for the paper's other coders, with the class that loads them."""
     binarization, activation = (params.get(name) for name in UNSAID)
-    reason = None
+    loader = "BinarizedAutoencoder of module/binarized_autoencoder.py"
     if "inner_activation" in params:
         reason = (
             f"inner_activation={shortened(params['inner_activation'])}: one of the paper's "
-            "baselines, whose latents have values; SAE of module/SAE_baseline.py loads it"
+            "baselines, whose latents have values"
         )
+        loader = "SAE of module/SAE_baseline.py"
     elif binarization == "squarewave":
         reason = (
-            "binarization_type='squarewave': its codes are 1 where a pre-activation modulo 2 is "
-            "below 1, which is no step; BinarizedAutoencoder of module/binarized_autoencoder.py "
-            "loads it"
+            "binarization_type='squarewave': a code is 1 if the pre-activation modulo 2 is below "
+            "1, which is not a step"
         )
     elif activation in ("sigmoid", "tanh", "relu"):
         reason = (
-            f"output_activation={activation!r}: outputs of SAELens' and sparsify's coders are "
-            "sums of decoder rows, with nothing after; BinarizedAutoencoder of "
-            "module/binarized_autoencoder.py loads it"
+            f"output_activation={activation!r}: coders of SAELens and sparsify have no output "
+            "activation"
         )
-    if reason is not None:
-        raise CheckpointError(
-            f"{path}: {reason} ({PAPER_CODE}). What loads here was trained with "
-            "--binarization_type sign or sign_s and --output_activation none."
-        )
+    else:
+        return
+    raise CheckpointError(
+        f"{path}: {reason}. Load it with {loader} ({PAPER_CODE}). This package loads coders that "
+        "were trained with --binarization_type sign or sign_s and --output_activation none."
+    )
 
 
 def _is_plain(value: Any) -> bool:
     """Whether JSON can hold a setting."""
-    return isinstance(value, bool | int | str | None) or (
-        isinstance(value, float) and math.isfinite(value)
-    )
+    finite = not isinstance(value, float) or math.isfinite(value)
+    return finite and isinstance(value, bool | int | float | str | None)
 
 
 def _read_rule(kept: dict[str, Any], path: Path) -> CodeRule:
-    """The step at zero, with the gradient of the paper's formula unless it came with another."""
+    """The step at zero, with the paper's surrogate gradient unless the notes name another."""
     fields = Fields(kept, path)
     k = fields.take_size("k", 32)
     surrogate = fields.take("surrogate", str, "sigmoid")
@@ -198,28 +186,28 @@ def _read_config(path: Path) -> dict[str, Any]:
             config = read_pickle(stream, make_number)
     except PickleError as error:
         raise CheckpointError(
-            f"{path}: is no pickled config: {error}. Do not open it with pickle."
+            f"{path}: is not a pickled config: {error}. Do not open it with pickle."
         ) from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path}: holds {type(config).__name__}, not a dict.")
+        raise CheckpointError(f"{path}: holds {type(config).__name__} where a dict is expected.")
     return config
 
 
 def _read_saved(path: Path) -> Saved:
     try:
         return read_saved(path)
-    # Reading an archive raises whatever its damage leads to; nothing of the file is run.
+    # A damaged archive can raise any error. Nothing in the file is run.
     except Exception as error:
         raise CheckpointError(
-            f"{path}: cannot be read as a state dict: {error}. If it is yours, load it where it "
-            f"was saved and save its weights alone: torch.save(model.state_dict(), '{WEIGHTS}')."
+            f"{path}: cannot be read as a state dict: {error}. If it is yours, load it where you "
+            f"saved it and save only its weights: torch.save(model.state_dict(), '{WEIGHTS}')."
         ) from error
 
 
 def _state(saved: Saved, path: Path) -> dict[str, Tensor]:
-    """The tensors by the paper's names, decoder.bias only where there is one."""
+    """The tensors by the paper's names. decoder.bias may be missing."""
     stored = {_without_wrappers(name): name for name in saved.places}
-    names = {name for name, _ in PARAMETERS.values()}
+    names = set(PARAMETERS.values())
     if not names - {DECODER_BIAS} <= stored.keys() <= names:
         raise CheckpointError(
             f"{path}: holds weights {sorted(stored)}, where {sorted(names)} are expected "
@@ -241,9 +229,9 @@ def write(coder: PortableCoder, folder: Path) -> None:
     """Save a coder as the paper's code does.
 
     Raises:
-        CheckpointError: the paper's files have no place for something of the coder.
+        CheckpointError: the paper's files cannot store a setting of the coder.
     """
-    shape = coder.shape
+    shape, rule = coder.shape, coder.shape.rule
     _refuse_inexpressible(coder)
     before = coder.settings.get(FORMAT, {})
     params: dict[str, Any] = {
@@ -253,18 +241,11 @@ def write(coder: PortableCoder, folder: Path) -> None:
         "output_activation": "none",
         "cycle_for_squarewave": before.get("cycle_for_squarewave", 2),
     }
-    notes = notes_of(coder)
-    notes["settings"] = {key: value for key, value in coder.settings.items() if key != FORMAT}
-    rule = shape.rule
-    notes["settings"]["code_rule"] = {
-        "k": rule.k,
-        "surrogate": rule.surrogate,
-        "surrogate_temperature": rule.surrogate_temperature,
-    }
-    state = {
-        name: (coder.tensors[key].T if turned else coder.tensors[key]).contiguous()
-        for key, (name, turned) in PARAMETERS.items()
-    }
+    notes = notes_of(coder, FORMAT)
+    stored = ("k", "surrogate", "surrogate_temperature")
+    notes["settings"]["code_rule"] = {name: getattr(rule, name) for name in stored}
+    state = {name: coder.tensors[key].contiguous() for key, name in PARAMETERS.items()}
+    state["decoder.weight"] = coder.tensors["decoder_weight"].T.contiguous()
     if before.get("bias") is False and not state[DECODER_BIAS].any():
         del state[DECODER_BIAS]
     folder.mkdir(parents=True, exist_ok=True)
@@ -284,7 +265,9 @@ def _refuse_inexpressible(coder: PortableCoder) -> None:
             shape.normalize_activations != "none"
         ),
         f"reshape_activations={shape.reshape_activations!r}": shape.reshape_activations != "none",
-        f"d_sae={shape.latents}, no multiple of d_in={shape.d_in}": shape.latents % shape.d_in != 0,
+        f"d_sae={shape.latents}, not a multiple of d_in={shape.d_in}": (
+            shape.latents % shape.d_in != 0
+        ),
     }
     if shape.binary:
         above = bool((coder.tensors["log_threshold"] != -torch.inf).any())
@@ -293,5 +276,5 @@ def _refuse_inexpressible(coder: PortableCoder) -> None:
     if found:
         raise CheckpointError(
             f"{'; '.join(found)}: the second paper's files hold binary autoencoders with a step at "
-            "zero, whose input goes to the encoder as it is."
+            "zero that encode the raw input. Choose another format."
         )

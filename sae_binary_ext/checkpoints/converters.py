@@ -1,4 +1,4 @@
-"""Loaders that SAELens' own SAE.from_pretrained and SAE.load_from_disk take as their converter."""
+"""Converters for SAELens' own SAE.from_pretrained and SAE.load_from_disk."""
 
 from pathlib import Path
 from typing import Any
@@ -6,8 +6,6 @@ from typing import Any
 from torch import Tensor
 
 from sae_binary_ext.checkpoints.load import load_coder
-
-Loaded = tuple[dict[str, Any], dict[str, Tensor]]
 
 
 def hub_converter(
@@ -17,14 +15,14 @@ def hub_converter(
     force_download: bool = False,
     cfg_overrides: dict[str, Any] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Tensor], None]:
-    """Reads coders of any format: SAE.from_pretrained(repo, folder, converter=hub_converter).
+    """Read a coder of any format: SAE.from_pretrained(repo, folder, converter=hub_converter).
 
     Args:
-        repo_id: as SAE.from_pretrained has it.
-        folder_name: likewise, a coder's folder in the repository.
+        repo_id: the repository's id.
+        folder_name: the coder's folder in the repository.
         device: where to put the tensors.
-        force_download: download again what is there.
-        cfg_overrides: config fields that SAELens wants otherwise.
+        force_download: download files again that are already here.
+        cfg_overrides: config fields that replace the coder's.
 
     Returns:
         Config, tensors by SAELens' names, and no firing statistics.
@@ -44,13 +42,13 @@ def disk_converter(
     device: str = "cpu",
     cfg_overrides: dict[str, Any] | None = None,
     hookpoint: str | None = None,
-) -> Loaded:
-    """Reads coders of any format: SAE.load_from_disk(folder, converter=disk_converter).
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a coder of any format: SAE.load_from_disk(folder, converter=disk_converter).
 
     Args:
         path: the coder's folder.
         device: where to put the tensors.
-        cfg_overrides: config fields that SAELens wants otherwise.
+        cfg_overrides: config fields that replace the coder's.
         hookpoint: as load_coder takes it.
 
     Returns:

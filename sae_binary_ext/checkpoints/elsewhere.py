@@ -1,4 +1,4 @@
-"""Layouts of published coders that are not read here: what they are, and what loads them."""
+"""Layouts of published coders that this package cannot read, and what loads each of them."""
 
 import re
 from collections.abc import Iterable
@@ -13,14 +13,14 @@ MODEL = "a whole model's weights, as transformers saves them"
 
 @dataclass(frozen=True)
 class Layout:
-    """A layout told by the name of one of its files.
+    """A layout, recognised by the path of one of its files.
 
     Attributes:
-        what: whose coders they are.
-        pattern: regular expression of a weights file's path; its group `at` is what SAELens calls
-            the coder's folder.
-        converter: SAELens' name for its loader of the layout; None where it has none.
-        beside: a file that must lie in the folder too, for names that say too little; may use {at}.
+        what: a name for its coders.
+        pattern: regular expression of a weights file's path. Its group `at` is the coder's folder
+            in SAELens' words.
+        converter: SAELens' name for its loader of the layout. None if it has none.
+        beside: another file that must exist, if the pattern says too little. It may use {at}.
     """
 
     what: str
@@ -31,9 +31,9 @@ class Layout:
 
 _BY_HAND = (
     "Put the tensors that code one activation into a coder of SAELens (sae_lens.StandardSAE, "
-    "TopKSAE, JumpReLUSAE, …); its save_model(FOLDER) writes a folder that loads here."
+    "TopKSAE, JumpReLUSAE, …). Its save_model(FOLDER) writes a folder that loads here."
 )
-# The first line that fits decides.
+# The first line that fits is taken.
 LAYOUTS = (
     Layout(SHARDS, r"(.*/)?(sae|sae_weights)-\d+-of-\d+\.safetensors"),
     Layout(SHARDS, r"(.*/)?(sae|sae_weights)\.safetensors\.index\.json"),
@@ -91,29 +91,31 @@ WEIGHTS_ENDINGS = (".safetensors", ".pt", ".pth", ".npz", ".bin", ".ckpt", ".pkl
 
 
 def no_coder(source: object, files: Iterable[str], expected: Iterable[str]) -> CheckpointError:
-    """The error for a source without a coder of a format that is read here.
+    """The error for a source without a coder of a format that this package reads.
 
     Args:
-        source: folder or repository's id, as the user gave it.
-        files: paths of all files in it.
-        expected: names of files that hold the weights of coders that are read.
+        source: a folder or a repository's id, as the user gave it.
+        files: paths of all its files.
+        expected: file names of the weights that this package reads.
     """
     listed = sorted(files)
     found = _recognised(listed)
-    start = f"{source}: holds no coder; none of {sorted(expected)}."
+    start = f"{source}: holds no coder; expected one of {sorted(expected)}."
     if found is None:
         return CheckpointError(f"{start} {_unknown(listed)}")
     layout, match = found
-    start += f" It holds {layout.what}: {match[0]}."
     if layout.what == SHARDS:
-        return CheckpointError(f"{start} {_joining(source, match)}")
-    if layout.converter is not None:
-        return CheckpointError(f"{start} {_by_saelens(str(source), layout, match)}")
-    return CheckpointError(f"{start} {_without_loader(layout, match)}")
+        remedy = _joining(source, match)
+    elif layout.converter is not None:
+        call = _call(_repository(str(source)), match["at"], layout.converter)
+        remedy = f"SAELens loads it from the Hub: {call}."
+    else:
+        remedy = _without_loader(layout, match)
+    return CheckpointError(f"{start} It holds {layout.what}: {match[0]}. {remedy}")
 
 
 def is_openmoss(folder: str, files: Iterable[str]) -> bool:
-    """Whether a folder's sae_weights.safetensors is of another library that uses the same name."""
+    """Whether OpenMOSS' library, which uses the same file name, wrote sae_weights.safetensors."""
     names = set(files)
     prefix = "" if folder == "." else f"{folder}/"
     here = {f"{prefix}sae_weights.safetensors", f"{prefix}config.json"}
@@ -137,8 +139,8 @@ def _unknown(files: list[str]) -> str:
     if not files:
         return "It is empty."
     if not weights:
-        return f"It holds no file of weights; there is {_some(files)}."
-    return f"Its weights are of a layout that is not known here: {_some(weights)}. {_BY_HAND}"
+        return f"It holds no weights file, only {_some(files)}."
+    return f"Its weights are in an unknown layout: {_some(weights)}. {_BY_HAND}"
 
 
 def _some(names: list[str]) -> str:
@@ -146,16 +148,16 @@ def _some(names: list[str]) -> str:
 
 
 def _joining(source: object, match: re.Match[str]) -> str:
-    """How to make one file of a sharded coder's."""
+    """The lines of Python that join a coder's shards into one file."""
     folder, _, name = match[0].rpartition("/")
     stem = re.split(r"-\d+-of-|\.safetensors", name)[0]
-    local = Path(str(source)) / folder
-    download = ""
-    if not Path(str(source)).exists():
-        local = Path("FOLDER") / folder
-        download = f"Download it (hf download {source} --local-dir FOLDER) and join "
+    local, start = Path(str(source)), "Join"
+    if not local.exists():
+        local = Path("FOLDER")
+        start = f"Download it (hf download {source} --local-dir FOLDER) and join"
+    local /= folder
     return (
-        f"{download or 'Join '}them:\n"
+        f"{start} them:\n"
         "  from pathlib import Path\n"
         "  from safetensors.torch import load_file, save_file\n"
         f"  folder = Path({str(local)!r})\n"
@@ -166,38 +168,37 @@ def _joining(source: object, match: re.Match[str]) -> str:
     )
 
 
-def _by_saelens(source: str, layout: Layout, match: re.Match[str]) -> str:
-    repository = _repository(source)
-    call, more = _call(repository, match["at"], str(layout.converter))
-    others = f" ({more} more releases have a coder of this name)" if more else ""
-    return f"SAELens loads it from the Hub: {call}{others}."
-
-
 def _repository(source: str) -> str | None:
-    """The Hub's id of a source; None of a folder that does not tell."""
+    """The Hub's id of a source. None for a folder outside the Hub's cache."""
     cached = re.search(r"models--([^/]+?)--([^/]+)", source)
     if cached is not None:
         return f"{cached[1]}/{cached[2]}"
     return None if Path(source).exists() else source
 
 
-def _call(repository: str | None, at: str, converter: str) -> tuple[str, int]:
-    """The call that loads a coder, and how many other releases may be meant."""
+def _call(repository: str | None, at: str, converter: str) -> str:
+    """The call that loads a coder, and the number of other releases that may be meant."""
     known = _releases(repository, at)
     if known:
         release, name = known[0]
-        return f"SAE.from_pretrained({release!r}, {name!r})", len(known) - 1
-    loader = _loader_name(converter)
+        more = len(known) - 1
+        others = f" ({more} more releases have a coder of this name)" if more else ""
+        return f"SAE.from_pretrained({release!r}, {name!r}){others}"
+    try:
+        from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
+    except ModuleNotFoundError:
+        loader = f"the loader {converter!r}"
+    else:
+        loader = getattr(NAMED_PRETRAINED_SAE_LOADERS[converter], "__name__", converter)
     where = repository or "USER/REPOSITORY"
     return (
         f"SAE.from_pretrained({where!r}, {at!r}, converter={loader}), with {loader} of "
-        "sae_lens.loading.pretrained_sae_loaders",
-        0,
+        "sae_lens.loading.pretrained_sae_loaders"
     )
 
 
 def _releases(repository: str | None, at: str) -> list[tuple[str, str]]:
-    """Releases that SAELens lists a coder under, each with the coder's id; one a repository."""
+    """The releases and ids that SAELens lists a coder under, one for each repository."""
     try:
         from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
     except ModuleNotFoundError:
@@ -212,30 +213,17 @@ def _releases(repository: str | None, at: str) -> list[tuple[str, str]]:
     return list(found.values())
 
 
-def _loader_name(converter: str) -> str:
-    try:
-        from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
-    except ModuleNotFoundError:
-        return f"the loader {converter!r}"
-    return getattr(NAMED_PRETRAINED_SAE_LOADERS[converter], "__name__", converter)
-
-
 def _without_loader(layout: Layout, match: re.Match[str]) -> str:
     gpt2 = re.search(r"gpt2-small_(blocks\.\d+\.hook_resid_pre)_24576", match[0])
     if gpt2 is not None:
-        return (
-            "Its author has published it anew: SAE.from_pretrained('gpt2-small-res-jb', "
-            f"'{gpt2[1]}')."
-        )
+        call = f"SAE.from_pretrained('gpt2-small-res-jb', '{gpt2[1]}')"
+        return f"Load the author's newer release: {call}."
     if layout.what == MODEL:
-        return (
-            "Give the folder or repository of a coder here; the model that it reads belongs to "
-            "--model."
-        )
+        return "Give the folder or repository of a coder. The model that it reads goes to --model."
     if "pickles" in layout.what:
         return (
-            "A pickle may run code when it is read, so it is not. Look for the same coders in "
-            "today's form, which SAE.from_pretrained loads: SAELens lists them in "
+            "A pickle can run any code, so this package does not read it. Look for the same coder "
+            "in SAELens' list, which SAE.from_pretrained loads from: "
             "sae_lens.loading.pretrained_saes_directory.get_pretrained_saes_directory()."
         )
     return f"Neither this package nor SAELens reads it. {_BY_HAND}"

@@ -1,11 +1,11 @@
-"""The formats that coders come in, in one table. A new one is a module and a line."""
+"""The table of formats that coders are stored in. A new format is a module and a line here."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from sae_binary_ext.checkpoints import cho2025, quirke2025, saelens, sparsify
+from sae_binary_ext.checkpoints import cho2025, saelens, sparsify
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import read_json
 from sae_binary_ext.checkpoints.portable import PortableCoder
@@ -13,15 +13,15 @@ from sae_binary_ext.checkpoints.portable import PortableCoder
 
 @dataclass(frozen=True)
 class Format:
-    """How coders are written down.
+    """A format of coders.
 
     Attributes:
-        config, weights: the two files of a coder's folder.
-        read: the coder of a folder; raises CheckpointError.
-        write: into a folder; raises CheckpointError where the format cannot tell the coder.
-        named_by_folder: a coder's folder is named by its hookpoint.
-        other_config, other_weights: the two files as the format's own code names them where it
-            does not do as this package does, as patterns of fnmatch.
+        config, weights: names of the two files in a coder's folder.
+        read: reads the coder of a folder, or raises CheckpointError.
+        write: writes a coder into a folder. Raises CheckpointError if the format cannot store it.
+        named_by_folder: the name of a coder's folder is its hookpoint.
+        other_config, other_weights: other names that the format's own code gives the two files,
+            as fnmatch patterns.
     """
 
     config: str
@@ -32,19 +32,17 @@ class Format:
     other_config: str | None = None
     other_weights: str | None = None
 
-    def weights_names(self) -> tuple[str, ...]:
-        """Patterns of the files that hold such a coder's weights."""
-        return (self.weights,) if self.other_weights is None else (self.weights, self.other_weights)
-
     def is_weights(self, name: str) -> bool:
-        """Whether a file of this name holds such a coder's weights."""
-        return any(fnmatchcase(name, pattern) for pattern in self.weights_names())
+        """Whether a file of this name holds weights in this format."""
+        return any(fnmatchcase(name, one) for one in (self.weights, self.other_weights) if one)
 
 
 FORMATS = {
     "saelens": Format("cfg.json", saelens.WEIGHTS, saelens.read, saelens.write),
     "sparsify": Format("cfg.json", sparsify.WEIGHTS, sparsify.read, sparsify.write, True),
-    "quirke2025": Format("cfg.json", sparsify.WEIGHTS, sparsify.read, quirke2025.write, True),
+    "quirke2025": Format(
+        "cfg.json", sparsify.WEIGHTS, sparsify.read, sparsify.write_quirke2025, True
+    ),
     "cho2025": Format(
         cho2025.CONFIG,
         cho2025.WEIGHTS,
@@ -54,17 +52,23 @@ FORMATS = {
         other_weights=cho2025.REPORT_WEIGHTS,
     ),
 }
-# Patterns of fnmatch, most of which are plain names.
-WEIGHTS = sorted({name for form in FORMATS.values() for name in form.weights_names()})
-CONFIGS = {name for form in FORMATS.values() for name in (form.config, form.other_config) if name}
-CODER_FILES = sorted({*WEIGHTS, *CONFIGS})
+
+
+def _names(*attributes: str) -> list[str]:
+    names = {getattr(form, one) for form in FORMATS.values() for one in attributes}
+    return sorted(names - {None})
+
+
+# fnmatch patterns. Most are plain names.
+WEIGHTS = _names("weights", "other_weights")
+CODER_FILES = sorted([*WEIGHTS, *_names("config", "other_config")])
 
 
 def format_of(folder: Path) -> str | None:
-    """The name of the format of a folder's coder; None where the folder holds none.
+    """The name of the format of a folder's coder. None if the folder holds no coder.
 
     Raises:
-        CheckpointError: a coder's weights are missing, or there are those of several formats.
+        CheckpointError: the weights are missing, or there are weights of several formats.
     """
     files = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     names = [name for name, form in FORMATS.items() if any(map(form.is_weights, files))]
@@ -73,7 +77,9 @@ def format_of(folder: Path) -> str | None:
         papers = config.is_file() and sparsify.is_papers(read_json(config))
         return "quirke2025" if papers else "sparsify"
     if len(names) > 1:
-        raise CheckpointError(f"{folder}: holds weights of several formats, {names}.")
+        raise CheckpointError(
+            f"{folder}: holds weights of several formats, {names}. Keep those of one."
+        )
     if not names and any((folder / form.config).is_file() for form in FORMATS.values()):
-        raise CheckpointError(f"{folder}: has a config and no weights, none of {WEIGHTS}.")
+        raise CheckpointError(f"{folder}: has a config but no weights; expected one of {WEIGHTS}.")
     return names[0] if names else None

@@ -1,8 +1,8 @@
-"""Where a coder reads, in sparsify's words and in SAELens'.
+"""Translates the place of a coder between sparsify's names and SAELens'.
 
-sparsify names modules of the bare model (layers.9.mlp): an autoencoder reads a module's output, a
-transcoder its input and output. SAELens names TransformerLens' hooks (blocks.9.hook_mlp_out), or
-modules of the whole model (model.layers.9.mlp).
+sparsify names modules of the bare model (layers.9.mlp). An autoencoder reads a module's output, and
+a transcoder reads its input and predicts its output. SAELens names TransformerLens' hooks
+(blocks.9.hook_mlp_out), or modules of the whole model (model.layers.9.mlp).
 """
 
 import re
@@ -26,23 +26,22 @@ from sae_binary_ext.checkpoints.modules import (
 )
 from sae_binary_ext.checkpoints.portable import Place
 
-# A bridge's hook of the last normalisation.
+# TransformerBridge's hook of the last normalisation.
 LAST_NORM = "ln_final.hook_out"
-# SAELens' class of models whose hooks are modules, named as transformers names them.
+# SAELens' name for models whose hooks are modules, by transformers' names.
 MODULES_CLASS = "AutoModelForCausalLM"
 
 
 @dataclass(frozen=True)
 class HookName:
-    """A line of the table; {layer} stands for a layer's number.
+    """A line of the table. {layer} stands for the number of a layer.
 
     Attributes:
         hookpoint: sparsify's name of a module.
         hook_name: SAELens' name of the module's output.
-        hook_name_in: SAELens' name of the module's input; None where there is no such hook.
-        models: regular expression that a model's name must contain for the line to hold.
-        to_saelens_only: the line holds for any model that has the hookpoint. Which hookpoint a
-            model has cannot be told by it.
+        hook_name_in: SAELens' name of the module's input. None if there is no such hook.
+        models: regular expression. The line holds for models whose name contains a match.
+        to_saelens_only: the line translates a hookpoint to hooks, but not hooks to a hookpoint.
     """
 
     hookpoint: str
@@ -53,7 +52,7 @@ class HookName:
 
 
 def _module(hookpoint: str, block: str, models: str) -> HookName:
-    """The line of a module inside a block, by the hooks that TransformerBridge puts around it."""
+    """A line for a module inside a block, with the hooks that TransformerBridge puts around it."""
     return HookName(
         hookpoint,
         f"blocks.{{layer}}.{block}.hook_out",
@@ -65,7 +64,7 @@ def _module(hookpoint: str, block: str, models: str) -> HookName:
 _RESIDUAL = ("blocks.{layer}.hook_resid_post", "blocks.{layer}.hook_resid_pre")
 _MLP = ("blocks.{layer}.hook_mlp_out", "blocks.{layer}.mlp.hook_in")
 
-# The first line that fits decides. To teach it a name: HOOK_NAMES.insert(0, HookName(...)).
+# The first line that fits is taken. To add a name: HOOK_NAMES.insert(0, HookName(...)).
 HOOK_NAMES = [
     HookName("layers.{layer}", *_RESIDUAL, models=f"{LLAMA}|{GEMMA}|{NEOX}"),
     HookName("layers.{layer}.mlp", *_MLP, models=f"{LLAMA}|{NEOX}"),
@@ -82,7 +81,7 @@ HOOK_NAMES = [
     _module("layers.{layer}.attention", "attn", NEOX),
     _module("h.{layer}.mlp", "mlp", GPT2),
     _module("h.{layer}.attn", "attn", GPT2),
-    # Of models that no line above knows. Attention and MLP are among the PARTS of modules.py.
+    # For other models. PARTS in modules.py has their attention and MLP.
     HookName("layers.{layer}", *_RESIDUAL, to_saelens_only=True),
     HookName("h.{layer}", *_RESIDUAL, to_saelens_only=True),
     HookName("embed_tokens", "embed.hook_out", to_saelens_only=True),
@@ -97,7 +96,7 @@ HOOK_NAMES = [
     ),
 ]
 
-# Names of one activation inside a block, TransformerLens' own and a bridge's.
+# Two names of one activation inside a block: TransformerLens' own, then TransformerBridge's.
 ALIASES = {
     "hook_resid_pre": "hook_in",
     "hook_resid_post": "hook_out",
@@ -106,7 +105,7 @@ ALIASES = {
     "attn.o.hook_out": "attn.hook_out",
     "mlp.out.hook_out": "mlp.hook_out",
 }
-# Only where no normalisation comes between the module and the residual stream.
+# These hold only if no normalisation stands between the module and the residual stream.
 ALIASES_OF_LAST = {
     "hook_attn_out": "attn.hook_out",
     "hook_mlp_out": "mlp.hook_out",
@@ -115,22 +114,29 @@ ALIASES_OF_LAST = {
 
 
 def place_in_saelens(place: Place, transcoder: bool) -> Place:
-    """The place with SAELens' names, translated from the hookpoint where they are missing.
+    """The place with SAELens' names, translated from the hookpoint if they are missing.
 
     Raises:
-        CheckpointError: nothing is known of the hookpoint in such a model.
+        CheckpointError: no hook of such a model is known for the hookpoint.
     """
     named = place.hook_name is not None and (not transcoder or place.hook_name_out is not None)
     if named or place.hookpoint is None:
         return place
     hooks = _hooks(place.hookpoint, place.model_name, transcoder)
     if hooks is None:
-        raise CheckpointError(_unknown(place.hookpoint, place.model_name, transcoder))
+        what = "its input and output" if transcoder else "it"
+        raise CheckpointError(
+            f"hookpoint={place.hookpoint!r} of model {place.model_name!r}: no SAELens name is "
+            f"known for {what}. If the name is wrong, say where the coder belongs "
+            "(hookpoint='layers.9', or --hook layers.9 to compare it). If it is right, load the "
+            "coder with host='sparsify', or insert a line into "
+            "sae_binary_ext.checkpoints.HOOK_NAMES."
+        )
     return replace(place, hook_name=hooks[0], hook_name_out=hooks[1] if transcoder else None)
 
 
 def _hooks(hookpoint: str, model_name: str | None, transcoder: bool) -> tuple[str, str] | None:
-    """SAELens' names of what a coder reads and of what it reconstructs."""
+    """SAELens' names of a coder's input and of its output."""
     module = parse_module(hookpoint)
     names = [hookpoint] if module is None else [hookpoint, module.name]
     if module is not None and not transcoder and (whole := whole_of(module)) is not None:
@@ -155,7 +161,7 @@ def _hooks_by_table(
 def _hooks_within(
     module: Module, model_name: str | None, transcoder: bool
 ) -> tuple[str, str] | None:
-    """Of a part of a block, or of the last normalisation."""
+    """SAELens' names for a part of a block, or for the last normalisation."""
     if module.layer is None:
         last = not transcoder and module.name in ("norm", "ln_f", "final_layer_norm")
         return (LAST_NORM, LAST_NORM) if last else None
@@ -163,7 +169,7 @@ def _hooks_within(
     if part is None:
         return None
     if part.hook is None:
-        # SAELens hooks a module's output by its own name, in models that transformers loads.
+        # In models that transformers loads, the module's name is also SAELens' hook of its output.
         name = None if transcoder else with_wrapper(module, model_name)
         return None if name is None else (name, name)
     source = part.hook_in if transcoder else part.hook
@@ -172,29 +178,19 @@ def _hooks_within(
     return f"blocks.{module.layer}.{source}", f"blocks.{module.layer}.{part.hook}"
 
 
-def _unknown(hookpoint: str, model_name: str | None, transcoder: bool) -> str:
-    what = "its input and output" if transcoder else "it"
-    return (
-        f"hookpoint={hookpoint!r} of model {model_name!r}: no SAELens name is known for {what}. "
-        "If the name is wrong, say where the coder belongs (hookpoint='layers.9', or --hook "
-        "layers.9 to compare it). If it is right, load the coder with host='sparsify', or insert "
-        "a line into sae_binary_ext.checkpoints.HOOK_NAMES."
-    )
-
-
 def model_class_of(hook_name: str | None) -> str | None:
-    """SAELens' class of model for a hook, where only one class has it."""
+    """SAELens' class of model for a hook, if only one class has the hook."""
     module = None if hook_name is None else parse_module(hook_name)
     return MODULES_CLASS if module is not None and module.wrappers else None
 
 
 def same_place(first: str, second: str, model_name: str | None) -> bool:
-    """Whether two hookpoints, hooks or module names are one activation of a model."""
+    """Whether two hookpoints, hooks or module names mean the same activation of a model."""
     return _canonical(first, model_name) == _canonical(second, model_name)
 
 
 def stated_hook(name: str, model_name: str | None) -> str:
-    """What SAELens calls a place that its user names: a hook, a module or a hookpoint."""
+    """SAELens' name for a hook, a module or a hookpoint that a user named."""
     return name if model_class_of(name) is not None else _hook_of(name, model_name)
 
 
@@ -207,23 +203,22 @@ def _hook_of(name: str, model_name: str | None) -> str:
 
 def _canonical(name: str, model_name: str | None) -> str:
     hook = as_output(_hook_of(name, model_name))
-    layer = re.match(r"blocks\.(\d+)\.", hook)
-    if layer is None:
-        return {"hook_embed": "embed.hook_out"}.get(hook, hook)
-    head, block = layer.group(), hook[layer.end() :]
-    aliases = (
-        ALIASES
-        if model_name is None or holds(f"{GEMMA_AFTER_1}|{OLMO_2}", model_name)
-        else {**ALIASES, **ALIASES_OF_LAST}
-    )
-    return head + aliases.get(block, block)
+    if hook == "hook_embed":
+        return "embed.hook_out"
+    layer = re.match(r"blocks\.\d+\.", hook)
+    head = "" if layer is None else layer.group()
+    name = hook.removeprefix(head)
+    aliases = ALIASES
+    if model_name is not None and not holds(f"{GEMMA_AFTER_1}|{OLMO_2}", model_name):
+        aliases = ALIASES | ALIASES_OF_LAST
+    return head + aliases.get(name, name) if head else hook
 
 
 def place_in_sparsify(place: Place, transcoder: bool) -> Place:
-    """The place with sparsify's name, translated from SAELens' where it is missing.
+    """The place with sparsify's name, translated from SAELens' names if it is missing.
 
     Raises:
-        CheckpointError: no line of HOOK_NAMES holds for the hook names.
+        CheckpointError: no line of HOOK_NAMES fits the hook names.
     """
     if place.hookpoint is not None or place.hook_name is None:
         return place
@@ -248,7 +243,7 @@ def place_in_sparsify(place: Place, transcoder: bool) -> Place:
 
 
 def as_output(hook_name: str) -> str:
-    """What enters a block as what left the one before, which is the same and a module's output."""
+    """For the input of a block, the name of the same activation as the previous block's output."""
     for entering, leaving in (("hook_resid_pre", "hook_resid_post"), ("hook_in", "hook_out")):
         layer = _layer(f"blocks.{{layer}}.{entering}", hook_name)
         if layer and int(layer):
@@ -257,7 +252,7 @@ def as_output(hook_name: str) -> str:
 
 
 def is_hookpoint(name: str) -> bool:
-    """Whether a folder's name is a module of a language model, or in some line of HOOK_NAMES."""
+    """Whether a name is a module of a language model, or fits a line of HOOK_NAMES."""
     known = any(_layer(line.hookpoint, name) is not None for line in HOOK_NAMES)
     return known or parse_module(name) is not None
 
@@ -268,7 +263,7 @@ def is_place(name: str) -> bool:
 
 
 def _layer(template: str, name: str) -> str | None:
-    """What stands for {layer} in a name, "" where the template has none; None: no match."""
+    """The layer in a name. "" if the template has no {layer}, None if they do not match."""
     pattern = re.escape(template).replace(re.escape("{layer}"), r"(?P<layer>\d+)")
     match = re.fullmatch(pattern, name)
     return None if match is None else match.groupdict().get("layer", "")

@@ -1,7 +1,7 @@
-"""How SAELens scaled the activations that a training checkpoint was trained on.
+"""The scale of the activations that a training checkpoint of SAELens was trained on.
 
 SAELens keeps the scale in files beside the weights, and folds it into the weights when training
-ends. A checkpoint of before that computes the right thing only once its scale is folded in.
+ends. An earlier checkpoint computes the right codes only after its scale is folded in.
 """
 
 import sys
@@ -18,7 +18,7 @@ from sae_binary_ext.checkpoints.portable import PortableCoder
 
 SCALER = "activation_scaler.json"
 WHITENING = "activation_whitening.safetensors"
-STORE_STATE = "activations_store_state.safetensors"  # of SAELens before its version 6
+STORE_STATE = "activations_store_state.safetensors"  # SAELens before version 6 writes it
 SCALING_FILES = (SCALER, WHITENING, STORE_STATE)
 SCALED, WHITENED = "expected_average_only_in", "covariance_whitening"
 
@@ -45,12 +45,12 @@ class Whitening:
 
 @dataclass(frozen=True)
 class Scaling:
-    """What the inputs and targets of training were multiplied by, or whitened with.
+    """The factors or the whitening applied to the inputs and targets of training.
 
     Attributes:
-        file: the file it stands in.
-        input, target: factors; an autoencoder's are the same. 1 beside a whitening.
-        whitening: of inputs, of pairs in a transcoder; None beside factors.
+        file: the name of the file that holds it.
+        input, target: factors, equal for an autoencoder. 1 if there is a whitening.
+        whitening: of the inputs, or of a transcoder's pairs. None if there are factors.
     """
 
     file: str
@@ -59,7 +59,7 @@ class Scaling:
     whitening: Whitening | None = None
 
     def in_words(self) -> str:
-        """For a line of `inspect`."""
+        """The scaling as `inspect` describes it."""
         if self.whitening is not None:
             done = "whitened"
         elif self.input == self.target:
@@ -70,16 +70,16 @@ class Scaling:
 
 
 def scaling_of(folder: Path, mode: object, d_in: int, d_out: int | None = None) -> Scaling | None:
-    """The scaling beside a checkpoint's weights, that they do not contain yet.
+    """Read the scaling that a checkpoint's weights do not contain yet.
 
     Args:
-        folder: of the checkpoint.
+        folder: the checkpoint's.
         mode: normalize_activations of its config.
         d_in: width of its inputs.
-        d_out: width of a transcoder's targets; None for an autoencoder.
+        d_out: width of a transcoder's targets. None for an autoencoder.
 
     Returns:
-        The scaling; None where the config asks for none, or no file tells it.
+        The scaling. None if the config asks for none, or no file holds it.
 
     Raises:
         CheckpointError: a file is damaged, or holds no usable scale.
@@ -88,11 +88,13 @@ def scaling_of(folder: Path, mode: object, d_in: int, d_out: int | None = None) 
         return _whitening(folder, d_in + (d_out or 0))
     if mode != SCALED:
         return None
-    if (folder / SCALER).is_file():
-        value = read_json(folder / SCALER).get("scaling_factor")
-        return None if value is None else _factors(folder / SCALER, value, d_out is not None)
-    value = _factor_of_store(folder / STORE_STATE)
-    return None if value is None else _factors(folder / STORE_STATE, value, d_out is not None)
+    path = folder / SCALER
+    if path.is_file():
+        value = read_json(path).get("scaling_factor")
+    else:
+        path = folder / STORE_STATE
+        value = _factor_of_store(path)
+    return None if value is None else _factors(path, value, d_out is not None)
 
 
 def _factors(path: Path, value: Any, pair: bool) -> Scaling:
@@ -130,26 +132,17 @@ def _whitening(folder: Path, width: int) -> Scaling | None:
     return Scaling(WHITENING, whitening=whitening)
 
 
-def whitening_of_host(whitening: Whitening) -> dict[str, Tensor]:
-    """The arguments of SAELens' fold_activation_whitening."""
-    return {
-        "mean": whitening.mean,
-        "whitening_matrix": whitening.matrix,
-        "unwhitening_matrix": whitening.inverse,
-    }
-
-
 def folded(coder: PortableCoder, scaling: Scaling | None) -> PortableCoder:
-    """The coder for raw activations: same codes of them as of scaled ones before.
+    """The coder that gives for raw activations the codes that this one gives for scaled ones.
 
     Args:
-        coder: as its file has it.
-        scaling: of scaling_of; None leaves the coder as it is.
+        coder: as its file stores it.
+        scaling: from scaling_of. None returns the coder unchanged.
     """
     if scaling is None:
         return coder
     if scaling.whitening is not None:
-        # Unwhitening changes the decoder rows' norms, by which some coders rank.
+        # Some coders rank by the norms of decoder rows, which unwhitening changes.
         coder = with_decoder_norms_folded(coder)
         changed = _whitened(coder, scaling.whitening)
     else:
@@ -191,9 +184,9 @@ def _whitened(coder: PortableCoder, whitening: Whitening) -> dict[str, Tensor]:
 
 
 def with_decoder_norms_folded(coder: PortableCoder) -> PortableCoder:
-    """The coder with decoder rows of norm 1, for one that ranks by pre-activation times row norm.
+    """If a coder ranks by pre-activation times decoder row norm, make all rows of norm 1.
 
-    SAELens folds the norms likewise in what save_inference_model writes. Codes and outputs stay.
+    Codes and outputs stay the same. SAELens' save_inference_model folds the norms in this way.
     """
     if not coder.shape.rescales_by_decoder_norm:
         return coder

@@ -1,4 +1,4 @@
-"""A coder as no host has it and every format can tell it."""
+"""A coder between formats: a form that belongs to no host, which each format reads and writes."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,24 +11,23 @@ from sae_binary_ext.checkpoints.files import DTYPES
 from sae_binary_ext.coding.selection import CodeRule
 from sae_binary_ext.saving import NOTES_KEY
 
-# Of what a config of any format keeps under NOTES_KEY.
+# Version of the notes that a config of any format keeps under NOTES_KEY.
 NOTES_VERSION = 1
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a config says of a coder; its tensors must agree.
+    """What a config says about a coder. The tensors must agree with it.
 
     Attributes:
-        d_in, d_out, latents: widths of input, output and code.
-        rule: who fires. Of a coder with values the selection and k count: the k largest, or the
-            largest of each of k groups, where positive.
-        binary: codes are 0 or 1; otherwise they are the positive pre-activations themselves.
-        transcoder: the output is another activation than the input.
+        d_in, d_out, latents: widths of the input, the output and the code.
+        rule: which latents fire. For a coder with values, only its selection and k count.
+        binary: codes are 0 or 1. Otherwise they are the positive pre-activations.
+        transcoder: the output is a different activation from the input.
         skip: a linear map of the input is added to the output.
-        subtracts_decoder_bias: the input less the decoder's bias is what is encoded.
-        normalize_activations, reshape_activations: SAELens' treatment of inputs as they come in.
-        rescales_by_decoder_norm: SAELens' TopK ranks values times the norms of decoder rows.
+        subtracts_decoder_bias: the decoder bias is subtracted from the input before encoding.
+        normalize_activations, reshape_activations: SAELens' fields of these names.
+        rescales_by_decoder_norm: SAELens' TopK ranks pre-activations times decoder row norms.
     """
 
     d_in: int
@@ -60,13 +59,13 @@ class Shape:
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a model a coder belongs; None where its files do not say.
+    """Where in a model a coder belongs. None if its files do not say.
 
     Attributes:
         hookpoint: sparsify's name, such as layers.9.mlp.
         hook_name: SAELens' name of the input.
         hook_name_out: SAELens' name of a transcoder's output.
-        model_name: as SAELens or transformers load it.
+        model_name: the name that SAELens or transformers load the model by.
     """
 
     hookpoint: str | None = None
@@ -83,14 +82,13 @@ class PortableCoder:
         shape: what its config says.
         tensors: encoder_weight [latents, d_in], encoder_bias [latents], decoder_weight
             [latents, d_out], decoder_bias [d_out], log_threshold [latents] of binary coders,
-            skip_weight [d_out, d_in] with a skip connection. All in one dtype but log_threshold.
+            skip_weight [d_out, d_in] of a skip connection. All but log_threshold share one dtype.
         place: where it belongs.
         firing_rates: float [latents], running means of training, or None.
-        settings: of each format that it was read from, what that format's config says and no
-            other has a field for.
+        settings: for each format that it was read from, the fields that no other format has.
 
     Raises:
-        CheckpointError: tensors do not fit the shape or one another, or are not finite.
+        CheckpointError: tensors do not fit the shape or each other, or are not finite.
     """
 
     shape: Shape
@@ -118,7 +116,7 @@ class PortableCoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of all tensors but the threshold and the firing rates."""
+        """The dtype of all tensors except the thresholds and the firing rates."""
         return self.tensors["encoder_weight"].dtype
 
     def _check(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -126,42 +124,42 @@ class PortableCoder:
             raise CheckpointError(
                 f"{name}: {list(tensor.shape)} where the config asks for {list(shape)}."
             )
-        # Coders hold these two in float32 or wider.
+        # Coders hold thresholds and firing rates in float32 or wider.
         widest = torch.promote_types(self.dtype, torch.float32)
         apart = name in ("log_threshold", "firing_rates")
-        fits = torch.promote_types(tensor.dtype, widest) == widest if apart else False
+        fits = apart and torch.promote_types(tensor.dtype, widest) == widest
         if tensor.dtype not in DTYPES.values() or not (fits or tensor.dtype == self.dtype):
             raise CheckpointError(
-                f"{name}: dtype {tensor.dtype} beside {self.dtype} of encoder_weight; the tensors "
-                "of a coder share one floating dtype."
+                f"{name}: dtype {tensor.dtype}, but encoder_weight is {self.dtype}. The tensors "
+                "of a coder must share one floating dtype."
             )
         if tensor.is_meta:
-            return  # described by its file's header alone
+            return  # only the file's header was read, so there are no values
         # A threshold of zero has the logarithm -inf.
         low = float("-inf") if name == "log_threshold" else -torch.finfo(tensor.dtype).max
         if not ((tensor >= low) & (tensor <= torch.finfo(tensor.dtype).max)).all():
             raise CheckpointError(f"{name}: holds values that are not finite.")
 
 
-def notes_of(coder: PortableCoder) -> dict[str, Any]:
-    """What a coder's config keeps under NOTES_KEY, as JSON can hold it."""
+def notes_of(coder: PortableCoder, own_format: str) -> dict[str, Any]:
+    """The notes that a config keeps under NOTES_KEY, for JSON: place, settings, firing rates.
+
+    The settings of own_format are left out, because the config itself contains them.
+    """
     place = {name: value for name, value in vars(coder.place).items() if value is not None}
-    notes: dict[str, Any] = {"version": NOTES_VERSION, "place": place, "settings": coder.settings}
-    if coder.firing_rates is not None:
-        notes["firing_rates"] = {
-            "dtype": next(
-                key for key, value in DTYPES.items() if value == coder.firing_rates.dtype
-            ),
-            "values": coder.firing_rates.tolist(),
-        }
+    settings = {key: value for key, value in coder.settings.items() if key != own_format}
+    notes: dict[str, Any] = {"version": NOTES_VERSION, "place": place, "settings": settings}
+    if (rates := coder.firing_rates) is not None:
+        dtype = next(key for key, value in DTYPES.items() if value == rates.dtype)
+        notes["firing_rates"] = {"dtype": dtype, "values": rates.tolist()}
     return notes
 
 
 def read_notes(notes: Any) -> tuple[Place, Tensor | None, dict[str, dict[str, Any]]]:
-    """Place, firing rates and settings out of what notes_of returned.
+    """The place, firing rates and settings in notes that notes_of wrote.
 
     Raises:
-        CheckpointError: notes of a newer version of this package, or none of its notes at all.
+        CheckpointError: a newer version of this package wrote the notes, or they are damaged.
     """
     if notes is None:
         return Place(), None, {}

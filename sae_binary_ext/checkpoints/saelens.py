@@ -10,28 +10,23 @@ from sae_binary_ext.checkpoints import stock
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import DTYPES, Fields, clearly, read_json, read_tensors
 from sae_binary_ext.checkpoints.normalization import Scaling, folded, scaling_of
-from sae_binary_ext.checkpoints.portable import (
-    Place,
-    PortableCoder,
-    Shape,
-    notes_of,
-    read_notes,
-)
+from sae_binary_ext.checkpoints.portable import Place, PortableCoder, Shape, notes_of, read_notes
 from sae_binary_ext.coding.selection import CodeRule
 from sae_binary_ext.saving import NOTES_KEY
 
 WEIGHTS = stock.WEIGHTS
-# In SAELens' files, of each tensor its name, and whether it lies the other way round.
+# The name of each tensor in SAELens' files. W_enc is stored transposed.
 PARAMETERS = {
-    "encoder_weight": ("W_enc", True),
-    "encoder_bias": ("b_enc", False),
-    "decoder_weight": ("W_dec", False),
-    "decoder_bias": ("b_dec", False),
-    "log_threshold": ("log_threshold", False),
-    "skip_weight": ("W_skip", False),
+    "encoder_weight": "W_enc",
+    "encoder_bias": "b_enc",
+    "decoder_weight": "W_dec",
+    "decoder_bias": "b_dec",
+    "log_threshold": "log_threshold",
+    "skip_weight": "W_skip",
 }
-# Codes are 0 or 1, and the coder is a transcoder. "binary_entropy" is how training saves a coder of
-# "binary" in its checkpoints.
+PLACE_FIELDS = ("hook_name", "hook_name_out", "model_name")
+# For each architecture: whether its codes are 0 or 1, and whether it is a transcoder. Training
+# checkpoints say binary_entropy, and are written again as binary.
 ARCHITECTURES = {
     "binary": (True, False),
     "binary_entropy": (True, False),
@@ -39,7 +34,7 @@ ARCHITECTURES = {
     "topk": (False, False),
     "topk_transcoder": (False, True),
 }
-# Fields that only training reads; they stand in its checkpoints.
+# Fields that only training reads. Training checkpoints contain them.
 TRAINING_FIELDS = (
     "aux_loss_coefficient",
     "covariance_coefficient",
@@ -60,26 +55,20 @@ TRAINING_FIELDS = (
 
 
 def is_stock(folder: Path) -> bool:
-    """Whether the folder's coder is SAELens' own in its own words, which SAELens itself loads."""
+    """Whether SAELens itself must load the folder's coder."""
     config = read_json(folder / "cfg.json")
     architecture = config.get("architecture")
     if architecture == "topk":
-        # Before its version 6 SAELens wrote other fields, which SAELens itself translates.
+        # SAELens wrote other fields before its version 6, and translates them itself.
         return stock.is_old(config)
     return architecture not in tuple(ARCHITECTURES)
 
 
-def is_portable(folder: Path) -> bool:
-    """Whether the folder's coder is of an architecture that other formats may have too."""
-    return stock.current_config(folder).get("architecture") in tuple(ARCHITECTURES)
-
-
 def read(folder: Path) -> PortableCoder:
-    """The coder of a folder; the scale of a training checkpoint is folded in.
+    """Read the coder of a folder. The scale of a training checkpoint is folded into the weights.
 
     Raises:
-        CheckpointError: something is missing, damaged, or of an architecture without a portable
-            form.
+        CheckpointError: a file is missing or damaged, or the architecture has no portable form.
     """
     path = folder / "cfg.json"
     if is_stock(folder):
@@ -88,25 +77,15 @@ def read(folder: Path) -> PortableCoder:
     config = read_json(path)
     shape = _read_shape(config, path)
     metadata = _metadata(config, path)
-    names = {name: PARAMETERS[name] for name in shape.tensors()}
-    stored = read_tensors(
-        folder / WEIGHTS,
-        {
-            name: size[::-1] if names[key][1] else size
-            for key, size in shape.tensors().items()
-            for name in [names[key][0]]
-        },
-    )
-    stored = _as_config_says(stored, config, path)
-    tensors = {
-        key: stored[name].T if turned else stored[name] for key, (name, turned) in names.items()
-    }
-    coder = clearly(folder, lambda: _portable(shape, tensors, metadata))
+    sizes = {PARAMETERS[key]: size for key, size in shape.tensors().items()}
+    sizes["W_enc"] = sizes["W_enc"][::-1]
+    stored = _in_dtype_of(config, read_tensors(folder / WEIGHTS, sizes), path)
+    coder = clearly(folder, lambda: _portable(shape, stored, metadata))
     return folded(coder, _scaling(folder, shape))
 
 
 def scaling(folder: Path) -> Scaling | None:
-    """The scale of a training checkpoint, which read folds in; None of any other coder.
+    """The scale that read folds in for a training checkpoint. None for other coders.
 
     Raises:
         CheckpointError: as read.
@@ -122,34 +101,31 @@ def _scaling(folder: Path, shape: Shape) -> Scaling | None:
     return scaling_of(folder, shape.normalize_activations, shape.d_in, d_out)
 
 
-def _as_config_says(
-    stored: dict[str, Tensor], config: dict[str, Any], path: Path
+def _in_dtype_of(
+    config: dict[str, Any], stored: dict[str, Tensor], path: Path
 ) -> dict[str, Tensor]:
-    """Tensors in the config's dtype, as SAELens casts them; thresholds stay as they are."""
+    """Cast all tensors but the thresholds to the config's dtype, as SAELens does."""
     name = Fields(config, path).take("dtype", str).removeprefix("torch.")
     dtype = next((one for one in DTYPES.values() if str(one) == f"torch.{name}"), None)
     if dtype is None or not all(tensor.dtype in DTYPES.values() for tensor in stored.values()):
         raise CheckpointError(
-            f"{path}: dtype={name!r}, and W_enc is {stored['W_enc'].dtype}: expected floating "
-            "numbers of 16, 32 or 64 bits."
+            f"{path}: dtype={name!r}, and W_enc is {stored['W_enc'].dtype}. Expected a floating "
+            "dtype of 16, 32 or 64 bits."
         )
-    kept = ("log_threshold",)
-    return {key: one if key in kept else one.to(dtype) for key, one in stored.items()}
+    return {key: one if key == "log_threshold" else one.to(dtype) for key, one in stored.items()}
 
 
-def _portable(shape: Shape, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> PortableCoder:
+def _portable(shape: Shape, stored: dict[str, Tensor], metadata: dict[str, Any]) -> PortableCoder:
+    """The coder of tensors by SAELens' names."""
     place, rates, settings = read_notes(metadata.pop(NOTES_KEY, None))
-    names = {key: metadata.get(key) for key in ("hook_name", "hook_name_out", "model_name")}
+    tensors = {key: stored[PARAMETERS[key]] for key in shape.tensors()}
+    tensors["encoder_weight"] = tensors["encoder_weight"].T
+    names = {key: metadata.get(key) for key in PLACE_FIELDS}
     for key, name in names.items():
         if not isinstance(name, str | None):
             raise CheckpointError(f"metadata.{key}={name!r}: expected text.")
-    return PortableCoder(
-        shape,
-        tensors,
-        Place(hookpoint=place.hookpoint, **names),
-        rates,
-        {**settings, "saelens": metadata},
-    )
+    place = Place(hookpoint=place.hookpoint, **names)
+    return PortableCoder(shape, tensors, place, rates, {**settings, "saelens": metadata})
 
 
 def _read_shape(config: dict[str, Any], path: Path) -> Shape:
@@ -157,18 +133,7 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
     fields = Fields(config, path)
     binary, transcoder = fields.take_choice("architecture", ARCHITECTURES)
     d_in = fields.take_size("d_in")
-    if binary:
-        rule = clearly(
-            path,
-            lambda: CodeRule(
-                fields.take("selection", str),
-                fields.take_size("k"),
-                fields.take("surrogate", str),
-                fields.take("surrogate_temperature", float),
-            ),
-        )
-    else:
-        rule = CodeRule("topk", fields.take_size("k"))
+    rule = clearly(path, lambda: _read_rule(fields, binary))
     shape = Shape(
         d_in=d_in,
         d_out=fields.take_size("d_out", d_in) if transcoder else d_in,
@@ -186,8 +151,21 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
     )
     fields.finish(ignored=("dtype", "device", "metadata", *TRAINING_FIELDS))
     if transcoder and shape.subtracts_decoder_bias:
-        raise CheckpointError(f"{path}: apply_b_dec_to_input=True: a transcoder's is False.")
+        raise CheckpointError(
+            f"{path}: apply_b_dec_to_input=True: expected False, as for every transcoder."
+        )
     return shape
+
+
+def _read_rule(fields: Fields, binary: bool) -> CodeRule:
+    if not binary:
+        return CodeRule("topk", fields.take_size("k"))
+    return CodeRule(
+        fields.take("selection", str),
+        fields.take_size("k"),
+        fields.take("surrogate", str),
+        fields.take("surrogate_temperature", float),
+    )
 
 
 def _metadata(config: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -196,24 +174,17 @@ def _metadata(config: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def from_coder(coder: Any) -> PortableCoder:
-    """A SAELens coder's portable form.
-
-    Args:
-        coder: of one of ARCHITECTURES.
+    """The portable form of a SAELens coder.
 
     Raises:
-        CheckpointError: of another architecture.
+        CheckpointError: the architecture is not one of ARCHITECTURES.
     """
     source = Path(f"<{type(coder).__name__}>")
     config = coder.cfg.to_dict()
     shape = _read_shape(config, source)
-    tensors = {
-        key: (tensor.T if turned else tensor).detach()
-        for key in shape.tensors()
-        for name, turned in [PARAMETERS[key]]
-        for tensor in [getattr(coder, name)]
-    }
-    return _portable(shape, tensors, _metadata(config, source))
+    names = [PARAMETERS[key] for key in shape.tensors()]
+    stored = {name: getattr(coder, name).detach() for name in names}
+    return _portable(shape, stored, _metadata(config, source))
 
 
 def to_coder(coder: PortableCoder) -> Any:
@@ -223,14 +194,13 @@ def to_coder(coder: PortableCoder) -> Any:
         CheckpointError: SAELens has no architecture for it.
         ModuleNotFoundError: SAELens is not installed.
     """
-    import_module("sae_binary_ext.saelens")  # says what to install where SAELens is missing
-    made = _coder_class(coder.shape)(_config(coder))
-    state = {
-        name: tensor.T if turned else tensor
-        for key, tensor in coder.tensors.items()
-        for name, turned in [PARAMETERS[key]]
-    }
-    made.load_state_dict(state)  # which copies
+    import_module("sae_binary_ext.saelens")  # if SAELens is missing, says what to install
+    from sae_lens.registry import get_sae_class
+
+    kind, config_kind = get_sae_class(_architecture(coder.shape))
+    made = kind(_filled(config_kind(**_fields_of(coder)), coder))
+    state = {PARAMETERS[key]: tensor for key, tensor in coder.tensors.items()}
+    made.load_state_dict({**state, "W_enc": state["W_enc"].T})  # copies the tensors
     return made
 
 
@@ -239,11 +209,7 @@ def write(coder: PortableCoder, folder: Path) -> None:
     to_coder(coder).save_model(folder)
 
 
-def _coder_class(shape: Shape) -> Any:
-    from sae_lens.saes.topk_sae import TopKSAE
-
-    from sae_binary_ext.saelens import BinarySAE, BinaryTranscoder, TopKTranscoder
-
+def _architecture(shape: Shape) -> str:
     if not shape.binary and shape.rule.selection != "topk":
         raise CheckpointError(
             f"activation={shape.rule.selection!r}: SAELens has no such architecture. Load "
@@ -251,18 +217,14 @@ def _coder_class(shape: Shape) -> Any:
         )
     if shape.skip and not shape.transcoder:
         raise CheckpointError(
-            "skip_connection=True: SAELens has autoencoders without a skip connection only."
+            "skip_connection=True: SAELens has no autoencoder with a skip connection. Load the "
+            "coder with host='sparsify'."
         )
-    if shape.transcoder:
-        return BinaryTranscoder if shape.binary else TopKTranscoder
-    return BinarySAE if shape.binary else TopKSAE
+    sought = (shape.binary, shape.transcoder)
+    return next(name for name, found in ARCHITECTURES.items() if found == sought)
 
 
-def _config(coder: PortableCoder) -> Any:
-    from sae_lens.saes.topk_sae import TopKSAEConfig
-
-    from sae_binary_ext.saelens import BinarySAEConfig, BinaryTranscoderConfig, TopKTranscoderConfig
-
+def _fields_of(coder: PortableCoder) -> dict[str, Any]:
     shape, rule = coder.shape, coder.shape.rule
     fields: dict[str, Any] = {
         "d_in": shape.d_in,
@@ -283,23 +245,18 @@ def _config(coder: PortableCoder) -> Any:
         fields["rescale_acts_by_decoder_norm"] = shape.rescales_by_decoder_norm
     if shape.transcoder:
         fields |= {"d_out": shape.d_out, "skip_connection": shape.skip}
-        kind: Any = BinaryTranscoderConfig if shape.binary else TopKTranscoderConfig
-    else:
-        kind = BinarySAEConfig if shape.binary else TopKSAEConfig
-    config = kind(**fields)
-    _fill_metadata(config.metadata, coder)
-    return config
+    return fields
 
 
-def _fill_metadata(metadata: Any, coder: PortableCoder) -> None:
-    for key, value in coder.settings.get("saelens", {}).items():
-        metadata[key] = value
-    for key in ("hook_name", "hook_name_out", "model_name"):
-        if (name := getattr(coder.place, key)) is not None:
-            metadata[key] = name
-    notes = notes_of(coder)
-    notes["settings"] = {key: value for key, value in coder.settings.items() if key != "saelens"}
-    # SAELens' metadata has fields of its own for the rest of the place.
+def _filled(config: Any, coder: PortableCoder) -> Any:
+    """The config with the coder's place and settings in its metadata."""
+    named = {key: getattr(coder.place, key) for key in PLACE_FIELDS}
+    told = {key: name for key, name in named.items() if name is not None}
+    for key, value in {**coder.settings.get("saelens", {}), **told}.items():
+        config.metadata[key] = value
+    notes = notes_of(coder, "saelens")
+    # SAELens' metadata has its own fields for the rest of the place.
     notes["place"] = {"hookpoint": coder.place.hookpoint} if coder.place.hookpoint else {}
     if notes["place"] or notes["settings"] or "firing_rates" in notes:
-        metadata[NOTES_KEY] = notes
+        config.metadata[NOTES_KEY] = notes
+    return config

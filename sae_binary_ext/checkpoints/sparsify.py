@@ -1,4 +1,4 @@
-"""sparsify's format: cfg.json and sae.safetensors. The first paper's files are such files, too.
+"""sparsify's format: cfg.json and sae.safetensors. The first paper's format adds a few fields.
 
 Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509.25596).
 """
@@ -9,23 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from sae_binary_ext.checkpoints import runs
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import Fields, clearly, read_json, read_tensors
-from sae_binary_ext.checkpoints.portable import (
-    PortableCoder,
-    Shape,
-    notes_of,
-    read_notes,
-)
-from sae_binary_ext.checkpoints.runs import (
-    centres_transcoders,
-    completed,
-    run_config,
-    with_centring_folded,
-)
-from sae_binary_ext.checkpoints.sparsify_forks import OF_FORKS, SIGNED, refuse_forks
+from sae_binary_ext.checkpoints.portable import PortableCoder, Shape, notes_of, read_notes
+from sae_binary_ext.checkpoints.sparsify_forks import OF_FORKS, SIGNED, VARIANTS, refuse_forks
 from sae_binary_ext.checks import check_choice
 from sae_binary_ext.coding.paper_names import (
     ACTIVATIONS,
@@ -49,6 +40,14 @@ PARAMETERS = {
     "skip_weight": "W_skip",
 }
 RATES, THRESHOLD = "firing_rates", "log_threshold"
+QUIRKE2025 = "quirke2025"
+# Further fields of the first paper's files. None changes what a coder computes.
+IDLE_FIELDS: dict[str, Any] = {
+    "expansion_factor": 32,
+    "normalize_decoder": False,
+    "multi_topk": False,
+    PAPER_IDLE_FIELD: 5,
+}
 # Fields of sparsify and of this package that only training reads.
 TRAINING_FIELDS: dict[str, tuple[type, ...]] = {
     "covariance_alpha": (float, int),
@@ -68,47 +67,44 @@ TRAINING_FIELDS: dict[str, tuple[type, ...]] = {
 
 
 def is_papers(config: dict[str, Any]) -> bool:
-    """Whether a config is one of the first paper's own.
-
-    Those of its earliest coders have no field that sparsify's have not.
-    """
+    """Whether the first paper's code wrote a config. Its earliest configs add no field."""
     binary = config.get("activation") in list(SELECTION_OF_ACTIVATION)
     named = binary or not PAPER_FIELDS.keys().isdisjoint(config)
     return named and "subtract_b_dec" not in config
 
 
 def read(folder: Path) -> PortableCoder:
-    """The coder of a folder, which is named by its hookpoint unless the config says where it is.
+    """Read the coder of a folder.
 
     Raises:
-        CheckpointError: something is missing or damaged, or the activation has no portable form.
+        CheckpointError: a file is missing or damaged, or the activation has no portable form.
     """
     path = folder / "cfg.json"
-    own, run = read_json(path), run_config(folder)
-    config = completed(own, run, path)
+    own, run = read_json(path), runs.run_config(folder)
+    config = runs.completed(own, run, path)
     shape = _read_shape(config, path)
     sizes = {PARAMETERS[key]: size for key, size in shape.tensors().items()}
     optional: tuple[str, ...] = ()
     if shape.binary:
-        # The first paper's files know no running rates.
+        # The first paper's files have no firing rates.
         sizes[RATES], optional = (shape.latents,), (RATES, THRESHOLD)
     stored = read_tensors(folder / WEIGHTS, sizes, optional)
     if shape.binary and THRESHOLD not in stored:
         stored[THRESHOLD] = _absent_threshold(shape, stored, folder / WEIGHTS)
     coder = clearly(folder, lambda: _portable(shape, stored, config))
-    if shape.transcoder and centres_transcoders(own, run):
-        return with_centring_folded(coder)
+    if shape.transcoder and runs.centres_transcoders(own, run):
+        return runs.with_centring_folded(coder)
     return coder
 
 
 def _absent_threshold(shape: Shape, stored: dict[str, Tensor], path: Path) -> Tensor:
-    """Thresholds of zero for a selection whose files in the first paper hold none."""
+    """Logarithms of a threshold of zero, if the first paper's files of a selection have none."""
     if shape.rule.kind.has_thresholds:
         raise CheckpointError(
             f"{path}: holds no {THRESHOLD}. The paper's first coders (commit 474acfb of "
-            "EleutherAI/sparsify) have none: with topk_binary a latent fires above 1, and no later "
-            f"coder does. If yours is one of them, add {THRESHOLD} to the file, "
-            f"{shape.latents} zeros, which are the logarithms of 1."
+            "EleutherAI/sparsify) have none. With topk_binary a latent fires above 1. If "
+            f"yours is one of them, add {THRESHOLD} with {shape.latents} zeros to the file: zero "
+            "is the logarithm of 1."
         )
     dtype = torch.promote_types(stored[PARAMETERS["encoder_weight"]].dtype, torch.float32)
     return torch.full((shape.latents,), -torch.inf, dtype=dtype)
@@ -117,7 +113,7 @@ def _absent_threshold(shape: Shape, stored: dict[str, Tensor], path: Path) -> Te
 def _portable(shape: Shape, stored: dict[str, Tensor], config: dict[str, Any]) -> PortableCoder:
     place, kept_rates, settings = read_notes(config.get(NOTES_KEY))
     rest = {key: value for key, value in config.items() if key not in (NOTES_KEY, "d_in")}
-    format_name = "quirke2025" if is_papers(config) else "sparsify"
+    format_name = QUIRKE2025 if is_papers(config) else "sparsify"
     return PortableCoder(
         shape,
         {key: stored[PARAMETERS[key]] for key in shape.tensors()},
@@ -136,8 +132,8 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
     expansion = fields.take_size("expansion_factor", 32)
     latents = fields.take("num_latents", int, 0)
     transcoder = fields.take("transcode", bool, False)
-    # The first paper's files do not say.
     binary = activation in SELECTION_OF_ACTIVATION
+    # The first paper's files lack this field.
     subtracts = fields.take("subtract_b_dec", bool, not binary or rule.kind.subtracts_b_dec)
     refuse_forks(config, path)
     shape = Shape(
@@ -153,7 +149,7 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
     for name, kinds in TRAINING_FIELDS.items():
         fields.skip(name, kinds)
     if activation in STOCK_ACTIVATIONS:
-        # The paper's branch writes them of every coder.
+        # The paper's branch writes these fields for every coder.
         fields.skip("ste", (str,))
         fields.skip("ste_temperature", (float, int))
     fields.finish(ignored=(NOTES_KEY, PAPER_IDLE_FIELD, *OF_FORKS))
@@ -162,19 +158,16 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
 
 def _refuse_variants(fields: Fields, activation: str) -> None:
     """Raise CheckpointError for coders of the paper's branches that compute something else."""
-    if fields.take("tied_decoder", bool, False):
-        raise CheckpointError(
-            "tied_decoder=True: the decoder is the encoder's weight, and the file holds one of the "
-            "two. Store it under both names, encoder.weight and W_dec, and set tied_decoder to "
-            "false: codes and outputs stay the same."
-        )
-    # It changed the training loss alone: codes and outputs are those of a plain coder.
+    for name, reason in VARIANTS.items():
+        if fields.take(name, bool, False):
+            raise CheckpointError(f"{name}=True: {reason}")
+    # It changed only the training loss: codes and outputs are those of a plain coder.
     fields.skip("matryoshka", (bool,))
     if fields.holds("ste_thresh_est") and activation == "topk_binary":
         raise CheckpointError(
-            "ste_thresh_est: a coder of EleutherAI/sparsify's branch binary-threshold, whose k "
-            "picked latents are 1 below their thresholds too; here a latent is 1 above its "
-            "threshold alone. That branch loads it; coders of branch binary load here."
+            "ste_thresh_est: a coder of EleutherAI/sparsify's branch binary-threshold. There the k "
+            "picked latents are 1 even below their thresholds; here a latent is 1 only above its "
+            "threshold. Load it with that branch. Coders of branch binary load here."
         )
     fields.skip("ste_thresh_est", (bool,))
 
@@ -192,16 +185,15 @@ def _read_rule(fields: Fields, activation: str) -> CodeRule:
 
 
 def from_coder(coder: Any) -> PortableCoder:
-    """A sparsify coder's portable form.
-
-    Args:
-        coder: a SparseCoder of any activation.
+    """The portable form of a SparseCoder.
 
     Raises:
-        CheckpointError: a coder loaded without its decoder.
+        CheckpointError: the coder was loaded without its decoder.
     """
     if coder.W_dec is None:
-        raise CheckpointError("decoder=False: this coder was loaded without its decoder.")
+        raise CheckpointError(
+            "decoder=False: this coder was loaded without its decoder. Load it with decoder=True."
+        )
     config = {**coder.cfg.to_dict(), "d_in": coder.d_in}
     shape = _read_shape(config, Path(f"<{type(coder).__name__}>"))
     return _portable(shape, coder.state_dict(), config)
@@ -211,26 +203,22 @@ def to_coder(coder: PortableCoder) -> Any:
     """A sparsify coder, on the CPU.
 
     Raises:
-        CheckpointError: sparsify has no place for something of the coder; the message names it.
+        CheckpointError: sparsify cannot store a setting of the coder. The message names it.
         ModuleNotFoundError: sparsify is not installed.
     """
-    import_module("sae_binary_ext.sparsify")  # says what to install where sparsify is missing
+    import_module("sae_binary_ext.sparsify")  # if sparsify is missing, says what to install
     from sparsify import SparseCoder
 
     made = SparseCoder(coder.shape.d_in, _config(coder), dtype=coder.dtype)
     state = {PARAMETERS[key]: tensor for key, tensor in coder.tensors.items()}
     if coder.firing_rates is not None and coder.shape.binary:
         state[RATES] = coder.firing_rates
-    made.load_state_dict(state)  # which copies
+    made.load_state_dict(state)  # copies the tensors
     return made
 
 
 def for_inference(coder: PortableCoder) -> Any:
-    """As to_coder, without multi_topk.
-
-    With it sparsify's forward pass returns the 4k largest latents' reconstruction, which is there
-    for a second training loss, as its own.
-    """
+    """As to_coder, with multi_topk off. It makes sparsify return the output of 4k latents."""
     made = to_coder(coder)
     made.cfg.multi_topk = False
     return made
@@ -241,54 +229,98 @@ def write(coder: PortableCoder, folder: Path) -> None:
     to_coder(coder).save_to_disk(folder)
     path = folder / "cfg.json"
     config = json.loads(path.read_text())
-    notes = notes_of(coder)
-    notes["settings"] = {key: value for key, value in coder.settings.items() if key != "sparsify"}
+    notes = notes_of(coder, "sparsify")
     if coder.shape.binary:
-        # They stand among the tensors.
-        notes.pop(RATES, None)
+        notes.pop(RATES, None)  # the weights file holds them
     path.write_text(json.dumps({**config, NOTES_KEY: notes}))
 
 
-def refuse_inexpressible(shape: Shape) -> None:
-    """Raise CheckpointError where sparsify's coders have no place for something."""
-    if shape.d_out != shape.d_in:
+def write_quirke2025(coder: PortableCoder, folder: Path) -> None:
+    """Save a coder as the first paper's code does.
+
+    Raises:
+        CheckpointError: the paper's files cannot store a setting of the coder.
+    """
+    shape = coder.shape
+    _refuse_inexpressible(shape)
+    if not shape.binary:
         raise CheckpointError(
-            f"d_out={shape.d_out} and d_in={shape.d_in}: sparsify's coders have one width."
+            f"activation={shape.rule.selection!r}: the first paper's files hold binary coders. "
+            "Choose sparsify, whose format stores coders with values."
         )
-    if shape.normalize_activations != "none":
+    subtracts = shape.rule.kind.subtracts_b_dec and not shape.transcoder
+    if shape.subtracts_decoder_bias != subtracts:
         raise CheckpointError(
-            f"normalize_activations={shape.normalize_activations!r}: sparsify's coders take raw "
-            "activations. Scalings that SAELens folds into the weights when training ends are fine."
+            f"subtract_b_dec={shape.subtracts_decoder_bias} with selection "
+            f"{shape.rule.selection!r}: the first paper's files have no such field. Its "
+            "autoencoders subtract b_dec from their input, except those of activation 'binary'. "
+            "Choose sparsify, whose format stores the field."
         )
-    if shape.reshape_activations != "none":
-        raise CheckpointError(
-            f"reshape_activations={shape.reshape_activations!r}: sparsify's coders take "
-            "activations as they are."
-        )
-    if not shape.transcoder and not shape.binary and not shape.subtracts_decoder_bias:
-        raise CheckpointError(
-            "apply_b_dec_to_input=False: sparsify's TopK autoencoders always subtract b_dec."
-        )
+    before = coder.settings.get(QUIRKE2025, {})
+    idle = {key: before.get(key, value) for key, value in IDLE_FIELDS.items()}
+    fields = _fields_of(shape)
+    fields.pop("subtract_b_dec")
+    if before.get("num_latents") == 0:
+        fields["num_latents"] = 0
+    kept = {"d_in": shape.d_in, NOTES_KEY: notes_of(coder, QUIRKE2025)}
+    stored = dict(coder.tensors)
+    if not shape.rule.kind.has_thresholds and (stored[THRESHOLD] == -torch.inf).all():
+        del stored[THRESHOLD]  # the paper's files have none either
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({PARAMETERS[key]: one.contiguous() for key, one in stored.items()}, folder / WEIGHTS)
+    (folder / "cfg.json").write_text(json.dumps({**idle, **fields, **PAPER_FIELDS, **kept}))
+
+
+def _refuse_inexpressible(shape: Shape) -> None:
+    """Raise CheckpointError if sparsify's coders cannot compute what this shape says."""
+    normalized, reshaped = shape.normalize_activations, shape.reshape_activations
+    may_leave_b_dec = shape.transcoder or shape.binary
+    reasons = (
+        (
+            shape.d_out != shape.d_in,
+            f"d_out={shape.d_out} and d_in={shape.d_in}: sparsify's coders have one width.",
+        ),
+        (
+            normalized != "none",
+            f"normalize_activations={normalized!r}: sparsify's coders take raw activations. "
+            "Scalings that SAELens folds into the weights when training ends are fine.",
+        ),
+        (
+            reshaped != "none",
+            f"reshape_activations={reshaped!r}: sparsify's coders do not reshape activations.",
+        ),
+        (
+            not may_leave_b_dec and not shape.subtracts_decoder_bias,
+            "apply_b_dec_to_input=False: sparsify's TopK autoencoders always subtract b_dec.",
+        ),
+    )
+    for applies, reason in reasons:
+        if applies:
+            raise CheckpointError(f"{reason} Keep the coder in SAELens' format.")
 
 
 def _config(coder: PortableCoder) -> Any:
-    refuse_inexpressible(coder.shape)
-    fields = fields_of(coder.shape)
-    before = coder.settings.get("sparsify", coder.settings.get("quirke2025", {}))
+    from sparsify import SparseCoderConfig
+
+    from sae_binary_ext.sparsify import BinarySparseCoderConfig
+
+    _refuse_inexpressible(coder.shape)
+    fields = _fields_of(coder.shape)
+    before = coder.settings.get("sparsify", coder.settings.get(QUIRKE2025, {}))
     restored = (*TRAINING_FIELDS, "expansion_factor")
     kept = {key: value for key, value in before.items() if key in restored}
     if coder.shape.binary:
-        # How the first paper's coders were trained. Nothing rescales a binary coder's rows here.
+        # The first paper trained with it. Here nothing rescales the rows of a binary coder.
         kept.pop("normalize_decoder", None)
     if before.get("num_latents") == 0:
-        # Its latents are given by expansion_factor.
-        fields.pop("num_latents")
+        fields.pop("num_latents")  # expansion_factor gives the number of latents
     if coder.shape.transcoder and "subtract_b_dec" in before:
         fields["subtract_b_dec"] = before["subtract_b_dec"]
-    return clearly(Path("<sparsify>"), lambda: _config_class(coder.shape)({**kept, **fields}))
+    kind = BinarySparseCoderConfig if coder.shape.binary else SparseCoderConfig
+    return clearly(Path("<sparsify>"), lambda: kind.from_dict({**kept, **fields}))
 
 
-def fields_of(shape: Shape) -> dict[str, Any]:
+def _fields_of(shape: Shape) -> dict[str, Any]:
     """The fields of a config that say what a coder computes."""
     rule = shape.rule
     fields: dict[str, Any] = {
@@ -301,14 +333,6 @@ def fields_of(shape: Shape) -> dict[str, Any]:
     if shape.binary:
         fields["ste"] = SURROGATES[rule.surrogate].ste
         fields["ste_temperature"] = rule.surrogate_temperature
-        # A transcoder subtracts nothing, whatever this says; True is the default.
+        # A transcoder ignores this field, so it gets the default, True.
         fields["subtract_b_dec"] = shape.subtracts_decoder_bias or shape.transcoder
     return fields
-
-
-def _config_class(shape: Shape) -> Any:
-    from sparsify import SparseCoderConfig
-
-    from sae_binary_ext.sparsify import BinarySparseCoderConfig
-
-    return BinarySparseCoderConfig.from_dict if shape.binary else SparseCoderConfig.from_dict

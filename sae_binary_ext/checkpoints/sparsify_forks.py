@@ -1,4 +1,4 @@
-"""Coders of sparsify's branches and forks, which neither host can express."""
+"""Coders of sparsify's branches and forks that neither host can run."""
 
 from pathlib import Path
 from typing import Any
@@ -7,26 +7,29 @@ from sae_binary_ext.checkpoints.errors import CheckpointError
 
 SOURCE = "https://github.com/EleutherAI/sparsify"
 SIGNED = (
-    "signed=True: its codes may be negative, which no coder of SAELens or of today's sparsify can "
-    f"have. Load it with the code that wrote it: pip install git+{SOURCE}@signed, then "
+    "signed=True: its codes may be negative, which no coder of SAELens or of today's sparsify "
+    f"allows. Load it with the code that wrote it: pip install git+{SOURCE}@signed, then "
     "sae.Sae.load_from_disk(folder)."
 )
-# What the fields of a fork do. A field that is off leaves the coder as sparsify's.
+# Fields of the first paper's branches that change what a coder computes if they are on.
+VARIANTS = {
+    "tied_decoder": (
+        "the decoder is the encoder's weight, and the file holds one of the two. Store it under "
+        "both names, encoder.weight and W_dec, and set tied_decoder to false: codes and outputs "
+        "stay the same."
+    ),
+}
+# What the fields of a fork do. If such a field is off, the coder is an ordinary one of sparsify.
 OF_FORKS = {
     "batch_topk": "the k largest latents a token on average over a batch",
     "sample_topk": "the k largest latents a token on average over a row",
     "input_unit_norm": "inputs scaled to unit norm",
 }
+# Fields of cross-layer transcoders.
 OF_CLT = {
-    "n_targets",
-    "n_sources",
-    "normalize_io",
-    "divide_cross_layer",
-    "train_post_encoder",
-    "post_encoder_scale",
-    "coalesce_topk",
-    "topk_coalesced",
-}
+    "n_targets", "n_sources", "normalize_io", "divide_cross_layer", "train_post_encoder",
+    "post_encoder_scale", "coalesce_topk", "topk_coalesced",
+}  # fmt: skip
 
 
 def refuse_forks(config: dict[str, Any], path: Path) -> None:
@@ -34,13 +37,12 @@ def refuse_forks(config: dict[str, Any], path: Path) -> None:
     if found := sorted(OF_CLT & config.keys()):
         raise CheckpointError(
             f"{path}: has {', '.join(found)}: a cross-layer transcoder of sparsify's branch clt. "
-            "SAELens and sparsify have none. Load it with the code that wrote it: pip install "
+            "SAELens and sparsify cannot load it. Load it with the code that wrote it: pip install "
             f"git+{SOURCE}@clt, then sparsify.SparseCoder.load_from_disk(folder)."
         )
-    found = [name for name in OF_FORKS if config.get(name)]
+    found = [f"{name} ({what})" for name, what in OF_FORKS.items() if config.get(name)]
     if found:
-        what = "; ".join(f"{name} ({OF_FORKS[name]})" for name in found)
         raise CheckpointError(
-            f"{path}: was written by a fork of sparsify with {what}. SAELens and sparsify have no "
-            "such coders. Load it with the code that wrote it."
+            f"{path}: was written by a fork of sparsify with {'; '.join(found)}. SAELens and "
+            "sparsify cannot load such coders. Load it with the code that wrote it."
         )

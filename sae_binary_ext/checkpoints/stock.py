@@ -1,4 +1,4 @@
-"""SAELens' own architectures, and its files of before version 6: what SAELens itself loads."""
+"""Coders that SAELens itself loads: its own architectures, and files from before version 6."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -6,55 +6,49 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import Fields, has_values, read_json
-from sae_binary_ext.checkpoints.normalization import (
-    WHITENED,
-    Scaling,
-    scaling_of,
-    whitening_of_host,
-)
+from sae_binary_ext.checkpoints.normalization import SCALED, WHITENED, Scaling, scaling_of
 
 WEIGHTS = "sae_weights.safetensors"
-# Which latents fire, for architectures that no other format can tell.
+_RELU = "every positive pre-activation (ReLU)"
+_JUMPRELU = "pre-activations above a threshold of each latent"
+_BATCHTOPK = "the k largest pre-activations a token on average over a batch"
+# Which latents fire, for each architecture that no other format can store.
 RULES = {
     "abstopk": "the k largest pre-activations in absolute value, with their sign",
-    "batchtopk": "the k largest pre-activations a token on average over a batch",
+    "batchtopk": _BATCHTOPK,
     "gated": "pre-activations of one encoder, gated by another's",
-    "jumprelu": "pre-activations above a threshold of each latent",
-    "jumprelu_skip_transcoder": "pre-activations above a threshold of each latent",
-    "jumprelu_transcoder": "pre-activations above a threshold of each latent",
+    "jumprelu": _JUMPRELU,
+    "jumprelu_skip_transcoder": _JUMPRELU,
+    "jumprelu_transcoder": _JUMPRELU,
     "matching_pursuit": "latents picked one after another from the residual",
-    "matryoshka_batchtopk": "the k largest pre-activations a token on average over a batch",
-    "skip_transcoder": "every positive pre-activation (ReLU)",
-    "standard": "every positive pre-activation (ReLU)",
+    "matryoshka_batchtopk": _BATCHTOPK,
+    "skip_transcoder": _RELU,
+    "standard": _RELU,
     "temporal": "latents that see earlier tokens too",
-    "transcoder": "every positive pre-activation (ReLU)",
+    "transcoder": _RELU,
 }
-# SAELens loads these for training alone, and writes another architecture for inference.
+# SAELens loads these only for training, and writes another architecture for inference.
 TRAINING_ONLY = {"batchtopk": "jumprelu", "matryoshka_batchtopk": "jumprelu"}
 
-_TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
-_THRESHOLD = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder")
-_SKIPS = ("skip_transcoder", "jumprelu_skip_transcoder")
-# Left in old files beside a coder's own tensors.
+# Activations of SAELens before version 6 that SAELens 6 computes too.
+OLD_ACTIVATIONS = ("relu", "topk", "jumprelu")
+# Tensors of old files beside the coder's own.
 _FINETUNED = "finetuning_scaling_factor"
 _LEGACY_TENSORS = ("scaling_factor", _FINETUNED)
 
 T = TypeVar("T")
-# What files of SAELens before its version 6 may be activated by, for SAELens 6 to compute it.
-OLD_ACTIVATIONS = ("relu", "topk", "jumprelu")
 
 
 def is_old(config: dict[str, Any]) -> bool:
-    """Whether a config of a stock architecture is of SAELens before its version 6."""
+    """Whether SAELens before version 6 wrote a config of a stock architecture."""
     return "metadata" not in config
 
 
 def current_config(folder: Path) -> dict[str, Any]:
-    """A config in the words of SAELens 6, which translates older ones itself.
+    """A config in the fields of SAELens 6. SAELens itself translates older configs.
 
     Raises:
         CheckpointError: the file is damaged, or SAELens cannot translate it.
@@ -63,64 +57,52 @@ def current_config(folder: Path) -> dict[str, Any]:
     path = folder / "cfg.json"
     config = read_json(path)
     architecture = config.get("architecture")
-    if not is_old(config) or architecture not in (None, "topk", *RULES):
+    known = architecture in (None, "topk", *RULES) and architecture not in TRAINING_ONLY
+    if not is_old(config) or not known:
         return config
-    if architecture in TRAINING_ONLY:
-        return config
-    _check_old_activation(config, path)
-    import_module("sae_binary_ext.saelens")  # says what to install where SAELens is missing
+    # SAELens 6 drops this field, and would compute ReLU or topk instead.
+    name = config.get("activation_fn_str", config.get("activation_fn"))
+    if name not in (None, *OLD_ACTIVATIONS):
+        raise CheckpointError(
+            f"{path}: activation_fn={name!r}: expected one of {OLD_ACTIVATIONS}. SAELens 6 would "
+            "silently compute other codes. Use the coder in the SAELens that wrote it: "
+            "pip install 'sae-lens<6'."
+        )
+    import_module("sae_binary_ext.saelens")  # if SAELens is missing, says what to install
     from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
 
     return _hosts(folder, lambda: handle_config_defaulting(config))
 
 
-def _check_old_activation(config: dict[str, Any], path: Path) -> None:
-    # SAELens 6 drops this field, and would compute ReLU or topk in its place.
-    name = config.get("activation_fn_str", config.get("activation_fn"))
-    if name not in (None, *OLD_ACTIVATIONS):
-        raise CheckpointError(
-            f"{path}: activation_fn={name!r}: SAELens 6 has coders of {OLD_ACTIVATIONS} alone, and "
-            "would give other codes without a word. Use it in the SAELens that wrote it: "
-            "pip install 'sae-lens<6'."
-        )
-
-
 def in_words(architecture: str) -> str:
-    """What kind of coder it is."""
+    """The architecture as `inspect` describes it."""
     if architecture in TRAINING_ONLY:
         return f"{architecture}, a training checkpoint that save_inference_model makes loadable"
     if architecture == "topk":
         return "TopK autoencoder, in a file of SAELens before version 6"
-    return f"{architecture}, of SAELens alone"
+    return f"{architecture}, of SAELens only"
 
 
 def refuse(architecture: Any, source: Path) -> None:
-    """Raise CheckpointError, with the reason, where only SAELens has an architecture."""
-    if not isinstance(architecture, str):
-        return
-    if architecture in TRAINING_ONLY:
-        raise training_only(architecture, source)
-    if architecture in RULES:
+    """Raise CheckpointError, with the reason, if only SAELens has an architecture."""
+    refuse_training_only(source, {"architecture": architecture})
+    if isinstance(architecture, str) and architecture in RULES:
         raise CheckpointError(
-            f"{source}: architecture={architecture!r} ({RULES[architecture]}): no other format has "
-            "such coders. Use it in SAELens: load_coder(..., host='saelens')."
+            f"{source}: architecture={architecture!r} ({RULES[architecture]}): no other format can "
+            "store such coders. Use it in SAELens: load_coder(..., host='saelens')."
         )
 
 
-def refuse_training_only(folder: Path, config: dict[str, Any]) -> None:
-    """Raise CheckpointError for a training checkpoint that no loader takes."""
+def refuse_training_only(source: Path, config: dict[str, Any]) -> None:
+    """Raise CheckpointError for a training checkpoint that SAELens cannot load for inference."""
     architecture = config.get("architecture")
-    if isinstance(architecture, str) and architecture in TRAINING_ONLY:
-        raise training_only(architecture, folder)
-
-
-def training_only(architecture: str, source: Path) -> CheckpointError:
-    """The error for a training checkpoint that SAELens does not load for inference either."""
+    if not isinstance(architecture, str) or architecture not in TRAINING_ONLY:
+        return
     folder = source.parent if source.suffix else source
     found = scaling(folder, read_json(folder / "cfg.json")) if folder.is_dir() else None
-    return CheckpointError(
-        f"{source}: architecture={architecture!r}: a training checkpoint, which SAELens loads for "
-        f"training alone. Write the {TRAINING_ONLY[architecture]} coder that it becomes, and load "
+    raise CheckpointError(
+        f"{source}: architecture={architecture!r}: a training checkpoint, which SAELens loads only "
+        f"for training. Write the {TRAINING_ONLY[architecture]} coder that it becomes, and load "
         "that:\n"
         "  from sae_lens import TrainingSAE\n"
         f"  coder = TrainingSAE.load_from_disk({str(folder)!r})\n"
@@ -143,7 +125,7 @@ def _folding_lines(folder: Path, scaling: Scaling | None) -> str:
 
 
 def load(folder: Path, device: str = "cpu") -> Any:
-    """A coder as SAELens' own loader has it, the scale of a training checkpoint folded in.
+    """Load a coder with SAELens' own loader. The scale of a training checkpoint is folded in.
 
     Raises:
         CheckpointError: SAELens cannot load it, or cannot fold its scale.
@@ -179,7 +161,7 @@ def _read_folded(path: str | Path, device: str, cfg_overrides: dict[str, Any] | 
 
 
 def scaling(folder: Path, config: dict[str, Any]) -> Scaling | None:
-    """The scale of a stock coder's training checkpoint, which load folds in."""
+    """The scale that load folds in for a training checkpoint. None for other coders."""
     d_in = Fields(config, folder / "cfg.json").take_size("d_in")
     return scaling_of(folder, config.get("normalize_activations"), d_in)
 
@@ -189,21 +171,26 @@ def _fold_into(coder: Any, scaling: Scaling, folder: Path) -> None:
         if scaling.whitening is None:
             coder.fold_activation_norm_scaling_factor(scaling.input)
         else:
-            coder.fold_activation_whitening(**whitening_of_host(scaling.whitening))
+            whitening = scaling.whitening
+            coder.fold_activation_whitening(
+                mean=whitening.mean,
+                whitening_matrix=whitening.matrix,
+                unwhitening_matrix=whitening.inverse,
+            )
     except NotImplementedError as error:
         raise CheckpointError(
-            f"{folder}: trained on activations that {scaling.file} scales, which SAELens cannot "
-            f"fold into architecture={coder.cfg.architecture()!r}: {error}. Scale the activations "
-            "yourself, and load the coder with sae_lens.SAE.load_from_disk."
+            f"{folder}: {scaling.file} scaled the activations of training. SAELens cannot fold the "
+            f"scale into architecture={coder.cfg.architecture()!r}: {error}. Load the coder with "
+            "sae_lens.SAE.load_from_disk, and scale the activations yourself."
         ) from error
 
 
 def lines(folder: Path, config: dict[str, Any]) -> list[tuple[str, str]]:
-    """What `inspect` shows of a coder that SAELens alone has, each with its label.
+    """The labels and values that `inspect` shows for a coder of SAELens only.
 
     Args:
-        folder: of the coder; its weights are checked against its config.
-        config: of current_config.
+        folder: the coder's. Its weights are checked against its config.
+        config: as current_config returns it.
 
     Raises:
         CheckpointError: tensors are missing, of other sizes, or not finite.
@@ -211,7 +198,8 @@ def lines(folder: Path, config: dict[str, Any]) -> list[tuple[str, str]]:
     fields = Fields(config, folder / "cfg.json")
     architecture = fields.take("architecture", str)
     d_in, latents = fields.take_size("d_in"), fields.take_size("d_sae")
-    d_out = fields.take_size("d_out", d_in) if architecture in _TRANSCODERS else d_in
+    transcoder = architecture in RULES and architecture.endswith("transcoder")
+    d_out = fields.take_size("d_out", d_in) if transcoder else d_in
     _check_weights(folder / WEIGHTS, architecture, (d_in, latents, d_out))
     metadata = fields.take("metadata", dict, {})
     named = {
@@ -220,35 +208,32 @@ def lines(folder: Path, config: dict[str, Any]) -> list[tuple[str, str]]:
         "output hook (SAELens)": metadata.get("hook_name_out"),
     }
     reshaped = config.get("reshape_activations", "none")
+    rule = RULES.get(architecture)
+    if architecture == "topk":
+        rule = f"topk, k={fields.take_size('k')}"
     return [
         ("sizes", f"{d_in} -> {latents} latents -> {d_out}"),
         ("dtype", fields.take("dtype", str, "float32").removeprefix("torch.")),
-        *_selection(architecture, fields),
+        *([("selection", rule)] if rule is not None else []),
         *normalization_lines(config.get("normalize_activations"), scaling(folder, config)),
         *([("reshapes", str(reshaped))] if reshaped != "none" else []),
         *((label, name) for label, name in named.items() if isinstance(name, str)),
     ]
 
 
-def _selection(architecture: str, fields: Fields) -> list[tuple[str, str]]:
-    if architecture == "topk":
-        return [("selection", f"topk, k={fields.take_size('k')}")]
-    return [("selection", RULES[architecture])] if architecture in RULES else []
-
-
 def normalization_lines(mode: Any, scaling: Scaling | None) -> list[tuple[str, str]]:
-    """The line of `inspect` on what happens to activations before they are encoded, if anything."""
+    """The line of `inspect` on how activations are scaled. Empty if they are not."""
     if scaling is not None:
         return [("normalization", scaling.in_words())]
     if mode in (None, "none"):
         return []
-    if mode in ("expected_average_only_in", WHITENED):
+    if mode in (SCALED, WHITENED):
         return [("normalization", f"{mode}, without a file that holds it: activations as they are")]
     return [("normalization", f"{mode}, at run time")]
 
 
 def _expected(architecture: str, sizes: tuple[int, int, int]) -> dict[str, tuple[int, ...]] | None:
-    """Shape of each tensor by name; None where SAELens alone knows."""
+    """The shape of each tensor by name. None for an architecture that only SAELens knows."""
     d_in, latents, d_out = sizes
     if architecture not in (*RULES, "topk") or architecture == "temporal":
         return None
@@ -259,9 +244,9 @@ def _expected(architecture: str, sizes: tuple[int, int, int]) -> dict[str, tuple
     if architecture == "gated":
         return expected | dict.fromkeys(("b_gate", "r_mag", "b_mag"), (latents,))
     expected["b_enc"] = (latents,)
-    if architecture in _THRESHOLD:
+    if architecture.startswith("jumprelu"):
         expected["threshold"] = (latents,)
-    if architecture in _SKIPS:
+    if architecture.endswith("skip_transcoder"):
         expected["W_skip"] = (d_out, d_in)
     if architecture in TRAINING_ONLY:
         expected["topk_threshold"] = ()
@@ -274,9 +259,12 @@ def _check_weights(path: Path, architecture: str, sizes: tuple[int, int, int]) -
         with safe_open(path, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             if expected is not None:
-                _compare(path, {**found}, expected)
+                # Old files also hold a scaling_factor. It is not a tensor of the coder.
+                own = {name: shape for name, shape in found.items() if name != "scaling_factor"}
+                _compare(path, own, expected)
             for name in found if has_values(path) else ():
-                _check_finite(path, name, file.get_tensor(name))
+                if not file.get_tensor(name).isfinite().all():
+                    raise CheckpointError(f"{path}: {name} holds values that are not finite.")
     except (SafetensorError, OSError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}.") from error
 
@@ -284,8 +272,6 @@ def _check_weights(path: Path, architecture: str, sizes: tuple[int, int, int]) -
 def _compare(
     path: Path, found: dict[str, tuple[int, ...]], expected: dict[str, tuple[int, ...]]
 ) -> None:
-    for name in _LEGACY_TENSORS:
-        found.pop(name, None)
     if found.keys() != expected.keys():
         raise CheckpointError(
             f"{path}: holds {sorted(found)} where its config asks for {sorted(expected)}."
@@ -297,17 +283,13 @@ def _compare(
             )
 
 
-def _check_finite(path: Path, name: str, tensor: Tensor) -> None:
-    if not tensor.isfinite().all():
-        raise CheckpointError(f"{path}: {name} holds values that are not finite.")
-
-
 def _hosts(folder: Path, call: Callable[[], T]) -> T:
+    """What SAELens returns. Any error that it raises becomes a CheckpointError."""
     try:
         return call()
     except CheckpointError:
         raise
-    # A host raises whatever an unexpected value leads to.
+    # SAELens can raise any error for an unexpected value.
     except Exception as error:
         raise CheckpointError(
             f"{folder}: its host cannot have it: {type(error).__name__}: {error}"

@@ -365,20 +365,20 @@ def _params(**changes: Any) -> Callable[[Path], Path]:
 # Their SAE and transcoder baselines say what their latents are in place of a binarization.
 BASELINE = {key: value for key, value in SEVENTEEN.items() if key != "binarization_type"}
 BASELINE |= {"inner_activation": "topk", "bias": True, "l1_norm_weight": 1e-7, "save_dir": "logs"}
-LOADS = "What loads here was trained with --binarization_type sign or sign_s"
+LOADS = "This package loads coders that were trained with --binarization_type sign or sign_s"
 # Each with the reason and the remedy.
 REFUSED = {
     "squarewave": (
         Cho(_params(binarization_type="squarewave")),
-        f"binarization_type='squarewave': .*no step; BinarizedAutoencoder of .* loads it.*{LOADS}",
+        f"binarization_type='squarewave': .*not a step. Load it with Binarized.*{LOADS}",
     ),
     "output relu": (
         Cho(_params(output_activation="relu")),
-        f"output_activation='relu': .*sums of decoder rows.* loads it.*{LOADS}",
+        f"output_activation='relu': .*no output activation. Load it with Binarized.*{LOADS}",
     ),
     "SAE baseline": (
         Cho(with_config({"log": {}, "params": BASELINE})),
-        f"inner_activation='topk': .*baselines.*SAE of module/SAE_baseline.py loads it.*{LOADS}",
+        f"inner_activation='topk': .*Load it with SAE of module/SAE_baseline.py.*{LOADS}",
     ),
     "module of a squarewave alone": (
         Cho(without_config, whole_module("squarewave")),
@@ -390,7 +390,7 @@ REFUSED = {
     ),
     "other sizes": (
         Cho(_params(inner_expand_rate=5)),
-        r"inner_expand_rate=5, and encoder.weight is \[32, 8\]: 5 times 8 latents are expected",
+        r"inner_expand_rate=5, but encoder.weight is \[32, 8\]. Expected 5 times 8 latents",
     ),
     "another field": (Cho(_params(threshold=0.5)), r"unknown fields \['threshold'\]"),
 }

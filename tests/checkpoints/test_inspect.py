@@ -56,7 +56,7 @@ def test_stock_coders_of_saelens_show_what_they_are(
     fields, words = STOCK[architecture]
     d_out = fields.get("d_out", D)
     for expected in (
-        f"{architecture}, of SAELens alone", f"{D} -> {LATENTS} latents -> {d_out}", words,
+        f"{architecture}, of SAELens only", f"{D} -> {LATENTS} latents -> {d_out}", words,
         fields.get("dtype", "float32"), *PLACE.values(),
     ):  # fmt: skip
         assert expected in printed

@@ -131,7 +131,7 @@ def test_stock_coders_that_only_their_host_has_load_there_alone(tmp_path: Path):
     assert type(load_coder(tmp_path / "jumprelu")) is JumpReLUSAE
     with pytest.raises(CheckpointError, match="architecture='jumprelu'"):
         load_coder(tmp_path / "jumprelu", host="sparsify")
-    assert describe(tmp_path / "jumprelu")[0].architecture == "jumprelu, of SAELens alone"
+    assert describe(tmp_path / "jumprelu")[0].architecture == "jumprelu, of SAELens only"
     (tmp_path / "jumprelu" / "sae_weights.safetensors").write_bytes(b"no weights")
     with pytest.raises(CheckpointError, match="its host cannot have it"):
         load_coder(tmp_path / "jumprelu")

@@ -134,17 +134,17 @@ LAYOUTS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "a language model": (
         ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors"),
         "a whole model's weights",
-        "belongs to --model",
+        "goes to --model",
     ),
     "OpenAI's names": (
         ("autoencoders/0.pt", "autoencoders/1.pt", "autoencoders/2.pt", "autoencoders/3.pt"),
-        "a layout that is not known here: autoencoders/0.pt, autoencoders/1.pt, autoencoders/2.pt "
+        "an unknown layout: autoencoders/0.pt, autoencoders/1.pt, autoencoders/2.pt "
         "and 1 more",
         "Put the tensors",
     ),
-    "sae.pt": (("layers.5/sae.pt",), "not known here: layers.5/sae.pt", "Put the tensors"),
-    "other names": (("layer5/dict.safetensors",), "not known here", "Put the tensors"),
-    "no weights": (("README.md", "cfg.json"), "no file of weights; there is README.md", ""),
+    "sae.pt": (("layers.5/sae.pt",), "unknown layout: layers.5/sae.pt", "Put the tensors"),
+    "other names": (("layer5/dict.safetensors",), "unknown layout", "Put the tensors"),
+    "no weights": (("README.md", "cfg.json"), "no weights file, only README.md", ""),
 }  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def test_a_folder_of_another_layout_says_what_it_is_and_what_loads_it(name: str,
         with pytest.raises(CheckpointError) as refusal:
             call()
         message = str(refusal.value)
-        assert message.startswith(f"{root}: holds no coder; none of ['model.pt', ")
+        assert message.startswith(f"{root}: holds no coder; expected one of ['model.pt', ")
         assert what in message
         assert how in message
         assert "weights_only" not in message

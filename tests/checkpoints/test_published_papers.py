@@ -154,7 +154,7 @@ def test_coders_without_thresholds_are_refused_and_the_remedy_works(host: Any, t
 @pytest.mark.parametrize("estimates", [True, False])
 def test_codes_of_the_branch_without_a_step_are_refused(estimates: bool, host: Any, tmp_path: Path):
     folder, _ = Quirke({"ste_thresh_est": estimates}, absent=EARLY[2:]).save(tmp_path)
-    reason = r"binary-threshold.*1 below their thresholds.*That branch loads it"
+    reason = r"binary-threshold.*1 even below their thresholds.*Load it with that branch"
     with pytest.raises(CheckpointError, match=reason):
         load_coder(folder, host=host)
 
@@ -202,7 +202,7 @@ def test_a_coder_without_config_is_read_as_the_paper_s_and_says_so(
     CHO["no config"].write(tmp_path)
     with caplog.at_level(logging.WARNING):
         load_coder(tmp_path, "layers.11")
-    assert "no config lies beside it" in caplog.text
+    assert "there is no config beside it" in caplog.text
 
 
 @torch.no_grad()

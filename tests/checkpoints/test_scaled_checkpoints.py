@@ -246,7 +246,7 @@ def test_a_scale_that_cannot_be_folded_is_named(tmp_path: Path):
     coder.save_model(tmp_path)
     scaler.save(str(tmp_path / "activation_scaler.json"))
     with pytest.raises(
-        CheckpointError, match="cannot fold into architecture='matching_pursuit'"
+        CheckpointError, match="cannot fold the scale into architecture='matching_pursuit'"
     ) as no:
         load_coder(tmp_path)
     assert "Scale the activations yourself, and load the coder with sae_lens.SAE" in str(no.value)

@@ -199,7 +199,7 @@ def no_end(folder: Path) -> None:
         (huge_old_storage, "claims to hold more than its"),
         (deep_key, "a key of tuple"),
         (deep_value, r"binarization_type=.* where str is expected"),
-        (no_end, "is no pickled config"),
+        (no_end, "is not a pickled config"),
         (evil_weights, "cannot be read as a state dict"),
         (evil_old_weights, "cannot be read as a state dict"),
     ],
