@@ -78,7 +78,7 @@ test-delphi: $(DELPHI_VENV)/stamp
 # its own. What they depend on is as in constraints.txt with the oldest, and newest with the newest.
 HOSTS := oldest
 HOSTS_PYTHON := .venv-hosts/bin/python
-OLDEST_HOSTS := sae-lens==6.54.0 eai-sparsify==1.3.3 transformer-lens==3.9.0
+OLDEST_HOSTS := sae-lens==6.54.0 eai-sparsify==1.3.3 transformer-lens==3.0.0
 
 test-hosts: $(PYTHON)
 	$(PYTHON) -m uv venv --quiet --clear --python $(PYTHON) .venv-hosts

@@ -5,7 +5,6 @@ Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +15,14 @@ from sparsify.sparse_coder import ForwardOutput
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sae_binary_ext.coding import (
-    INITIAL_THRESHOLD,
-    CodeRule,
-    Encoder,
-    auxiliary_error,
-    bernoulli_entropy,
-    check_width,
-    decode_indices,
-    pre_activations,
-    summed_variance,
-)
-from sae_binary_ext.coding.forms import (
-    encode_batch,
-    encode_codes,
-    infer_indices,
-    infer_packed,
-)
+from sae_binary_ext import coding
+from sae_binary_ext.coding import CodeRule, Encoder, check_width
+from sae_binary_ext.coding.forms import encode_batch, encode_codes, infer_indices, infer_packed
 from sae_binary_ext.coding.forms.margins import active_latents
 from sae_binary_ext.coding.kernels import Picks, seeded, sum_over_ranks
 from sae_binary_ext.saving import replacing
+from sae_binary_ext.sparsify import losses, starting
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
-from sae_binary_ext.sparsify.losses import (
-    batch_variance,
-    multi_topk_error,
-    over_variance,
-    regulariser,
-    summed_square,
-)
-from sae_binary_ext.sparsify.skipping import empty_output, forward_of_rows, mend_start
-from sae_binary_ext.sparsify.starting import (
-    Start,
-    start_from_data,
-    start_from_stock,
-    with_thresholds,
-)
 from sae_binary_ext.sparsify.trainer_state import TrainingProgress
 from sae_binary_ext.training import (
     CollapseWatch,
@@ -69,9 +41,9 @@ RATE_UPDATE = 0.01
 class BinarySparseCoder(SparseCoder):
     """sparsify's SparseCoder with codes of 0 and 1.
 
-    Parameters, beside sparsify's encoder, W_dec [latents, d_in], b_dec [d_in] and W_skip
-    [d_in, d_in]: log_threshold [latents], float32 or wider whatever the coder's dtype. Buffer:
-    firing_rates [latents], a running mean over training batches.
+    sparsify's parameters are the encoder, W_dec [latents, d_in], b_dec [d_in] and W_skip
+    [d_in, d_in]. This class adds log_threshold [latents], in float32 or wider for any dtype of the
+    coder. Its buffer firing_rates [latents] is a running mean over training batches.
     """
 
     cfg: BinarySparseCoderConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -96,21 +68,21 @@ class BinarySparseCoder(SparseCoder):
         self.log_threshold = nn.Parameter(
             torch.full(
                 (self.num_latents,),
-                math.log(INITIAL_THRESHOLD),
+                math.log(coding.INITIAL_THRESHOLD),
                 dtype=torch.promote_types(self.dtype, torch.float32),
                 device=device,
             )
         )
         self.register_buffer("firing_rates", torch.zeros_like(self.log_threshold.data))
         self.progress = TrainingProgress()
-        self.start = Start(of_binary_file=cfg.read_from_file)
+        self.start = starting.Start(of_binary_file=cfg.read_from_file)
         self._watch = FiniteWatch()
         self._finite_rows = FiniteRows()
         self._collapse_watch = CollapseWatch()
 
     @property
     def rule(self) -> CodeRule:
-        """Selection and surrogate; the Trainer changes k as it trains."""
+        """Selection and surrogate. The Trainer may change k during training (k_decay_steps)."""
         return self.cfg.code_rule()
 
     @property
@@ -119,20 +91,20 @@ class BinarySparseCoder(SparseCoder):
         return self._finite_rows.skipped
 
     def entropy_bits(self) -> float:
-        """Entropy of the running firing rates, in bits a token, latents taken as independent."""
-        return bernoulli_entropy(self.firing_rates).sum().item()
+        """Entropy of independent latents with the running firing rates, in bits a token."""
+        return coding.bernoulli_entropy(self.firing_rates).sum().item()
 
     @override
     def encode(self, x: Tensor) -> EncoderOutput:
         """Codes of hidden states, never sampled.
 
         Args:
-            x: [..., d_in], a single token among them.
+            x: [..., d_in]. One token [d_in] is allowed.
 
         Returns:
             top_acts [..., m], exactly 0.0 or 1.0; top_indices [..., m]; pre_acts [..., latents].
             m is k, or for activation binary the largest number of latents active on one token. No
-            index stands twice in a row, so scattering top_acts loses no 1.
+            row has an index twice, so that scattering top_acts loses no 1.
 
         Raises:
             ValueError: x is not d_in wide, or not finite.
@@ -140,17 +112,14 @@ class BinarySparseCoder(SparseCoder):
         check_width(x, self.d_in)
         check_finite(x)
         centred = x.to(self.dtype) - self.origin()
-        pre = pre_activations(centred, self.encoder.weight.T, self.encoder.bias)
+        pre = coding.pre_activations(centred, self.encoder.weight.T, self.encoder.bias)
         rows = pre.reshape(-1, self.num_latents)
         codes, index = active_latents(rows, self.log_threshold.exp(), self.rule)
         shape = (*pre.shape[:-1], codes.shape[-1])
         return EncoderOutput(codes.view(shape), index.view(shape), pre)
 
     def encode_packed(self, x: Tensor) -> Tensor:
-        """Codes of hidden states, a bit each, never sampled and without gradient.
-
-        Args:
-            x: [..., d_in].
+        """Codes of encode's x, one bit each, without gradient.
 
         Returns:
             uint8 [..., latents / 8 rounded up]; coding.unpack turns it into codes.
@@ -162,16 +131,9 @@ class BinarySparseCoder(SparseCoder):
         return packed.view(*x.shape[:-1], packed.shape[-1])
 
     def encode_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes and latents that encode returns, without its pre-activations or a gradient.
+        """encode's top_acts and top_indices, both [..., m], without gradient.
 
-        Sums in float32 round, and not always as encode's: of pre-activations that are equal but for
-        that it may pick another.
-
-        Args:
-            x: [..., d_in].
-
-        Returns:
-            top_acts [..., m] and top_indices [..., m].
+        If two pre-activations differ by rounding alone, it may pick another than encode does.
 
         Raises:
             ValueError: x is not d_in wide, or not finite.
@@ -191,11 +153,11 @@ class BinarySparseCoder(SparseCoder):
         width = top_acts.shape[-1]
         picks = Picks(top_indices.reshape(-1, width), self.num_latents)
         acts = top_acts.reshape(-1, width)
-        rows = decode_indices(acts, picks, self.decoder_weight(), self.b_dec)
+        rows = coding.decode_indices(acts, picks, self.decoder_weight(), self.b_dec)
         return rows.view(*top_acts.shape[:-1], rows.shape[-1])
 
-    # sparsify wraps its forward in bfloat16 autocast on a GPU. Not so here: encode, which runs
-    # outside of it, would then give other codes than those trained on.
+    # On a GPU sparsify runs forward in bfloat16 autocast, but not encode. This forward has no
+    # autocast, so that both give the same codes.
     @override
     def forward(
         self,
@@ -207,21 +169,21 @@ class BinarySparseCoder(SparseCoder):
     ) -> ForwardOutput:
         """Codes, reconstruction and losses of a batch.
 
-        gumbel_binary samples in training mode where gradients are on.
+        gumbel_binary samples its codes in training mode if gradients are on.
 
         Args:
             x: [..., d_in].
-            y: [..., d_in], the target; x itself where None.
+            y: target [..., d_in]. None takes x.
             dead_mask: bool [latents], latents that AuxK trains.
-            total_variance: scalar, summed over tokens; that of y where None.
+            total_variance: scalar, summed over tokens. None takes that of y.
 
         Returns:
-            sparsify's ForwardOutput. latent_indices [m] names the latents that fired in the batch,
-            of all ranks, each once. On a GPU, which would have to wait for their number, it is
-            [latents]: the places of those that did not fire repeat one that did. latent_acts [m]
-            is 1. The gradient of fvu is that of fvu plus the losses on the codes alone (entropy,
-            covariance, dense latents), its value that of fvu alone. The three losses are NaN, with
-            a gradient of 0, where the target has no variance (one token, or equal ones).
+            sparsify's ForwardOutput. latent_indices [m] has each latent that fired in the batch of
+            all ranks once, and latent_acts [m] is 1. On a GPU latent_indices is [latents], so that
+            no step waits for m: places of latents that did not fire repeat one that did. The
+            losses on codes (entropy, covariance, dense latents) add to the gradient of fvu, not to
+            its value. If the target has no variance (one token, or equal tokens), the three losses
+            are NaN and their gradient is 0.
 
         Raises:
             ValueError: x is not d_in wide, x or y is not finite (on a GPU some steps later), or a
@@ -234,13 +196,18 @@ class BinarySparseCoder(SparseCoder):
             output = self.forward(rows, targets, dead_mask=dead_mask, total_variance=total_variance)
             return output._replace(sae_out=output.sae_out.view(x.shape))
         if not len(x) and (self.progress.first_batch or self.progress.group is None):
-            return empty_output(self, x)
+            return self._empty_output(x)
         seen = (x,) if y is None else (x, y)
         if self.cfg.skip_non_finite:
             rows = self._finite_rows.of(*seen, step=self.progress.step)
             if rows is not None:
-                pass_on = partial(self.forward, dead_mask=dead_mask, total_variance=total_variance)
-                return forward_of_rows(rows, x, y, pass_on)
+                y = None if y is None else y[rows]
+                output = self.forward(
+                    x[rows], y, dead_mask=dead_mask, total_variance=total_variance
+                )
+                sae_out = output.sae_out.new_zeros(x.shape)
+                sae_out[rows] = output.sae_out
+                return output._replace(sae_out=sae_out)
         else:
             for values in seen:
                 self._watch.check(values, self.progress.step)
@@ -259,10 +226,10 @@ class BinarySparseCoder(SparseCoder):
             self._update_firing_rates(rates)
             self._watch_firing(rates, dead_mask)
         residual = y - sae_out
-        given = batch_variance(y, total_variance, self.progress, self.cfg.skip_non_finite)
-        variance = summed_variance(y, self.progress.group, given)
-        fvu = over_variance(summed_square(residual, self.progress), variance)
-        extra = regulariser(self.cfg, self.progress, encoded, rates)
+        given = losses.batch_variance(y, total_variance, self.progress, self.cfg.skip_non_finite)
+        variance = coding.summed_variance(y, self.progress.group, given)
+        fvu = losses.over_variance(losses.summed_square(residual, self.progress), variance)
+        extra = losses.regulariser(self.cfg, self.progress, encoded, rates)
         if extra is not None:
             fvu = attach_to_loss(fvu, extra)
             if self.progress.regulariser_share:
@@ -279,11 +246,7 @@ class BinarySparseCoder(SparseCoder):
 
     @override
     def set_decoder_norm_to_unit_norm(self) -> None:
-        """Refused: unit rows would erase the magnitude of the latents.
-
-        Raises:
-            ValueError: always.
-        """
+        """Raise ValueError: unit rows would erase the magnitude of the latents."""
         raise ValueError(
             "set_decoder_norm_to_unit_norm: the magnitude of a binary latent lives in its decoder "
             "row. Leave normalize_decoder at False."
@@ -294,30 +257,26 @@ class BinarySparseCoder(SparseCoder):
         """Write cfg.json and sae.safetensors, both at once (see saving.replacing).
 
         Raises:
-            ValueError: a parameter is not finite; nothing is written then.
+            ValueError: a parameter is not finite. Then nothing is written.
         """
         self.check_saveable()
         with replacing(Path(path)) as new:
             super().save_to_disk(new)
 
     def check_saveable(self) -> None:
-        """Raise ValueError if a step or a parameter was not finite. A GPU finishes its steps."""
+        """Raise ValueError if a step or a parameter was not finite. Waits for a GPU's steps."""
         self._watch.check_now()
         check_parameters(self.named_parameters())
 
     @override
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        # The first paper's files have no running rates.
-        state = with_thresholds(self, {"firing_rates": self.firing_rates, **state_dict})
+        # The first paper's files have no firing rates.
+        state = starting.with_thresholds(self, {"firing_rates": self.firing_rates, **state_dict})
         self.start.loaded = True
         return super().load_state_dict(state, *args, **kwargs)
 
     def decoder_weight(self) -> Tensor:
-        """W_dec, [latents, d_in].
-
-        Raises:
-            ValueError: the coder was loaded without.
-        """
+        """W_dec [latents, d_in]. ValueError if the coder was loaded without it."""
         if self.W_dec is None:
             raise ValueError("This coder was loaded with decoder=False: it encodes only.")
         return self.W_dec
@@ -328,9 +287,23 @@ class BinarySparseCoder(SparseCoder):
             return torch.zeros_like(self.b_dec)
         return self.b_dec if self.cfg.encoder_trains_b_dec else self.b_dec.detach()
 
+    def _empty_output(self, x: Tensor) -> ForwardOutput:
+        """Forward pass of no tokens [0, d_in]: nothing fires, and all gradients are 0."""
+        if self.progress.first_batch:
+            raise ValueError(
+                "The first batch has no token to train on: exclude_tokens leaves out all of them. "
+                "Shuffle the data, raise batch_size, or give fewer exclude_tokens."
+            )
+        zero = x.new_zeros((), dtype=self.dtype)
+        none = sum(parameter.sum() for parameter in self.parameters()) * zero
+        sae_out = x.to(self.dtype) + none
+        fired = torch.zeros(0, dtype=torch.int64, device=x.device)
+        acts, loss = sae_out.new_zeros(0), none.detach()
+        return ForwardOutput(sae_out, acts, fired, none + torch.nan, loss, loss)
+
     def _encoder(self, x: Tensor) -> Encoder:
         origin = self.origin()
-        # The origin learns through the encoder's field, not through the input.
+        # The origin learns through Encoder.origin, not through the input.
         centred = x - origin.detach()
         weight, bias = self.encoder.weight.T, self.encoder.bias
         return Encoder(centred, weight, bias, self.log_threshold, origin, self.rule)
@@ -340,7 +313,7 @@ class BinarySparseCoder(SparseCoder):
 
     def _update_firing_rates(self, rates: Tensor) -> None:
         rates = rates.detach().to(self.firing_rates.dtype)
-        # All of the first batch's, which finds none.
+        # The first batch finds rates of 0, and sets them.
         share = torch.where(self.firing_rates.any(), RATE_UPDATE, 1.0).to(rates)
         self.firing_rates.lerp_(rates, share)
 
@@ -352,20 +325,20 @@ class BinarySparseCoder(SparseCoder):
         """Set the initial parameters on a Trainer's first batch."""
         progress = self.progress
         if self.cfg.skip_non_finite and progress.step == 0:
-            mend_start(self, x, y, progress.group)
+            starting.mend_start(self, x, y)
         if not progress.fit_start:
             return
         progress.fit_start = False
         if self.start.of_stock:
-            start_from_stock(self, x)
+            starting.start_from_stock(self, x)
         else:
-            start_from_data(self, x, y)
+            starting.start_from_data(self, x, y)
 
     def _fired(self, rates: Tensor) -> Tensor:
-        """The latents with a firing rate [latents] above 0, int64; see forward."""
+        """latent_indices of forward, int64, of firing rates [latents]."""
         if rates.device.type == "cpu":
             return rates.nonzero().flatten()
-        # Where none fired, one that fires often: it is taken as alive either way.
+        # If none fired, repeat the one that fires most: it counts as alive in any case.
         other = torch.where(rates.any(), rates.argmax(), self.firing_rates.argmax())
         return torch.where(rates > 0, torch.arange(len(rates), device=rates.device), other)
 
@@ -375,12 +348,16 @@ class BinarySparseCoder(SparseCoder):
         if pre is None or dead_mask is None or not dead_mask.any():
             return residual.new_zeros(())
         margin = pre - self.log_threshold.exp()
-        error = auxiliary_error(margin, dead_mask, residual, self.decoder_weight(), self.rule)
-        return over_variance(sum_over_ranks(error, self.progress.group), variance)
+        error = coding.auxiliary_error(
+            margin, dead_mask, residual, self.decoder_weight(), self.rule
+        )
+        return losses.over_variance(sum_over_ranks(error, self.progress.group), variance)
 
     def _multi_topk_loss(self, pre: Tensor | None, target: Tensor, variance: Tensor) -> Tensor:
         if pre is None or not self.cfg.multi_topk:
             return target.new_zeros(())
         decoder = (self.decoder_weight(), self.b_dec)
-        error = multi_topk_error(pre, target, decoder, self.log_threshold, self.rule, self.progress)
-        return over_variance(error, variance)
+        error = losses.multi_topk_error(
+            pre, target, decoder, self.log_threshold, self.rule, self.progress
+        )
+        return losses.over_variance(error, variance)

@@ -8,18 +8,11 @@ from simple_parsing.helpers.serialization.serializable import from_dict as datac
 from sparsify import SparseCoderConfig, TrainConfig
 from typing_extensions import override
 
-from sae_binary_ext.checks import (
-    check_at_least,
-    check_choice,
-    check_positive,
-    check_rate,
-)
+from sae_binary_ext.checks import check_at_least, check_choice, check_positive, check_rate
+from sae_binary_ext.coding import paper_names
 from sae_binary_ext.coding.paper_names import (
     ACTIVATIONS,
-    PAPER_FIELDS,
-    PAPER_IDLE_FIELD,
     SELECTION_OF_ACTIVATION,
-    STOCK_ACTIVATIONS,
     SURROGATE_OF_STE,
 )
 from sae_binary_ext.coding.selection import SELECTIONS, SURROGATE_LATENTS, CodeRule
@@ -34,7 +27,7 @@ _PICKING_LARGEST = " and ".join(
 
 
 def check_activation(activation: object) -> None:
-    """Raise ValueError where this is neither a binary activation nor one of sparsify's own."""
+    """Raise ValueError if this is neither a binary activation nor one of sparsify's own."""
     check_choice(ACTIVATIONS, activation=activation)
 
 
@@ -43,62 +36,59 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
     """
     Configuration for training a binary sparse coder on a language model.
 
-    Binary Sparse Coding for Interpretability (arXiv 2509.25596); the entropy and covariance
-    losses are those of Binary Autoencoder for Mechanistic Interpretability of Large Language
-    Models (arXiv 2509.20997).
+    The codes are those of Binary Sparse Coding for Interpretability (arXiv 2509.25596). The entropy
+    and covariance losses are those of Binary Autoencoder for Mechanistic Interpretability of Large
+    Language Models (arXiv 2509.20997).
     """
 
-    activation: str = choice(  # pyright: ignore[reportIncompatibleVariableOverride]
-        *ACTIVATIONS, default="topk_binary"
-    )
-    """Activation function to use. Codes are 0 or 1 for topk_binary (the k largest of a token),
-    groupmax_binary (the largest of each of k groups), gumbel_binary (one of each of k groups,
-    sampled in training) and binary (all above their threshold); topk and groupmax are sparsify's
-    own."""
+    activation: str = choice(*ACTIVATIONS, default="topk_binary")  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Activation function to use. Four of them give codes of 0 and 1. topk_binary: the k largest
+    latents of a token fire. groupmax_binary: the largest of each of k groups. gumbel_binary: one of
+    each of k groups, sampled in training. binary: each latent above its threshold. topk and
+    groupmax are sparsify's own."""
 
     normalize_decoder: bool | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Scale decoder rows to unit norm. None does so for sparsify's own activations alone. True is
-    an error for a binary one: a latent's magnitude lives in the norm of its decoder row."""
+    """Scale decoder rows to unit norm. None does so only for sparsify's own activations. True is an
+    error for binary activations: a latent's magnitude is the norm of its decoder row."""
 
     ste: str = choice(*SURROGATE_OF_STE, default="sigmoid")
-    """Surrogate gradient of the 0/1 step."""
+    """Gradient that training uses for the 0/1 step."""
 
     ste_temperature: float = 2.0
-    """Width of the surrogate, in units of the pre-activation."""
+    """Width of the gradient of ste, in units of the pre-activation."""
 
     ste_latents: Literal["selected", "near", "all"] | None = None
-    """Which latents learn from a token. selected: those the activation selects. With topk_binary
-    also near: the 2k nearest to firing; and all: every latent, in competition for the k places.
-    None takes near for topk_binary and selected for the others."""
+    """Which latents learn from a token. selected: those that the activation selects. topk_binary
+    also takes near (the 2k latents nearest to firing) and all (each latent, in competition for the
+    k places). None takes near for topk_binary and selected for the others."""
 
     entropy_alpha: float = 0.0
-    """What one bit of a batch's code entropy costs, in FVU. 0 turns the loss off."""
+    """FVU that one bit of a batch's code entropy costs. 0 turns the loss off."""
 
     covariance_alpha: float = 0.0
-    """What one unit of summed absolute covariance costs, in FVU. 0 turns the loss off."""
+    """FVU that one unit of summed absolute covariance costs. 0 turns the loss off."""
 
     dense_alpha: float = 0.0
-    """What a latent costs, in FVU, for each unit of its firing rate above dense_rate. 4e-3 left no
-    latent of 4608 above a tenth of the tokens, on text like that of training. 0 turns the loss
-    off."""
+    """FVU that a latent costs for each unit of its firing rate above dense_rate. With 4e-3, none of
+    4608 latents fired on over a tenth of tokens like those of training. 0 turns the loss off."""
 
     initial_firing_rate: float | None = None
-    """Firing rate, between 0 and 1, that the first batch (with micro_acc_steps its first part) sets
-    the encoder biases to. It also scales the encoder to pre-activations of unit variance. None
-    takes 0.05, or k / latents if that is more, and 0.02 for binary. 0 keeps sparsify's own start,
-    as in the papers."""
+    """Firing rate of latents at the start, between 0 and 1. The first batch (its first part, with
+    micro_acc_steps) sets the encoder biases to it. It also scales the encoder to pre-activations of
+    unit variance. None takes 0.02 for binary, and for the others 0.05, or k / latents if that is
+    more. 0 keeps sparsify's own start, as in the papers."""
 
     subtract_b_dec: bool = True
-    """Subtract the decoder bias from an autoencoder's input. The first paper trained its coders of
-    activation binary without."""
+    """Subtract the decoder bias from an autoencoder's input. The first paper does so for each
+    activation but binary."""
 
-    # No fields: neither is saved with a coder. A preset's fields of TrainConfig; and whether one of
-    # sparsify's loaders has read this config from a coder's file.
+    # Not fields, so not saved: a preset's fields of TrainConfig, and whether a loader of sparsify
+    # has read this config from a coder's file.
     _training: ClassVar[dict[str, Any]] = {}
     read_from_file: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.activation in STOCK_ACTIVATIONS:
+        if self.activation in paper_names.STOCK_ACTIVATIONS:
             self._check_stock()
             return
         check_activation(self.activation)
@@ -142,11 +132,7 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
         return self.subtract_b_dec and not self.transcode
 
     def code_rule(self) -> CodeRule:
-        """The fields above as the mathematics takes them.
-
-        Raises:
-            ValueError: k is out of range.
-        """
+        """Selection and surrogate of these fields. ValueError if k is out of range."""
         kind = self._kind()
         return CodeRule(
             kind.name,
@@ -161,7 +147,7 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
         return self.activation in SELECTION_OF_ACTIVATION
 
     def for_training(self) -> SparseCoderConfig:
-        """The config that a coder of this activation has: sparsify's own for a stock activation."""
+        """This config in the class of its activation: sparsify's own for sparsify's activations."""
         kind = BinarySparseCoderConfig if self.is_binary() else SparseCoderConfig
         if type(self) is kind:
             return self
@@ -170,32 +156,32 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
     @override
     @classmethod
     def from_dict(cls, obj: dict[str, Any], drop_extra_fields: bool | None = None) -> Self:
-        """A config of a dict; of one of the first paper's files, too.
+        """Make a config of a dict, also of the config in the first paper's files.
 
         Args:
             obj: field names and values.
-            drop_extra_fields: True where sparsify's loaders read a file's config. A file of
-                activation binary that does not say whether it subtracts b_dec was trained without.
+            drop_extra_fields: sparsify's loaders give True, for the config in a file. Then
+                subtract_b_dec, if it is missing, is as the first paper trained the activation.
 
         Raises:
-            ValueError: a key that is no field, or one that this package does not implement.
+            ValueError: a key is no field, or this package does not implement its value.
         """
         check_activation(obj.get("activation", cls.activation))
         known = {field.name for field in fields(cls)}
         settings = {key: value for key, value in obj.items() if key in known}
         for key, value in obj.items():
-            idle = key == PAPER_IDLE_FIELD or (key in PAPER_FIELDS and value == PAPER_FIELDS[key])
             # A coder that was trained with the Matryoshka loss encodes and decodes like any other.
-            idle = idle or (bool(drop_extra_fields) and key == "matryoshka")
-            if key in known or key == NOTES_KEY or idle:
+            of_training = key == "matryoshka" and drop_extra_fields
+            if key in known or key in (NOTES_KEY, paper_names.PAPER_IDLE_FIELD) or of_training:
                 continue
-            if key in PAPER_FIELDS:
-                raise ValueError(f"{key}={value!r}: this package reads such coders with {key} off.")
-            raise ValueError(f"{key}={value!r} is no field of {cls.__name__}: {sorted(known)}.")
+            if key not in paper_names.PAPER_FIELDS:
+                raise ValueError(f"{key}={value!r} is no field of {cls.__name__}: {sorted(known)}.")
+            if value != paper_names.PAPER_FIELDS[key]:
+                raise ValueError(f"{key}={value!r}: this package reads coders with {key} off only.")
         selection = SELECTION_OF_ACTIVATION.get(settings.get("activation", ""))
         if drop_extra_fields and selection:
             settings.setdefault("subtract_b_dec", SELECTIONS[selection].subtracts_b_dec)
-            # The first paper's files say how their rows were trained; nothing rescales them here.
+            # The first paper's files say how decoder rows were trained. They keep their norms here.
             settings.pop("normalize_decoder", None)
         config = dataclass_from_dict(cls, settings, drop_extra_fields=False)
         vars(config)["read_from_file"] = bool(drop_extra_fields)
@@ -203,7 +189,7 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
 
     @classmethod
     def quirke2025(cls, **changes: Any) -> Self:
-        """The settings of Quirke et al. (arXiv 2509.25596); train_config adds their optimizer.
+        """The settings of Quirke et al. (arXiv 2509.25596). train_config adds their optimizer.
 
         Args:
             changes: fields that differ, for example activation, k or transcode.
@@ -221,11 +207,11 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
 
     @classmethod
     def cho2025(cls, **changes: Any) -> Self:
-        """The settings of Cho et al. (arXiv 2509.20997); train_config adds their optimizer.
+        """The settings of Cho et al. (arXiv 2509.20997). train_config adds their optimizer.
 
-        Their weights are on the mean squared error; on FVU they are the same where inputs have
-        unit variance in each dimension. They start the entropy loss after a quarter of their
-        training: set entropy_start_step to a quarter of yours.
+        Their coefficients are in units of mean squared error. In units of FVU they are the same if
+        inputs have unit variance in each dimension. They start the entropy loss after a quarter of
+        training: set entropy_start_step to a quarter of your steps.
 
         Args:
             changes: fields that differ, for example entropy_alpha.
@@ -245,7 +231,7 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
         """sparsify's TrainConfig of this coder with its preset's optimizer.
 
         Args:
-            settings: further fields of TrainConfig; they go before the preset's.
+            settings: further fields of TrainConfig. They replace the preset's.
         """
         return TrainConfig(sae=self, **{**self._training, **settings})
 
@@ -259,13 +245,13 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
         return SELECTIONS[SELECTION_OF_ACTIVATION[self.activation]]
 
     def _check_surrogate(self) -> None:
-        # CodeRule checks all of this too, by the names of its own fields.
+        # CodeRule checks these too, but its errors name its own fields.
         check_choice(SURROGATE_OF_STE, ste=self.ste)
         taken = self._kind().surrogates
         if taken is not None and SURROGATE_OF_STE[self.ste] not in taken:
             names = " or ".join(repr(SURROGATES[name].ste) for name in taken)
             raise ValueError(
-                f"ste={self.ste!r}: activation {self.activation!r} takes ste {names} alone."
+                f"ste={self.ste!r}: activation {self.activation!r} takes only ste={names}."
             )
         check_positive(ste_temperature=self.ste_temperature)
         if self.ste_latents not in (None, "selected") and not self._kind().picks_largest:
@@ -293,13 +279,7 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
 @dataclass
 class CommandLineCoderConfig(BinarySparseCoderConfig):
     """
-    What sparsify's command line takes: every field, and sparsify's own coder by default.
+    The fields of sparsify's command line. By default it trains sparsify's own coder.
     """
 
-    activation: str = choice(  # pyright: ignore[reportIncompatibleVariableOverride]
-        *ACTIVATIONS, default="topk"
-    )
-    """Activation function to use. Codes are 0 or 1 for topk_binary (the k largest of a token),
-    groupmax_binary (the largest of each of k groups), gumbel_binary (one of each of k groups,
-    sampled in training) and binary (all above their threshold); topk and groupmax are sparsify's
-    own."""
+    activation: str = choice(*ACTIVATIONS, default="topk")  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -1,7 +1,7 @@
-"""Makes sparsify build, load and train binary coders. Everything replaced in it stands here.
+"""Makes sparsify build, load and train binary coders. This file makes all changes to sparsify.
 
 sparsify has no registry: its Trainer and its loaders name SparseCoder and SparseCoderConfig. Each
-seam below hands over to what was there before unless a binary activation asks for more.
+function replaced below calls sparsify's own, and does more only for binary activations.
 """
 
 import functools
@@ -15,7 +15,6 @@ from unittest.mock import patch
 import sparsify
 import sparsify.trainer
 import torch
-from schedulefree import ScheduleFreeWrapper
 from simple_parsing.helpers.serialization import register_decoding_fn
 from sparsify import SparseCoder, SparseCoderConfig, TrainConfig, Trainer
 from torch import distributed as dist
@@ -25,7 +24,7 @@ from transformers import PreTrainedModel
 from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION
 from sae_binary_ext.registration import Host
 from sae_binary_ext.saving import replacing
-from sae_binary_ext.sparsify.batches import WholeBatch
+from sae_binary_ext.sparsify import steps
 from sae_binary_ext.sparsify.coder import BinarySparseCoder
 from sae_binary_ext.sparsify.config import (
     BinarySparseCoderConfig,
@@ -33,8 +32,7 @@ from sae_binary_ext.sparsify.config import (
     check_activation,
 )
 from sae_binary_ext.sparsify.starting import is_stock, prepare_start
-from sae_binary_ext.sparsify.steps import group_as_saved, one_group_each, scale_steps
-from sae_binary_ext.sparsify.trainer_state import TrainingProgress
+from sae_binary_ext.sparsify.trainer_state import TrainingProgress, WholeBatch
 from sae_binary_ext.training.untouched import InitialParameters
 
 logger = logging.getLogger(__name__)
@@ -52,10 +50,10 @@ HOST = Host(
 
 
 def register() -> None:
-    """Teach sparsify the binary coders. Idempotent.
+    """Teach sparsify the binary coders. A second call does nothing.
 
-    If sparsify lacks a private name that they need, its Trainer stays as it is, and each binary
-    coder raises an error when it is made.
+    If sparsify lacks a private name that they need, its Trainer is not changed, and making a binary
+    coder raises an error.
     """
     if hasattr(sparsify, _REGISTERED):
         return
@@ -73,7 +71,7 @@ def register() -> None:
 
 
 def _build_binary_coders() -> None:
-    """SparseCoder(d_in, config) is a BinarySparseCoder if the config's activation is binary."""
+    """SparseCoder(d_in, config) makes a BinarySparseCoder if the config's activation is binary."""
 
     def new(cls: type[SparseCoder], *args: Any, **kwargs: Any) -> SparseCoder:
         cfg = kwargs.get("cfg", args[1] if len(args) > 1 else None)
@@ -87,7 +85,7 @@ def _build_binary_coders() -> None:
 
 
 def _read_binary_configs() -> None:
-    """SparseCoderConfig.from_dict, which the loaders call, returns the config of the activation."""
+    """SparseCoderConfig.from_dict, which loaders call, chooses the class by the activation."""
     stock_from_dict = SparseCoderConfig.from_dict.__func__
 
     def from_dict(
@@ -100,13 +98,13 @@ def _read_binary_configs() -> None:
         return stock_from_dict(cls, obj, drop_extra_fields)
 
     SparseCoderConfig.from_dict = classmethod(from_dict)  # pyright: ignore
-    # What TrainConfig.from_dict decodes its field sae with.
+    # TrainConfig.from_dict decodes its field sae by these functions.
     for config in (SparseCoderConfig, CommandLineCoderConfig):
         register_decoding_fn(config, SparseCoderConfig.from_dict, overwrite=True)
 
 
 def _offer_binary_fields() -> None:
-    """The command line, which reads the type of TrainConfig.sae, takes the binary fields too."""
+    """The command line takes the binary fields too: it reads the type of TrainConfig.sae."""
     TrainConfig.__dataclass_fields__["sae"].type = CommandLineCoderConfig
     TrainConfig.__annotations__["sae"] = CommandLineCoderConfig
     stock_post_init = TrainConfig.__post_init__
@@ -122,7 +120,7 @@ def _offer_binary_fields() -> None:
 
 
 def _check_before_building() -> None:
-    """The Trainer refuses what binary coders cannot have, and knows their learning rate."""
+    """The Trainer refuses settings that binary coders cannot have, and sets their learning rate."""
     stock_init = Trainer.__init__
 
     @functools.wraps(stock_init)
@@ -134,9 +132,9 @@ def _check_before_building() -> None:
         if not isinstance(cfg.sae, BinarySparseCoderConfig):
             return
         if cfg.optimizer == "signum":
-            _set_signum_rates(self)
+            steps.set_signum_rates(self)
         if isinstance(self.best_loss, dict):
-            # sparsify's are named by hookpoint, and its save_best asks for those of each seed.
+            # sparsify names best losses by hookpoint, but save_best looks them up by coder.
             self.best_loss = dict.fromkeys(self.saes, float("inf"))
         for name, coder in _binary_coders(self).items():
             coder.start.initial = InitialParameters(coder)
@@ -148,7 +146,7 @@ def _check_before_building() -> None:
 
 
 def _inform_while_training() -> None:
-    """The Trainer keeps binary coders informed of how far training has come."""
+    """The Trainer tells binary coders its step before each forward pass."""
     stock_fit = Trainer.fit
 
     @functools.wraps(stock_fit)
@@ -162,7 +160,7 @@ def _inform_while_training() -> None:
             if self.global_step == 0:
                 prepare_start(name, coder)
         if binary and self.global_step == 0:
-            one_group_each(self)
+            steps.one_group_each(self)
         try:
             stock_fit(self)
         finally:
@@ -175,7 +173,7 @@ def _inform_while_training() -> None:
 
 
 def _resume_where_training_was() -> None:
-    """A resumed run of binary coders ends where an unbroken one does."""
+    """A resumed run of binary coders trains the same weights as an unbroken run."""
     stock_load = Trainer.load_state
 
     @functools.wraps(stock_load)
@@ -183,22 +181,22 @@ def _resume_where_training_was() -> None:
         if not isinstance(self.cfg.sae, BinarySparseCoderConfig):
             stock_load(self, path)
             return
-        group_as_saved(self, Path(path))
+        steps.group_as_saved(self, Path(path))
         stock_load(self, path)
-        _load_counters(self, Path(path))
-        _skip_trained_batch(self)
-        _resume_schedule_free(self)
+        steps.load_counters(self, Path(path))
+        steps.skip_trained_batch(self)
+        steps.resume_schedule_free(self)
 
     Trainer.load_state = load_state
 
 
 def _save_checkpoints_at_once() -> None:
-    """Weights, optimizers and counters of one step: a killed save leaves no mixture of two."""
+    """A checkpoint replaces the old one at once: a killed save leaves no mixture of two steps."""
     stock_checkpoint = Trainer._checkpoint  # pyright: ignore[reportPrivateUsage]
 
     @functools.wraps(stock_checkpoint)
     def checkpoint(self: Trainer, saes: dict[str, SparseCoder], path: str, rank_zero: bool) -> None:
-        # Where ranks write their own coders each, they meet when all have written, and not before.
+        # With distribute_modules each rank writes coders of its own, and all meet only at the end.
         if not isinstance(self.cfg.sae, BinarySparseCoderConfig) or self.cfg.distribute_modules:
             stock_checkpoint(self, saes, path, rank_zero)
             return
@@ -209,9 +207,9 @@ def _save_checkpoints_at_once() -> None:
 
 
 def _save_no_spoilt_coder() -> None:
-    """Begin no save, the best one's included, of a coder with a parameter that is not finite.
+    """Saving a coder with a parameter that is not finite is an error, also for save_best.
 
-    save_best alone would pass over such a coder: its loss is NaN, which is below no other.
+    save_best itself would skip this coder without a word, because its loss NaN is never the lowest.
     """
     stock_save, stock_save_best = Trainer.save, Trainer.save_best
 
@@ -233,18 +231,18 @@ def _check_saveable(trainer: Trainer) -> None:
         try:
             coder.check_saveable()
         except ValueError as error:
-            error.add_note(f"This is coder {name}; nothing was saved, and earlier saves stay.")
+            error.add_note(f"This is coder {name}. Nothing was saved; earlier saves are kept.")
             raise
 
 
 def _take_losses_over_all_ranks() -> None:
-    """Distributed binary coders know the ranks whose batches make up one."""
+    """Binary coders in DistributedDataParallel take losses over the tokens of all ranks."""
     stock_ddp = sparsify.trainer.DDP
 
     def ddp(module: nn.Module, **kwargs: Any) -> nn.Module:
         if isinstance(module, BinarySparseCoder):
             module.progress.group = dist.group.WORLD
-            # sparsify names a GPU even where there is none, which DDP refuses.
+            # sparsify names a GPU even on the CPU, and DDP refuses that.
             if module.device.type == "cpu":
                 kwargs.pop("device_ids", None)
         return stock_ddp(module, **kwargs)
@@ -255,18 +253,18 @@ def _take_losses_over_all_ranks() -> None:
 def _check_k_decay(sae: BinarySparseCoderConfig, k_decay_steps: int) -> None:
     if k_decay_steps and sae.is_binary() and sae.code_rule().kind.groups:
         raise ValueError(
-            f"k_decay_steps={k_decay_steps} with activation={sae.activation!r}: k is its number "
-            "of groups, which must go on dividing the latents. Give 0."
+            f"k_decay_steps={k_decay_steps} with activation={sae.activation!r}: k is the number "
+            "of groups. It must divide the number of latents, so it cannot decay. Give 0."
         )
 
 
 def _check_config(cfg: object) -> None:
-    """Raise ValueError where sparsify's own config has a binary activation."""
+    """Raise ValueError if sparsify's own config class has a binary activation."""
     activation = getattr(cfg, "activation", None)
     if activation in SELECTION_OF_ACTIVATION and not isinstance(cfg, BinarySparseCoderConfig):
         raise ValueError(
-            f"activation={activation!r} in a {type(cfg).__name__}: binary activations have fields "
-            "that it lacks. Use sae_binary_ext.sparsify.BinarySparseCoderConfig("
+            f"activation={activation!r} in a {type(cfg).__name__}, which lacks the fields of "
+            "binary activations. Use sae_binary_ext.sparsify.BinarySparseCoderConfig("
             f"activation={activation!r}, ...)."
         )
 
@@ -275,20 +273,9 @@ def _check_seeds(cfg: TrainConfig) -> None:
     if cfg.loss_fn in ("ce", "kl") and len(cfg.init_seeds) > 1:
         raise ValueError(
             f"init_seeds={cfg.init_seeds} with loss_fn={cfg.loss_fn!r}: only one coder can take a "
-            "module's place while the model's loss is trained on, and the others would be saved "
-            "untrained. Give one seed a run."
+            "module's place when training minimises the model's loss. The others would be saved "
+            "untrained. Give one seed in each run."
         )
-
-
-def _set_signum_rates(trainer: Trainer) -> None:
-    """The first paper's learning rate for binary coders, where the user gave none."""
-    if trainer.cfg.lr is not None:
-        return
-    groups = trainer.optimizers[0].param_groups
-    for group, coder in zip(groups, trainer.saes.values(), strict=True):
-        group["lr"] = 3e-3 / (coder.num_latents / 2**15) ** 0.5
-    rates = sorted({group["lr"] for group in groups})
-    logger.info("Learning rates of the binary coders: %s", [f"{rate:.2e}" for rate in rates])
 
 
 def _binary_coders(trainer: Trainer) -> dict[str, BinarySparseCoder]:
@@ -313,7 +300,7 @@ def _inform(
     progress.step = trainer.global_step // cfg.grad_acc_steps
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     progress.noise_seed = trainer.global_step * ranks + rank
-    # The model's loss is divided by this number of batches; so must be what rides on its gradient.
+    # sparsify divides the model's loss by grad_acc_steps, so losses added to its gradient are too.
     end_to_end = cfg.loss_fn in ("ce", "kl")
     progress.regulariser_share = 1 / cfg.grad_acc_steps if end_to_end else 0.0
     if cfg.micro_acc_steps > 1:
@@ -321,53 +308,14 @@ def _inform(
     progress.first_batch = trainer.global_step == 0
     if progress.first_batch and len(x):
         coder.start.restore(coder)
-        # The first paper's start is of absolute lengths throughout.
+        # The first paper's start (initial_firing_rate=0) keeps sparsify's absolute lengths.
         if cfg.lr is None and coder.cfg.initial_firing_rate != 0:
-            scale_steps(trainer, coder, x, x if y is None else y)
-
-
-def _load_counters(trainer: Trainer, path: Path) -> None:
-    """Tokens since each latent fired, and best losses, of every seed's coder.
-
-    sparsify looks for them under the hookpoints' names, which several seeds' coders do not have.
-    """
-    device = trainer.model.device
-    for file in path.glob("rank_*_state.pt"):
-        state = torch.load(file, map_location=device, weights_only=True)
-        silent, best = state["num_tokens_since_fired"], state["best_loss"]
-        trainer.num_tokens_since_fired.update({n: silent[n] for n in trainer.saes if n in silent})
-        if isinstance(trainer.best_loss, dict) and isinstance(best, dict):
-            trainer.best_loss.update({n: best[n] for n in trainer.saes if n in best})
-
-
-def _skip_trained_batch(trainer: Trainer) -> None:
-    """Do not train on a batch twice.
-
-    sparsify's periodic checkpoints are written after a batch's optimizer step and before that
-    batch is counted; the one at the end of training is written after.
-    """
-    if trainer.lr_schedulers:
-        optimizer_steps = trainer.lr_schedulers[0].last_epoch
-    else:
-        optimizer_steps = trainer.optimizers[0].param_groups[0].get("k", 0)
-    trainer.global_step = max(trainer.global_step, optimizer_steps * trainer.cfg.grad_acc_steps)
-
-
-def _resume_schedule_free(trainer: Trainer) -> None:
-    """Put the weights back where training left them.
-
-    A checkpoint holds the averaged weights of schedule-free SGD; sparsify resumes as if they were
-    the ones its next gradient is taken at.
-    """
-    for optimizer in trainer.optimizers:
-        if isinstance(optimizer, ScheduleFreeWrapper):
-            optimizer.train_mode = False
-            optimizer.train()
+            steps.scale_steps(trainer, coder, x, x if y is None else y)
 
 
 @contextmanager
 def cpu_instead_of_cuda() -> Generator[None]:
-    """Within it, command lines of sparsify and delphi that ask for CUDA by name run on the CPU."""
+    """Let command lines of sparsify and delphi, which name CUDA, run on the CPU."""
     stock_init, stock_load = dist.init_process_group, PreTrainedModel.from_pretrained.__func__
 
     def init_process_group(backend: str, **kwargs: Any) -> None:

@@ -12,15 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sae_binary_ext.coding import (
-    binarise,
-    fit_decoder,
-    fit_start,
-    pre_activations,
-    sample_rows,
-    starting_rate,
-)
-from sae_binary_ext.coding.kernels import gather_rows
+from sae_binary_ext import coding
+from sae_binary_ext.coding import binarise, sample_rows
+from sae_binary_ext.coding.entropy import batch_tokens
+from sae_binary_ext.coding.kernels import gather_rows, sum_over_ranks
 from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION
 from sae_binary_ext.training.untouched import InitialParameters
 
@@ -35,16 +30,16 @@ SET_TO_MEANS = ("b_dec", "encoder.bias")
 
 @dataclass
 class Start:
-    """What a coder's parameters are before its first batch.
+    """Where a coder's parameters come from, before its first batch.
 
     Attributes:
-        initial: what initialisation left; None of a coder that no Trainer has built.
+        initial: the initial parameters. None if no Trainer has built the coder.
         loaded: load_state_dict was called.
         takes_stock: weights of sparsify's own coder may be loaded (the Trainer's finetune).
-        of_stock: such weights were loaded.
-        of_binary_file: the weights to be loaded are from a file with a binary activation.
-        scaled: the default learning rates are in units of the activations.
-        kept: copies of the parameters that the Trainer sets to means, where the user has set some.
+        of_stock: weights of sparsify's own coder were loaded.
+        of_binary_file: the weights to load are in a file with a binary activation.
+        scaled: the default learning rates are already in units of the activations.
+        kept: the user's values of parameters that the Trainer sets to means.
     """
 
     initial: InitialParameters | None = None
@@ -56,8 +51,9 @@ class Start:
     kept: dict[str, Tensor] = field(default_factory=dict)
 
     def set_by_user(self, coder: nn.Module) -> list[str]:
-        """Names of the parameters that the user has set, apart from log_threshold: the start from
-        data keeps the thresholds that it finds.
+        """Names of the parameters that the user has set, without log_threshold.
+
+        The start from data keeps thresholds, so they do not count.
         """
         names = [name for name, _ in coder.named_parameters()]
         if not self.loaded and self.initial is not None:
@@ -71,16 +67,16 @@ class Start:
 
     @torch.no_grad()
     def restore(self, coder: nn.Module) -> None:
-        """Set them back."""
+        """Set the copied parameters back."""
         for name, values in self.kept.items():
             coder.get_parameter(name).copy_(values)
 
 
 def prepare_start(name: str, coder: BinarySparseCoder) -> None:
-    """Before a Trainer's first batch: decide whether the coder is started from data.
+    """Decide, before a Trainer's first batch, whether data set the coder's initial parameters.
 
     Args:
-        name: of the coder, for the log.
+        name: the coder's, for the log.
         coder: its progress and its start are changed.
     """
     chosen = coder.start.set_by_user(coder)
@@ -91,9 +87,9 @@ def prepare_start(name: str, coder: BinarySparseCoder) -> None:
     coder.progress.fit_start = coder.start.of_stock
     if coder.start.of_stock:
         logger.warning(
-            "%s: the weights are of one of sparsify's own coders, which has no thresholds, and "
-            "activations other than 0 and 1. Its encoder and decoder directions are kept; biases, "
-            "encoder scale and lengths of decoder rows are set on the first batch.",
+            "%s: the weights are those of one of sparsify's own coders, which has no thresholds "
+            "and whose activations are not 0 or 1. Its encoder and decoder directions are kept. "
+            "The first batch sets biases, encoder scale and lengths of decoder rows.",
             name,
         )
         return
@@ -101,21 +97,21 @@ def prepare_start(name: str, coder: BinarySparseCoder) -> None:
 
 
 def is_stock(folder: Path) -> bool:
-    """Whether the coder in a folder is one of sparsify's own, as far as its config tells."""
+    """Whether the config in a folder is that of one of sparsify's own coders."""
     path = folder / "cfg.json"
     config = json.loads(path.read_text()) if path.is_file() else {}
     return config.get("activation") not in SELECTION_OF_ACTIVATION
 
 
 def with_thresholds(coder: BinarySparseCoder, state: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A state dict of this coder, its thresholds added if the weights have none.
+    """A state dict of this coder, with thresholds added if it has none.
 
-    Those of the first paper's gumbel_binary files have none, and fire without. Those of sparsify's
-    own coders have none either, and become a binary coder's on the first batch.
+    The first paper's gumbel_binary files have none: their latents fire at any pre-activation.
+    sparsify's own coders have none: the first batch makes their weights those of a binary coder.
 
     Raises:
-        ValueError: the weights are of sparsify's own coder, and the Trainer was not asked to
-            finetune one.
+        ValueError: the weights are those of sparsify's own coder, but the Trainer's finetune does
+            not name it.
     """
     lacking = "log_threshold" not in state and {"encoder.weight", "W_dec"} <= set(state)
     coder.start.of_stock = lacking and coder.start.takes_stock
@@ -139,37 +135,37 @@ def start_from_data(coder: BinarySparseCoder, x: Tensor, y: Tensor) -> None:
     """Set the parameters of a new coder on its first batch.
 
     Args:
-        coder: as initialised; b_dec as the Trainer set it.
+        coder: new. The Trainer has set b_dec.
         x: [tokens, d_in].
-        y: [tokens, d_in], the target.
+        y: target [tokens, d_in].
     """
     rule, group = coder.rule, coder.progress.group
     rows = gather_rows(sample_rows(x - coder.origin()), group)
-    rate = coder.cfg.initial_firing_rate or starting_rate(rule, coder.num_latents)
-    start = fit_start(rows, coder.encoder.weight.T, coder.log_threshold, rule, rate)
+    rate = coder.cfg.initial_firing_rate or coding.starting_rate(rule, coder.num_latents)
+    start = coding.fit_start(rows, coder.encoder.weight.T, coder.log_threshold, rule, rate)
     coder.encoder.weight.copy_(start.encoder_weight.T)
     coder.encoder.bias.copy_(start.encoder_bias)
     if not coder.cfg.transcode:
         coder.decoder_weight().copy_(start.decoder_weight)
         return
-    pre = pre_activations(rows, start.encoder_weight, start.encoder_bias)
+    pre = coding.pre_activations(rows, start.encoder_weight, start.encoder_bias)
     codes = binarise(pre, coder.log_threshold, rule)
-    weight, bias = fit_decoder(codes, gather_rows(sample_rows(y), group))
+    weight, bias = coding.fit_decoder(codes, gather_rows(sample_rows(y), group))
     coder.decoder_weight().copy_(weight)
     coder.b_dec.copy_(bias)
 
 
 @torch.no_grad()
 def start_from_stock(coder: BinarySparseCoder, x: Tensor) -> None:
-    """Turn the weights of one of sparsify's own coders into those of a binary one.
+    """Turn the weights of one of sparsify's own coders into those of a binary coder.
 
-    The same latents fire. Each decoder row becomes as long as its latent's contribution is on
-    average where it fires. topk and groupmax choose by pre-activation, which stays in proportion;
-    for activation binary one cutoff lets k latents a token fire on average.
+    The same latents fire. A decoder row is multiplied by its latent's mean activation over the
+    tokens where it fires. topk and groupmax compare pre-activations, which stay in proportion. For
+    activation binary, one cutoff lets about k latents fire on a token.
 
     Args:
-        coder: with a stock coder's encoder, W_dec and b_dec.
-        x: [tokens, d_in], the first batch.
+        coder: has a stock coder's encoder, W_dec and b_dec.
+        x: first batch [tokens, d_in].
     """
     rows = gather_rows(sample_rows(x), coder.progress.group)
     weight, bias = coder.encoder.weight.float(), coder.encoder.bias.float()
@@ -193,3 +189,24 @@ def start_from_stock(coder: BinarySparseCoder, x: Tensor) -> None:
     if coder.cfg.centres():
         bias += coder.encoder.weight.float() @ coder.b_dec.float()
     coder.encoder.bias.copy_(bias)
+
+
+@torch.no_grad()
+def mend_start(coder: BinarySparseCoder, x: Tensor, y: Tensor) -> None:
+    """Set biases that are not finite to the means that the Trainer set them to.
+
+    The Trainer takes the means of the whole first batch, tokens that are not finite included. All
+    ranks call this.
+
+    Args:
+        coder: its biases are changed in place.
+        x: finite tokens [tokens, d_in].
+        y: their targets [tokens, d_in], finite.
+    """
+    group = coder.progress.group
+    tokens = batch_tokens(len(x), x.device, group)
+    if not coder.b_dec.isfinite().all():
+        coder.b_dec.copy_(sum_over_ranks(y.sum(0), group) / tokens)
+    if not coder.encoder.bias.isfinite().all():
+        mean = sum_over_ranks(x.sum(0), group) / tokens
+        coder.encoder.bias.copy_(-mean.to(coder.dtype) @ coder.encoder.weight.T)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sae_lens import LoggingConfig, TrainingSAE
 from sae_lens.config import SAETrainerConfig
+from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
 from sae_binary_ext.saelens import (
@@ -35,22 +36,30 @@ TRANSCODERS = {
 }
 
 
-def spoilt(activations: Tensor, bad: float) -> tuple[Tensor, Tensor]:
-    """Activations with some tokens spoilt in the batches of the estimate, and the rest of those."""
+def spoilt(activations: Tensor, bad: float) -> tuple[Tensor, list[Tensor]]:
+    """Activations with some tokens spoilt, and the finite tokens of each batch of the estimate."""
     rows = activations.clone()
     places = torch.tensor([5, 17, 203, 999])
     rows[places, torch.tensor([2, 0, 11, -1])] = bad
     kept = torch.ones(len(rows), dtype=torch.bool)
     kept[places] = False
-    return rows, rows[: BATCHES * 200][kept[: BATCHES * 200]]
+    batches = zip(rows.split(200), kept.split(200), strict=True)
+    return rows, [batch[finite] for batch, finite in itertools.islice(batches, BATCHES)]
 
 
-def check_statistics(scaler: Any, mode: str, tokens: Tensor) -> None:
-    """Against the plain formulas."""
-    tokens = tokens.double()
+def check_statistics(scaler: Any, mode: str, batches: list[Tensor]) -> None:
+    """Compare with SAELens' own scale of the finite tokens, and with the formula of whitening.
+
+    SAELens 6.54.0 takes the mean norm over batches, later versions take it over tokens.
+    """
+    width = batches[0].shape[1]
+    tokens = torch.cat(batches).double()
     if mode == SCALE:
-        factor = tokens.shape[1] ** 0.5 / tokens.norm(dim=1).mean()
-        assert scaler.scaling_factor == pytest.approx(factor.item(), rel=1e-5)
+        stock = ActivationScaler()
+        stock.estimate_scaling_factor(width, iter(batches), len(batches))
+        assert scaler.scaling_factor == pytest.approx(stock.scaling_factor, rel=1e-6)
+        factor = width**0.5 / tokens.norm(dim=1).mean()
+        assert scaler.scaling_factor == pytest.approx(factor.item(), rel=1e-4)
     else:
         torch.testing.assert_close(scaler.whitening.mean, tokens.mean(0))
         inverse = scaler.whitening.inverse_matrix
@@ -152,14 +161,13 @@ def test_pairs_with_a_side_that_is_not_finite_are_left_out(
     rows, _ = spoilt(clustered_activations, bad)
     pairs = [rows, clustered_activations.flip(1)]
     pairs = torch.cat(pairs if side == "inputs" else pairs[::-1], dim=1)
-    kept = pairs[: BATCHES * 200]
-    kept = kept[kept.isfinite().all(1)]
+    batches = [batch[batch.isfinite().all(1)] for batch in pairs.split(200)[:BATCHES]]
     trainer = pair_trainer(pairs, {"binary": True, "continuous": True}, mode)
     trainer._estimate_scaling_factors()
     for single in trainer.trainers.values():
         scaler: Any = single.activation_scaler
-        check_statistics(scaler.input, mode, kept[:, :D_IN])
-        check_statistics(scaler.target, mode, kept[:, D_IN:])
+        check_statistics(scaler.input, mode, [batch[:, :D_IN] for batch in batches])
+        check_statistics(scaler.target, mode, [batch[:, D_IN:] for batch in batches])
     for trained in trainer.fit().values():
         assert all(parameter.isfinite().all() for parameter in trained.parameters())
     # One transcoder that does not skip stops the run of both.

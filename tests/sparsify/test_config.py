@@ -1,10 +1,13 @@
 from typing import Any
 
 import pytest
+from simple_parsing import ArgumentParser
 from sparsify import SparseCoderConfig, TrainConfig
 
 import sae_binary_ext  # noqa: F401  # registers
+from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION
 from sae_binary_ext.sparsify import BinarySparseCoderConfig
+from sae_binary_ext.sparsify.config import CommandLineCoderConfig
 
 
 @pytest.mark.parametrize(
@@ -147,3 +150,14 @@ def test_presets_carry_their_optimizer():
     assert (cho.optimizer, cho.lr) == ("adam", 1e-3)
     # A preset's training settings are its own.
     assert BinarySparseCoderConfig().train_config().optimizer == TrainConfig.optimizer
+
+
+def test_help_of_the_command_line_describes_each_binary_activation(
+    capsys: pytest.CaptureFixture[str],
+):
+    parser = ArgumentParser()
+    parser.add_arguments(CommandLineCoderConfig, dest="sae")
+    parser.print_help()
+    described = " ".join(capsys.readouterr().out.split())
+    for activation in SELECTION_OF_ACTIVATION:
+        assert f"{activation}: " in described

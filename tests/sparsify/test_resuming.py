@@ -77,8 +77,8 @@ def killed_at(trainer: Trainer, batch: int) -> None:
 def test_a_checkpoint_with_a_group_for_each_coder_is_gone_on_with(
     activations: Tensor, rows: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """As earlier versions wrote them."""
-    monkeypatch.setattr("sae_binary_ext.sparsify.register.one_group_each", lambda _: None)
+    """Earlier versions wrote such checkpoints."""
+    monkeypatch.setattr("sae_binary_ext.sparsify.steps.one_group_each", lambda _: None)
     start(activations, rows[:12], tmp_path, lr=1e-3).fit()
     monkeypatch.undo()
     trainer = start(activations, rows, tmp_path, lr=1e-3)
