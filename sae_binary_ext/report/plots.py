@@ -14,13 +14,14 @@ from sae_binary_ext.measure.samples import STRATA
 LOWEST_RATE_EXPONENT = -5
 BINS_PER_DECADE = 4
 T = TypeVar("T")
+K = TypeVar("K")
 
 
-def grouped(things: Iterable[T], name: Callable[[T], str]) -> dict[str, list[T]]:
-    """Things by name, in the order in which the names first appear."""
-    groups: dict[str, list[T]] = {}
+def grouped(things: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Things by key, in the order in which the keys first appear."""
+    groups: dict[K, list[T]] = {}
     for thing in things:
-        groups.setdefault(name(thing), []).append(thing)
+        groups.setdefault(key(thing), []).append(thing)
     return groups
 
 

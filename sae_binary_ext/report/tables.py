@@ -51,7 +51,7 @@ class Table:
     """Figures of several things.
 
     Attributes:
-        caption: says what the figures are of.
+        caption: says what the figures are of; empty for none.
         columns: the first one names the things.
         rows: one for each thing, with a value for each column; None leaves a cell empty.
     """
@@ -71,7 +71,8 @@ class Table:
     def _text(self, show: Callable[[Value, str], str]) -> str:
         header = tuple(column.label for column in self.columns)
         rows = [tuple(show(*cell) for cell in cells) for cells in self._cells()]
-        return f"{self.caption}\n\n{aligned([header, *rows])}"
+        text = aligned([header, *rows])
+        return f"{self.caption}\n\n{text}" if self.caption else text
 
     @property
     def heads(self) -> list[tuple[str, str]]:

@@ -13,13 +13,16 @@ from sae_binary_ext.commands.interpret.examples import (
     Nearest,
     choose_examples,
 )
-from sae_binary_ext.commands.interpret.interpret_scores import LatentScore, by_coder_and_judge
-from sae_binary_ext.commands.interpret.language_model import LanguageModelScorer
-from sae_binary_ext.commands.interpret.score_files import (
-    SavedScores,
+from sae_binary_ext.commands.interpret.interpret_page import (
     interpretation_table,
     write_interpretation,
 )
+from sae_binary_ext.commands.interpret.interpret_scores import (
+    LatentScore,
+    SavedScores,
+    by_coder_and_judge,
+)
+from sae_binary_ext.commands.interpret.language_model import LanguageModelScorer
 from sae_binary_ext.commands.interpret.with_delphi import (
     Embeddings,
     EmbeddingScorer,
@@ -75,7 +78,7 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
         judging.ask(judge, text)
     found = by_coder_and_judge(saved.scores)
     write_interpretation(found, settings_of(opened, config), config.output)
-    return interpretation_table(found)
+    return str(interpretation_table(found))
 
 
 def token_scores(coder: str, read: ReadLatents) -> Iterator[LatentScore]:
