@@ -60,10 +60,11 @@ def analysis_of(
         things: one for each row.
         figures: plots, by title.
         results: figures for the JSON file.
-        settings: fill the fields of the title, such as {change}.
+        settings: fill the fields of title and caption, such as {change}.
     """
     found = tomllib.loads(texts.read_text(encoding="utf-8"))
-    table = table_of(found["caption"], with_meanings(columns, found["columns"]), things)
+    caption = found["caption"].format(**settings)
+    table = table_of(caption, with_meanings(columns, found["columns"]), things)
     remarks = [" ".join(each.split()) for each in found["remarks"].split("\n\n")]
     command, title = texts.parent.name.replace("_", "-"), found["title"].format(**settings)
     return Analysis(command, title, remarks, [table], figures, results)
