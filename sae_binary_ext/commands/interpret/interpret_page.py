@@ -15,7 +15,7 @@ from sae_binary_ext.commands.interpret.interpret_scores import (
     ULTRA_HIGH,
     CoderScores,
 )
-from sae_binary_ext.measure.documents import CONFIDENCE, REPLICATES, Estimate
+from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.report.plots import grouped
 from sae_binary_ext.report.tables import (
     Column,
@@ -23,8 +23,8 @@ from sae_binary_ext.report.tables import (
     Value,
     as_json,
     table_of,
-    versions,
     with_meanings,
+    write_figures,
 )
 
 SCHEMA_VERSION = 1
@@ -74,14 +74,8 @@ def write_interpretation(found: list[CoderScores], run: dict[str, Any], folder: 
         run: the command's settings.
         folder: where the file goes.
     """
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "run": run,
-        "versions": versions(),
-        "intervals": {"confidence": CONFIDENCE, "replicates": REPLICATES, "of": "latents"},
-        "coders": [_described(each) for each in found],
-    }
-    (folder / FILE).write_text(json.dumps(document, indent=1, allow_nan=False))
+    entries = [_described(each) for each in found]
+    write_figures(folder / FILE, SCHEMA_VERSION, run, "latents", coders=entries)
 
 
 def _described(found: CoderScores) -> Entry:
