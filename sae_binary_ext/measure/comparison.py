@@ -24,10 +24,9 @@ from sae_binary_ext.measure.figures import (
     TokenBatch,
 )
 from sae_binary_ext.measure.matching import JointCounts, Matches
-from sae_binary_ext.measure.progress import SavedProgress, fingerprint
+from sae_binary_ext.measure.progress import SavedProgress, TextStream, fingerprint
 from sae_binary_ext.measure.reading import OpenedModel
 from sae_binary_ext.measure.samples import LatentSamples, Predictability, predictability
-from sae_binary_ext.measure.stream import TextStream
 from sae_binary_ext.saelens.splice import Splice
 from sae_binary_ext.settings import Amount
 

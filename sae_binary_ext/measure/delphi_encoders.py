@@ -1,4 +1,4 @@
-"""Coders of any format for delphi's LatentCache: one encode function for each module."""
+"""Encode functions of coders of any format, for delphi's LatentCache."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class HookpointEncoders:
     Attributes:
         encoders: for each module of the model, by its name, a function from activations
             [rows, context, d_in] to codes, float32 [rows, context, latents], on the same device.
-        transcode: whether the functions take the modules' inputs, or their outputs.
+        transcode: whether the functions take the inputs of the modules. If not, they take outputs.
     """
 
     encoders: dict[str, Callable[[Tensor], Tensor]]
@@ -36,7 +36,7 @@ def hookpoint_encoders(
     read as the output of the block before it.
 
     Args:
-        candidates: autoencoders or transcoders, of load_candidates.
+        candidates: autoencoders or transcoders, from load_candidates.
         model: the bare model (AutoModel) or one with a head (AutoModelForCausalLM).
 
     Raises:
@@ -58,7 +58,7 @@ def hookpoint_encoders(
         module = _module_of(candidate, model)
         if module in encoders:
             raise ValueError(
-                f"{candidate.name}: another coder belongs at {module} too, and delphi takes one "
+                f"{candidate.name}: another coder also belongs at {module}, and delphi takes one "
                 "coder for each module. Cache them one after the other."
             )
         encoders[module] = _encoder(candidate)

@@ -1,4 +1,4 @@
-"""Activations of two halves of a text: one to fit decoders to, the other to measure on."""
+"""Activations of two halves of a text: decoders are fitted on one and measured on the other."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from sae_binary_ext.settings import ReadingConfig
 
 @dataclass(frozen=True)
 class Halves:
-    """Activations at a hook, or at two.
+    """Activations of a text in two halves, at one hook or at a pair of hooks.
 
     Attributes:
         fitted: inputs [tokens, d_in] and targets [tokens, d_out] of every other document.
@@ -43,12 +43,12 @@ class Halves:
 def read_halves(
     opened: OpenedModel, config: ReadingConfig, pairs: Iterable[tuple[str, str]]
 ) -> dict[tuple[str, str], Halves]:
-    """Read a text into memory; its documents go to the two halves in turn.
+    """Read a text into memory. Its documents go to the two halves in turn.
 
     Args:
         opened: the model.
         config: how much text.
-        pairs: the model's names of inputs and targets, for each reading.
+        pairs: for each reading, the model's hook names of inputs and targets.
 
     Raises:
         ValueError: there is only one document.

@@ -1,4 +1,4 @@
-"""A language model as judge, asked by the chat-completions protocol. Answers are kept in a file."""
+"""Ask a language model by the chat-completions protocol, and keep its answers in a file."""
 
 import asyncio
 import hashlib
@@ -28,7 +28,7 @@ def imported(name: str) -> Any:
         ) from error
 
 
-# For the estimate before the start, and for servers that do not count tokens.
+# Used to estimate tokens before the start, and for servers that do not count them.
 CHARACTERS_A_TOKEN = 4
 KEY_VARIABLE = "OPENAI_API_KEY"
 # How often a request is repeated if the server's response is malformed.
@@ -41,11 +41,11 @@ Scored = TypeVar("Scored")
 
 
 class JudgeStoppedError(Exception):
-    """The judge cannot be asked any more. The same command goes on from here."""
+    """The judge cannot be asked any more. The same command goes on where it stopped."""
 
 
 class MalformedAnswerError(Exception):
-    """The server's response holds no answer; counted as failed."""
+    """The server's response has no answer. It counts as a failed answer."""
 
 
 class Asked(Protocol):
@@ -63,13 +63,13 @@ class Asked(Protocol):
 
 
 class Judge:
-    """Asks a server. Answers are kept in a file, and nothing is asked twice.
+    """Asks a server. It keeps answers in a file and sends no request twice.
 
-    The key is read from the variable OPENAI_API_KEY, and sent to no other server.
+    The key is read from the variable OPENAI_API_KEY and sent only to judge_url.
 
     Args:
-        fields: judge_url and judge_model must be set.
-        answers: file of the answers, one a line; tokens of those in the file count as spent.
+        fields: settings; judge_url and judge_model must be set.
+        answers: file of the answers, one a line. Tokens of answers in the file count as spent.
 
     Raises:
         ValueError: the package openai is not installed.
@@ -134,12 +134,12 @@ class Judge:
     def _check_going(self) -> None:
         if self._stopped is None and self.spent >= self.budget:
             self._stopped = (
-                f"judge_tokens={self.budget}: all are spent. The same command with more goes on."
+                f"judge_tokens={self.budget}: all are spent. Run the same command with more tokens."
             )
         self.check()
 
     async def _request(self, messages: Messages, settings: dict[str, Any]) -> tuple[str, int]:
-        """The answer, and how many tokens it took."""
+        """The answer, and the tokens of request and answer."""
         try:
             response = await self._client.chat.completions.create(
                 model=self.model, messages=messages, **settings
@@ -173,7 +173,7 @@ class Judge:
 
 
 class Rehearsal:
-    """Gives one answer to everything and counts the requests, for an estimate before the start."""
+    """Gives the same answer to every request and counts requests, for an estimate."""
 
     model = "rehearsal"
 
@@ -200,11 +200,11 @@ def ask_about(
 ) -> None:
     """Have a judge score items, several at once; first log how many tokens that takes.
 
-    The estimate takes rehearsed_answer, a valid answer of usual length. `keep` is called with each
-    score when it is there.
+    The estimate assumes rehearsed_answer, a valid answer of usual length. `keep` is called with
+    each score as it comes.
 
     Raises:
-        ValueError: the judge cannot be asked any more; its answers so far are kept.
+        ValueError: the judge cannot be asked any more. Its answers so far are saved.
     """
     rehearsal = Rehearsal(rehearsed_answer)
     asyncio.run(_score_all(items, rehearsal, judge.parallel, score, lambda _: None))

@@ -1,4 +1,4 @@
-"""A file of the counts of a comparison, so that it goes on after an interruption."""
+"""Counts saved in a file, so that a run goes on after an interruption."""
 
 import hashlib
 import json
@@ -16,9 +16,12 @@ from typing import Any
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
+from tqdm import tqdm
 
 from sae_binary_ext.checkpoints.sources import METRICS_FILE
 from sae_binary_ext.measure.candidates import Candidate
+from sae_binary_ext.measure.documents import TextBatch
+from sae_binary_ext.measure.reading import OpenedModel
 
 # Version of the saved counts; those of another version are not used.
 LAYOUT = 2
@@ -126,3 +129,47 @@ class SavedProgress:
             self._counts.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         self._done = json.loads(metadata["done"])
         logger.info("Going on after %s batches, from %s", self._done, self._path)
+
+
+class TextStream:
+    """Batches of a text; those used before an interruption are skipped.
+
+    Args:
+        opened: gives the text, and cuts it into rows.
+        saved: holds what earlier runs counted.
+    """
+
+    def __init__(self, opened: OpenedModel, saved: SavedProgress) -> None:
+        self._opened, self._saved = opened, saved
+
+    def go_on(
+        self, stage: str, description: str, tokens: int, use: Callable[[TextBatch], None]
+    ) -> None:
+        """Use those batches of a stage that were not used before.
+
+        Args:
+            stage: its name in the file of progress.
+            description: text of the progress bar.
+            tokens: least number of tokens to read; the last batch is finished.
+            use: counts one batch.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, once the batch is counted and all is saved.
+            ValueError: there is no text.
+        """
+        done = self._saved.done(stage)
+        with (
+            tqdm(total=tokens, desc=description, unit="tokens", unit_scale=True) as progress,
+            interrupts_noted() as interrupted,
+        ):
+            for number, (batch, size) in enumerate(self._opened.batches(tokens)):
+                if number >= done:
+                    use(batch)
+                    self._saved.advance(stage)
+                progress.update(size)
+                if interrupted():
+                    self._saved.save()
+                    raise KeyboardInterrupt
+        if not self._saved.done(stage):
+            raise ValueError("dataset: holds no text to measure on.")
+        self._saved.save()

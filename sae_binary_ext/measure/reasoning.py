@@ -1,12 +1,12 @@
-"""A language model's reasoning, told apart from its answer."""
+"""Remove a language model's reasoning from its answer."""
 
 import re
 from typing import Any
 
-# A tag of reasoning has a word for it in its name: inner_monologue, seed:think, chain-of-thought.
+# Names of reasoning tags contain one of these words: inner_monologue, seed:think.
 _ABOUT = r"(?:think|thought|reason|reflect|analys|monolog|deliberat|scratchpad)"
 _NAME = rf"[\w:.-]*{_ABOUT}[\w:.-]*"
-# Models write these tags into their answers if their server does not take them out.
+# Models write these tags into their answers if their server does not remove them.
 _SPELLINGS = (
     (rf"<{_NAME}(?:\s[^<>]*)?(?<!/)>", rf"</{_NAME}\s*>"),
     (r"\[(?:think|thinking|reasoning)\]", r"\[/(?:think|thinking|reasoning)\]"),
@@ -28,13 +28,13 @@ _FIRST_BLOCK = re.compile(r"<([\w:.-]+)(?:\s[^<>]*)?>(.*?)</\1\s*>(\s*)(?=\S)", 
 
 
 def without_reasoning(text: str) -> str:
-    """An answer without the blocks of reasoning in it; empty if it is nothing else.
+    """The answer without its blocks of reasoning; empty if the text is only reasoning.
 
-    A block without an end, as in an answer that was cut off, goes on to the end of the text. A
-    block without a beginning starts with the text: some servers put its tag into the request.
+    A block without a closing tag was cut off, so it reaches to the end of the text. A block without
+    an opening tag starts with the text, because some servers put that tag into the request.
 
-    Tags of other names count as reasoning if their block begins the text, an answer follows, and
-    there is a line break within or after the block. Markup in an answer has none.
+    Any other tag counts as reasoning if its block starts the text, an answer follows, and there is
+    a line break within or after the block. Markup in an answer has no such line break.
 
     Args:
         text: what the model wrote.
@@ -53,9 +53,9 @@ def without_reasoning(text: str) -> str:
 
 
 def answer_in(message: Any) -> Any:
-    """The text of a chat-completions message, without fields and parts of reasoning.
+    """The text of a chat-completions message, without its fields and parts of reasoning.
 
-    It is empty if the message has only reasoning. Content that is no text comes back unchanged.
+    It is empty if the message has only reasoning. Content that is not text is returned unchanged.
     """
     content = message.content
     if isinstance(content, list):

@@ -32,8 +32,8 @@ from sae_binary_ext.measure.text import Text, read_activations
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 from sae_binary_ext.saelens.transcoder_base import TranscoderFields
 
-# Holds back latents with few tokens, which would fit noise. Of 1, 30, 100 and 300 it had the least
-# error on tokens not fitted on (the demo's coder "binary", 4608 latents, 270,000 tokens).
+# Keeps latents with few tokens from fitting noise. Among 1, 30, 100 and 300, the value 30 had the
+# least error on held-out tokens (the demo's coder "binary", 4608 latents, 270,000 tokens).
 PULL = 30.0
 # Tokens to measure on for each token fitted on.
 MEASURED_SHARE = 0.1
@@ -45,8 +45,8 @@ def refit_decoder(
 ) -> int:
     """Give a coder the decoder of least squared error for its codes on these tokens.
 
-    b_dec is fitted too, unless the coder subtracts it from its input: then it stays, and so do
-    the codes.
+    b_dec is fitted too. If the coder subtracts b_dec from its input, it stays the same, because
+    the codes depend on it.
 
     Args:
         coder: a binary autoencoder or transcoder, changed in place.
@@ -55,7 +55,7 @@ def refit_decoder(
         pull: how strongly a row is held to its old value, in tokens on which its latent fires.
 
     Returns:
-        The number of tokens.
+        The number of tokens that the decoder was fitted to.
 
     Raises:
         ValueError: pull is not positive, or there are no batches.
@@ -76,7 +76,7 @@ def refit_decoder(
 
 
 def _decoder_target(coder: Any, x: Tensor, target: Tensor) -> Tensor:
-    """The sums of decoder rows and b_dec that are wanted, [tokens, d_out]."""
+    """Targets for the sum of decoder rows and b_dec, [tokens, d_out]."""
     if isinstance(coder.cfg, TranscoderFields):
         return target if coder.W_skip is None else target - x @ coder.W_skip.T
     # The input as the encoder sees it: reshaped and normalised.
@@ -109,9 +109,9 @@ def refit(
     """Refit the decoder of a saved binary coder of either host.
 
     Args:
-        source: as checkpoints.load_coder takes it.
+        source: a saved coder, as checkpoints.load_coder takes it.
         out: folder of the refitted coder, in the format of the old one.
-        text: the text to fit to; after it, a tenth as many tokens are measured.
+        text: the text to fit to. A tenth as many tokens after it are used for measuring.
         hookpoint: as checkpoints.load_coder takes it.
         pull: as refit_decoder takes it.
 
@@ -146,7 +146,7 @@ def refit(
         "decoder_bias": coder.b_dec.detach().to(dtype),
     }
     refitted = replace(portable, tensors=portable.tensors | decoder)
-    # Firing rates of the old coder are still right; its other figures are not.
+    # The codes stay the same, so the old firing rates are still right. Other figures are not.
     write_coder(refitted, Path(out), str(format_of(folder)), [folder / SPARSITY_FILE])
     return Refitted(fitted, len(inputs), *fvu)
 

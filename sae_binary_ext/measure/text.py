@@ -30,10 +30,10 @@ class Text:
     """A text, and the model to read it with.
 
     Attributes:
-        dataset: of texts, as TextSource takes it, or of token ids.
+        dataset: a dataset of texts, in any form that TextSource takes, or of token ids.
         model: Hub id or folder; None takes the model that the coder's files name.
-        tokens: how many to use.
-        context_size: tokens a row, at most the model's positions; None takes the context size of
+        tokens: how many tokens to use.
+        context_size: tokens in a row, at most the model's positions; None takes the context size of
             the coder's training, or 256.
         split: of the dataset; None takes train, or the only split of a folder of save_to_disk.
         text_column: the column of the texts; None takes token ids (tokens, input_ids), text, or
@@ -62,11 +62,11 @@ def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tens
         text: what to read; text.tokens has no effect here.
 
     Yields:
-        [tokens, d_in] and [tokens, d_out]; of an autoencoder both are the same.
+        [tokens, d_in] and [tokens, d_out]; for an autoencoder both are the same.
 
     Raises:
         ValueError: the coder's files do not name its hook, or neither they nor text a model; the
-            model has no such hook or head; or the dataset no such split or column.
+            model has no such hook or head; or the dataset has no such split or column.
     """
     metadata = coder.cfg.metadata
     model_name = text.model or metadata.model_name
@@ -75,7 +75,7 @@ def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tens
             f"hook_name={metadata.hook_name!r}, model={model_name!r}: the coder's files do not say "
             "where it belongs. Name its model, and its hook as sparsify names it (layers.9)."
         )
-    # sparsify's files do not say; this is SAELens' default.
+    # sparsify's files lack this setting; True is SAELens' default.
     if metadata.prepend_bos is None:
         metadata.prepend_bos = True
     wanted = text.context_size or metadata.context_size or DEFAULT_CONTEXT
@@ -111,7 +111,7 @@ def _dataset_of(text: Text, model: Any) -> Any:
         raise ValueError(f"dataset={text.dataset!r}: holds no text to read.")
     tokens = [name for name in TOKEN_COLUMNS if name in entry]
     if text.text_column in (None, *tokens) and tokens:
-        # SAELens checks only datasets that it opens by name, and gets this one open.
+        # SAELens checks only datasets that it opens itself, so check here.
         if not Path(text.dataset).exists():
             validate_pretokenized_dataset_tokenizer(text.dataset, model.tokenizer)
         return dataset.select_columns([text.text_column or tokens[0]])

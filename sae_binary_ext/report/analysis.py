@@ -23,10 +23,10 @@ class Analysis:
     """Results of a command.
 
     Attributes:
-        command: its name, which its files have too.
-        title: heads the page.
-        remarks: paragraphs that say what the figures mean, and what they do not.
-        tables: for terminal and page.
+        command: name of the command and of its files.
+        title: title of the page.
+        remarks: paragraphs that say what the figures mean, and what they do not mean.
+        tables: tables for the terminal and the page.
         figures: plots, by title.
         results: figures for the JSON file, unrounded.
     """
@@ -51,19 +51,20 @@ def analysis_of(
     results: Mapping[str, Any],
     **settings: Any,
 ) -> Analysis:
-    """An analysis of one table, whose texts stand in a file.
+    """An analysis with one table. Its texts stand in a file.
 
     Args:
         texts: page.toml in the folder of the command: its title, the table's caption, remarks in
             paragraphs, and the meaning of each column by its label.
-        columns: of the table; those without a label are for files alone.
-        things: one for each row.
+        columns: columns of the table; those without a label are for files alone.
+        things: one thing for each row.
         figures: plots, by title.
         results: figures for the JSON file.
-        settings: fill the fields of the title, such as {change}.
+        settings: fill the fields of title and caption, such as {change}.
     """
     found = tomllib.loads(texts.read_text(encoding="utf-8"))
-    table = table_of(found["caption"], with_meanings(columns, found["columns"]), things)
+    caption = found["caption"].format(**settings)
+    table = table_of(caption, with_meanings(columns, found["columns"]), things)
     remarks = [" ".join(each.split()) for each in found["remarks"].split("\n\n")]
     command, title = texts.parent.name.replace("_", "-"), found["title"].format(**settings)
     return Analysis(command, title, remarks, [table], figures, results)
@@ -105,13 +106,13 @@ def write_analysis(analysis: Analysis, run: Mapping[str, Any], folder: Path) -> 
 def write_page(
     path: Path, template: str, plots: Mapping[str, Mapping[str, go.Figure]], **shown: Any
 ) -> None:
-    """Write a page that needs no network: the first plot brings plotly's library.
+    """Write a page that needs no network. The first plot includes plotly's library.
 
     Args:
         path: the file.
-        template: its name in report/templates.
-        plots: plots by title, by site; the template gets them as HTML.
-        shown: everything else that the template shows.
+        template: name of the template in report/templates.
+        plots: for each site, plots by title; the template gets them as HTML.
+        shown: other values for the template.
     """
     first = next((figure for of_site in plots.values() for figure in of_site.values()), None)
     html = {

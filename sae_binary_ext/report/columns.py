@@ -1,4 +1,4 @@
-"""The figures of a comparison; columns.toml explains each in a sentence."""
+"""Columns of a comparison. columns.toml has a sentence that explains each."""
 
 import tomllib
 from collections.abc import Callable

@@ -1,15 +1,14 @@
 """A comparison as a terminal table, metrics.json and metrics.csv."""
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 from sae_binary_ext.measure.comparison import ComparedCoder
-from sae_binary_ext.measure.documents import CONFIDENCE, REPLICATES, Estimate
+from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.report.columns import COLUMNS, NAME
 from sae_binary_ext.report.plots import grouped
-from sae_binary_ext.report.tables import Table, as_json, finite, table_of, versions
+from sae_binary_ext.report.tables import Table, as_json, finite, table_of, write_figures
 
 # Two latents count as the same if their firing has a larger correlation.
 MATCHED = 0.7
@@ -36,21 +35,16 @@ def write_comparison(coders: list[ComparedCoder], run: dict[str, Any], folder: P
         run: the comparison's settings.
         folder: where the files go.
     """
-    document = {
-        "schema_version": SCHEMA_VERSION,
-        "run": run,
-        "versions": versions(),
-        "intervals": {"confidence": CONFIDENCE, "replicates": REPLICATES, "of": "documents"},
-        "meanings": {column.key: column.meaning for column in COLUMNS},
-        "coders": [
-            _described(coder)
-            | {"settings": _settings(coder)}
-            | _figures(coder)
-            | {"matches": _matches(coder)}
-            for coder in coders
-        ],
-    }
-    (folder / "metrics.json").write_text(json.dumps(document, indent=1, allow_nan=False))
+    meanings = {column.key: column.meaning for column in COLUMNS}
+    entries = [
+        _described(coder)
+        | {"settings": _settings(coder)}
+        | _figures(coder)
+        | {"matches": _matches(coder)}
+        for coder in coders
+    ]
+    path = folder / "metrics.json"
+    write_figures(path, SCHEMA_VERSION, run, "documents", meanings=meanings, coders=entries)
     with (folder / "metrics.csv").open("w", newline="") as file:
         rows = [_described(coder) | _flat(_figures(coder)) for coder in coders]
         writer = csv.DictWriter(file, list(rows[0]))
@@ -92,7 +86,7 @@ def _figures(coder: ComparedCoder) -> dict[str, dict[str, Any]]:
 
 
 def _matches(coder: ComparedCoder) -> dict[str, Any]:
-    """For each other coder at the site: how well one of its latents matches each sampled one."""
+    """How well the latents of each other coder at the site match the sampled latents."""
     found: dict[str, Any] = {}
     for name, matches in coder.matches.items():
         known = matches.correlations[matches.correlations.isfinite()]

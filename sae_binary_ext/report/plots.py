@@ -14,13 +14,14 @@ from sae_binary_ext.measure.samples import STRATA
 LOWEST_RATE_EXPONENT = -5
 BINS_PER_DECADE = 4
 T = TypeVar("T")
+K = TypeVar("K")
 
 
-def grouped(things: Iterable[T], name: Callable[[T], str]) -> dict[str, list[T]]:
-    """Things by name, in the order in which the names first appear."""
-    groups: dict[str, list[T]] = {}
+def grouped(things: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Things by key, in the order in which the keys first appear."""
+    groups: dict[K, list[T]] = {}
     for thing in things:
-        groups.setdefault(name(thing), []).append(thing)
+        groups.setdefault(key(thing), []).append(thing)
     return groups
 
 
@@ -30,8 +31,8 @@ def curves(
     """A plot with one curve for each name.
 
     Args:
-        points: x and y of each point, and maybe the text shown on it. A y that is an Estimate gets
-            error bars; a point whose y is None is left out.
+        points: x and y of each point, and its text if it has one. A y that is an Estimate gets
+            error bars. A point whose y is None is left out.
         x, y: titles of the axes.
         settings: for plotly's scatter traces; lines and markers by default.
     """
@@ -47,7 +48,7 @@ def curves(
 
 
 def bars(heights: Mapping[str, Mapping[str, Estimate]], y: str) -> go.Figure:
-    """A plot with bars by label for each name, side by side; y is the title of the axis."""
+    """A plot with a group of bars for each name. Bars with the same label stand side by side."""
     figure = go.Figure()
     for name, of_name in heights.items():
         figure.add_bar(x=list(of_name), **_heights(list(of_name.values())), name=name)
@@ -63,7 +64,7 @@ def _heights(values: Sequence[Any]) -> dict[str, Any]:
 
 
 def error_bars(estimates: Sequence[Estimate]) -> dict[str, Any]:
-    """Bars from the points of a plot to the ends of their intervals."""
+    """Error bars in plotly's form: distances from each value to the ends of its interval."""
     return {
         "array": [each.high - each.value for each in estimates],
         "arrayminus": [each.value - each.low for each in estimates],
@@ -124,7 +125,7 @@ def _spread(coders: list[ComparedCoder]) -> go.Figure:
 
 
 def _predictable(coders: list[ComparedCoder]) -> go.Figure:
-    """For each sampled latent, by thirds of its activations; together if those are all alike."""
+    """Boxes over sampled latents, for each third of their activations if values differ."""
     figure = go.Figure()
     for coder in coders:
         areas = coder.predictability.areas
@@ -140,17 +141,17 @@ def _predictable(coders: list[ComparedCoder]) -> go.Figure:
 
 
 def plot_html(figure: go.Figure, *, library: bool) -> str:
-    """A plot as part of a page; one plot of each page brings plotly's library with it."""
+    """A plot as part of a page. The first plot of a page must include plotly's library."""
     figure.update_layout(
         template="plotly_white",
         height=420,
         margin={"l": 60, "r": 20, "t": 20, "b": 50},
-        # Anchored at its lower edge, the legend grows upwards and covers nothing of the plot.
+        # A legend anchored at its lower edge grows upwards, and never covers the plot.
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
     )
     return figure.to_html(
         full_html=False,
         include_plotlyjs=library,
-        # plotly's buttons would lie over the legend on a phone.
+        # On a phone, plotly's buttons would cover the legend.
         config={"displayModeBar": False, "responsive": True},
     )

@@ -1,14 +1,16 @@
 """Tables of figures: one column, one table, one way to show a number with its interval."""
 
 import importlib.metadata
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Generic
 
 from typing_extensions import TypeVar
 
-from sae_binary_ext.measure.documents import Estimate
+from sae_binary_ext.measure.documents import CONFIDENCE, REPLICATES, Estimate
 
 Value = str | int | float | Estimate | None
 T = TypeVar("T", default=Any)
@@ -25,14 +27,14 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Column(Generic[T]):
-    """One figure of each thing that a table is about.
+    """A column of a table: one figure of each thing.
 
     Attributes:
         label: head of the column; empty if tables leave the figure out.
         meaning: explains the figure in a sentence, with its unit.
-        form: format specification of the number.
-        value: takes the figure from the thing; None takes its attribute named key.
-        key: name of the figure in files; empty if files leave it out.
+        form: format specification of the number, such as .2f.
+        value: computes the figure of a thing. If None, the figure is the attribute named key.
+        key: name of the figure in files; empty if files leave the figure out.
     """
 
     label: str
@@ -51,9 +53,9 @@ class Table:
     """Figures of several things.
 
     Attributes:
-        caption: says what the figures are of.
+        caption: says what the figures are of; empty for none.
         columns: the first one names the things.
-        rows: one for each thing, with a value for each column; None leaves a cell empty.
+        rows: one row for each thing, with a value for each column; None leaves a cell empty.
     """
 
     caption: str
@@ -71,7 +73,8 @@ class Table:
     def _text(self, show: Callable[[Value, str], str]) -> str:
         header = tuple(column.label for column in self.columns)
         rows = [tuple(show(*cell) for cell in cells) for cells in self._cells()]
-        return f"{self.caption}\n\n{aligned([header, *rows])}"
+        text = aligned([header, *rows])
+        return f"{self.caption}\n\n{text}" if self.caption else text
 
     @property
     def heads(self) -> list[tuple[str, str]]:
@@ -94,7 +97,7 @@ class Table:
 
 
 def with_meanings(columns: Iterable[Column[T]], meanings: Mapping[str, str]) -> list[Column[T]]:
-    """The columns, with the meanings that a file has by label, or by key if there is no label."""
+    """The columns with their meanings, found by label, or by key if a column has no label."""
     return [
         replace(column, meaning=meanings.get(column.label or column.key, column.meaning))
         for column in columns
@@ -102,13 +105,13 @@ def with_meanings(columns: Iterable[Column[T]], meanings: Mapping[str, str]) -> 
 
 
 def table_of(caption: str, columns: Sequence[Column[T]], things: Iterable[T]) -> Table:
-    """A table of those columns that have a label, with a row for each thing."""
+    """A table of the columns that have a label, with one row for each thing."""
     labelled = [column for column in columns if column.label]
     return Table(caption, labelled, [[each.of(thing) for each in labelled] for thing in things])
 
 
 def described(columns: Sequence[Column[T]], things: Iterable[T]) -> list[dict[str, Any]]:
-    """The figures of those columns that have a key, for a file: one dictionary for each thing."""
+    """Figures of the columns that have a key: one dictionary for each thing, for a file."""
     keyed = [column for column in columns if column.key]
     return [{column.key: column.of(thing) for column in keyed} for thing in things]
 
@@ -153,8 +156,29 @@ def as_json(value: Any) -> Any:
     return finite(value) if isinstance(value, float) else value
 
 
+def write_figures(
+    path: Path, version: int, run: Mapping[str, Any], resampled: str, **figures: Any
+) -> None:
+    """Write figures of coders as JSON, with the settings, versions and kind of intervals.
+
+    Args:
+        path: the file.
+        version: version of its keys.
+        run: the command's settings.
+        resampled: what intervals are over, such as documents.
+        figures: further keys of the file, as JSON can hold them.
+    """
+    document = {
+        "schema_version": version,
+        "run": run,
+        "versions": versions(),
+        "intervals": {"confidence": CONFIDENCE, "replicates": REPLICATES, "of": resampled},
+    }
+    path.write_text(json.dumps(document | figures, indent=1, allow_nan=False))
+
+
 def versions() -> dict[str, str]:
-    """Versions of those of PACKAGES that are installed."""
+    """Versions of the PACKAGES that are installed."""
     found: dict[str, str] = {}
     for name in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""What a judge found of latents' tokens, and the figures of a coder."""
+"""Scores of latents' tokens by a judge, and the figures of a coder."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -6,25 +6,27 @@ from dataclasses import dataclass
 import torch
 
 from sae_binary_ext.measure.documents import Estimate, estimate_of, resampled
+from sae_binary_ext.report.plots import grouped
 
 TOO_FEW = "given too few tokens"
 
 
 @dataclass(frozen=True)
 class ComsemScore:
-    """One latent as a judge found it.
+    """Score of one latent.
 
     Attributes:
-        coder, latent: which.
-        given: tokens of the text that were given to it.
-        absent: share of these on which it is silent.
-        fitting: share of its own tokens that fit what they are said to have in common, the paper's
-            score; None where there is none.
-        others_fitting: the same share of tokens that were not given to it.
-        answered: answers that these shares are of.
+        coder: name of the coder.
+        latent: number of the latent.
+        given: tokens of the text that were given to the latent.
+        absent: share of the given tokens on which it is silent.
+        fitting: share of its own tokens that the phrase fits, the paper's score; None if there is
+            no score.
+        others_fitting: share of tokens not given to it that the phrase fits.
+        answered: answers that both shares are computed from.
         failed: answers that did not come or could not be read; they are in no share.
-        phrase: what its tokens have in common, as a language model has it.
-        reason: why there is no score.
+        phrase: what its tokens have in common, in the words of a language model.
+        reason: why there is no score; None if there is one.
     """
 
     coder: str
@@ -39,28 +41,30 @@ class ComsemScore:
     reason: str | None = None
 
     def interpretable(self, at: float) -> bool:
-        """Whether so large a share of its own tokens fits."""
+        """Whether at least this share of its own tokens fits."""
         return self.fitting is not None and self.fitting >= at
 
     def told_apart(self, at: float) -> bool:
-        """Whether, beside that, few enough of the others fit: a phrase that fits everything says
-        nothing of the latent."""
+        """Whether it is interpretable, and at most 1 - at of the other tokens fit.
+
+        A phrase that fits every token says nothing about the latent.
+        """
         others = self.others_fitting
         return self.interpretable(at) and others is not None and others <= 1 - at
 
 
 @dataclass(frozen=True)
 class ComsemFigures:
-    """The figures of a coder; shares are of all latents drawn, dead ones too.
+    """Figures of one coder.
 
     Attributes:
         coder: its name.
-        drawn: latents.
-        scored: those with a score.
-        interpretable: share of the drawn whose own tokens fit.
-        told_apart: share of the drawn whose own tokens fit, and others do not.
-        fitting, others_fitting: means over the scored.
-        failed: answers.
+        drawn: latents drawn.
+        scored: latents with a score.
+        interpretable: share of the drawn latents whose own tokens fit.
+        told_apart: share of the drawn latents whose own tokens fit, and others do not.
+        fitting, others_fitting: means over the scored latents.
+        failed: answers that failed.
     """
 
     coder: str
@@ -74,15 +78,12 @@ class ComsemFigures:
 
 
 def figures_of(scores: Iterable[ComsemScore], at: float) -> list[ComsemFigures]:
-    """Of each coder its figures, with intervals over latents.
+    """Figures of each coder, with intervals over latents.
 
     Args:
-        scores: of all latents drawn.
+        scores: scores of all latents drawn.
         at: share of its own tokens from which a latent counts as interpretable.
     """
-    groups: dict[str, list[ComsemScore]] = {}
-    for score in scores:
-        groups.setdefault(score.coder, []).append(score)
     return [
         ComsemFigures(
             coder,
@@ -94,7 +95,7 @@ def figures_of(scores: Iterable[ComsemScore], at: float) -> list[ComsemFigures]:
             _mean(group, lambda score: score.others_fitting),
             sum(score.failed for score in group),
         )
-        for coder, group in groups.items()
+        for coder, group in grouped(scores, lambda score: score.coder).items()
     ]
 
 

@@ -10,31 +10,31 @@ from sae_binary_ext.settings import JudgeFields, ReadingConfig
 @dataclass
 class ComsemConfig(JudgeFields, ReadingConfig):
     """
-    What the tokens have in common on which a latent stands out (ComSem): each token is given to
-    the latents that are burstiest on it; of a latent's tokens some tell a judge what they share,
-    and others, with as many that are not its own, ask whether that fits. A language model judges
-    where one is named, a sentence embedding otherwise.
+    Score what the tokens of each latent have in common (ComSem). Each token is given to the latents
+    that are burstiest on it. A judge sees some tokens of a latent and finds what they share. It is
+    then asked whether that fits other tokens of the latent, and as many tokens of others. A
+    language model judges if one is named, otherwise a sentence embedding.
     """
 
     output: Path = Path("runs/comsem")
     """Folder for comsem.json, comsem.html and the language model's answers."""
     tokens: int = 50_000
-    """Tokens to read, twice."""
+    """Tokens to read. The text is read twice."""
     latents: int = 100
-    """Latents of each coder, drawn at random, dead ones too."""
+    """How many latents of each coder to draw at random, dead ones too."""
     burstiest: int = 10
-    """Latents that a token is given to."""
+    """How many latents each token is given to."""
     shown: int = 5
-    """Of a latent's tokens, how many a judge learns from."""
+    """How many of a latent's tokens the judge learns from."""
     asked: int = 8
-    """Of its other tokens, how many a judge is asked about; and as many that are not its own."""
+    """How many more of a latent's tokens the judge is asked about, and as many other tokens."""
     interpretable_at: float = 0.75
-    """Share of its own tokens that must fit for a latent to count as interpretable; where
-    negatives count, at most one less this share of the others may fit."""
+    """A latent counts as interpretable if at least this share of its own tokens fit. It is told
+    apart if, in addition, at most one minus this share of the other tokens fit."""
     judge_url: str | None = None
-    """Of a language model behind the chat-completions protocol, up to and without
-    /chat/completions. Its key is read from OPENAI_API_KEY. Without it a sentence embedding judges,
-    which needs the extra delphi."""
+    """Base URL of a language model that speaks the chat-completions protocol, without
+    /chat/completions. The key is read from OPENAI_API_KEY. If left out, a sentence embedding
+    judges, which needs the extra delphi."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Which tokens are given to which latents, and some of each latent's in their text."""
+"""Give tokens to latents, and keep some tokens of each latent with their text."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,21 +12,21 @@ from sae_binary_ext.measure.latent_groups import RunningLatents
 from sae_binary_ext.measure.samples import CONTEXT_RADIUS, SEED, PlaceSamples, draw_latents
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
-# A latent that never varies stands out on nothing.
+# A latent with a smaller deviation takes no tokens.
 SMALLEST_DEVIATION = 1e-6
 
 
 def prominence(coder: Any, codes: Tensor, running: RunningLatents) -> Tensor:
     """How much each latent stands out on each token.
 
-    Of binary coders burstiness, log2 |h - mean of h|: a 0 of a latent that is nearly always active
-    stands out as a 1 of a rare one does. Of others the value in standard deviations from its mean,
-    which is how the paper rescales SAEs to compare them.
+    For binary coders it is burstiness, log2 |h - mean of h|. A 0 of a latent that is nearly always
+    active stands out as much as a 1 of a rare one. For other coders it is the value in standard
+    deviations from its mean; the paper rescales SAEs in this way to compare them.
 
     Args:
-        coder: whose codes they are.
+        coder: the coder that made the codes.
         codes: float32 [tokens, latents].
-        running: what they were over the whole text.
+        running: means and deviations of the latents over the whole text.
 
     Returns:
         float32 [tokens, latents].
@@ -39,14 +39,13 @@ def prominence(coder: Any, codes: Tensor, running: RunningLatents) -> Tensor:
 
 
 def give(scores: Tensor, number: int) -> Tensor:
-    """To which latents each token is given: those of the highest scores.
+    """Give each token to the latents with the highest scores.
 
-    Latents of equal scores, of which binary ones of equal rates have nothing else, come in one
-    random order.
+    Ties are broken by one random order of the latents. Binary latents of equal rates always tie.
 
     Args:
-        scores: [tokens, latents]; -inf for latents that take no token.
-        number: how many latents a token is given to.
+        scores: [tokens, latents]; -inf for a latent that cannot take the token.
+        number: how many latents each token is given to.
 
     Returns:
         bool [tokens, latents].
@@ -60,14 +59,15 @@ def give(scores: Tensor, number: int) -> Tensor:
 
 @dataclass(frozen=True)
 class LatentTokens:
-    """One latent's tokens in their text.
+    """Tokens of one latent in their text.
 
     Attributes:
         latent: its number.
         given: how many tokens of the text were given to it.
-        absent: share of these on which it is silent.
-        own: int64 [at most most, window], some of them at random, -1 beyond a row's ends.
-        others: likewise, tokens that were not given to it.
+        absent: share of the given tokens on which it is silent.
+        own: int64 [samples, window], some given tokens, drawn at random, with their neighbours; -1
+            stands beyond the ends of a row.
+        others: the same for tokens that were not given to it.
     """
 
     latent: int
@@ -78,12 +78,12 @@ class LatentTokens:
 
 
 class GivenTokens:
-    """Of some latents of a coder the tokens that are given to them, from a stream.
+    """Collects tokens of some latents of a coder from a stream.
 
     Args:
-        width: latents of the coder.
-        count: how many of them to follow, drawn at random.
-        most: tokens of each to keep.
+        width: number of latents of the coder.
+        count: how many latents to draw at random and follow.
+        most: how many tokens to keep for each latent.
     """
 
     def __init__(self, width: int, count: int, most: int) -> None:
@@ -94,13 +94,13 @@ class GivenTokens:
         self._absent = torch.zeros(len(self.latents), dtype=torch.long)
 
     def add(self, text: TextBatch, where: Tensor, codes: Tensor, given: Tensor) -> None:
-        """Count and sample one batch more.
+        """Count and sample one more batch.
 
         Args:
             text: the rows.
             where: bool [rows, context], the positions that count.
             codes: float32 [positions that count, latents], row by row.
-            given: bool likewise, from give.
+            given: bool, same shape, the result of give.
         """
         codes, given = codes[:, self.latents], given[:, self.latents]
         self._given += given.sum(0)
@@ -109,7 +109,7 @@ class GivenTokens:
         self._others.add(text, where, ~given, codes)
 
     def tokens_of(self, place: int) -> LatentTokens:
-        """One latent's, by its place among those followed."""
+        """Tokens of the latent at a place among those followed."""
         given = int(self._given[place])
         return LatentTokens(
             int(self.latents[place]),

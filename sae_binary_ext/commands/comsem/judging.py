@@ -1,4 +1,4 @@
-"""What tokens have in common, and whether others fit: by a language model or an embedding."""
+"""A language model or an embedding judges whether tokens of a latent have something in common."""
 
 import re
 from collections.abc import Callable
@@ -30,13 +30,13 @@ FITS = (
 
 @dataclass(frozen=True)
 class Questions:
-    """One latent's tokens, dealt out.
+    """Excerpts about one latent.
 
     Attributes:
-        shown: excerpts a judge learns from.
-        silent: as many that are not the latent's.
-        asked: others of its own.
-        others: as many that are not.
+        shown: excerpts around tokens of the latent, from which a judge learns.
+        silent: as many excerpts around other tokens.
+        asked: more excerpts around tokens of the latent, which a judge is asked about.
+        others: as many excerpts around other tokens, which it is asked about too.
     """
 
     shown: list[str]
@@ -49,7 +49,7 @@ class EmbedsTexts(Protocol):
     """An embedding of texts."""
 
     def encode(self, texts: list[str]) -> Any:
-        """float32 [texts, width]."""
+        """Embeddings, float32 [texts, width]."""
         ...
 
 
@@ -57,12 +57,12 @@ def excerpt(window: Tensor, text: Callable[[int], str]) -> str:
     """A token between << and >> in its text, on one line.
 
     Args:
-        window: int64 [2 * CONTEXT_RADIUS + 1], -1 beyond a row's ends.
-        text: of a token.
+        window: int64 [2 * CONTEXT_RADIUS + 1], tokens; -1 beyond a row's ends.
+        text: gives the text of a token.
     """
     pieces = [text(token) if token >= 0 else "" for token in window.tolist()]
     marked = pieces[CONTEXT_RADIUS]
-    # The space before a word stands outside.
+    # The space before a word stays outside the marks.
     word = marked.lstrip(" ")
     pieces[CONTEXT_RADIUS] = f"{marked[: len(marked) - len(word)]}<<{word}>>"
     return " ".join("".join(pieces).split("\n")).strip()
@@ -71,9 +71,9 @@ def excerpt(window: Tensor, text: Callable[[int], str]) -> str:
 def questions_of(
     tokens: LatentTokens, text: Callable[[int], str], shown: int, asked: int
 ) -> Questions | None:
-    """What a judge is shown and asked of a latent, or None where it was given too few tokens.
+    """Excerpts of a latent for a judge, or None if it was given too few tokens.
 
-    The tokens are in random order already.
+    The first tokens are used: they are in random order already.
     """
     if len(tokens.own) <= shown or len(tokens.others) <= shown:
         return None
@@ -86,22 +86,18 @@ def questions_of(
 
 
 def unscored(coder: str, tokens: LatentTokens) -> ComsemScore:
-    """A latent that was given too few tokens."""
+    """The entry of a latent that was given too few tokens."""
     return ComsemScore(coder, tokens.latent, tokens.given, tokens.absent, reason=TOO_FEW)
 
 
 class LanguageModelJudge:
-    """A language model says what tokens share, and of others whether it fits.
-
-    Args:
-        judge: whom to ask.
-    """
+    """A language model says what tokens have in common, and whether that fits other tokens."""
 
     def __init__(self, judge: Asked) -> None:
         self._judge = judge
 
     async def score(self, coder: str, tokens: LatentTokens, questions: Questions) -> ComsemScore:
-        """One latent's score.
+        """Score one latent.
 
         Raises:
             JudgeStoppedError: the judge cannot be asked any more.
@@ -141,16 +137,16 @@ class LanguageModelJudge:
 def embedding_score(
     embeddings: EmbedsTexts, coder: str, tokens: LatentTokens, questions: Questions
 ) -> ComsemScore:
-    """One latent's score without a language model.
+    """Score one latent without a language model.
 
-    An excerpt fits where its embedding has a larger cosine with the mean of those shown than with
-    the mean of as many that are not the latent's.
+    An excerpt fits if its embedding has a larger cosine with the mean of `shown` than with the
+    mean of `silent`.
 
     Args:
-        embeddings: of sentences.
-        coder: its name.
-        tokens: the latent's.
-        questions: of them.
+        embeddings: an embedding of sentences.
+        coder: name of the coder.
+        tokens: tokens of the latent.
+        questions: excerpts around them.
     """
     groups = (questions.shown, questions.silent, questions.asked, questions.others)
     found = [
@@ -159,15 +155,9 @@ def embedding_score(
     ]
     shown, silent = (torch.nn.functional.normalize(each.mean(0), dim=0) for each in found[:2])
     own, others = ((each @ (shown - silent) > 0).double().mean().item() for each in found[2:])
-    return ComsemScore(
-        coder,
-        tokens.latent,
-        tokens.given,
-        tokens.absent,
-        fitting=own,
-        others_fitting=others,
-        answered=len(questions.asked) + len(questions.others),
-    )
+    answered = len(questions.asked) + len(questions.others)
+    facts = coder, tokens.latent, tokens.given, tokens.absent
+    return ComsemScore(*facts, fitting=own, others_fitting=others, answered=answered)
 
 
 def _share(answers: list[bool | None]) -> float | None:

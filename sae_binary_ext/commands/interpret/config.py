@@ -6,8 +6,8 @@ from pathlib import Path
 from sae_binary_ext.checks import check_at_least, check_choice
 from sae_binary_ext.settings import JudgeFields, TextConfig
 
-# With fewer windows to learn from, or to be asked about, a latent is not scored: delphi's
-# embedding scorer draws ten of the silent ones to compare with.
+# A latent with fewer windows is not scored. delphi's embedding scorer compares each question with
+# ten silent windows.
 FEWEST_SHOWN, FEWEST_ASKED = 10, 20
 SAMPLINGS = ("random", "quantiles", "margin")
 JUDGES = ("embedding", "tokens")
@@ -19,8 +19,8 @@ class Counts:
     """How many windows of a latent are used.
 
     Attributes:
-        shown: active ones to learn from, and silent ones likewise.
-        asked: active ones to ask about, and silent ones likewise.
+        shown: active windows to learn from, and as many silent ones.
+        asked: active windows to ask about, and as many silent ones.
     """
 
     shown: int = 20
@@ -33,14 +33,14 @@ class Counts:
 
 @dataclass(frozen=True)
 class TextAmount:
-    """How much text is read, and how it is cut.
+    """How much text is read, and how it is cut into rows and windows.
 
     Attributes:
-        tokens: read, at least; the last batch is finished.
-        context_size: tokens a row at most, the beginning-of-text token included.
-        first_position: positions before it are left out: most models have an attention sink at 0.
-        window: tokens of a stretch of text that is shown to a judge.
-        latents: of each coder, how many are drawn at random.
+        tokens: least number of tokens to read; the last batch is finished.
+        context_size: most tokens in a row, the beginning-of-text token included.
+        first_position: the first position that counts. Most models have an attention sink at 0.
+        window: tokens in a window of text.
+        latents: number of latents drawn at random for each coder.
     """
 
     tokens: int
@@ -54,8 +54,8 @@ class TextAmount:
         check_at_least(0, first_position=self.first_position)
         if self.first_position + self.window > self.context_size:
             raise ValueError(
-                f"first_position={self.first_position}: no window of {self.window} tokens is left "
-                f"of context_size={self.context_size}. Give a context_size of at least "
+                f"first_position={self.first_position}: no window of {self.window} tokens fits "
+                f"into context_size={self.context_size}. Give a context_size of at least "
                 f"{self.first_position + self.window}, or a smaller window."
             )
 
@@ -63,39 +63,39 @@ class TextAmount:
 @dataclass
 class InterpretConfig(JudgeFields, TextConfig):
     """
-    How well latents of coders, binary or stock, can be told from the text they are active in. A
-    sentence embedding judges, in delphi's scorer, beside a baseline of single tokens; and a
-    language model, by detection and fuzzing, where one is named. Ctrl-C and the same command
-    again: it goes on where it was, and asks nothing twice.
+    Score how well text in which a latent is active can be told from other text, for binary and
+    stock coders. A sentence embedding judges, with delphi's scorer, and a baseline of single tokens
+    is given too. If a language model is named, it judges by detection and fuzzing. After Ctrl-C the
+    same command goes on where it stopped, and sends no request twice.
     """
 
     dataset: str | None = None
     """Texts: a Hub id, a file (.txt, .parquet, .json, .jsonl, .csv) or a folder of such files.
-    Without it the whole embedded Wikipedia sample, which the demo's coders are trained on."""
+    If left out, the whole bundled Wikipedia sample, on which the demo's coders are trained."""
     output: Path = Path("runs/interpret")
-    """Folder for interpretation.json, scores.jsonl, and what an interrupted run goes on from."""
+    """Folder for interpretation.json, scores.jsonl, and the files of an interrupted run."""
     tokens: int = 300_000
     """Tokens to read."""
     context_size: int = 257
-    """Tokens a row at most: eight windows after the first position."""
+    """Most tokens in a row. The default gives eight windows after the first position."""
     window: int = 32
-    """Tokens of a stretch of text that a judge sees."""
+    """Tokens in each window of text that a judge sees."""
     latents: int = 100
-    """Latents of each coder, drawn at random, dead ones too."""
+    """How many latents of each coder to draw at random, dead ones too."""
     shown: int = 20
-    """Of each latent, windows in which it is active that a judge learns from."""
+    """How many active windows of each latent a judge learns from."""
     asked: int = 40
-    """Of each latent, windows in which it is active that a judge is asked about; as many silent."""
+    """How many active windows of each latent a judge is asked about, and as many silent ones."""
     sampling: str = "random"
-    """Of active windows: random (documents in turn), quantiles (tenths by highest activation in
-    turn, delphi's default), or margin (tenths by highest pre-activation)."""
+    """How active windows are drawn: random (documents in turn), quantiles (tenths by highest
+    activation in turn, delphi's default), or margin (tenths by highest pre-activation)."""
     negatives: str = "random"
-    """Of silent windows: random, or hard (those that read most like the active ones)."""
+    """How silent windows are drawn: random, or hard (those most similar to the active ones)."""
     judge: str = "embedding"
-    """embedding (delphi's ExampleEmbeddingScorer with MiniLM, and the token baseline; needs the
-    extra delphi), or tokens (the baseline alone)."""
+    """embedding takes delphi's ExampleEmbeddingScorer with MiniLM, and the token baseline; it needs
+    the extra delphi. tokens takes the baseline alone."""
     judge_windows: int = 5
-    """Windows in one request."""
+    """How many windows to send in one request."""
 
     def __post_init__(self) -> None:
         self.text_source()
@@ -113,23 +113,23 @@ class InterpretConfig(JudgeFields, TextConfig):
         check_at_least(1, judge_windows=self.judge_windows)
         if self.judge_windows > FEWEST_ASKED:
             raise ValueError(
-                f"judge_windows={self.judge_windows}: give {FEWEST_ASKED} at most; a latent may "
-                "have no more."
+                f"judge_windows={self.judge_windows}: give at most {FEWEST_ASKED}, because a "
+                "latent may have no more windows."
             )
 
     def settings(self) -> "InterpretConfig":
-        """What decides a judge's score: neither where it runs nor who else is asked."""
+        """Only the settings that change a judge's score, for the fingerprint of a run."""
         own = ("model", "dataset", "hook", "tokens", "context_size", "first_position", "window")
         own += ("split", "text_column")
         more = ("latents", "shown", "asked", "sampling", "negatives", "judge_windows")
         return InterpretConfig(**{name: getattr(self, name) for name in own + more})
 
     def amount(self) -> TextAmount:
-        """How much text is read."""
+        """How much text is read, from these settings."""
         return TextAmount(
             self.tokens, self.context_size, self.first_position, self.window, self.latents
         )
 
     def counts(self) -> Counts:
-        """How many windows a latent is judged by."""
+        """How many windows of a latent are used, from these settings."""
         return Counts(self.shown, self.asked)

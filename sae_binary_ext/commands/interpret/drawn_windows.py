@@ -1,4 +1,4 @@
-"""One pass over the text: what some latents of each coder do in it."""
+"""Read text once, and keep firings and windows of some latents of each coder."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -17,21 +17,20 @@ from sae_binary_ext.commands.interpret.windows import (
 )
 from sae_binary_ext.measure.documents import TextBatch
 from sae_binary_ext.measure.in_model import codes_of, reads_sequences
-from sae_binary_ext.measure.progress import SavedProgress, fingerprint
+from sae_binary_ext.measure.progress import SavedProgress, TextStream, fingerprint
 from sae_binary_ext.measure.reading import OpenedModel
 from sae_binary_ext.measure.samples import LatentSamples
-from sae_binary_ext.measure.stream import TextStream
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 
 class ReadLatents(nn.Module):
-    """What was read of one coder's drawn latents.
+    """Firings and windows of the drawn latents of one coder.
 
-    Buffers: firings int64 [latents], tokens each is active on; tokens int64, how many were read.
+    Buffers: firings int64 [latents], tokens on which each is active; tokens int64, tokens read.
 
     Attributes:
-        places: which latents, and single places for the token baseline.
-        windows: stretches of text in which each is active.
+        places: the numbers of the latents, and single tokens for the token baseline.
+        windows: windows in which each latent is active.
     """
 
     firings: Tensor
@@ -47,17 +46,17 @@ class ReadLatents(nn.Module):
     def add(
         self, text: TextBatch, where: Tensor, windows: Windows, codes: Tensor, margins: Tensor
     ) -> Tensor:
-        """Count one batch more.
+        """Count one more batch.
 
         Args:
             text: the rows.
             where: bool [rows, context], the positions that count.
-            windows: of the rows.
+            windows: windows of the rows.
             codes: float32 [positions that count, latents], row by row.
-            margins: likewise, by how much each is active.
+            margins: float32, same shape, margins of codes_and_margins.
 
         Returns:
-            bool [windows, latents], which are active in which.
+            bool [windows, latents], whether each latent is active in each window.
         """
         self.places.add(text, where, codes)
         self.firings += (codes != 0).sum(0)
@@ -69,17 +68,17 @@ class ReadLatents(nn.Module):
         return (values != 0).any(1)
 
     def facts(self, place: int) -> tuple[int, int, float]:
-        """Of a latent, by its place among those drawn: its number, its firings and firing rate."""
+        """Number, firings and firing rate of the latent at a place among those drawn."""
         firings = int(self.firings[place])
         return int(self.places.latents[place]), firings, firings / int(self.tokens)
 
 
 class Reading(nn.Module):
-    """What was read of all coders, on the same tokens.
+    """Firings and windows of all coders, on the same tokens.
 
     Attributes:
         coders: one for each candidate.
-        pool: windows of all text, to draw from where a latent is silent.
+        pool: windows of all text, from which silent windows are drawn.
     """
 
     def __init__(self, widths: Iterable[int], amount: TextAmount) -> None:
@@ -89,7 +88,11 @@ class Reading(nn.Module):
         self.pool = WindowPool(sum(len(each.firings) for each in self.coders), amount.window)
 
     def silent(self, coder: int) -> Tensor:
-        """bool [windows of the pool, latents of one coder], which are silent in which."""
+        """Whether each latent of one coder is silent in each window of the pool.
+
+        Returns:
+            bool [windows of the pool, latents].
+        """
         numbers = [len(each.firings) for each in self.coders]
         active = self.pool.active[0].split(numbers, dim=1)[coder]
         return ~active & self.pool.there[0][:, None]
@@ -98,13 +101,13 @@ class Reading(nn.Module):
 def read_latents(
     opened: OpenedModel, amount: TextAmount, saved: Path, sources: tuple[str, ...]
 ) -> Reading:
-    """Read text with a forward pass for all coders; what an interruption left is gone on from.
+    """Read text with one forward pass for all coders. An interrupted run goes on.
 
     Args:
         opened: the coders, with their model and text.
-        amount: how much of the text; the rows are cut as opened says.
-        saved: file for what was read.
-        sources: names of the model and the text: what was read of others is not taken up.
+        amount: how much text to read. Context size and first position are those of opened.
+        saved: file of the counts.
+        sources: names of the model and the text. Counts of other sources are dropped.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, once the batch is counted and all is saved.
@@ -141,11 +144,19 @@ def _codes_and_margins(
 
 @torch.no_grad()
 def codes_and_margins(coder: Any, inputs: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 [tokens, latents], codes and by how much each latent is active.
+    """Codes of latents, and margins by which to order a latent's firings.
 
-    Of binary coders that is how far its pre-activation is above the highest of those that are
-    silent, of topk and groupmax, or above nothing: a threshold of its own does not change the
-    order. Of others it is the code.
+    The margin of a binary latent is its pre-activation. For topk and groupmax the highest
+    pre-activation of the silent latents is subtracted. A constant threshold is not, because it does
+    not change the order. The margin of a latent with values is its code.
+
+    Args:
+        coder: a coder that needs no context.
+        inputs: [tokens, d_in].
+        latents: int64 [latents], their numbers.
+
+    Returns:
+        Codes and margins, float32 [tokens, latents] on the CPU.
     """
     inputs = inputs.to(coder.device, torch.float32)
     if isinstance(coder, BinaryCoder):

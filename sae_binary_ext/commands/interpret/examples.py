@@ -1,4 +1,4 @@
-"""Of one latent what a judge is shown, and what it is asked about."""
+"""Windows of one latent that a judge is shown, and that it is asked about."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ class ActiveExamples:
     Attributes:
         tokens: int64 [windows, length].
         values: float32 [windows, length], its codes.
-        quantiles: of each, the tenth of the windows, by highest activation, that it was drawn
-            from; 0 for all where they were drawn without.
+        quantiles: the tenth of the windows, ordered by highest activation, from which each was
+            drawn; 0 if they were drawn without regard to activation.
     """
 
     tokens: Tensor
@@ -32,14 +32,14 @@ class ActiveExamples:
 
 @dataclass(frozen=True)
 class LatentExamples:
-    """What one latent is judged by.
+    """The windows by which one latent is judged.
 
     Attributes:
         latent: its number.
-        firings: tokens it is active on, of those read.
+        firings: tokens read on which it is active.
         rate: its firing rate.
-        shown, asked: windows in which it is active; none is both.
-        silent_shown, silent_asked: int64 [windows, length], tokens of those in which it is not.
+        shown, asked: windows in which it is active; no window is in both.
+        silent_shown, silent_asked: int64 [windows, length], tokens of silent windows.
     """
 
     latent: int
@@ -51,11 +51,11 @@ class LatentExamples:
     silent_asked: Tensor
 
 
-# Of a latent's windows, their documents and by how much it is active, each [windows], their order
-# (the first are used) and of each the number of its quantile.
+# Takes the documents of a latent's windows and its strength in each, both [windows]. Returns the
+# order of the windows (the first ones are used) and the quantile of each.
 Sampling = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-# Of shown windows' tokens [windows, length] and of the silent windows of the pool, bool [windows],
-# the order of the latter, hardest first.
+# Takes tokens of the shown windows [windows, length], and which windows of the pool are silent,
+# bool [windows]. Returns the order of the silent windows, hardest first.
 Nearest = Callable[[Tensor, Tensor], Tensor]
 DEAD = "dead"
 
@@ -63,7 +63,7 @@ DEAD = "dead"
 def at_random(documents: Tensor, strengths: Tensor) -> tuple[Tensor, Tensor]:
     """A window of each document, then a second one of each, and so on; one quantile.
 
-    Windows of one article resemble each other, whatever a latent stands for.
+    Windows of one article resemble each other, so examples come from many articles.
     """
     del strengths
     earlier: dict[int, count[int]] = {}
@@ -74,8 +74,8 @@ def at_random(documents: Tensor, strengths: Tensor) -> tuple[Tensor, Tensor]:
 def by_strength(documents: Tensor, strengths: Tensor) -> tuple[Tensor, Tensor]:
     """A window of each tenth, strongest first, in turn, as delphi draws them by default.
 
-    Ties, of which binary latents' codes have nothing else, are in random order. (delphi leaves
-    them in the text's, and may show a window that it also asks about.)
+    Ties are in random order; codes of binary latents are all ties. (delphi leaves ties in the order
+    of the text, and may ask about a window that it has shown.)
     """
     del documents
     ranked = strengths.argsort(descending=True, stable=True)
@@ -88,7 +88,7 @@ def by_strength(documents: Tensor, strengths: Tensor) -> tuple[Tensor, Tensor]:
     return shuffled.T.flatten(), quantiles
 
 
-# "quantiles" ranks by code, delphi's default; "margin" by what the code was made of.
+# "quantiles" ranks windows by code, as delphi does by default; "margin" ranks them by margin.
 SAMPLINGS: dict[str, Sampling] = {
     "random": at_random,
     "quantiles": by_strength,
@@ -105,16 +105,16 @@ def choose_examples(
     sampling: str,
     nearest: Nearest | None,
 ) -> LatentExamples | str:
-    """What one latent is judged by, or why it cannot be, in a few words.
+    """Choose the windows of one latent, or return the reason why it cannot be judged.
 
     Args:
-        read: of its coder.
+        read: firings and windows of its coder.
         place: the latent's place among those drawn.
-        silent: bool [windows of the pool], where it is silent.
+        silent: bool [windows of the pool], whether the latent is silent in each.
         pool: int64 [windows of the pool, length], tokens.
-        counts: how many.
-        sampling: of the active windows, a key of SAMPLINGS.
-        nearest: orders silent windows; None draws random ones.
+        counts: how many windows to choose.
+        sampling: how to draw active windows, a key of SAMPLINGS.
+        nearest: orders silent windows; None draws them at random.
     """
     latent, firings, rate = read.facts(place)
     there = read.windows.there[place]
@@ -133,7 +133,7 @@ def choose_examples(
     if nearest is None:
         ordered = torch.randperm(len(candidates), generator=generator)
     else:
-        # All the hardest, in random order.
+        # A random order, so that shown and asked windows are equally hard.
         hardest = nearest(tokens[shown], silent)[: counts.shown + counts.asked]
         ordered = hardest[torch.randperm(len(hardest), generator=generator)]
     few = len(shown)
@@ -149,11 +149,11 @@ def choose_examples(
 
 
 def _dealt(order: Tensor, counts: Counts) -> tuple[Tensor, Tensor]:
-    """Windows to show and to ask about, a third and two thirds where there are too few."""
+    """Windows to show and to ask about: a third and two thirds if there are too few."""
     shown = max(FEWEST_SHOWN, min(counts.shown, len(order) // 3))
     asked = min(counts.asked, len(order) - shown)
     used = order[: shown + asked]
-    # Evenly spread (of 60 every third): both are then of as many documents, or of all tenths.
+    # Shown windows are spread evenly (every third of 60), so that both come from all tenths.
     upto = torch.arange(len(used) + 1) * shown // len(used)
     is_shown = upto.diff() > 0
     return used[is_shown], used[~is_shown]

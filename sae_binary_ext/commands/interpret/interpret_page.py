@@ -1,6 +1,7 @@
-"""The scores of an earlier run, as a section of a comparison's report."""
+"""Scores as interpretation.json, as a table, and as a section of a comparison's report."""
 
 import json
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,45 +9,115 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from sae_binary_ext.commands.interpret.score_files import SCHEMA_VERSION, shown
-from sae_binary_ext.measure.documents import Estimate
-
-FILE = "interpretation.json"
-# What each column is called, and means.
-COLUMNS = (
-    ("coder", ""),
-    ("judge", "Who was asked."),
-    ("scored", "Latents with a score, of those drawn."),
-    ("area", "Area under the ROC curve."),
-    ("accuracy", "Share of right answers, half of the windows being active ones."),
-    ("F1", "Of the answers that a window is active."),
-    ("F1 by firings", "Mean in which each latent counts as often as it fires."),
-    ("failed answers", "Answers that did not come or could not be read; they are in no score."),
+from sae_binary_ext.commands.interpret.interpret_scores import (
+    BANDS,
+    MEASURES,
+    ULTRA_HIGH,
+    CoderScores,
 )
-# What is shown, its interval, and what it is sorted by.
-Cell = tuple[str, str, float | str]
+from sae_binary_ext.measure.documents import Estimate
+from sae_binary_ext.report.plots import grouped
+from sae_binary_ext.report.tables import (
+    Column,
+    Table,
+    Value,
+    as_json,
+    table_of,
+    with_meanings,
+    write_figures,
+)
+
+SCHEMA_VERSION = 1
+FILE = "interpretation.json"
+Entry = dict[str, Any]
+
+
+def _figure(kind: str, measure: str) -> Column[Entry]:
+    label = "F1" if measure == "f1" else measure
+    label += " by firings" if kind == "firing_weighted" else ""
+    return Column(label, form=".2f", value=lambda entry: _estimate(entry[kind][measure]))
+
+
+TEXTS = tomllib.loads(Path(__file__).with_name("page.toml").read_text(encoding="utf-8"))
+# Columns of entries of interpretation.json: one for each coder and judge.
+COLUMNS: list[Column[Entry]] = with_meanings(
+    (
+        Column("coder", value=lambda entry: entry["name"]),
+        Column("judge", value=lambda entry: entry["judge"]),
+        Column("scored", value=lambda entry: f"{entry['scored']}/{entry['drawn']}"),
+        *(_figure("mean", measure) for measure in MEASURES),
+        _figure("firing_weighted", "f1"),
+        Column("failed answers", form="d", value=lambda entry: entry["failed_answers"]),
+    ),
+    TEXTS["columns"],
+)
+SCORED = [column.label for column in COLUMNS].index("scored")
+
+
+def _estimate(figure: Entry) -> Estimate | None:
+    if figure["value"] is None:
+        return None
+    low, high = (float("nan") if end is None else end for end in figure["interval"])
+    return Estimate(figure["value"], low, high)
+
+
+def interpretation_table(found: list[CoderScores]) -> Table:
+    """One row for each coder and judge. Chance is 0.5 for area and accuracy."""
+    return table_of("", COLUMNS, map(_described, found))
+
+
+def write_interpretation(found: list[CoderScores], run: dict[str, Any], folder: Path) -> None:
+    """Write interpretation.json (docs/interpret.md has the keys).
+
+    Args:
+        found: scores of each coder by each judge.
+        run: the command's settings.
+        folder: where the file goes.
+    """
+    entries = [_described(each) for each in found]
+    write_figures(folder / FILE, SCHEMA_VERSION, run, "latents", coders=entries)
+
+
+def _described(found: CoderScores) -> Entry:
+    entry = {
+        "name": found.coder,
+        "judge": found.judge,
+        "drawn": found.drawn(),
+        "scored": found.scored(),
+        "not_scored": found.reasons(),
+        "failed_answers": found.failed(),
+        "mean": {measure: found.mean(measure) for measure in MEASURES},
+        "firing_weighted": {measure: found.firing_weighted(measure) for measure in MEASURES},
+        "bands": {
+            band: {"drawn": found.drawn(band), "scored": found.scored(band)}
+            | {measure: found.mean(measure, band) for measure in MEASURES}
+            for band in [*(name for name, _ in BANDS), ULTRA_HIGH]
+        },
+    }
+    return as_json(entry)
 
 
 @dataclass(frozen=True)
 class Interpretability:
-    """What a report shows of interpretation.json.
+    """The part of interpretation.json that a report shows.
 
     Attributes:
-        rows: of each coder and judge, a cell for each of COLUMNS.
+        columns: label and meaning of each column.
+        rows: for each coder and judge, the cells: text, interval, and the value to sort by.
         plot: scores by firing rate.
     """
 
-    rows: list[list[Cell]]
+    columns: list[tuple[str, str]]
+    rows: list[list[tuple[str, str, Value]]]
     plot: go.Figure
-    columns: tuple[tuple[str, str], ...] = COLUMNS
 
 
 def read_interpretability(folder: Path, coders: Iterable[str]) -> Interpretability:
-    """What `sae-binary interpret` found of coders.
+    """Read the scores that `sae-binary interpret` wrote.
 
     Args:
         folder: its output.
-        coders: names of those compared; of others nothing is shown.
+        coders: names of the coders to show.
 
     Raises:
         ValueError: there is no such run, one of another version, or one of other coders.
@@ -67,55 +138,30 @@ def read_interpretability(folder: Path, coders: Iterable[str]) -> Interpretabili
     if not found:
         scored = sorted({entry["name"] for entry in document["coders"]})
         raise ValueError(
-            f"interpretation={folder}: is of {scored}, and not of {names}. Leave it out, or run "
-            "sae-binary interpret on these coders."
+            f"interpretation={folder}: has scores of {scored}, not of {names}. Leave it out, or "
+            "run sae-binary interpret on these coders."
         )
-    return Interpretability([_row(entry) for entry in found], _by_rate(found))
+    table = table_of("", COLUMNS, found)
+    rows = table.for_page()
+    for row, entry in zip(rows, found, strict=True):
+        reasons = ", ".join(f"{number} {reason}" for reason, number in entry["not_scored"].items())
+        row[SCORED] = (row[SCORED][0], reasons, entry["scored"])
+    return Interpretability(table.heads, rows, _by_rate(found))
 
 
-def _row(entry: dict[str, Any]) -> list[Cell]:
-    means = [entry["mean"][measure] for measure in ("area", "accuracy", "f1")]
-    figures = [_cell(figure) for figure in [*means, entry["firing_weighted"]["f1"]]]
-    scored = f"{entry['scored']}/{entry['drawn']}"
-    failed = entry["failed_answers"]
-    return [
-        (entry["name"], "", entry["name"]),
-        (entry["judge"], "", entry["judge"]),
-        (scored, _reasons(entry), entry["scored"]),
-        *figures,
-        (str(failed), "", failed),
-    ]
-
-
-def _reasons(entry: dict[str, Any]) -> str:
-    return ", ".join(f"{number} {reason}" for reason, number in entry["not_scored"].items())
-
-
-def _cell(figure: dict[str, Any]) -> Cell:
-    text, _, interval = shown(_estimate(figure)).partition(" ")
-    value = figure["value"]
-    return text, interval, float("-inf") if value is None else value
-
-
-def _estimate(figure: dict[str, Any]) -> Estimate:
-    ends = [float("nan") if end is None else end for end in (figure["value"], *figure["interval"])]
-    return Estimate(*ends)
-
-
-def _by_rate(entries: list[dict[str, Any]]) -> go.Figure:
-    """Of each coder its mean in each band of firing rates, judges side by side."""
+def _by_rate(entries: list[Entry]) -> go.Figure:
+    """Mean score of each coder in each band of firing rates, judges side by side."""
     figure = go.Figure()
-    for coder in dict.fromkeys(entry["name"] for entry in entries):
-        bars = [bar for entry in entries if entry["name"] == coder for bar in _bars(entry)]
+    for coder, own in grouped(entries, lambda entry: entry["name"]).items():
+        bars = [bar for entry in own for bar in _bars(entry)]
         labels, bands, values = ([bar[place] for bar in bars] for place in range(3))
         figure.add_bar(x=[labels, bands], y=values, name=coder)
     figure.update_xaxes(title="firing rate")
-    figure.update_yaxes(title="mean score", rangemode="tozero")
-    return figure
+    return figure.update_yaxes(title="mean score", rangemode="tozero")
 
 
-def _bars(entry: dict[str, Any]) -> list[tuple[str, str, float]]:
-    """Judge and measure, band of firing rates, and mean: of F1, where the judge has it."""
+def _bars(entry: Entry) -> list[tuple[str, str, float]]:
+    """Judge and measure, band of firing rates, and mean. The measure is F1 if the judge has it."""
     measure, name = ("area", "area") if entry["mean"]["f1"]["value"] is None else ("f1", "F1")
     return [
         (f"{entry['judge']}: {name}", band, of_band[measure]["value"])

@@ -1,4 +1,4 @@
-"""`sae-binary interpret` from start to end: coders, text, examples, judges, files."""
+"""`sae-binary interpret`: read text, choose windows of latents, and have judges score them."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,13 +13,16 @@ from sae_binary_ext.commands.interpret.examples import (
     Nearest,
     choose_examples,
 )
-from sae_binary_ext.commands.interpret.interpret_scores import LatentScore, by_coder_and_judge
-from sae_binary_ext.commands.interpret.language_model import LanguageModelScorer
-from sae_binary_ext.commands.interpret.score_files import (
-    SavedScores,
+from sae_binary_ext.commands.interpret.interpret_page import (
     interpretation_table,
     write_interpretation,
 )
+from sae_binary_ext.commands.interpret.interpret_scores import (
+    LatentScore,
+    SavedScores,
+    by_coder_and_judge,
+)
+from sae_binary_ext.commands.interpret.language_model import LanguageModelScorer
 from sae_binary_ext.commands.interpret.with_delphi import (
     Embeddings,
     EmbeddingScorer,
@@ -39,19 +42,19 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
 
     Args:
         coders: folders of coders, folders of such folders, or Hub ids of either.
-        config: the rest.
+        config: the command's settings.
 
     Returns:
         The scores as a table for the terminal.
 
     Raises:
         CheckpointError: a coder cannot be read.
-        KeyboardInterrupt: Ctrl-C; what was scored is saved.
-        ValueError: coders that cannot be compared, text that cannot be read, a package is missing,
-            or the language model cannot be asked any more.
+        KeyboardInterrupt: Ctrl-C; scores so far are saved.
+        ValueError: the coders cannot be compared, the text cannot be read, a package is missing, or
+            the language model cannot be asked any more.
     """
     config.output.mkdir(parents=True, exist_ok=True)
-    # First: what is missing is known at once, and reading takes minutes.
+    # Judges are opened first, so that a missing package is known before minutes of reading.
     embeddings = Embeddings(config.device) if config.judge == "embedding" else None
     judge = open_judge(config, config.output)
     if judge is not None:
@@ -75,15 +78,17 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
         judging.ask(judge, text)
     found = by_coder_and_judge(saved.scores)
     write_interpretation(found, settings_of(opened, config), config.output)
-    return interpretation_table(found)
+    return str(interpretation_table(found))
 
 
 def token_scores(coder: str, read: ReadLatents) -> Iterator[LatentScore]:
-    """How well the token and its neighbours tell firing from silence, in other documents.
+    """Score latents by the token baseline: the token and its neighbours predict firing.
+
+    Counts come from other documents than the tokens that are predicted.
 
     Args:
-        coder: its name.
-        read: its latents.
+        coder: name of the coder.
+        read: firings and windows of its latents.
     """
     areas = predictability(read.places).areas[:, 0].tolist()
     for place, area in enumerate(areas):
@@ -94,7 +99,7 @@ def token_scores(coder: str, read: ReadLatents) -> Iterator[LatentScore]:
 
 
 class _Judging:
-    """Has judges score the latents that they have not scored before."""
+    """Has judges score the latents that have no saved score."""
 
     def __init__(
         self,
@@ -108,15 +113,15 @@ class _Judging:
         self._nearest, self._saved = nearest, saved
 
     def embed(self, scorer: EmbeddingScorer) -> None:
-        """Have the embedding score them."""
+        """Have the embedding score the latents."""
         for coder, chosen in self._left((scorer.judge,)):
             self._saved.add([scorer.score(coder, chosen)])
 
     def ask(self, judge: Judge, text: Callable[[int], str]) -> None:
-        """Have a language model score them; first say what that takes.
+        """Have a language model score the latents; first log how many tokens that takes.
 
         Raises:
-            ValueError: it cannot be asked any more.
+            ValueError: the language model cannot be asked any more.
         """
         at_once = self._config.judge_windows
 
@@ -128,7 +133,7 @@ class _Judging:
         ask_about(left, judge, answer, score, self._saved.add)
 
     def _left(self, judges: tuple[str, ...]) -> Iterator[tuple[str, LatentExamples]]:
-        """What these judges have not scored; of what cannot be, the reason is put down."""
+        """Latents without scores of these judges; saves the reason if one cannot be judged."""
         pool = self._reading.pool.tokens[0]
         for number, coder in enumerate(self._names):
             read, silent = self._reading.coders[number], self._reading.silent(number)

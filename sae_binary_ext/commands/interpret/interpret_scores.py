@@ -1,37 +1,44 @@
-"""What a judge found of latents, one by one, and the figures of a coder."""
+"""Scores of latents by a judge, the file that keeps them, and the figures of a coder."""
 
+import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sae_binary_ext.measure.documents import Estimate, estimate_of, resampled
+from sae_binary_ext.measure.progress import whole_lines
+from sae_binary_ext.report.plots import grouped
 
-# Firing rates that latents are grouped by; those of the last group are apart in the first paper,
-# ultra-high-frequency latents.
+# Groups of firing rates. The first paper treats the last group, ultra-high-frequency latents,
+# separately.
 BANDS = (("below 0.1%", 1e-3), ("0.1% to 1%", 1e-2), ("1% to 10%", 0.1), ("10% to 50%", 0.5))
 ULTRA_HIGH = "above 50%"
 MEASURES = ("area", "accuracy", "f1")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class LatentScore:
-    """One latent as one judge found it.
+    """Score of one latent by one judge.
 
     Attributes:
-        coder, latent: which.
-        firings: tokens it is active on, of those read.
+        coder: name of the coder.
+        latent: number of the latent.
+        firings: tokens read on which the latent is active.
         rate: its firing rate.
-        judge: who asked, and who answered.
+        judge: the method and the model that answered.
         area: area under the ROC curve; chance is 0.5.
         accuracy: share of right answers; chance is 0.5.
-        f1: of the answers that it is active.
+        f1: F1 of the answers that the latent is active.
         failed: answers that did not come, or could not be read; they are in no score.
-        answered: those that did.
-        reason: why there is no score.
-        explanation: what the judge took it to stand for.
+        answered: answers that came and could be read.
+        reason: why there is no score; None if there is one.
+        explanation: the judge's description of the latent.
     """
 
     coder: str
@@ -52,61 +59,97 @@ class LatentScore:
         """Its group of firing rates."""
         return next((name for name, end in BANDS if self.rate < end), ULTRA_HIGH)
 
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """Coder, latent and judge."""
+        return self.coder, self.latent, self.judge
+
 
 def f1_of(true_positives: int, false_positives: int, false_negatives: int) -> float:
-    """2 TP / (2 TP + FP + FN); 0 where nothing is, or is said to be, active."""
+    """2 TP / (2 TP + FP + FN); 0 if no window is active and none is judged active."""
     told = 2 * true_positives + false_positives + false_negatives
     return 2 * true_positives / told if told else 0.0
 
 
 def area_of(positive: Tensor, negative: Tensor) -> float:
-    """Share of pairs in which the positive has the higher score; half of those with the same."""
+    """Share of pairs in which the positive has the higher score; a tie counts one half."""
     return (((positive[:, None] - negative).sign() + 1) / 2).mean().item()
+
+
+class SavedScores:
+    """Scores in a file, one a line, written as they come. A run that goes on finds them there.
+
+    Args:
+        path: the file.
+        of: fingerprint of the coders, text and settings; scores of another one are dropped.
+    """
+
+    def __init__(self, path: Path, of: str) -> None:
+        self._path = path
+        self.scores: list[LatentScore] = []
+        self._keys: set[tuple[str, int, str]] = set()
+        header = json.dumps({"of": of}) + "\n"
+        if path.is_file() and (lines := whole_lines(path)):
+            if lines[0] == header:
+                self.scores = [LatentScore(**json.loads(line)) for line in lines[1:]]
+                self._keys = {score.key for score in self.scores}
+                return
+            logger.info("%s holds scores of another run, and starts anew.", path)
+        path.write_text(header)
+
+    def has(self, coder: str, latent: int, judge: str) -> bool:
+        """Whether the file has a score, or the reason why there is none."""
+        return (coder, latent, judge) in self._keys
+
+    def add(self, scores: Iterable[LatentScore]) -> None:
+        """Write those scores that the file does not have, each as it comes."""
+        with self._path.open("a") as file:
+            for score in scores:
+                if score.key not in self._keys:
+                    file.write(json.dumps(asdict(score)) + "\n")
+                    file.flush()
+                    self.scores.append(score)
+                    self._keys.add(score.key)
 
 
 @dataclass(frozen=True)
 class CoderScores:
-    """All that one judge found of one coder.
-
-    Attributes:
-        coder, judge: which.
-        scores: of each latent that was drawn.
-    """
+    """Scores of one coder by one judge, one for each latent drawn."""
 
     coder: str
     judge: str
     scores: list[LatentScore]
 
     def mean(self, measure: str, band: str | None = None) -> Estimate:
-        """Mean over the latents that have a score, each counting once.
+        """Mean over the latents that have a score, each counted once.
 
         Args:
-            measure: of MEASURES.
-            band: only of these firing rates; None for all.
+            measure: one of MEASURES.
+            band: counts only latents of this group of firing rates; None counts all.
         """
         return self._mean(measure, band, lambda score: 1.0)
 
     def firing_weighted(self, measure: str) -> Estimate:
-        """Mean in which each latent counts by its firings: Σ score · firings / Σ firings.
+        """Mean weighted by firings, Σ score · firings / Σ firings.
 
-        The first paper's adjustment for frequency.
+        Source: the first paper's adjustment for frequency.
         """
         return self._mean(measure, None, lambda score: float(score.firings))
 
     def scored(self, band: str | None = None) -> int:
-        """Latents with a score."""
+        """How many latents have a score."""
         return sum(score.reason is None for score in self._of(band))
 
     def drawn(self, band: str | None = None) -> int:
-        """Latents that were drawn."""
+        """How many latents were drawn."""
         return len(self._of(band))
 
     def reasons(self) -> dict[str, int]:
-        """Of the others, how many for which reason."""
+        """How many latents have no score, for each reason."""
         return dict(Counter(score.reason for score in self.scores if score.reason is not None))
 
     def failed(self) -> int:
-        """Answers that did not come, or could not be read."""
+        """How many answers did not come, or could not be read."""
         return sum(score.failed for score in self.scores)
 
     def _of(self, band: str | None) -> list[LatentScore]:
@@ -128,8 +171,6 @@ class CoderScores:
 
 
 def by_coder_and_judge(scores: Iterable[LatentScore]) -> list[CoderScores]:
-    """Scores of one coder by one judge together; of several judges they are never averaged."""
-    groups: dict[tuple[str, str], list[LatentScore]] = {}
-    for score in scores:
-        groups.setdefault((score.coder, score.judge), []).append(score)
+    """Group scores by coder and judge. Scores of different judges are never averaged."""
+    groups = grouped(scores, lambda score: (score.coder, score.judge))
     return [CoderScores(*key, group) for key, group in groups.items()]

@@ -1,4 +1,4 @@
-"""delphi's explainer and scorers, asked of a language model."""
+"""delphi's explainer and scorers, with a language model as judge."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,14 +9,14 @@ from sae_binary_ext.commands.interpret.interpret_scores import LatentScore, f1_o
 from sae_binary_ext.commands.interpret.with_delphi import latent_record
 from sae_binary_ext.measure.judge import Asked, MalformedAnswerError, imported
 
-# delphi puts it where there should be an explanation, and goes on to score it.
+# delphi returns this instead of an explanation that it cannot read.
 UNREADABLE = "Explanation could not be parsed."
 EXPLANATION_TOKENS, ANSWER_TOKENS = 500, 100
 KINDS = ("detection", "fuzz")
 
 
 class _Client:
-    """A judge as delphi calls it."""
+    """Lets delphi call a judge as one of its clients."""
 
     def __init__(self, judge: Asked, max_tokens: int) -> None:
         self.model = judge.model
@@ -33,9 +33,9 @@ class LanguageModelScorer:
     """delphi's DefaultExplainer, then its DetectionScorer and FuzzingScorer.
 
     Args:
-        judge: whom to ask.
-        text: of a token of the model that was read.
-        at_once: windows in one request to a scorer.
+        judge: the judge to ask.
+        text: gives the text of a token.
+        at_once: windows in one request of a scorer.
     """
 
     def __init__(self, judge: Asked, text: Callable[[int], str], at_once: int) -> None:
@@ -43,7 +43,7 @@ class LanguageModelScorer:
         self.judges = tuple(f"{kind}, {judge.model}" for kind in KINDS)
 
     async def score(self, coder: str, examples: LatentExamples) -> list[LatentScore]:
-        """One latent's scores by detection and by fuzzing.
+        """Score one latent by detection and by fuzzing.
 
         Raises:
             JudgeStoppedError: the judge cannot be asked any more.
@@ -64,13 +64,13 @@ class LanguageModelScorer:
         ]
 
     def _in_whole_requests(self, examples: LatentExamples) -> LatentExamples:
-        """delphi fails all answers to a request of fewer windows than the others."""
+        """Cut the windows to whole requests, because delphi fails all answers to a smaller one."""
         number = len(examples.asked.tokens) // self._at_once * self._at_once
         asked = examples.asked
         asked = ActiveExamples(
             asked.tokens[:number], asked.values[:number], asked.quantiles[:number]
         )
-        # Its scorers ask about all silent windows there are.
+        # delphi's scorers ask about every silent window of the record.
         none = examples.silent_shown[:0]
         silent = examples.silent_asked[:number]
         return replace(examples, asked=asked, silent_shown=none, silent_asked=silent)
@@ -89,7 +89,7 @@ class LanguageModelScorer:
         new = {"detection": scorers.DetectionScorer, "fuzz": scorers.FuzzingScorer}[kind]
         client = _Client(self._judge, ANSWER_TOKENS)
         found = (await new(client, n_examples_shown=self._at_once)(record)).score
-        # delphi goes on after any error: here is where the run stops.
+        # delphi ignores errors, so check here whether the judge has stopped.
         self._judge.check()
         answers = [each for each in found if each.prediction is not None]
         failed = len(found) - len(answers)

@@ -1,4 +1,4 @@
-"""Stretches of text in which latents are active, and others, drawn from a stream."""
+"""Windows of text, with and without active latents, drawn at random from a stream."""
 
 from dataclasses import dataclass
 
@@ -8,17 +8,17 @@ from torch import Tensor
 from sae_binary_ext.measure.documents import TextBatch
 from sae_binary_ext.measure.samples import Reservoir
 
-# Stretches of text kept: of each latent with firings in them, and of all text together.
+# Windows kept: for each latent with its firings, and from all text.
 ACTIVE_WINDOWS, POOLED_WINDOWS = 256, 4096
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Stretches of a batch of rows, of one length, none overlapping another.
+    """Windows of a batch of rows. They have one length and do not overlap.
 
     Attributes:
-        rows: int64 [windows, 1], of each, its row.
-        positions: int64 [windows, length], its positions there.
+        rows: int64 [windows, 1], the row of each window.
+        positions: int64 [windows, length], positions in that row.
         tokens: int64 [windows, length].
         documents: int64 [windows].
     """
@@ -30,7 +30,7 @@ class Windows:
 
 
 def cut_windows(text: TextBatch, first_position: int, length: int) -> Windows:
-    """All whole windows of rows, the first of each row beginning at first_position."""
+    """All whole windows of rows. The first window of each row starts at first_position."""
     starts = torch.arange(first_position, text.tokens.shape[1] - length + 1, length)
     rows, number = (starts + length <= text.lengths[:, None]).nonzero().unbind(1)
     rows = rows[:, None]
@@ -40,15 +40,15 @@ def cut_windows(text: TextBatch, first_position: int, length: int) -> Windows:
 
 
 class ActiveWindows(Reservoir):
-    """Of some latents windows in which each is active, one as likely as another.
+    """For some latents, windows in which each is active. All are equally likely to be kept.
 
     Buffers: documents int64 [latents, most]; tokens int64 and values float32 [latents, most,
-    length], the latent's code on each token; margins float32 [latents, most], the largest margin
-    by which it is active there; seen int64 [latents], windows it was active in.
+    length], the latent's code on each token; margins float32 [latents, most], the largest margin of
+    the latent in the window; seen int64 [latents], windows in which it was active.
 
     Args:
-        latents: how many.
-        length: tokens a window.
+        latents: number of latents.
+        length: tokens in a window.
     """
 
     documents: Tensor
@@ -67,12 +67,12 @@ class ActiveWindows(Reservoir):
         self.register_buffer("seen", torch.zeros(latents, dtype=torch.long))
 
     def add(self, windows: Windows, values: Tensor, margins: Tensor) -> None:
-        """Draw from one batch more.
+        """Draw from one more batch.
 
         Args:
-            windows: of the batch.
-            values: float32 [windows, length, latents], codes on their tokens.
-            margins: likewise; where a latent is silent they do not count.
+            windows: windows of the batch.
+            values: float32 [windows, length, latents], codes on the windows' tokens.
+            margins: float32, same shape; a margin counts only where the latent is active.
         """
         active = (values != 0).any(1)
         self.seen += active.sum(0)
@@ -88,14 +88,14 @@ class ActiveWindows(Reservoir):
 
 
 class WindowPool(Reservoir):
-    """Windows drawn from all text, with what is active in them.
+    """Windows drawn from all text, with the latents active in each.
 
-    Buffers: tokens int64 [1, most, length]; active bool [1, most, latents], of all coders' latents
-    side by side.
+    Buffers: tokens int64 [1, most, length]; active bool [1, most, latents], the latents of
+    all coders side by side.
 
     Args:
-        latents: of all coders.
-        length: tokens a window.
+        latents: number of latents of all coders.
+        length: tokens in a window.
     """
 
     tokens: Tensor
@@ -108,11 +108,11 @@ class WindowPool(Reservoir):
         self.register_buffer("active", torch.zeros(*shape, latents, dtype=torch.bool))
 
     def add(self, windows: Windows, active: Tensor) -> None:
-        """Draw from one batch more.
+        """Draw from one more batch.
 
         Args:
-            windows: of the batch.
-            active: bool [windows, latents], of all coders side by side.
+            windows: windows of the batch.
+            active: bool [windows, latents], the latents of all coders side by side.
         """
         entries, priorities = self.draw(torch.ones(len(active), 1, dtype=torch.bool))
         self.keep(priorities, tokens=windows.tokens[entries], active=active[entries])

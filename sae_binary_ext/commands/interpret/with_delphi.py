@@ -1,4 +1,4 @@
-"""delphi's scorers on examples drawn here."""
+"""delphi's embedding scorer, and records of latents for all its scorers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,17 +13,17 @@ from sae_binary_ext.commands.interpret.interpret_scores import LatentScore, area
 from sae_binary_ext.measure.judge import imported
 
 EMBEDDING_MODEL = "all-MiniLM-L6-v2"
-# delphi's scale of normalised activations.
+# Top of delphi's scale of normalised activations.
 HIGHEST = 10
 
 
 def latent_record(examples: LatentExamples, coder: str, text: Callable[[int], str]) -> Any:
-    """A latent as delphi's explainers and scorers take it.
+    """The record of a latent for delphi's explainers and scorers.
 
     Args:
-        examples: of the latent.
-        coder: its name.
-        text: of a token.
+        examples: windows of the latent.
+        coder: name of its coder.
+        text: gives the text of a token.
     """
     latents = imported("delphi.latents.latents")
     record = latents.LatentRecord(latents.Latent(coder, examples.latent))
@@ -56,11 +56,7 @@ def latent_record(examples: LatentExamples, coder: str, text: Callable[[int], st
 
 
 class Embeddings:
-    """A sentence-transformers model that embeds each text once: delphi asks for the same again.
-
-    Args:
-        device: where to put it.
-    """
+    """A sentence-transformers model that embeds each text once, because delphi repeats texts."""
 
     def __init__(self, device: str) -> None:
         transformers = imported("sentence_transformers")
@@ -69,28 +65,28 @@ class Embeddings:
         self._known: dict[str, NDArray[np.float32]] = {}
 
     def encode(self, texts: list[str]) -> NDArray[np.float32]:
-        """float32 [texts, width]."""
+        """Embeddings, float32 [texts, width]."""
         if new := [text for text in dict.fromkeys(texts) if text not in self._known]:
             found = self._model.encode(new, show_progress_bar=False)
             self._known.update(zip(new, found, strict=True))
         return np.stack([self._known[text] for text in texts])
 
     def similarity(self, one: Tensor, other: Tensor) -> Tensor:
-        """Cosines [of one, of other]."""
+        """Cosines of rows of both, [rows of one, rows of other]."""
         return self._model.similarity(one, other)
 
     def forget(self) -> None:
-        """Forget the texts of a latent that is done with."""
+        """Drop the known embeddings, once a latent has its score."""
         self._known.clear()
 
 
 class HardNegatives:
-    """Silent windows that read most like the active ones.
+    """Orders silent windows by how similar their embeddings are to those of active windows.
 
     Args:
         embeddings: the model.
         pool: int64 [windows, length], tokens.
-        text: of a token.
+        text: gives the text of a token.
     """
 
     def __init__(self, embeddings: Embeddings, pool: Tensor, text: Callable[[int], str]) -> None:
@@ -98,7 +94,7 @@ class HardNegatives:
         self._pool = self._embed(pool)
 
     def nearest(self, shown: Tensor, silent: Tensor) -> Tensor:
-        """The order of the pool's windows that are silent, nearest first.
+        """The order of the silent windows of the pool, nearest first.
 
         Args:
             shown: int64 [active windows, length], tokens.
@@ -117,13 +113,14 @@ class HardNegatives:
 
 
 class EmbeddingScorer:
-    """delphi's ExampleEmbeddingScorer: is a window more like active ones than like silent ones?
+    """delphi's ExampleEmbeddingScorer, which asks no language model.
 
-    A window that is more like them counts as told to be active. No language model is asked.
+    It predicts "active" for a window whose embedding is closer to active windows than to silent
+    ones.
 
     Args:
         embeddings: the model.
-        text: of a token of the model that was read.
+        text: gives the text of a token.
     """
 
     judge = f"embedding, {EMBEDDING_MODEL} (delphi)"
@@ -131,13 +128,13 @@ class EmbeddingScorer:
     def __init__(self, embeddings: Embeddings, text: Callable[[int], str]) -> None:
         self._embeddings, self._text = embeddings, text
         module = imported("delphi.scorers.embedding.example_embedding")
-        # Twice as many questions as windows: each is asked about some two times.
+        # Twice as many questions as windows, so each window is asked about twice on average.
         self._new_scorer = lambda: module.ExampleEmbeddingScorer(embeddings, number_batches=40)
 
     def score(self, coder: str, examples: LatentExamples) -> LatentScore:
-        """One latent's score."""
+        """Score one latent of a coder."""
         record = latent_record(examples, coder, self._text)
-        # A new one: its random numbers are then the same whatever was scored before.
+        # A new scorer, so that its random numbers do not depend on earlier latents.
         found = self._new_scorer().call_sync(record).score
         self._embeddings.forget()
         positive = torch.tensor([each.delta_plus for each in found])

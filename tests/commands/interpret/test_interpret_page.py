@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from sae_binary_ext.commands.interpret.interpret_page import COLUMNS, read_interpretability
+from sae_binary_ext.commands.interpret.interpret_page import (
+    COLUMNS,
+    read_interpretability,
+    write_interpretation,
+)
 from sae_binary_ext.commands.interpret.interpret_scores import by_coder_and_judge
-from sae_binary_ext.commands.interpret.score_files import write_interpretation
 from tests.commands.interpret.test_interpret_scores import SCORES
 
 
@@ -37,7 +40,7 @@ def test_each_coder_and_judge_is_a_row(folder: Path):
 def test_what_is_no_such_run_is_refused(folder: Path, tmp_path: Path):
     with pytest.raises(ValueError, match=r"holds no interpretation\.json"):
         read_interpretability(tmp_path / "elsewhere", ["coder"])
-    with pytest.raises(ValueError, match=r"is of \['coder', 'other'\], and not of \['third'\]"):
+    with pytest.raises(ValueError, match=r"has scores of \['coder', 'other'\], not of \['third'\]"):
         read_interpretability(folder, ["third"])
     path = folder / "interpretation.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 0}))

@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from sae_binary_ext.commands.interpret.interpret_page import (
+    interpretation_table,
+    write_interpretation,
+)
 from sae_binary_ext.commands.interpret.interpret_scores import (
     LatentScore,
+    SavedScores,
     area_of,
     by_coder_and_judge,
     f1_of,
-)
-from sae_binary_ext.commands.interpret.score_files import (
-    SavedScores,
-    interpretation_table,
-    write_interpretation,
 )
 
 JUDGE = "rule"
@@ -58,7 +58,7 @@ def test_scores_of_two_judges_stay_apart(tmp_path: Path):
     found = by_coder_and_judge([*SCORES, *other])
     assert [each.judge for each in found] == [JUDGE, "other"]
     assert found[1].mean("f1").value == pytest.approx(0.9)
-    table = interpretation_table(found)
+    table = str(interpretation_table(found))
     assert "4/6" in table
     assert "0.47 [" in table
     write_interpretation(found, {"tokens": "1000"}, tmp_path)
