@@ -1,4 +1,4 @@
-"""What make bench measures on the CPU and the Triton kernels, on a GPU.
+"""Measure on a GPU what make bench measures on the CPU, and the Triton kernels.
 
 Usage: python -m benchmarks.gpu
 
@@ -7,8 +7,7 @@ training steps come in each of the settings that make them fast. Without a GPU,
 
     TRITON_INTERPRET=1 python -m benchmarks.gpu
 
-goes through the same at one small size: its times say nothing, that it ends says that all of it
-works.
+goes through the same steps at one small size. Its times mean nothing; it shows that all steps run.
 """
 
 from collections.abc import Iterator

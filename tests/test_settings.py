@@ -1,6 +1,7 @@
 """Settings that all commands share which read a text."""
 
 import pytest
+import torch
 
 from sae_binary_ext.commands import (
     AblateConfig,
@@ -10,6 +11,7 @@ from sae_binary_ext.commands import (
     EntropyConfig,
     EntropyProfileConfig,
     GradientsConfig,
+    InterpretConfig,
     MultiBitConfig,
     TransferConfig,
 )
@@ -43,3 +45,14 @@ def test_texts_that_cannot_be_read_are_refused(
 ):
     with pytest.raises(ValueError, match=message):
         config(**fields)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("config", [*CONFIGS, InterpretConfig])
+def test_the_device_is_the_gpu_where_there_is_one(
+    config: type[TextConfig], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert config().device == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert config().device == "cuda"
+    assert config(device="cpu").device == "cpu"

@@ -46,7 +46,7 @@ def main() -> None:
 def run_missing(
     folder: Path, sites: list[Site], seeds: int, only: str, jobs: int | None = None
 ) -> None:
-    """Train and measure what there is no result of, the first seed of every case before others."""
+    """Train and measure each case without a result; the first seed of all cases comes first."""
     wanted = [
         (site, case, seed)
         for seed in range(seeds)

@@ -151,6 +151,6 @@ class _Parts:
         self._batches.append(pair[:, FIRST_POSITION:].flatten(0, 1).half())
 
     def close(self, name: str) -> None:
-        """What came since the last call is the part of this name."""
+        """Store the activations since the last call as the part of this name."""
         self.parts[name] = torch.cat(self._batches)
         self._batches.clear()

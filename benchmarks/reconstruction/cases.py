@@ -98,7 +98,7 @@ def _topk(learn: str, name: str = "", **fields: Any) -> Case:
 
 
 def _near(k: int, name: str = "", **fields: Any) -> Case:
-    """A `binary` coder whose near latents learn and whose dead ones come up."""
+    """A `binary` coder whose near latents learn and whose dead latents are revived."""
     case = _topk("near", name, **{"k": k, "pre_act_loss_coefficient": 1e-4} | fields)
     return replace(case, name=f"k={k}, near learn{name}", dead_feature_window=10)
 
@@ -124,7 +124,7 @@ OF_KIND = {
     # At the other learning rate a quarter of a transcoder's latents die.
     "transcoder": [MANY_BITS, replace(_near(32, ", lr 2e-3, refitted"), lr=2e-3, refits=True)],
 }
-# What comes near to the bits of stock topk there.
+# The cases that take about as many bits as stock topk at the site.
 OF_SITE = {
     Site("autoencoder", 4): [sparing("1.2e-4"), SOME_DENSE],
     Site("transcoder", 9): [sparing("6.5e-5"), FEW_BITS, NEAR],

@@ -79,7 +79,7 @@ def append_result(result: Result) -> None:
 
 
 def find_results(results: list[Result], case: Case, site: Site) -> list[Result]:
-    """Those of a case as it is now, at a site, one a seed."""
+    """The results of a case with its present settings at a site, one for each seed."""
     settings = json.loads(json.dumps(case.settings()))
     return [
         result

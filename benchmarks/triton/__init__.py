@@ -1,8 +1,7 @@
 """Triton kernels of the products with codes, each with a torch twin that is its reference.
 
-No coder takes them yet: they agree with their twins in Triton's interpreter and compile for
-NVIDIA's compute capability 9.0, but whether they are faster no GPU has been asked
-(benchmarks/gpu.py asks).
+No coder uses them yet. They agree with their twins in Triton's interpreter and compile for NVIDIA's
+compute capability 9.0. Whether they are faster is not measured: benchmarks/gpu.py measures it.
 """
 
 from benchmarks.triton.covariances import covariance_signs, signed_sums

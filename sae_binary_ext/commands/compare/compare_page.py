@@ -24,11 +24,11 @@ def write_comparison_report(
     more_plots: Mapping[str, go.Figure] | None = None,
     interpretability: Interpretability | None = None,
 ) -> None:
-    """Sortable tables, plots and a browser of latents.
+    """Write the report: sortable tables, plots and views of latents.
 
     Args:
-        coders: what was measured.
-        latents: of each coder, those to browse.
+        coders: the figures of each coder.
+        latents: views of each coder's latents.
         run: the comparison's settings.
         path: the file.
         more_plots: others to show, by title.

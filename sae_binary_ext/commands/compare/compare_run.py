@@ -20,11 +20,11 @@ def run_compare(
     config: CompareConfig,
     more_plots: Mapping[str, go.Figure] | None = None,
 ) -> str:
-    """Compare coders; files go to config.output.
+    """Compare coders and write the files to config.output.
 
     Args:
         coders: folders of coders, folders of such folders, or Hub ids of either.
-        config: the rest.
+        config: the other settings.
         more_plots: others for the report, by title.
 
     Returns:
@@ -35,7 +35,7 @@ def run_compare(
         ValueError: coders that cannot be compared, or text that cannot be read.
     """
     candidates = load_candidates(coders, config.hook, config.device)
-    # First: what is wrong with it is known at once, and measuring takes minutes.
+    # Read first, so that a mistake in it shows before minutes of measuring.
     interpretability = None
     if config.interpretation is not None:
         names = [candidate.name for candidate in candidates]

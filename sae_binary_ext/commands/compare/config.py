@@ -9,27 +9,26 @@ from sae_binary_ext.settings import Amount, TextConfig
 @dataclass
 class CompareConfig(TextConfig):
     """
-    Measure coders of either host and any format on the same tokens of the same model: what they
-    keep, what the model loses with them in place, and how their latents fire. Ctrl-C and the
-    same command again: it goes on where it was.
+    Measure coders of either host and any format on the same tokens of the same model: their
+    reconstruction, the model's loss with their outputs in place, and how their latents fire.
+    After Ctrl-C the same command goes on where it stopped.
     """
 
     output: Path = Path("runs/compare")
-    """Folder for report.html, metrics.json, metrics.csv, and what an interrupted run goes on
-    from."""
+    """Folder for report.html, metrics.json, metrics.csv, and the file of an interrupted run."""
     spliced_tokens: int = 10_000
-    """Of these, tokens on which each coder's output is put into the model."""
+    """How many of the tokens run through the model with each coder's output in place."""
     latents: int = 200
-    """Latents of each coder in the report's browser, drawn at random."""
+    """How many latents of each coder the report shows with their text, drawn at random."""
     interpretation: Path | None = None
-    """Folder of a run of sae-binary interpret on these coders: the report shows its scores, too."""
+    """Folder of a sae-binary interpret run on these coders, whose scores the report shows."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.amount()
 
     def amount(self) -> Amount:
-        """How much text is used."""
+        """How much text is used, from these settings."""
         return Amount(
             self.tokens,
             self.spliced_tokens,

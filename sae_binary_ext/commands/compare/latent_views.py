@@ -1,4 +1,4 @@
-"""Latents as a reader meets them: in their text, and by the tokens that they promote."""
+"""Views of latents for the report: text in which they fire, and tokens that they promote."""
 
 import re
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class LatentView:
 def latent_views(
     compared: ComparedCoder, model: HookedModel, tokenizer: PreTrainedTokenizerBase
 ) -> list[LatentView]:
-    """A coder's sampled latents, by falling firing rate.
+    """Views of a coder's sampled latents, highest firing rate first.
 
     Args:
         compared: the coder.
@@ -74,16 +74,16 @@ def latent_views(
 
 @torch.no_grad()
 def promoted_tokens(rows: Tensor, model: HookedModel) -> list[list[int]]:
-    """Of each decoder row the tokens whose logits it raises most, by the unembedding alone.
+    """For each decoder row, the tokens whose logits it raises most through the unembedding.
 
     Args:
         rows: [latents, d_out].
-        model: the hooked model; one without W_U, or with one of another width, gives none.
+        model: the hooked model. If it has no W_U of this width, the lists are empty.
     """
     unembedding = getattr(model, "W_U", None)
     if not isinstance(unembedding, Tensor) or unembedding.shape[0] != rows.shape[1]:
         return [[] for _ in rows]
-    # The last norm's scale stands between the residual stream and W_U where it is not folded.
+    # If the last norm is not folded into W_U, its scale comes between.
     scale = getattr(getattr(model, "ln_final", None), "weight", None)
     scaled = rows.to(unembedding) * (scale if isinstance(scale, Tensor) else 1)
     return (scaled @ unembedding).topk(PROMOTED, dim=1).indices.tolist()

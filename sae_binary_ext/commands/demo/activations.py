@@ -24,7 +24,7 @@ TENSOR = "train"
 
 
 def load_or_compute(config: DemoConfig, model_folder: Path) -> Tensor:
-    """What the demo's coders are trained on; a second call reads the file.
+    """The activations that the demo's coders are trained on. A second call reads the file.
 
     Returns:
         float16 [training tokens, d_in], the residual stream entering config.layer.

@@ -85,7 +85,7 @@ def plan_coders(config: DemoConfig, d_in: int) -> list[CoderPlan]:
 
 
 class RecordingTrainer(SAETrainer[Any, Any]):
-    """SAELens' trainer, which otherwise shows its losses to Weights & Biases alone."""
+    """SAELens' trainer, with the FVU of each step kept. SAELens logs it to wandb only."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -101,7 +101,7 @@ class RecordingTrainer(SAETrainer[Any, Any]):
 
 @dataclass(frozen=True)
 class Trained:
-    """A saved coder and how its training went.
+    """A saved coder and figures of its training.
 
     Attributes:
         folder: where the inference coder was saved.

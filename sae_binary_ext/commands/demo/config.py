@@ -1,4 +1,4 @@
-"""The demo's knobs, in one place: the command line and the pipeline read them here."""
+"""The settings of `sae-binary demo`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,30 +14,30 @@ FIRST_POSITION = 1
 class DemoConfig:
     """Train binary and stock coders on SmolLM2 and compare them.
 
-    The defaults took 12 minutes on two slow cores, installation included. Two epochs of batches
-    of 1024 take as many steps, twice the training time, and reconstruct a little better.
+    With the defaults it took 12 minutes on two slow cores, with installation. Two epochs with
+    batches of 1024 take twice the training time for as many steps, and reconstruct slightly better.
     """
 
     output: Path = Path("runs/demo")
     """Folder for the activations, the coders, metrics.json and report.html."""
     layer: int = 9
-    """Layer of SmolLM2 (0 to 29) whose incoming residual stream is coded."""
+    """Layer of SmolLM2, 0 to 29. Coders are trained on the residual stream that enters it."""
     training_tokens: int = 300_000
-    """Tokens to train on, each seen `epochs` times."""
+    """How many tokens to train on. Each is seen `epochs` times."""
     held_out_tokens: int = 30_600
-    """Tokens, from articles not trained on, that every figure of the table is measured on."""
+    """How many tokens of other articles to measure every figure of the table on."""
     spliced_tokens: int = 4_000
-    """Held-out tokens on which the cross-entropy with spliced reconstructions is measured."""
+    """How many held-out tokens run through the model with each coder's output in place."""
     epochs: int = 1
-    """Passes over the training tokens."""
+    """How often to go through the training tokens."""
     k: int = 32
-    """Active latents a token, at most, of the topk coders."""
+    """Most active latents per token of the topk coders."""
     expansion: int = 8
-    """Latents per dimension of the model; the entropy coders have half as many."""
+    """Latents per dimension of the model. The entropy coders get half as many."""
     batch_size: int = 512
-    """Tokens a training step."""
+    """Tokens in a training step."""
     context_size: int = 256
-    """Tokens a row, the beginning-of-sequence token at position 0 included."""
+    """Tokens in a row, with the beginning-of-text token at position 0."""
     seed: int = 0
     """Seed of the weights and of the order of the tokens."""
 
@@ -65,5 +65,5 @@ class DemoConfig:
 
     @property
     def hook_name(self) -> str:
-        """Where the coders attach, in TransformerLens' words."""
+        """TransformerLens' name of the hook that the coders read."""
         return f"blocks.{self.layer}.hook_resid_pre"

@@ -98,7 +98,7 @@ class InterpretConfig(JudgeFields, TextConfig):
     """How many windows to send in one request."""
 
     def __post_init__(self) -> None:
-        self.text_source()
+        super().__post_init__()
         self.amount()
         self.counts()
         self.check_judge_fields()
@@ -122,7 +122,8 @@ class InterpretConfig(JudgeFields, TextConfig):
         own = ("model", "dataset", "hook", "tokens", "context_size", "first_position", "window")
         own += ("split", "text_column")
         more = ("latents", "shown", "asked", "sampling", "negatives", "judge_windows")
-        return InterpretConfig(**{name: getattr(self, name) for name in own + more})
+        # The device changes no score: a run goes on where another kind of machine left it.
+        return InterpretConfig(device="cpu", **{name: getattr(self, name) for name in own + more})
 
     def amount(self) -> TextAmount:
         """How much text is read, from these settings."""
