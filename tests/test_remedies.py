@@ -314,7 +314,7 @@ REMEDIES = {
         {"transcode": True},
     ),
     "ste of gumbel": settings(
-        sparse, "'sigmoid' alone", {"activation": "gumbel_binary", "ste": "re"},
+        sparse, "only ste='sigmoid'", {"activation": "gumbel_binary", "ste": "re"},
         {"activation": "gumbel_binary", "ste": "sigmoid"},
     ),
     "ste_latents of groups": settings(
@@ -344,7 +344,7 @@ REMEDIES = {
         lambda root: sparse_run(root, "groupmax_binary", k_decay_steps=0),
     ),
     "seeds and the model's loss": Remedy(
-        lambda root: sparse_run(root, loss_fn="ce", init_seeds=[0, 1]), "one seed a run",
+        lambda root: sparse_run(root, loss_fn="ce", init_seeds=[0, 1]), "Give one seed in each run",
         lambda root: sparse_run(root, loss_fn="ce", init_seeds=[1]),
     ),
     "a first batch left out": Remedy(

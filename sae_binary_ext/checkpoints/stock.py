@@ -259,8 +259,7 @@ def _check_weights(path: Path, architecture: str, sizes: tuple[int, int, int]) -
         with safe_open(path, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             if expected is not None:
-                # Old files also hold a scaling_factor. It is not a tensor of the coder.
-                own = {name: shape for name, shape in found.items() if name != "scaling_factor"}
+                own = {key: shape for key, shape in found.items() if key not in _LEGACY_TENSORS}
                 _compare(path, own, expected)
             for name in found if has_values(path) else ():
                 if not file.get_tensor(name).isfinite().all():

@@ -118,7 +118,7 @@ def test_a_transcoder_takes_its_module_s_input(
 def test_what_delphi_cannot_have_is_refused(tiny_model_folder: Path, tmp_path: Path):
     model = AutoModel.from_pretrained(tiny_model_folder)
     one, other = (save(kind, tmp_path / kind, tiny_model_folder) for kind in KINDS[:2])
-    with pytest.raises(ValueError, match=r"another coder belongs at layers\.0"):
+    with pytest.raises(ValueError, match=r"another coder also belongs at layers\.0"):
         hookpoint_encoders(load_candidates([one, other]), model)
     source = transcoder(tmp_path / "transcoder", tiny_model_folder, 0)
     with pytest.raises(ValueError, match="is a transcoder and"):
