@@ -7,7 +7,6 @@ integration/test_remedies_of_models.py, those of checkpoints in checkpoints/test
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,6 @@ from sparsify import SparseCoder, SparseCoderConfig
 
 from sae_binary_ext.coding import FiringRates, covariance_penalty, pack, packed_width, unpack
 from sae_binary_ext.commands.compress.code_file import CodeHeader, CodeWriter
-from sae_binary_ext.commands.entropy_profile.entropy_profile_run import EntropyProfileConfig
-from sae_binary_ext.commands.gradients.gradients_run import GradientsConfig
-from sae_binary_ext.commands.interpret.config import InterpretConfig
 from sae_binary_ext.commands.multi_bit.levels import check_has_levels
 from sae_binary_ext.measure.code_entropy import GatheredCodes
 from sae_binary_ext.measure.latent_choice import with_latents
@@ -36,10 +32,10 @@ from sae_binary_ext.saelens import (
     TranscoderRunnerConfig,
 )
 from sae_binary_ext.saelens.pairs import split_pairs
-from sae_binary_ext.settings import TextSource
 from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
 from sae_binary_ext.training.finite import FiniteBatches
 from tests.integration.saelens_helpers import hooked_transformer
+from tests.remedies import Remedy, settings
 from tests.saelens.helpers import trainer_for
 from tests.sparsify.trainers import coder_in, trainer_on
 
@@ -47,31 +43,6 @@ D, LATENTS, K = 16, 32, 4
 SIZES: dict[str, Any] = {"d_in": D, "d_sae": LATENTS, "k": K}
 PACKED = pack(torch.ones(3, LATENTS))
 ROWS = torch.arange(40).reshape(8, 5)
-
-
-@dataclass(frozen=True)
-class Remedy:
-    """A mistake, what its error says to do, and that done.
-
-    Attributes:
-        mistake: raises; given an empty folder.
-        says: what the error tells.
-        follow: does that; given the same folder.
-    """
-
-    mistake: Callable[[Path], Any]
-    says: str
-    follow: Callable[[Path], Any]
-
-
-def settings(make: Callable[..., Any], says: str, wrong: Any, *right: Any) -> Remedy:
-    """Of keyword arguments that the error tells to change."""
-
-    def follow(root: Path) -> None:
-        for each in right:
-            make(**each)
-
-    return Remedy(lambda root: make(**wrong), says, follow)
 
 
 def training(**fields: Any) -> Any:
@@ -397,31 +368,6 @@ REMEDIES = {
     "levels where latents compete": Remedy(
         lambda root: check_has_levels("a", training()), "selection 'threshold'",
         lambda root: check_has_levels("a", training(selection="threshold")),
-    ),
-    "a judge that is half named": settings(
-        InterpretConfig, "give both, or neither", {"judge_url": "http://localhost:1"},
-        {}, {"judge_url": "http://localhost:1", "judge_model": "m"},
-    ),
-    "negatives without an embedding": settings(
-        InterpretConfig, "negatives='random', or judge='embedding'",
-        {"negatives": "hard", "judge": "tokens"},
-        {"negatives": "random", "judge": "tokens"}, {"negatives": "hard", "judge": "embedding"},
-    ),
-    "no window in the context": settings(
-        InterpretConfig, "at least 33, or a smaller window", {"context_size": 20},
-        {"context_size": 33}, {"context_size": 20, "window": 19},
-    ),
-    "prompts along layers": settings(
-        EntropyProfileConfig, "Set both", {"prompts": "in_context"},
-        {"prompts": "in_context", "along": "positions"},
-    ),
-    "gradients of gumbel": settings(
-        GradientsConfig, "choose topk or groupmax or threshold", {"selection": "gumbel"},
-        *({"selection": selection} for selection in ("topk", "groupmax", "threshold")),
-    ),
-    "a split of the embedded articles": settings(
-        TextSource, "Name a dataset too", {"dataset": None, "split": "test"},
-        {"dataset": "texts", "split": "test"},
     ),
 }  # fmt: skip
 

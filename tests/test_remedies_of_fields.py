@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +27,9 @@ from sae_binary_ext.saelens import (
     BinaryTranscoderTrainingSAEConfig,
     TopKTranscoderTrainingSAEConfig,
 )
+from sae_binary_ext.settings import TextSource
 from sae_binary_ext.sparsify import BinarySparseCoderConfig
+from tests.remedies import settings
 
 SIZES: dict[str, Any] = {"d_in": 8, "d_sae": 16, "k": 4}
 CONFIGS: dict[type, dict[str, Any]] = {
@@ -132,3 +135,40 @@ def test_a_field_is_set_as_its_error_tells(config: type):
             if (message := refusal(config, settings)) is not None:
                 followed += follow(config, settings, message, lists)
     assert followed > 1
+
+
+OF_SEVERAL_FIELDS = {
+    "a judge that is half named": settings(
+        InterpretConfig, "give both, or neither", {"judge_url": "http://localhost:1"},
+        {}, {"judge_url": "http://localhost:1", "judge_model": "m"},
+    ),
+    "negatives without an embedding": settings(
+        InterpretConfig, "negatives='random', or judge='embedding'",
+        {"negatives": "hard", "judge": "tokens"},
+        {"negatives": "random", "judge": "tokens"}, {"negatives": "hard", "judge": "embedding"},
+    ),
+    "no window in the context": settings(
+        InterpretConfig, "at least 33, or a smaller window", {"context_size": 20},
+        {"context_size": 33}, {"context_size": 20, "window": 19},
+    ),
+    "prompts along layers": settings(
+        EntropyProfileConfig, "Set both", {"prompts": "in_context"},
+        {"prompts": "in_context", "along": "positions"},
+    ),
+    "gradients of gumbel": settings(
+        GradientsConfig, "choose topk or groupmax or threshold", {"selection": "gumbel"},
+        *({"selection": selection} for selection in ("topk", "groupmax", "threshold")),
+    ),
+    "a split of the embedded articles": settings(
+        TextSource, "Name a dataset too", {"dataset": None, "split": "test"},
+        {"dataset": "texts", "split": "test"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_SEVERAL_FIELDS)
+def test_fields_that_do_not_go_together_say_what_does(name: str, tmp_path: Path):
+    remedy = OF_SEVERAL_FIELDS[name]
+    with pytest.raises(ValueError, match=re.escape(remedy.says)):
+        remedy.mistake(tmp_path)
+    remedy.follow(tmp_path)
