@@ -243,10 +243,15 @@ REMEDIES = {
         lambda place: place.compare(of_llama(
             place, hook_name="model.layers.0", model_class_name=PLAIN, hook_head_index=0
         )),
-        "Give a hook with heads, as attn.hook_z", lambda place: place.compare(head(place, 0)),
+        "Give a hook with heads, for example blocks.0.attn.hook_z",
+        lambda place: place.compare(head(place, 0)),
+    ),
+    "a head of a bridge's stream": Remedy(
+        lambda place: place.compare(head(place, 0, "blocks.0.hook_resid_post")),
+        "Give a hook with heads", lambda place: place.compare(head(place, 0)),
     ),
     "no such head": Remedy(
-        lambda place: place.compare(head(place, 2)), "the hook has heads 0 to 1",
+        lambda place: place.compare(head(place, 2)), "Give a head from 0 to 1",
         lambda place: [place.compare(head(place, number)) for number in (0, 1)],
     ),
     "a transfer from no layer": Remedy(
