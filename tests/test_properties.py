@@ -27,10 +27,7 @@ STEPS = 3
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
 # The same examples in every run, as many as the fast tests have time for.
 examples = settings(
-    max_examples=100,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 
 sizes = st.integers(1, 8)

@@ -4,12 +4,7 @@ from sae_binary_ext.checkpoints.converters import disk_converter, hub_converter
 from sae_binary_ext.checkpoints.describe import describe
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.hook_names import HOOK_NAMES, HookName
-from sae_binary_ext.checkpoints.load import (
-    coder_to_saelens,
-    coder_to_sparsify,
-    convert,
-    load_coder,
-)
+from sae_binary_ext.checkpoints.load import coder_to_saelens, coder_to_sparsify, convert, load_coder
 from sae_binary_ext.checkpoints.push import push
 
 __all__ = [

@@ -19,12 +19,7 @@ LARGEST_CONFIG_BYTES = 64 * 2**20
 # No width or k comes near; it keeps products of two of them small numbers.
 LARGEST_SIZE = 2**40
 # The dtypes of a coder's tensors, by safetensors' names.
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 _BRIEFLY = reprlib.Repr()
 _BRIEFLY.maxlevel, _BRIEFLY.maxlist, _BRIEFLY.maxstring, _BRIEFLY.maxother = 3, 80, 80, 80

@@ -39,10 +39,7 @@ Host = Literal["saelens", "sparsify"]
 
 
 def load_coder(
-    source: str | Path,
-    hookpoint: str | None = None,
-    host: Host = "saelens",
-    device: str = "cpu",
+    source: str | Path, hookpoint: str | None = None, host: Host = "saelens", device: str = "cpu"
 ) -> Any:
     """A coder of any format, for inference in either host.
 

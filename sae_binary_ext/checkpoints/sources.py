@@ -13,12 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from sae_binary_ext.checkpoints import elsewhere
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.formats import CODER_FILES, FORMATS, WEIGHTS, format_of
-from sae_binary_ext.checkpoints.hook_names import (
-    is_hookpoint,
-    is_place,
-    model_class_of,
-    same_place,
-)
+from sae_binary_ext.checkpoints.hook_names import is_hookpoint, is_place, model_class_of, same_place
 from sae_binary_ext.checkpoints.normalization import SCALING_FILES
 from sae_binary_ext.checkpoints.portable import Place, PortableCoder
 from sae_binary_ext.checkpoints.runs import (

@@ -17,7 +17,7 @@ VARIANTS = {
         "the decoder is the encoder's weight, and the file holds one of the two. Store it under "
         "both names, encoder.weight and W_dec, and set tied_decoder to false: codes and outputs "
         "stay the same."
-    ),
+    )
 }
 # What the fields of a fork do. If such a field is off, the coder is an ordinary one of sparsify.
 OF_FORKS = {

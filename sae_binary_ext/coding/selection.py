@@ -17,13 +17,7 @@ from sae_binary_ext.coding.selections.topk import TOPK
 from sae_binary_ext.coding.surrogate import SURROGATES, step
 
 SELECTIONS: dict[str, Selection] = {
-    selection.name: selection
-    for selection in (
-        TOPK,
-        GROUPMAX,
-        THRESHOLD,
-        GUMBEL,
-    )
+    selection.name: selection for selection in (TOPK, GROUPMAX, THRESHOLD, GUMBEL)
 }
 SURROGATE_LATENTS = ("selected", "near", "all")
 # With surrogate_latents "near", the latents that compete for each of a token's k places. A coder of

@@ -17,18 +17,8 @@ from torch.nn import functional as F
 
 from sae_binary_ext.coding import pack, unpack
 from sae_binary_ext.coding.kernels.sparse import whole_matrix
-from sae_binary_ext.measure.dependence import (
-    blocks_of,
-    dependent_pairs,
-    parents_of,
-    strongest_tree,
-)
-from sae_binary_ext.measure.documents import (
-    Estimate,
-    WeightedSums,
-    document_weights,
-    estimate_of,
-)
+from sae_binary_ext.measure.dependence import blocks_of, dependent_pairs, parents_of, strongest_tree
+from sae_binary_ext.measure.documents import Estimate, WeightedSums, document_weights, estimate_of
 
 # Pairs are counted for these many latents of the highest entropy (268 MB); others count as
 # independent.
@@ -195,10 +185,7 @@ def _fired_together(counted: Tensor, paired: Tensor, parents: Tensor) -> Tensor:
 def _conditional_bits(counts: Tensor, parents: Tensor, both: Tensor, tokens: int) -> Tensor:
     """float64 [4, latents]: bits of a code given its parent's, from counts of tokens."""
     alone, neither_parent = counts - both, tokens - parents
-    rates = (
-        (alone + HALF) / (neither_parent + 2 * HALF),
-        (both + HALF) / (parents + 2 * HALF),
-    )
+    rates = ((alone + HALF) / (neither_parent + 2 * HALF), (both + HALF) / (parents + 2 * HALF))
     return torch.stack([-each.log2() for rate in rates for each in (1 - rate, rate)])
 
 

@@ -17,12 +17,7 @@ from sae_binary_ext.measure.documents import (
     document_weights,
     estimate_of,
 )
-from sae_binary_ext.measure.figures import (
-    CoderFigures,
-    RunningFigures,
-    RunningVariance,
-    TokenBatch,
-)
+from sae_binary_ext.measure.figures import CoderFigures, RunningFigures, RunningVariance, TokenBatch
 from sae_binary_ext.measure.matching import JointCounts, Matches
 from sae_binary_ext.measure.progress import SavedProgress, TextStream, fingerprint
 from sae_binary_ext.measure.reading import OpenedModel
@@ -268,11 +263,7 @@ class Comparison:
         clean = untouched.outputs(text.tokens, everywhere, lambda _, target: target)
         for site, variance in zip(self._sites, self._sums.variances, strict=True):
             batch = SplicedBatch(
-                splices[site],
-                text,
-                clean,
-                self._amount.first_position,
-                variance.mean(),
+                splices[site], text, clean, self._amount.first_position, variance.mean()
             )
             for candidate, losses in zip(self._candidates, self._sums.losses, strict=True):
                 if candidate.site == site:

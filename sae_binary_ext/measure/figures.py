@@ -10,12 +10,7 @@ from torch import Tensor, nn
 
 from sae_binary_ext.coding.entropy import bernoulli_entropy
 from sae_binary_ext.measure.documents import Estimate, TextBatch, WeightedSums, estimate_of
-from sae_binary_ext.measure.in_model import (
-    Applied,
-    apply_to_rows,
-    apply_to_tokens,
-    reads_sequences,
-)
+from sae_binary_ext.measure.in_model import Applied, apply_to_rows, apply_to_tokens, reads_sequences
 from sae_binary_ext.measure.samples import LatentSamples
 
 # Bits stored for each active latent of a coder with values.

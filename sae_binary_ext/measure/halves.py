@@ -8,12 +8,7 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.measure.documents import document_weights
-from sae_binary_ext.measure.figures import (
-    CoderFigures,
-    RunningFigures,
-    RunningVariance,
-    TokenBatch,
-)
+from sae_binary_ext.measure.figures import CoderFigures, RunningFigures, RunningVariance, TokenBatch
 from sae_binary_ext.measure.in_model import reads_sequences
 from sae_binary_ext.measure.reading import OpenedModel, ReadBatch, read_text
 from sae_binary_ext.settings import ReadingConfig

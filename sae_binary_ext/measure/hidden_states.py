@@ -48,11 +48,7 @@ def frequent_words(documents: Iterable[str]) -> list[str]:
 
 
 def in_context_prompts(
-    words: list[str],
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: int,
-    examples: int,
-    seed: int,
+    words: list[str], tokenizer: PreTrainedTokenizerBase, prompts: int, examples: int, seed: int
 ) -> Iterator[tuple[TextBatch, torch.Tensor]]:
     """Make prompts of lines "word -> answer", each prompt for one task, the tasks in turn.
 

@@ -332,11 +332,7 @@ class SplicedModel:
 
 
 def read_pairs(
-    model: HookedModel,
-    rows: Tensor,
-    hook_name: str,
-    hook_name_out: str,
-    first_position: int = 0,
+    model: HookedModel, rows: Tensor, hook_name: str, hook_name_out: str, first_position: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Activations of the same tokens at two hooks: inputs and targets of a transcoder.
 

@@ -29,12 +29,7 @@ from sae_binary_ext.measure.documents import (
     read_all_documents,
     read_documents,
 )
-from sae_binary_ext.measure.figures import (
-    CoderFigures,
-    RunningFigures,
-    RunningVariance,
-    TokenBatch,
-)
+from sae_binary_ext.measure.figures import CoderFigures, RunningFigures, RunningVariance, TokenBatch
 from sae_binary_ext.measure.in_model import (
     ROWS_PER_FORWARD,
     codes_of,
@@ -175,10 +170,7 @@ def open_coders(
 
 
 def open_in_model(
-    candidates: list[Candidate],
-    config: TextConfig,
-    folder: Path,
-    embedded: str = HELD_OUT_ARTICLES,
+    candidates: list[Candidate], config: TextConfig, folder: Path, embedded: str = HELD_OUT_ARTICLES
 ) -> OpenedModel:
     """Load the model of coders that are loaded; else as open_coders."""
     check_alike(candidates)

@@ -344,11 +344,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
 
     @override
     def calculate_aux_loss(
-        self,
-        step_input: TrainStepInput,
-        feature_acts: Tensor,
-        hidden_pre: Tensor,
-        sae_out: Tensor,
+        self, step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
     ) -> dict[str, Tensor]:
         codes = DenseCodes(len(feature_acts), self.cfg.d_sae, feature_acts, hidden_pre)
         return self.code_losses(step_input, codes, hidden_pre, sae_out)

@@ -47,12 +47,7 @@ class EntropyLossFields(EntropyFields):
         names = [field.name for field in fields(EntropyLossFields)]
         check_at_least(0, **{name: getattr(self, name) for name in names})
 
-    def entropy_losses(
-        self,
-        step: int,
-        codes: Encoded,
-        target: Tensor,
-    ) -> dict[str, Tensor]:
+    def entropy_losses(self, step: int, codes: Encoded, target: Tensor) -> dict[str, Tensor]:
         """The losses that are on, by name, in the units of SAELens' reconstruction loss.
 
         Args:

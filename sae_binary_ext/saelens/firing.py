@@ -40,11 +40,7 @@ class FiringLossFields(LearningFields):
         check_rate(dense_rate=self.dense_rate)
 
     def firing_losses(
-        self,
-        target: Tensor,
-        bias: Tensor,
-        dead: Tensor | None,
-        rates: Callable[[], Tensor],
+        self, target: Tensor, bias: Tensor, dead: Tensor | None, rates: Callable[[], Tensor]
     ) -> dict[str, Tensor]:
         """The losses that are on, by name, in the units of SAELens' reconstruction loss.
 

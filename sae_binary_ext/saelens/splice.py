@@ -21,9 +21,7 @@ from sae_lens.training.prefetch import PrefetchingIterator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformer_lens.hook_points import HookPoint
-from transformer_lens.HookedTransformer import (
-    HookedRootModule,  # pyright: ignore[reportPrivateImportUsage]  # where version 3.0 has it too
-)
+from transformer_lens.HookedTransformer import HookedRootModule  # pyright: ignore[reportPrivateImportUsage]  # where version 3.0 has it too
 from transformer_lens.model_bridge import TransformerBridge
 
 from sae_binary_ext.saelens.hook_views import HookView

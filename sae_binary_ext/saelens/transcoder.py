@@ -8,12 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from sae_lens.saes.sae import TrainStepInput
-from sae_lens.saes.topk_sae import (
-    TopKSAE,
-    TopKSAEConfig,
-    TopKTrainingSAE,
-    TopKTrainingSAEConfig,
-)
+from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 from torch import Tensor
 from typing_extensions import override
 

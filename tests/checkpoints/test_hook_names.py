@@ -5,11 +5,7 @@ from pathlib import Path
 import pytest
 
 from sae_binary_ext.checkpoints import HOOK_NAMES, CheckpointError, HookName, load_coder
-from sae_binary_ext.checkpoints.hook_names import (
-    place_in_saelens,
-    place_in_sparsify,
-    same_place,
-)
+from sae_binary_ext.checkpoints.hook_names import place_in_saelens, place_in_sparsify, same_place
 from sae_binary_ext.checkpoints.portable import Place
 from tests.checkpoints.coders import CASES
 

@@ -4,12 +4,7 @@ import pytest
 import torch
 
 from sae_binary_ext.coding.encode import binarise, pre_activations
-from sae_binary_ext.coding.initialization import (
-    fit_decoder,
-    fit_start,
-    sample_rows,
-    starting_rate,
-)
+from sae_binary_ext.coding.initialization import fit_decoder, fit_start, sample_rows, starting_rate
 from sae_binary_ext.coding.selection import CodeRule
 
 

@@ -6,11 +6,7 @@ import torch
 
 import sae_binary_ext
 from sae_binary_ext.coding import SELECTIONS, SURROGATES
-from sae_binary_ext.coding.selection import (
-    CodeRule,
-    pick_latents,
-    select_codes,
-)
+from sae_binary_ext.coding.selection import CodeRule, pick_latents, select_codes
 from tests.cases import GROUPS, LATENTS, each_selection
 
 

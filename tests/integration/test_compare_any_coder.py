@@ -50,11 +50,7 @@ NEEDED: dict[str, dict[str, Any]] = {
 HOOK_Z = {"hook_name": "blocks.0.attn.hook_z"}
 VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "layer_norm": ("standard", {"normalize_activations": "layer_norm"}, STREAM),
-    "constant_norm": (
-        "topk",
-        {"k": 5, "normalize_activations": "constant_norm_rescale"},
-        STREAM,
-    ),
+    "constant_norm": ("topk", {"k": 5, "normalize_activations": "constant_norm_rescale"}, STREAM),
     "binary layer_norm": ("binary", {"k": 5, "normalize_activations": "layer_norm"}, STREAM),
     "binary skip": ("binary_transcoder", {"k": 5, "skip_connection": True}, MLP),
     "hook_z": ("standard", {"reshape_activations": "hook_z"}, HOOK_Z),

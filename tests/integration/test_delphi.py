@@ -170,10 +170,7 @@ def judge_s_rule(messages: Messages) -> str:
 
 
 def test_delphi_s_command_line_takes_binary_coders_without_a_gpu(
-    tiny_model_folder: Path,
-    tiny_dataset: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     openrouter = pytest.importorskip("delphi.clients.openrouter", reason=NEEDS_DELPHI)
     # Few fire: delphi gives up where a latent is active in every stretch of text.

@@ -8,11 +8,7 @@ import torch
 from sae_lens import SAETransformerBridge
 from tokenizers import Tokenizer, models
 from torch import Tensor
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from sae_binary_ext.checkpoints.hook_names import place_in_saelens
 from sae_binary_ext.checkpoints.portable import Place

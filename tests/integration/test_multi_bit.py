@@ -39,10 +39,7 @@ def options(model: Path, dataset: Path, output: Path) -> list[str]:
 
 
 def test_the_coders_written_have_the_figures_of_the_table(
-    tiny_model_folder: Path,
-    tiny_dataset: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     source = save_threshold_coder(tmp_path / "plain", tiny_model_folder)
     arguments = options(tiny_model_folder, tiny_dataset, tmp_path)

@@ -350,10 +350,7 @@ def test_the_remedy_works(
 
 
 def test_as_few_tokens_as_a_refit_tells_are_enough(
-    tiny_model_folder: Path,
-    tiny_dataset: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     coder, new = save_coders(tmp_path, tiny_model_folder)[0], str(tmp_path / "new")
     arguments = ["refit", coder, new, "--dataset", str(tiny_dataset), "--context_size", "16"]

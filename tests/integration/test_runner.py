@@ -6,11 +6,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from sae_lens import (
-    SAE,
-    LanguageModelSAETrainingRunner,
-    TrainingSAE,
-)
+from sae_lens import SAE, LanguageModelSAETrainingRunner, TrainingSAE
 from sae_lens.evals import get_eval_everything_config, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.activations_store import ActivationsStore
@@ -23,11 +19,7 @@ from sae_binary_ext.saelens import (
     BinarySAEConfig,
     BinaryTrainingSAEConfig,
 )
-from tests.integration.saelens_helpers import (
-    bridge,
-    hooked_transformer,
-    runner_config,
-)
+from tests.integration.saelens_helpers import bridge, hooked_transformer, runner_config
 
 pytestmark = pytest.mark.integration
 
@@ -103,10 +95,7 @@ def test_the_runner_resumes_from_its_checkpoints(
 
 
 def test_the_command_line_trains_a_binary_coder(
-    tiny_model_folder: Path,
-    tiny_dataset: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     runner = ["run", "-m", "sae_lens.llm_sae_training_runner"]
     with pytest.raises(SystemExit) as stop:

@@ -29,10 +29,7 @@ SETTINGS = {
 
 @pytest.fixture
 def arguments(
-    tiny_model_folder: Path,
-    tiny_dataset: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> list[str]:
     """Model, dataset and small settings; the checkpoints go to the test's folder."""
     monkeypatch.chdir(tmp_path)

@@ -300,8 +300,7 @@ def test_dead_latents_are_those_that_did_not_fire(
 
     for name, coder in trainer.saes.items():
         coder.register_forward_hook(
-            lambda coder, _, inputs, __, name=name: note(name, coder, inputs["x"]),
-            with_kwargs=True,
+            lambda coder, _, inputs, __, name=name: note(name, coder, inputs["x"]), with_kwargs=True
         )
     trainer.fit()
     for name, silent_for in trainer.num_tokens_since_fired.items():

@@ -8,12 +8,7 @@ from sae_lens.saes.sae import SAEMetadata
 from sparsify import SparseCoder, SparseCoderConfig
 
 from sae_binary_ext.checkpoints import CheckpointError
-from sae_binary_ext.measure.candidates import (
-    Candidate,
-    Site,
-    common_model,
-    load_candidates,
-)
+from sae_binary_ext.measure.candidates import Candidate, Site, common_model, load_candidates
 from sae_binary_ext.saelens import (
     BinarySAE,
     BinarySAEConfig,

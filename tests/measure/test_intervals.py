@@ -3,12 +3,7 @@ import math
 import pytest
 import torch
 
-from sae_binary_ext.measure.documents import (
-    REPLICATES,
-    WeightedSums,
-    document_weights,
-    estimate_of,
-)
+from sae_binary_ext.measure.documents import REPLICATES, WeightedSums, document_weights, estimate_of
 
 
 def test_a_document_counts_once_and_its_own_number_of_times_in_each_replicate():

@@ -7,18 +7,10 @@ import plotly.graph_objects as go
 import pytest
 
 from sae_binary_ext.measure.documents import Estimate
-from sae_binary_ext.report import (
-    Analysis,
-    Column,
-    Table,
-    write_analysis,
-)
+from sae_binary_ext.report import Analysis, Column, Table, write_analysis
 
 NAN = float("nan")
-ROWS = [
-    ["one", Estimate(0.5, 0.25, 0.75), 3, None],
-    ["<b>other", Estimate(2.0, NAN, NAN), 4, NAN],
-]
+ROWS = [["one", Estimate(0.5, 0.25, 0.75), 3, None], ["<b>other", Estimate(2.0, NAN, NAN), 4, NAN]]
 
 
 @pytest.fixture

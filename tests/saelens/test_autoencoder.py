@@ -225,9 +225,7 @@ def test_pre_activations_carry_gradients_to_the_encoder():
     assert sae.W_enc.grad.abs().sum() > 0
 
 
-def test_a_step_hands_on_the_codes_and_pre_activations_that_it_used(
-    clustered_activations: Tensor,
-):
+def test_a_step_hands_on_the_codes_and_pre_activations_that_it_used(clustered_activations: Tensor):
     config = BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K)
     trainer = trainer_for(config, clustered_activations, steps=5)
     batch = clustered_activations[:200]

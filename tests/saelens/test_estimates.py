@@ -74,10 +74,7 @@ def test_tokens_that_are_not_finite_are_left_out_of_estimates_too(
     name: str, mode: str, bad: float, clustered_activations: Tensor
 ):
     rows, finite = spoilt(clustered_activations, bad)
-    fields = AUTOENCODERS[name].to_dict() | {
-        "normalize_activations": mode,
-        "skip_non_finite": True,
-    }
+    fields = AUTOENCODERS[name].to_dict() | {"normalize_activations": mode, "skip_non_finite": True}
     trainer = trainer_for(type(AUTOENCODERS[name]).from_dict(fields), rows, steps=4)
     seen: list[Any] = []
     for fold in ("fold_activation_norm_scaling_factor", "fold_activation_whitening"):

@@ -10,13 +10,7 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedTransformer import HookedRootModule
 
-from sae_binary_ext.saelens.pairs import (
-    PAIRS,
-    PairScaler,
-    check_pairs,
-    pair_batches,
-    split_pairs,
-)
+from sae_binary_ext.saelens.pairs import PAIRS, PairScaler, check_pairs, pair_batches, split_pairs
 
 D_IN, D_OUT, VOCABULARY = 6, 9, 5000
 MODES = ("expected_average_only_in", "covariance_whitening")

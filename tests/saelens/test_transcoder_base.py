@@ -76,12 +76,7 @@ def test_configs_survive_a_round_trip(config: Any):
 )
 @pytest.mark.parametrize(
     "config",
-    [
-        BinaryTranscoderConfig,
-        BINARY,
-        TopKTranscoderConfig,
-        TopKTranscoderTrainingSAEConfig,
-    ],
+    [BinaryTranscoderConfig, BINARY, TopKTranscoderConfig, TopKTranscoderTrainingSAEConfig],
 )
 def test_wrong_fields_are_named(config: Any, fields: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):

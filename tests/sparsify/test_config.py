@@ -87,11 +87,7 @@ def test_the_matryoshka_loss_is_of_no_account_in_a_file_and_refused_in_training(
 
 @pytest.mark.parametrize(
     ("activation", "says", "subtracts"),
-    [
-        ("binary", {}, False),
-        ("binary", {"subtract_b_dec": True}, True),
-        ("topk_binary", {}, True),
-    ],
+    [("binary", {}, False), ("binary", {"subtract_b_dec": True}, True), ("topk_binary", {}, True)],
 )
 def test_a_file_that_does_not_say_so_was_trained_as_the_paper_did(
     activation: str, says: dict[str, Any], subtracts: bool

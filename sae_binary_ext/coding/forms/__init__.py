@@ -1,10 +1,6 @@
 """The same codes, reconstructions and gradients as the plain mathematics, at less cost."""
 
-from sae_binary_ext.coding.forms.encoded import (
-    Encoded,
-    encode_batch,
-    encode_codes,
-)
+from sae_binary_ext.coding.forms.encoded import Encoded, encode_batch, encode_codes
 from sae_binary_ext.coding.forms.inference import infer_indices, infer_packed
 from sae_binary_ext.coding.forms.margins import active_latents
 from sae_binary_ext.coding.forms.picked import encode_indices, encode_picks, picks_indices

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMAND", "AblateConfig", "run_ablate"]
 COMMAND = MeasuringCommand(
-    "ablate",
-    "rise of error and loss when latents are silenced or flipped",
-    settings=AblateConfig,
+    "ablate", "rise of error and loss when latents are silenced or flipped", settings=AblateConfig
 )
 __getattr__ = imported_late(__name__, "ablate_run")

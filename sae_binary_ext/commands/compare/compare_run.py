@@ -16,9 +16,7 @@ from sae_binary_ext.report.comparison_files import comparison_table, write_compa
 
 
 def run_compare(
-    coders: list[str],
-    config: CompareConfig,
-    more_plots: Mapping[str, go.Figure] | None = None,
+    coders: list[str], config: CompareConfig, more_plots: Mapping[str, go.Figure] | None = None
 ) -> str:
     """Compare coders and write the files to config.output.
 

@@ -30,9 +30,5 @@ class CompareConfig(TextConfig):
     def amount(self) -> Amount:
         """How much text is used, from these settings."""
         return Amount(
-            self.tokens,
-            self.spliced_tokens,
-            self.context_size,
-            self.first_position,
-            self.latents,
+            self.tokens, self.spliced_tokens, self.context_size, self.first_position, self.latents
         )

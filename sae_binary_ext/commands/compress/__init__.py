@@ -32,8 +32,6 @@ __all__ = [
     "run_compress",
 ]
 COMMAND = MeasuringCommand(
-    "compress",
-    "hidden states as codes in files: size and error",
-    settings=CompressConfig,
+    "compress", "hidden states as codes in files: size and error", settings=CompressConfig
 )
 __getattr__ = imported_late(__name__, "code_file", "compress_run")

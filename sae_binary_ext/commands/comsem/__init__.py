@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMAND", "ComsemConfig", "ComsemScore", "run_comsem"]
 COMMAND = MeasuringCommand(
-    "comsem",
-    "what the tokens of each latent have in common (ComSem)",
-    settings=ComsemConfig,
+    "comsem", "what the tokens of each latent have in common (ComSem)", settings=ComsemConfig
 )
 __getattr__ = imported_late(__name__, "comsem_run", "comsem_scores")

@@ -52,10 +52,7 @@ def plan_coders(config: DemoConfig, d_in: int) -> list[CoderPlan]:
     tried setting that came near k active latents and a low error. SAELens' dead_feature_window of
     1000 is longer than the demo trains, so topk's auxiliary loss never comes into force.
     """
-    shared: dict[str, Any] = {
-        "d_in": d_in,
-        "normalize_activations": "expected_average_only_in",
-    }
+    shared: dict[str, Any] = {"d_in": d_in, "normalize_activations": "expected_average_only_in"}
     wide: dict[str, Any] = {**shared, "d_sae": config.expansion * d_in}
     narrow: dict[str, Any] = {**shared, "d_sae": config.expansion // 2 * d_in}
     return [

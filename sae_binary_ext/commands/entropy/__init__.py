@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMAND", "EntropyConfig", "run_entropy"]
 COMMAND = MeasuringCommand(
-    "entropy",
-    "the information in hidden states, by the codes of coders",
-    settings=EntropyConfig,
+    "entropy", "the information in hidden states, by the codes of coders", settings=EntropyConfig
 )
 __getattr__ = imported_late(__name__, "entropy_run")

@@ -92,12 +92,7 @@ def check(states: States, config: EntropyCheckConfig) -> Checked:
         coder, states.dictionary, states.generator, config.measured_states, STATES_AT_ONCE
     )
     return Checked(
-        states,
-        best.trained,
-        coder.cfg.d_sae,
-        gathered.entropy(),
-        rates.entropy_bits,
-        recovery,
+        states, best.trained, coder.cfg.d_sae, gathered.entropy(), rates.entropy_bits, recovery
     )
 
 

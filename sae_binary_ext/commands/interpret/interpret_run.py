@@ -23,11 +23,7 @@ from sae_binary_ext.commands.interpret.interpret_scores import (
     by_coder_and_judge,
 )
 from sae_binary_ext.commands.interpret.language_model import LanguageModelScorer
-from sae_binary_ext.commands.interpret.with_delphi import (
-    Embeddings,
-    EmbeddingScorer,
-    HardNegatives,
-)
+from sae_binary_ext.commands.interpret.with_delphi import Embeddings, EmbeddingScorer, HardNegatives
 from sae_binary_ext.measure.documents import ALL_ARTICLES, token_texts
 from sae_binary_ext.measure.judge import Asked, Judge, ask_about, imported, open_judge
 from sae_binary_ext.measure.progress import fingerprint

@@ -10,8 +10,6 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMAND", "TransferConfig", "run_transfer"]
 COMMAND = MeasuringCommand(
-    "transfer",
-    "error and codes of a coder at other layers than its own",
-    settings=TransferConfig,
+    "transfer", "error and codes of a coder at other layers than its own", settings=TransferConfig
 )
 __getattr__ = imported_late(__name__, "transfer_run")

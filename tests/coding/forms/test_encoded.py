@@ -70,11 +70,7 @@ def parameters() -> list[Tensor]:
 
 @each_gradient_case
 def test_each_gradient_is_the_reference_s_for_a_loss_of_any_output(
-    rule: CodeRule,
-    taken: tuple[str, ...],
-    encode: str,
-    way: str,
-    monkeypatch: pytest.MonkeyPatch,
+    rule: CodeRule, taken: tuple[str, ...], encode: str, way: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(processor, "SPARSE_DENSITY", WAYS[way])
     monkeypatch.setattr(parts, "FEWEST_ROWS", 3)

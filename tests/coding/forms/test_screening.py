@@ -124,16 +124,7 @@ def whole_numbers(encoder: Encoder) -> Encoder:
 Change = Callable[[Encoder], Encoder]
 each_data = pytest.mark.parametrize(
     "change",
-    [
-        normal,
-        outliers,
-        close_rivals,
-        uneven_norms,
-        large_offsets,
-        none_fires,
-        tiny,
-        whole_numbers,
-    ],
+    [normal, outliers, close_rivals, uneven_norms, large_offsets, none_fires, tiny, whole_numbers],
 )
 
 
