@@ -76,10 +76,7 @@ def has_values(path: Path) -> bool:
 def read_tensors(
     path: Path, shapes: dict[str, tuple[int, ...]], optional: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
-    """Read a safetensors file, after its names and shapes are checked. Optional names may miss.
-
-    CheckpointError if the file is missing or damaged, or has other tensors.
-    """
+    """Read a safetensors file. CheckpointError if names (except optional ones) or shapes differ."""
     try:
         with safe_open(path, framework="pt") as file:
             found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

@@ -52,10 +52,7 @@ CODER_FILES = sorted([*WEIGHTS, *_CONFIGS])
 
 
 def format_of(folder: Path) -> str | None:
-    """The format of a folder's coder, or None if it holds no coder.
-
-    CheckpointError if it has a config without weights, or the weights of several formats.
-    """
+    """The format of a folder's coder, or None. CheckpointError if files fit none or several."""
     files = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     names = [name for name, form in FORMATS.items() if any(map(form.is_weights, files))]
     if names == ["sparsify", "quirke2025"]:

@@ -20,10 +20,8 @@ class Shape:
     """The part of a config that says what a coder computes.
 
     Attributes:
-        d_in, d_out, latents: widths of the input, the output and the code.
         rule: which latents fire. For a coder with values, only its selection and k count.
         binary: codes are 0 or 1. Otherwise they are the positive pre-activations.
-        transcoder: the output is a different activation from the input.
         skip: a linear map of the input is added to the output.
         subtracts_decoder_bias: the decoder bias is subtracted from the input before encoding.
         normalize_activations, reshape_activations: SAELens' fields of these names.
@@ -76,11 +74,9 @@ class PortableCoder:
     """A coder between formats. CheckpointError if its tensors do not fit the shape or each other.
 
     Attributes:
-        shape: what the coder computes.
         tensors: encoder_weight [latents, d_in], encoder_bias [latents], decoder_weight
             [latents, d_out], decoder_bias [d_out], log_threshold [latents] of binary coders,
             skip_weight [d_out, d_in] of a skip connection. All but log_threshold share one dtype.
-        place: its place in a model.
         firing_rates: float [latents], running means of training, or None.
         settings: for each format that it was read from, the fields that no other format has.
     """
@@ -133,10 +129,7 @@ class PortableCoder:
 
 
 def notes_of(coder: PortableCoder, own_format: str) -> dict[str, Any]:
-    """The notes that a config keeps under NOTES_KEY, for JSON: place, settings, firing rates.
-
-    The settings of own_format are left out, because the config itself contains them.
-    """
+    """Notes for a config, in JSON. The config itself holds the settings of its own format."""
     place = {name: value for name, value in vars(coder.place).items() if value is not None}
     settings = {key: value for key, value in coder.settings.items() if key != own_format}
     notes: dict[str, Any] = {"version": NOTES_VERSION, "place": place, "settings": settings}
@@ -147,10 +140,7 @@ def notes_of(coder: PortableCoder, own_format: str) -> dict[str, Any]:
 
 
 def read_notes(notes: Any) -> tuple[Place, Tensor | None, dict[str, dict[str, Any]]]:
-    """The place, firing rates and settings in notes that notes_of wrote.
-
-    CheckpointError if the notes are damaged, or a newer version of this package wrote them.
-    """
+    """Read what notes_of wrote. CheckpointError if it is damaged or of a newer version."""
     if notes is None:
         return Place(), None, {}
     version = notes.get("version") if isinstance(notes, dict) else None

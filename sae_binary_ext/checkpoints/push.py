@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, ModelCardData
-from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from sae_binary_ext.checkpoints import files, runs, saelens, sources, stock
@@ -51,16 +51,13 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts for a card that a coder's own files do not tell. None if a fact is not known.
-
-    figures are labels and texts, and measured_on says what they were measured on.
-    """
+    """Facts for a card that a coder's own files do not tell. None if a fact is not known."""
 
     model: str | None = None
     training_tokens: str | None = None
     dataset: str | None = None
     licence: str | None = None
-    figures: list[tuple[str, str]] | None = None
+    figures: list[tuple[str, str]] | None = None  # labels and texts
     measured_on: str = ""
 
 
@@ -103,10 +100,8 @@ def push(
     Raises:
         CheckpointError: a coder is damaged, its model has no Hub id, or the Hub refused.
     """
-    try:
+    with sources.errors_of_hub(f"repo_id={repo_id!r}"):
         validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise CheckpointError(f"repo_id={repo_id!r}: {error}") from error
     if not Path(path).is_dir():
         raise CheckpointError(f"{path}: is not a folder.")
     given = Facts(model, training_tokens, dataset, licence)
@@ -114,7 +109,12 @@ def push(
         staged = Path(temporary)
         upload = _stage(Path(path), repo_id, given, staged, online=not dry_run)
         if not dry_run:
-            _send(staged, repo_id, private)
+            failed = f"{repo_id}: the upload did not end, run the same again to go on"
+            with sources.errors_of_hub(failed):
+                api = HfApi()
+                api.create_repo(repo_id, private=private, exist_ok=True)
+                message = "Add sparse coders"
+                api.upload_folder(repo_id=repo_id, folder_path=staged, commit_message=message)
     return upload
 
 
@@ -182,13 +182,6 @@ def _with_names(coder: PortableCoder, facts: Facts) -> PortableCoder:
     place = replace(coder.place, model_name=facts.model)
     told = {"saelens": {**metadata, **changed}} if metadata else {}
     return replace(coder, place=place, settings=coder.settings | told)
-
-
-def _send(staged: Path, repo_id: str, private: bool) -> None:
-    api = HfApi()
-    with sources.errors_of_hub(f"{repo_id}: the upload did not end, run the same again to go on"):
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=staged, commit_message="Add sparse coders")
 
 
 def _published(repo_id: str) -> set[str]:

@@ -51,10 +51,7 @@ def _belongs_to_a_run(name: str) -> bool:
 
 
 def completed(config: dict[str, Any], run: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A coder's config (cfg.json at path), with the fields that only its run's config has.
-
-    CheckpointError if the run's config contradicts it.
-    """
+    """A coder's config with its run's fields. CheckpointError, naming path, if they contradict."""
     found, transcode = {**run.get("sae", {}), **config}, run.get("transcode")
     if transcode is not None and found.get("transcode", transcode) != transcode:
         raise CheckpointError(

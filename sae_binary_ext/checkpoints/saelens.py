@@ -51,10 +51,7 @@ def is_stock(folder: Path) -> bool:
 
 
 def read(folder: Path) -> PortableCoder:
-    """Read the coder of a folder. The scale of a training checkpoint is folded into the weights.
-
-    CheckpointError if the files are damaged or the architecture has no portable form.
-    """
+    """Read the coder of a folder. The scale of a training checkpoint is folded into the weights."""
     path = folder / "cfg.json"
     if is_stock(folder):
         stock.refuse(stock.current_config(folder).get("architecture"), path)
@@ -144,16 +141,12 @@ def from_coder(coder: Any) -> PortableCoder:
     source = Path(f"<{type(coder).__name__}>")
     config = coder.cfg.to_dict()
     shape = _read_shape(config, source)
-    names = [PARAMETERS[key] for key in shape.tensors()]
-    stored = {name: getattr(coder, name).detach() for name in names}
+    stored = {PARAMETERS[key]: getattr(coder, PARAMETERS[key]).detach() for key in shape.tensors()}
     return _portable(shape, stored, config, source)
 
 
 def to_coder(coder: PortableCoder) -> Any:
-    """A SAELens coder for inference, on the CPU. CheckpointError if SAELens has none of its kind.
-
-    ModuleNotFoundError if SAELens is not installed.
-    """
+    """A SAELens coder for inference, on the CPU. CheckpointError if SAELens lacks its kind."""
     import_module("sae_binary_ext.saelens")  # if SAELens is missing, says what to install
     from sae_lens.registry import get_sae_class
 

@@ -158,10 +158,7 @@ def from_coder(coder: Any) -> PortableCoder:
 
 
 def to_coder(coder: PortableCoder) -> Any:
-    """A SparseCoder, on the CPU. CheckpointError if sparsify cannot store a setting of the coder.
-
-    ModuleNotFoundError if sparsify is not installed.
-    """
+    """A SparseCoder, on the CPU. CheckpointError if sparsify cannot store one of its settings."""
     import_module("sae_binary_ext.sparsify")  # if sparsify is missing, says what to install
     from sparsify import SparseCoder
 
@@ -213,11 +210,8 @@ def write_quirke2025(coder: PortableCoder, folder: Path) -> None:
     fields |= {key: value for key, value in _fields_of(shape).items() if key != "subtract_b_dec"}
     if before.get("num_latents") == 0:
         fields["num_latents"] = 0
-    fields |= {
-        **paper_names.PAPER_FIELDS,
-        "d_in": shape.d_in,
-        NOTES_KEY: notes_of(coder, QUIRKE2025),
-    }
+    notes = notes_of(coder, QUIRKE2025)
+    fields |= {**paper_names.PAPER_FIELDS, "d_in": shape.d_in, NOTES_KEY: notes}
     stored = dict(coder.tensors)
     if not shape.rule.kind.has_thresholds and (stored[THRESHOLD] == -torch.inf).all():
         del stored[THRESHOLD]  # the paper's files have none either
@@ -228,19 +222,15 @@ def write_quirke2025(coder: PortableCoder, folder: Path) -> None:
 
 def _refuse_inexpressible(shape: Shape) -> None:
     """Raise CheckpointError if sparsify's coders cannot compute what this shape says."""
+    d_in, d_out = shape.d_in, shape.d_out
+    normalizes, reshapes = shape.normalize_activations, shape.reshape_activations
+    centred = shape.subtracts_decoder_bias or shape.binary or shape.transcoder
     reasons = {
-        f"d_out={shape.d_out} and d_in={shape.d_in}: sparsify's coders have one width.": (
-            shape.d_out != shape.d_in
-        ),
-        f"normalize_activations={shape.normalize_activations!r}: sparsify's coders take raw "
-        "activations. Scalings that SAELens folds into the weights when training ends are fine.": (
-            shape.normalize_activations != "none"
-        ),
-        f"reshape_activations={shape.reshape_activations!r}: sparsify's coders do not reshape "
-        "activations.": shape.reshape_activations != "none",
-        "apply_b_dec_to_input=False: sparsify's TopK autoencoders always subtract b_dec.": not (
-            shape.transcoder or shape.binary or shape.subtracts_decoder_bias
-        ),
+        f"d_out={d_out} and d_in={d_in}: sparsify's coders have one width.": d_out != d_in,
+        f"normalize_activations={normalizes!r}: sparsify's coders take raw activations. Scalings "
+        "that SAELens folds into the weights when training ends are fine.": normalizes != "none",
+        f"reshape_activations={reshapes!r}: sparsify's coders do not reshape.": reshapes != "none",
+        "apply_b_dec_to_input=False: sparsify's TopK autoencoders subtract b_dec.": not centred,
     }
     for reason, applies in reasons.items():
         if applies:
@@ -255,8 +245,7 @@ def _config(coder: PortableCoder) -> Any:
     _refuse_inexpressible(coder.shape)
     fields = _fields_of(coder.shape)
     before = coder.settings.get("sparsify", coder.settings.get(QUIRKE2025, {}))
-    restored = {*TRAINING_FIELDS, "expansion_factor"}
-    kept = {key: value for key, value in before.items() if key in restored}
+    kept = {key: before[key] for key in (*TRAINING_FIELDS, "expansion_factor") if key in before}
     if coder.shape.binary:
         # The first paper trained with it. Here nothing rescales the rows of a binary coder.
         kept.pop("normalize_decoder", None)

@@ -51,12 +51,9 @@ class StoredTensor:
 
 
 class Saved(NamedTuple):
-    """The tensors of a file.
+    """A state dict. places has a StoredTensor for each tensor, and other values as they are.
 
-    Attributes:
-        places: by name in the state dict, a StoredTensor, or any value that is no plain tensor.
-        read_storage: gets a storage's key, and returns its bytes.
-        attributes: of a whole module: text, numbers, and the class names of parts without tensors.
+    attributes are of a whole module: text, numbers, and the class names of parts without tensors.
     """
 
     places: dict[str, Any]
@@ -83,10 +80,7 @@ class Saved(NamedTuple):
 
 
 def read_saved(path: Path) -> Saved:
-    """Read what torch.save wrote. OSError if the file cannot be read.
-
-    PickleError if it is damaged, compressed, or neither a state dict nor a module.
-    """
+    """Read what torch.save wrote. OSError or PickleError if it is damaged or something else."""
     root, read_storage = (_read_archive if zipfile.is_zipfile(path) else _read_old)(path)
     if isinstance(root, Made) and isinstance(root.state, dict):
         return _module(root, read_storage)
