@@ -1,7 +1,6 @@
 """Binary autoencoders for SAELens and EleutherAI sparsify.
 
-Importing this package registers its coders with every host it supports: a host imported before is
-registered at once, one imported later the moment it is. Nothing heavy is imported until then.
+Importing this package registers its coders with each host, at once or when the host is imported.
 """
 
 from sae_binary_ext.registration import register

@@ -1,20 +1,17 @@
-"""Which host gets which adapter, and when; and which versions of a host an adapter works with."""
+"""Registers each host's adapter when the host is imported, and checks the host's version."""
 
-import importlib
 import logging
 import sys
 from dataclasses import dataclass
-from operator import attrgetter
+from importlib import import_module
+from pkgutil import resolve_name
 from types import ModuleType
 
 import wrapt
 from packaging.version import Version
 
-# Host module to the adapter's module whose register() tells that host about the binary coders.
-ADAPTERS = {
-    "sae_lens": "sae_binary_ext.saelens.register",
-    "sparsify": "sae_binary_ext.sparsify.register",
-}
+# The package of each host's adapter. Its module register adds the binary coders to the host.
+ADAPTERS = {"sae_lens": "saelens", "sparsify": "sparsify"}
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +23,10 @@ class Host:
     """What an adapter needs of its host.
 
     Attributes:
-        module: the name the host is imported by.
-        package: the name it is installed by.
-        oldest: the oldest version that works.
-        below: the first version that is not expected to work.
-        newest: the newest version that the tests have passed with.
-        private: names that the host may change without notice and the adapter uses, each as
-            "module:Class.name".
+        module, package: the names that the host is imported and installed by.
+        oldest, below, newest: the oldest version that works, the first version that may not, and
+            the newest version that passed the tests.
+        private: names that the adapter uses and the host may change, as "module:Class.name".
     """
 
     module: str
@@ -42,13 +36,9 @@ class Host:
     newest: str
     private: tuple[str, ...]
 
-    def missing(self) -> list[str]:
-        """The private names that the imported host does not have."""
-        return [name for name in self.private if not _exists(name)]
-
     def check(self) -> None:
-        """Raise ImportError if a private name is missing."""
-        if missing := self.missing():
+        """Raise ImportError if the imported host lacks a private name."""
+        if missing := [name for name in self.private if not _exists(name)]:
             from sae_binary_ext import __version__
 
             raise ImportError(
@@ -59,7 +49,7 @@ class Host:
             )
 
     def is_usable(self) -> bool:
-        """Whether all private names are there. Logs a warning if not, or at an untested version."""
+        """Whether all private names exist. Logs a warning if not, or at an untested version."""
         warn_if_untested(sys.modules[self.module], self.oldest, self.below)
         try:
             self.check()
@@ -70,7 +60,7 @@ class Host:
 
 
 def register() -> None:
-    """Register the binary coders with each host that is imported, now or later. Idempotent."""
+    """Register the binary coders with each host that is or will be imported. Idempotent."""
     for host in ADAPTERS.keys() - _watched:
         _watched.add(host)
         wrapt.register_post_import_hook(_register_with, host)
@@ -79,19 +69,13 @@ def register() -> None:
 def warn_if_untested(host: ModuleType, oldest: str, below: str) -> None:
     """Log a warning if the host's version is outside the range that the adapter is made for."""
     if not Version(oldest) <= Version(host.__version__) < Version(below):
-        logger.warning(
-            "Made for %s from %s to below %s; this is %s and may still work.",
-            host.__name__,
-            oldest,
-            below,
-            host.__version__,
-        )
+        message = "Made for %s from %s to below %s; this is %s and may still work."
+        logger.warning(message, host.__name__, oldest, below, host.__version__)
 
 
 def _exists(name: str) -> bool:
-    module, _, path = name.partition(":")
     try:
-        attrgetter(path)(importlib.import_module(module))
+        resolve_name(name)
     except (ImportError, AttributeError):
         return False
     return True
@@ -99,14 +83,10 @@ def _exists(name: str) -> bool:
 
 def _register_with(host: ModuleType) -> None:
     try:
-        adapter = importlib.import_module(ADAPTERS[host.__name__])
+        adapter = import_module(f"sae_binary_ext.{ADAPTERS[host.__name__]}.register")
     except ImportError as error:
-        # The host's import must not fail because of us: whoever imports the adapter gets the error.
-        logger.warning(
-            "No binary coders in %s %s, which lacks what the adapter imports: %s",
-            host.__name__,
-            host.__version__,
-            error,
-        )
+        # The host's import must not fail. An import of the adapter itself raises this error.
+        message = "No binary coders in %s %s, which lacks what the adapter imports: %s"
+        logger.warning(message, host.__name__, host.__version__, error)
         return
     adapter.register()

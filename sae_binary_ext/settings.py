@@ -1,4 +1,4 @@
-"""Settings that several commands share; imports no host and no torch."""
+"""Settings that several commands share. The module imports no host and no torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,26 +9,17 @@ AUTO = "auto"
 
 
 def chosen_device(device: str) -> str:
-    """The device to use: for "auto" the GPU if there is one, and else the CPU."""
+    """The device itself. For "auto", the GPU if there is one, and else the CPU."""
     if device != AUTO:
         return device
-    # Imported here: --help must not wait for torch.
-    import torch
+    import torch  # takes seconds, so that --help must not import it
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """The place of the texts.
-
-    Attributes:
-        dataset: id of a Hub dataset, a file (.txt for one document, .parquet, .json, .jsonl,
-            .csv), a folder of such files, or a folder of datasets' save_to_disk. None takes
-            articles of the bundled Wikipedia sample.
-        split: of the dataset. None takes train, or the only split of a save_to_disk folder.
-        text_column: holds the texts. None takes text, or the only column of strings.
-    """
+    """The place of the texts, in TextConfig's fields of these names."""
 
     dataset: str | None
     split: str | None = None
@@ -36,15 +27,13 @@ class TextSource:
 
     def __post_init__(self) -> None:
         if self.dataset is None and (self.split, self.text_column) != (None, None):
-            raise ValueError(
-                f"split={self.split!r}, text_column={self.text_column!r}: the embedded articles "
-                "have neither. Name a dataset too."
-            )
+            told = f"split={self.split!r}, text_column={self.text_column!r}"
+            raise ValueError(f"{told}: the embedded articles have neither. Name a dataset too.")
 
     def names(self, embedded: str) -> tuple[str, ...]:
-        """Texts that identify the source; embedded names the articles of the bundled sample."""
+        """Texts that identify the source. embedded names the articles of the bundled sample."""
         chosen = {"split": self.split, "text_column": self.text_column}
-        more = tuple(f"{key}={value}" for key, value in chosen.items() if value is not None)
+        more = [f"{key}={value}" for key, value in chosen.items() if value is not None]
         return (self.dataset or embedded, *more)
 
 
@@ -91,22 +80,19 @@ def check_first_position(first_position: int, context_size: int) -> None:
     """Raise ValueError if a row has no prediction from this position on."""
     check_at_least(2, context_size=context_size)
     if not 0 <= first_position < context_size - 1:
-        raise ValueError(
-            f"first_position={first_position}: give a number from 0 to two less than "
-            f"context_size={context_size}."
-        )
+        told = f"give a number from 0 to two less than context_size={context_size}"
+        raise ValueError(f"first_position={first_position}: {told}.")
 
 
 @dataclass(frozen=True)
 class Amount:
-    """How much of the text is used.
+    """The numbers of tokens and latents that a comparison measures.
 
     Attributes:
-        tokens: the least number of tokens to measure on; the last batch is finished.
-        spliced_tokens: how many of these tokens run through the model with the coders' outputs.
+        tokens: the least number of tokens to measure on. The last batch is always finished.
+        spliced_tokens: how many of them also run through the model with the coders' outputs.
         context_size: most tokens in a row, with the beginning-of-text token.
-        first_position: positions before it are not measured, and not replaced in the model. The
-            attention sink at position 0 has a norm that would decide every figure.
+        first_position: earlier positions, such as the attention sink, are not measured or replaced.
         latents: how many latents of each coder are sampled with their text.
     """
 
@@ -125,7 +111,7 @@ class Amount:
 
 @dataclass
 class ReadingConfig(TextConfig):
-    """Settings of the instruments: those of TextConfig, and a limit on outlying tokens."""
+    """Settings of commands that leave out tokens of outlying norm."""
 
     norm_limit: float = 10.0
     """Tokens whose norm exceeds this many medians, at any hook that is read, are left out and
@@ -134,15 +120,13 @@ class ReadingConfig(TextConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.norm_limit >= 1:
-            raise ValueError(
-                f"norm_limit={self.norm_limit}: give a number of at least 1, of medians; inf "
-                "leaves no token out."
-            )
+            told = "give a number of at least 1, of medians; inf leaves no token out"
+            raise ValueError(f"norm_limit={self.norm_limit}: {told}.")
 
 
 @dataclass
 class JudgeFields:
-    """Settings of the language model that judges, and of how much it is asked."""
+    """Settings of the language model that is asked to judge."""
 
     judge_url: str | None = None
     """URL of a chat-completions server, without /chat/completions. If set, its language model is

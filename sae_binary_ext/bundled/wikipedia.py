@@ -1,26 +1,23 @@
-"""Real English text without a download: the Wikipedia sample inside gensim's own wheel."""
+"""English text without a download: the sample of Wikipedia inside gensim's wheel."""
 
 import bz2
 import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 WIKIPEDIA_SAMPLE = (
     "test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2"
 )
-# Shorter entries are mostly redirects, and are left out.
+# Shorter entries are left out, because most are redirects.
 MINIMUM_CHARACTERS = 1000
-# Every tenth article is held out. Whole articles, because rows of one article resemble each other.
+# Every tenth article is held out as a whole, because its parts share names and topics.
 HELD_OUT_EVERY = 10
 
 
 def find_wikipedia_sample() -> Path:
-    """Path of the compressed Wikipedia dump in the installed gensim package.
-
-    Raises:
-        ModuleNotFoundError: gensim, or the sample in it, is not installed.
-    """
+    """Path of the compressed dump in gensim. ModuleNotFoundError if it is not installed."""
     spec = importlib.util.find_spec("gensim")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
@@ -38,15 +35,15 @@ def find_wikipedia_sample() -> Path:
 
 def read_wikipedia_sample() -> Iterator[tuple[str, str]]:
     """Yield (title, plain text) of each article of the sample, in the dump's order."""
-    # Imported here, because gensim takes seconds to import.
-    from gensim.corpora import wikicorpus
+    from gensim.corpora import wikicorpus  # takes seconds
 
+    namespaces: Any = ("0",)
     with bz2.open(find_wikipedia_sample()) as dump:
-        for title, markup, _ in wikicorpus.extract_pages(
-            dump,
-            filter_namespaces=("0",),  # pyright: ignore[reportArgumentType]
-        ):
-            text = _tidy(wikicorpus.filter_wiki(markup))
+        for title, markup, _ in wikicorpus.extract_pages(dump, filter_namespaces=namespaces):
+            # gensim leaves the quotes of bold and italic text, and runs of blank lines.
+            text = re.sub(r"'{2,5}", "", wikicorpus.filter_wiki(markup))
+            text = re.sub(r"[ \t]+\n", "\n", text)
+            text = re.sub(r"\n{3,}", "\n\n", text).strip('"\n ')
             if len(text) >= MINIMUM_CHARACTERS:
                 yield title, text
 
@@ -58,13 +55,5 @@ def is_held_out(number: int) -> bool:
 
 def read_held_out_articles() -> Iterator[str]:
     """Yield the plain text of each held-out article."""
-    for number, (_, text) in enumerate(read_wikipedia_sample()):
-        if is_held_out(number):
-            yield text
-
-
-def _tidy(text: str) -> str:
-    """Remove what gensim's filter leaves behind: bold and italic quotes and runs of blank lines."""
-    text = re.sub(r"'{2,5}", "", text)
-    text = re.sub(r"[ \t]+\n", "\n", text)
-    return re.sub(r"\n{3,}", "\n\n", text).strip('"\n ')
+    articles = enumerate(read_wikipedia_sample())
+    yield from (text for number, (_, text) in articles if is_held_out(number))
