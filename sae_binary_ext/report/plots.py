@@ -11,8 +11,7 @@ from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.measure.samples import STRATA
 
 # The lowest firing rate on the logarithmic axis is 10 to this power.
-LOWEST_RATE_EXPONENT = -5
-BINS_PER_DECADE = 4
+LOWEST_RATE_EXPONENT, BINS_PER_DECADE = -5, 4
 T = TypeVar("T")
 K = TypeVar("K")
 
@@ -28,13 +27,10 @@ def grouped(things: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
 def curves(
     points: Mapping[str, Sequence[tuple[Any, ...]]], x: str, y: str, **settings: Any
 ) -> go.Figure:
-    """A plot with one curve for each name.
+    """A plot with one curve for each name; x and y are the titles of the axes.
 
-    Args:
-        points: x and y of each point, and its text if it has one. A y that is an Estimate gets
-            error bars. A point whose y is None is left out.
-        x, y: titles of the axes.
-        settings: for plotly's scatter traces; lines and markers by default.
+    A point is its x, its y, and its text if it has one. A y that is an Estimate gets error bars. A
+    point without a y (None) is left out. The settings go to plotly's scatter traces.
     """
     figure = go.Figure()
     for name, of_name in points.items():
@@ -57,13 +53,12 @@ def bars(heights: Mapping[str, Mapping[str, Estimate]], y: str) -> go.Figure:
 
 def _heights(values: Sequence[Any]) -> dict[str, Any]:
     estimates = [each for each in values if isinstance(each, Estimate)]
-    numbers = [each.value if isinstance(each, Estimate) else each for each in values]
-    if len(estimates) < len(numbers):
-        return {"y": numbers}
-    return {"y": numbers, "error_y": error_bars(estimates)}
+    if len(estimates) == len(values):
+        return {"y": [each.value for each in estimates], "error_y": _error_bars(estimates)}
+    return {"y": [each.value if isinstance(each, Estimate) else each for each in values]}
 
 
-def error_bars(estimates: Sequence[Estimate]) -> dict[str, Any]:
+def _error_bars(estimates: Sequence[Estimate]) -> dict[str, Any]:
     """Error bars in plotly's form: distances from each value to the ends of its interval."""
     return {
         "array": [each.high - each.value for each in estimates],
@@ -84,9 +79,8 @@ def coder_plots(coders: list[ComparedCoder]) -> dict[str, go.Figure]:
 
 def _rates(coders: list[ComparedCoder]) -> go.Figure:
     """Histograms of firing rates, on a logarithmic axis."""
-    edges = torch.logspace(
-        LOWEST_RATE_EXPONENT, 0, -LOWEST_RATE_EXPONENT * BINS_PER_DECADE + 1, dtype=torch.float64
-    )
+    number = -LOWEST_RATE_EXPONENT * BINS_PER_DECADE + 1
+    edges = torch.logspace(LOWEST_RATE_EXPONENT, 0, number, dtype=torch.float64)
     centres = (edges[:-1] * edges[1:]).sqrt().tolist()
     counts: dict[str, list[tuple[float, float]]] = {}
     for coder in coders:
@@ -102,16 +96,8 @@ def _scatter(coders: list[ComparedCoder], across: str, title: str) -> go.Figure:
     figure = go.Figure()
     for coder in coders:
         x: Estimate = getattr(coder.figures, across)
-        y = coder.figures.fvu
-        figure.add_scatter(
-            x=[x.value],
-            y=[y.value],
-            error_x=error_bars([x]),
-            error_y=error_bars([y]),
-            name=coder.candidate.name,
-            mode="markers",
-            marker_size=10,
-        )
+        place = {"x": [x.value], "error_x": _error_bars([x])} | _heights([coder.figures.fvu])
+        figure.add_scatter(**place, name=coder.candidate.name, mode="markers", marker_size=10)
     figure.update_xaxes(type="log", title=title)
     return figure.update_yaxes(title="FVU", rangemode="tozero")
 
@@ -142,16 +128,10 @@ def _predictable(coders: list[ComparedCoder]) -> go.Figure:
 
 def plot_html(figure: go.Figure, *, library: bool) -> str:
     """A plot as part of a page. The first plot of a page must include plotly's library."""
-    figure.update_layout(
-        template="plotly_white",
-        height=420,
-        margin={"l": 60, "r": 20, "t": 20, "b": 50},
-        # A legend anchored at its lower edge grows upwards, and never covers the plot.
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-    )
-    return figure.to_html(
-        full_html=False,
-        include_plotlyjs=library,
-        # On a phone, plotly's buttons would cover the legend.
-        config={"displayModeBar": False, "responsive": True},
-    )
+    # A legend anchored at its lower edge grows upwards, and never covers the plot.
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
+    margin = {"l": 60, "r": 20, "t": 20, "b": 50}
+    figure.update_layout(template="plotly_white", height=420, margin=margin, legend=legend)
+    # On a phone, plotly's buttons would cover the legend.
+    config = {"displayModeBar": False, "responsive": True}
+    return figure.to_html(full_html=False, include_plotlyjs=library, config=config)
