@@ -34,12 +34,10 @@ LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "cs
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Rows of tokens. No row holds text of two documents.
+    """Rows of tokens, int64 [rows, context]. No row holds text of two documents.
 
-    Attributes:
-        tokens: int64 [rows, context]. Short rows are padded at the right.
-        lengths: int64 [rows], tokens in each row.
-        documents: the number of each row's document.
+    Short rows are padded at the right; lengths, int64 [rows], are without padding. `documents` has
+    the number of each row's document.
     """
 
     tokens: Tensor

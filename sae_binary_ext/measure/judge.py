@@ -204,8 +204,20 @@ def ask_about(
     The estimate assumes rehearsed_answer, a valid answer of usual length. `keep` is called with
     each score as it comes. A ValueError says if the judge stopped; its answers so far are saved.
     """
+
+    async def score_all(asked: Asked, keep_score: Callable[[Scored], None]) -> None:
+        limit = asyncio.Semaphore(judge.parallel)
+
+        async def one(item: Item) -> None:
+            async with limit:
+                # If the judge stops, wait for the requests that were already sent.
+                with suppress(JudgeStoppedError):
+                    keep_score(await score(asked, item))
+
+        await asyncio.gather(*map(one, items))
+
     rehearsal = Rehearsal(rehearsed_answer)
-    asyncio.run(_score_all(items, rehearsal, judge.parallel, score, lambda _: None))
+    asyncio.run(score_all(rehearsal, lambda _: None))
     logger.info(
         f"Asking {judge.model} about {len(items)} latents: {rehearsal.requests} requests of about "
         f"{rehearsal.tokens} tokens in all. Requests answered in earlier runs are not sent again. "
@@ -217,29 +229,11 @@ def ask_about(
             keep(scored)
             progress.update()
 
-        asyncio.run(_score_all(items, judge, judge.parallel, score, keep_and_show))
+        asyncio.run(score_all(judge, keep_and_show))
     try:
         judge.check()
     except JudgeStoppedError as error:
         raise ValueError(str(error)) from error
-
-
-async def _score_all(
-    items: Sequence[Item],
-    judge: Asked,
-    at_once: int,
-    score: Callable[[Asked, Item], Coroutine[Any, Any, Scored]],
-    keep: Callable[[Scored], None],
-) -> None:
-    """Score each item; if the judge stops, wait for the requests that were already sent."""
-    limit = asyncio.Semaphore(at_once)
-
-    async def one(item: Item) -> None:
-        async with limit:
-            with suppress(JudgeStoppedError):
-                keep(await score(judge, item))
-
-    await asyncio.gather(*map(one, items))
 
 
 def _tokens(messages: Messages, answer: str) -> int:

@@ -1,12 +1,6 @@
 """Tables, plots and pages of measured figures."""
 
-from sae_binary_ext.report.analysis import (
-    Analysis,
-    analyse_coders,
-    analyse_model,
-    analysis_of,
-    write_analysis,
-)
+from sae_binary_ext.report.analysis import Analysis, analysis_of, write_analysis
 from sae_binary_ext.report.comparison_files import comparison_table, write_comparison
 from sae_binary_ext.report.tables import Column, Table, described, table_of
 
@@ -14,8 +8,6 @@ __all__ = [
     "Analysis",
     "Column",
     "Table",
-    "analyse_coders",
-    "analyse_model",
     "analysis_of",
     "comparison_table",
     "described",

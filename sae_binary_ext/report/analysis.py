@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
 
 from sae_binary_ext.measure.reading import OpenedModel, open_coders, open_model_alone, settings_of
 from sae_binary_ext.report.plots import plot_html
@@ -24,15 +23,10 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Analysis:
-    """Results of a command.
+    """Results of a command. Its files have the command's name.
 
-    Attributes:
-        command: name of the command and of its files.
-        title: title of the page.
-        remarks: paragraphs that say what the figures mean, and what they do not mean.
-        tables: tables for the terminal and the page.
-        figures: plots, by title.
-        results: figures for the JSON file, unrounded.
+    The page has the title, the remarks (paragraphs that say what the figures mean, and what they do
+    not mean), the tables and the plots by their title. The JSON file has the results, unrounded.
     """
 
     command: str
@@ -58,24 +52,17 @@ def analyse_coders(
     `coders` are folders of coders, folders of such folders, or Hub ids of either; errors as of
     open_coders. `measure` reads the text, and `page` makes tables, plots and remarks.
     """
-    return _analyse(open_coders(coders, config, config.output), config, measure, page)
+    return analyse_model(config, measure, page, open_coders(coders, config, config.output))
 
 
 def analyse_model(
     config: Config,
     measure: Callable[[OpenedModel, Config], Found],
     page: Callable[[Found, Config], Analysis],
+    opened: OpenedModel | None = None,
 ) -> Analysis:
-    """As analyse_coders, with the model alone."""
-    return _analyse(open_model_alone(config, config.output), config, measure, page)
-
-
-def _analyse(
-    opened: OpenedModel,
-    config: Config,
-    measure: Callable[[OpenedModel, Config], Found],
-    page: Callable[[Found, Config], Analysis],
-) -> Analysis:
+    """As analyse_coders, with a model that is open, or else with the model alone."""
+    opened = opened or open_model_alone(config, config.output)
     analysis = page(measure(opened, config), config)
     write_analysis(analysis, settings_of(opened, config), config.output)
     return analysis
@@ -131,12 +118,9 @@ def write_page(
     The template stands in report/templates. It gets the plots of each site by title, as HTML, and
     the other values.
     """
-    first = next((figure for of_site in plots.values() for figure in of_site.values()), None)
+    first = next((plot for of_site in plots.values() for plot in of_site.values()), None)
     html = {
-        site: {
-            title: Markup(plot_html(figure, library=figure is first))
-            for title, figure in of_site.items()
-        }
+        site: {title: plot_html(plot, library=plot is first) for title, plot in of_site.items()}
         for site, of_site in plots.items()
     }
     environment = Environment(loader=PackageLoader("sae_binary_ext.report"), autoescape=True)

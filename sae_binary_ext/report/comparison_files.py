@@ -130,15 +130,17 @@ def write_comparison(coders: list[ComparedCoder], run: dict[str, Any], folder: P
 
     `run` has the comparison's settings.
     """
-    described = [(_described(coder), _figures(coder), coder) for coder in coders]
-    entries = [
-        about | {"settings": _settings(coder)} | figures | {"matches": _matches(coder)}
-        for about, figures, coder in described
-    ]
+    entries: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    for coder in coders:
+        about, figures = _described(coder), _figures(coder)
+        config = coder.candidate.coder.cfg.to_dict()
+        settings = {name: config[name] for name in config if name not in ("metadata", "device")}
+        entries.append(about | {"settings": settings} | figures | {"matches": _matches(coder)})
+        rows.append(about | _flat(figures))
     meanings = {column.key: column.meaning for column in COLUMNS}
     path = folder / "metrics.json"
     write_figures(path, SCHEMA_VERSION, run, "documents", meanings=meanings, coders=entries)
-    rows = [about | _flat(figures) for about, figures, _ in described]
     with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -157,11 +159,6 @@ def _described(coder: ComparedCoder) -> dict[str, Any]:
         "tokens": coder.figures.tokens,
         "predictions": coder.losses.predictions,
     }
-
-
-def _settings(coder: ComparedCoder) -> dict[str, Any]:
-    config = coder.candidate.coder.cfg.to_dict()
-    return {name: value for name, value in config.items() if name not in ("metadata", "device")}
 
 
 def _figures(coder: ComparedCoder) -> dict[str, dict[str, Any]]:
@@ -194,6 +191,5 @@ def _flat(figures: dict[str, dict[str, Any]]) -> dict[str, Any]:
     for key, figure in figures.items():
         flat[key] = figure["value"]
         if "interval" in figure:
-            low, high = figure["interval"] or ("", "")
-            flat |= {f"{key}_low": low, f"{key}_high": high}
+            flat[f"{key}_low"], flat[f"{key}_high"] = figure["interval"] or ("", "")
     return flat

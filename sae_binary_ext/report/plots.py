@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 import torch
+from markupsafe import Markup
 
 from sae_binary_ext.measure.comparison import ComparedCoder
 from sae_binary_ext.measure.documents import Estimate
@@ -38,7 +39,7 @@ def curves(
         if there:
             across, values, *text = zip(*there, strict=True)
             own = {"mode": "lines+markers"} | settings | ({"text": text[0]} if text else {})
-            figure.add_scatter(x=across, **_heights(values), name=name, **own)
+            figure.add_scatter(x=across, **_along("y", values), name=name, **own)
     figure.update_xaxes(title=x)
     return figure.update_yaxes(title=y)
 
@@ -47,23 +48,19 @@ def bars(heights: Mapping[str, Mapping[str, Estimate]], y: str) -> go.Figure:
     """A plot with a group of bars for each name. Bars with the same label stand side by side."""
     figure = go.Figure()
     for name, of_name in heights.items():
-        figure.add_bar(x=list(of_name), **_heights(list(of_name.values())), name=name)
+        figure.add_bar(x=list(of_name), **_along("y", list(of_name.values())), name=name)
     return figure.update_yaxes(title=y)
 
 
-def _heights(values: Sequence[Any]) -> dict[str, Any]:
+def _along(axis: str, values: Sequence[Any]) -> dict[str, Any]:
+    """Values along x or y in plotly's form, with error bars if all are estimates."""
     estimates = [each for each in values if isinstance(each, Estimate)]
-    if len(estimates) == len(values):
-        return {"y": [each.value for each in estimates], "error_y": _error_bars(estimates)}
-    return {"y": [each.value if isinstance(each, Estimate) else each for each in values]}
-
-
-def _error_bars(estimates: Sequence[Estimate]) -> dict[str, Any]:
-    """Error bars in plotly's form: distances from each value to the ends of its interval."""
-    return {
-        "array": [each.high - each.value for each in estimates],
-        "arrayminus": [each.value - each.low for each in estimates],
-    }
+    if len(estimates) < len(values):
+        return {axis: [each.value if isinstance(each, Estimate) else each for each in values]}
+    above = [each.high - each.value for each in estimates]
+    below = [each.value - each.low for each in estimates]
+    errors = {"array": above, "arrayminus": below}
+    return {axis: [each.value for each in estimates], f"error_{axis}": errors}
 
 
 def coder_plots(coders: list[ComparedCoder]) -> dict[str, go.Figure]:
@@ -95,8 +92,8 @@ def _rates(coders: list[ComparedCoder]) -> go.Figure:
 def _scatter(coders: list[ComparedCoder], across: str, title: str) -> go.Figure:
     figure = go.Figure()
     for coder in coders:
-        x: Estimate = getattr(coder.figures, across)
-        place = {"x": [x.value], "error_x": _error_bars([x])} | _heights([coder.figures.fvu])
+        x, y = getattr(coder.figures, across), coder.figures.fvu
+        place = _along("x", [x]) | _along("y", [y])
         figure.add_scatter(**place, name=coder.candidate.name, mode="markers", marker_size=10)
     figure.update_xaxes(type="log", title=title)
     return figure.update_yaxes(title="FVU", rangemode="tozero")
@@ -126,7 +123,7 @@ def _predictable(coders: list[ComparedCoder]) -> go.Figure:
     return figure.update_yaxes(title="area under the ROC curve")
 
 
-def plot_html(figure: go.Figure, *, library: bool) -> str:
+def plot_html(figure: go.Figure, *, library: bool) -> Markup:
     """A plot as part of a page. The first plot of a page must include plotly's library."""
     # A legend anchored at its lower edge grows upwards, and never covers the plot.
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
@@ -134,4 +131,4 @@ def plot_html(figure: go.Figure, *, library: bool) -> str:
     figure.update_layout(template="plotly_white", height=420, margin=margin, legend=legend)
     # On a phone, plotly's buttons would cover the legend.
     config = {"displayModeBar": False, "responsive": True}
-    return figure.to_html(full_html=False, include_plotlyjs=library, config=config)
+    return Markup(figure.to_html(full_html=False, include_plotlyjs=library, config=config))

@@ -43,12 +43,10 @@ class Column(Generic[T]):
 
 @dataclass(frozen=True)
 class Table:
-    """Figures of several things.
+    """Figures of several things: a row for each thing, with a value for each column.
 
-    Attributes:
-        caption: says what the figures are of; empty for none.
-        columns: the first one names the things.
-        rows: one row for each thing, with a value for each column; None leaves a cell empty.
+    The caption says what the figures are of. It may be empty. The first column names the things. A
+    value of None leaves a cell empty.
     """
 
     caption: str

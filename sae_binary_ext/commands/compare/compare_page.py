@@ -31,11 +31,9 @@ INSIDE_A_BLOCK = re.compile(r"attn\.hook_[qkvz]|mlp\.hook_(pre|post)|hook_(norma
 
 @dataclass(frozen=True)
 class LatentView:
-    """One latent.
+    """One latent, by its number, with its firing rate.
 
     Attributes:
-        latent: its number.
-        rate: its firing rate.
         contexts: (text, whether it is active) of each token, in reading order.
         promoted: tokens whose logits its decoder row raises most, the strongest first; none if the
             row is no vector of the residual stream.

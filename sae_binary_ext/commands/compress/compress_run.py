@@ -26,7 +26,7 @@ from sae_binary_ext.commands.compress.vector_sizes import RunningVectors, Vector
 from sae_binary_ext.measure.candidates import Candidate, Site
 from sae_binary_ext.measure.figures import CoderFigures
 from sae_binary_ext.measure.reading import OpenedModel, RunningCoders, read_text
-from sae_binary_ext.report import Analysis, analyse_coders
+from sae_binary_ext.report.analysis import Analysis, analyse_coders
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 FIRST_ENCODING = "packed"

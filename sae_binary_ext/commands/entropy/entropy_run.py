@@ -6,7 +6,7 @@ from sae_binary_ext.commands.entropy.config import EntropyConfig
 from sae_binary_ext.commands.entropy.entropy_page import EntropyOfCoder, entropy_page
 from sae_binary_ext.measure.code_entropy import GatheredCodes
 from sae_binary_ext.measure.reading import OpenedModel, RunningCoders, read_text
-from sae_binary_ext.report import Analysis, analyse_coders
+from sae_binary_ext.report.analysis import Analysis, analyse_coders
 
 
 def run_entropy(coders: list[str], config: EntropyConfig) -> Analysis:

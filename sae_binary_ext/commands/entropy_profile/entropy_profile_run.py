@@ -27,7 +27,7 @@ from sae_binary_ext.measure.hidden_states import (
 )
 from sae_binary_ext.measure.metrics import measure
 from sae_binary_ext.measure.reading import OpenedModel
-from sae_binary_ext.report import Analysis, analyse_model
+from sae_binary_ext.report.analysis import Analysis, analyse_model
 from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig
 from sae_binary_ext.saelens.splice import resolve_hook
 

@@ -18,7 +18,7 @@ from sae_binary_ext.commands.gradients.gradient_probe import probe_gradients
 from sae_binary_ext.commands.gradients.gradients_page import Probe, gradients_page
 from sae_binary_ext.measure.hidden_states import states_of_layers
 from sae_binary_ext.measure.reading import OpenedModel
-from sae_binary_ext.report import Analysis, analyse_model
+from sae_binary_ext.report.analysis import Analysis, analyse_model
 from sae_binary_ext.saelens import BinaryTrainingSAEConfig
 from sae_binary_ext.saelens.splice import resolve_hook
 

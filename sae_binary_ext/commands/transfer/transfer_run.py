@@ -15,7 +15,7 @@ from sae_binary_ext.measure.halves import Halves, figures_on, read_halves
 from sae_binary_ext.measure.layers import layer_hooks, layer_of
 from sae_binary_ext.measure.reading import OpenedModel
 from sae_binary_ext.measure.refit import refit_decoder
-from sae_binary_ext.report import Analysis, analyse_coders
+from sae_binary_ext.report.analysis import Analysis, analyse_coders
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 
