@@ -19,7 +19,7 @@ from sae_binary_ext.coding import FiringRates, covariance_penalty, pack, packed_
 from sae_binary_ext.commands.compress.code_file import CodeHeader, CodeWriter
 from sae_binary_ext.commands.multi_bit.levels import check_has_levels
 from sae_binary_ext.measure.code_entropy import GatheredCodes
-from sae_binary_ext.measure.latent_choice import with_latents
+from sae_binary_ext.measure.refit import with_latents
 from sae_binary_ext.saelens import (
     BinarySAE,
     BinarySAEConfig,

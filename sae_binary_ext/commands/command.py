@@ -1,4 +1,4 @@
-"""What a command of sae-binary is. Each room of commands/ exports one as COMMAND."""
+"""The commands of sae-binary. Each room of commands/ exports one as COMMAND."""
 
 import sys
 from abc import ABC, abstractmethod
@@ -56,8 +56,8 @@ class MeasuringCommand(Command):
     Attributes:
         settings: dataclass of config.py, which imports no host, so that help is quick.
         takes_coders: whether the arguments are coders.
-        result: file below settings.output that is named at the end; NAME.html if empty.
-        result_label: what to call that file.
+        result, result_label: file below settings.output that is named at the end, NAME.html if
+            empty; and what to call that file.
     """
 
     settings: type[Any]
@@ -74,24 +74,20 @@ class MeasuringCommand(Command):
             parser.add_argument("coders", metavar="CODER", nargs="+", help=CODERS_HELP)
         parser.add_arguments(self.settings, dest="settings")
         options = parser.parse_args(arguments)
-        room = self.settings.__module__.rpartition(".")[0]
-        function: Callable[..., Any] = getattr(
-            import_module(room), f"run_{room.rpartition('.')[2]}"
-        )
+        room = self.settings.__module__.removesuffix(".config")
+        run_room = getattr(import_module(room), f"run_{room.rpartition('.')[2]}")
         given = (options.coders,) if self.takes_coders else ()
-        yield str(function(*given, options.settings))
-        result = self.result or f"{self.name}.html"
-        yield f"\n{self.result_label}: {options.settings.output / result}"
+        yield str(run_room(*given, options.settings))
+        result = options.settings.output / (self.result or f"{self.name}.html")
+        yield f"\n{self.result_label}: {result}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileCommand(Command):
-    """A command on the files of coders, with a few arguments.
+    """A command on the files of coders; the description stands first in its help.
 
-    Attributes:
-        description: first lines of the help.
-        add_arguments: adds the arguments to a parser.
-        does: does the work with the parsed arguments, and yields the text to print.
+    `add_arguments` adds its arguments to a parser. `does` takes the parsed ones, does the work and
+    yields the text to print.
     """
 
     description: str
@@ -108,17 +104,14 @@ class FileCommand(Command):
 def imported_late(room: str, *homes: str) -> Callable[[str], Any]:
     """A room's __getattr__: a name is imported when it is first used, because torch takes seconds.
 
-    Args:
-        room: the room's __name__; its __all__ has the public names.
-        homes: the room's modules that define them.
+    The room's __all__ has the public names; `homes` are the room's modules that define them.
     """
 
     def find(name: str) -> Any:
-        if name in sys.modules[room].__all__:
-            for home in homes:
-                module = import_module(f"{room}.{home}")
-                if hasattr(module, name):
-                    return getattr(module, name)
+        for home in homes if name in sys.modules[room].__all__ else ():
+            module = import_module(f"{room}.{home}")
+            if hasattr(module, name):
+                return getattr(module, name)
         raise AttributeError(f"module {room!r} has no attribute {name!r}")
 
     return find

@@ -9,9 +9,8 @@ from sae_binary_ext.measure.delphi_encoders import HookpointEncoders, hookpoint_
 from sae_binary_ext.measure.documents import Estimate, read_documents
 from sae_binary_ext.measure.figures import CoderFigures
 from sae_binary_ext.measure.in_model import SplicedModel, read_pairs
-from sae_binary_ext.measure.least_squares import DecoderFit
 from sae_binary_ext.measure.metrics import CoderMetrics, measure
-from sae_binary_ext.measure.refit import Refitted, refit, refit_decoder
+from sae_binary_ext.measure.refit import DecoderFit, Refitted, refit, refit_decoder
 from sae_binary_ext.measure.text import Text, read_activations
 from sae_binary_ext.saelens.splice import SplicedLosses
 

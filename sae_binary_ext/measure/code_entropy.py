@@ -1,4 +1,4 @@
-"""Bounds on the entropy of binary codes.
+"""Bounds on the entropy of binary codes, from the dependence between latents.
 
 If latents were independent, the entropy of a code would be the sum of the entropies of the firing
 rates (H in Cho et al., arXiv 2509.20997). Dependence can only lower it. Two models of the
@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import breadth_first_order, connected_components, minimum_spanning_tree
 from torch import Tensor
 from torch.nn import functional as F
 
 from sae_binary_ext.coding import pack, unpack
 from sae_binary_ext.coding.kernels.sparse import whole_matrix
-from sae_binary_ext.measure.dependence import blocks_of, dependent_pairs, parents_of, strongest_tree
 from sae_binary_ext.measure.documents import Estimate, WeightedSums, document_weights, estimate_of
 
 # Pairs are counted for these many latents of the highest entropy (268 MB); others count as
@@ -27,7 +28,10 @@ LATENTS_A_BLOCK = 8
 # Priors of the models, in tokens: half a token firing and half a token silent for a latent given
 # another; ten tokens of independent latents for a block.
 HALF, BLOCK_PRIOR = 0.5, 10.0
-TOKENS_AT_ONCE = 1024
+# For two independent latents 2 N ln 2 times the mutual information in bits is chi-squared with one
+# degree of freedom. It is above this for one pair in 10^6.
+SIGNIFICANT = 24.0
+TOKENS_AT_ONCE, ROWS_AT_ONCE = 1024, 256
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,7 @@ class GatheredCodes:
         self._documents.append(documents)
 
     def entropy(self) -> CodeEntropy:
-        """Bounds on the entropy of these codes.
-
-        Raises:
-            ValueError: there are fewer than two tokens.
-        """
+        """Bounds on the entropy of these codes; ValueError if there are fewer than two tokens."""
         packed, documents = torch.cat(self._packed), torch.cat(self._documents)
         if len(packed) < 2:
             raise ValueError(
@@ -84,25 +84,26 @@ class GatheredCodes:
         fitted = order < len(packed) // 2
         models = _fit_models(packed[fitted], self._latents)
         bounds = self._measure(models, packed[~fitted], documents[~fitted])
+        _, counts = np.unique(packed.numpy(), axis=0, return_counts=True)
+        shares = torch.from_numpy(counts / counts.sum())
         return CodeEntropy(
             int(fitted.sum()),
             int((~fitted).sum()),
             *bounds,
-            seen=_entropy_of_rows(packed),
+            seen=-(shares * shares.log2()).sum().item(),
             most_seen=math.log2(len(packed)),
             dependent_pairs=models.dependent_pairs,
         )
 
     def _measure(self, models: "_Models", packed: Tensor, documents: Tensor) -> list[Estimate]:
         numbers, row = documents.unique(return_inverse=True)
-        weights = document_weights(numbers.tolist())
         rows = torch.zeros(len(numbers), 4, dtype=torch.float64)
         for place in torch.arange(len(packed)).split(TOKENS_AT_ONCE):
             bits = models.bits(unpack(packed[place], self._latents, torch.bool))
-            values = torch.cat([torch.ones(len(place), 1, dtype=torch.float64), bits], dim=1)
-            rows.index_add_(0, row[place], values)
+            # The first column counts tokens.
+            rows.index_add_(0, row[place], F.pad(bits, (1, 0), value=1.0))
         sums = WeightedSums(4)
-        sums.add(rows, weights)
+        sums.add(rows, document_weights(numbers.tolist()))
         return [estimate_of(sums.sums[:, of] / sums.sums[:, 0]) for of in (1, 2, 3)]
 
 
@@ -149,9 +150,13 @@ def _fit_models(packed: Tensor, latents: int) -> _Models:
     alone = -torch.stack([(1 - rates).log2(), rates.log2()])
 
     paired = (counts / tokens - 0.5).abs().argsort()[:MOST_PAIRED].sort().values
-    counted = _pair_counts(packed, latents, paired)
+    # The upper triangle has the tokens on which two latents fired together.
+    counted = torch.zeros(len(paired), len(paired), dtype=torch.int32)
+    for part in packed.split(TOKENS_AT_ONCE):
+        whole_matrix(unpack(part, latents, torch.bool)[:, paired]).add_pair_counts(counted)
     pairs = dependent_pairs(counted, tokens)
-    tree = strongest_tree(pairs, len(paired)).numbered(paired)
+    among = strongest_tree(pairs, len(paired))
+    tree = Pairs(paired[among.one], paired[among.other], among.information)
     parents = parents_of(tree, latents)
     both = _fired_together(counted, paired, parents)
     given = _conditional_bits(counts, F.pad(counts, (0, 1))[parents], both, tokens)
@@ -159,15 +164,6 @@ def _fit_models(packed: Tensor, latents: int) -> _Models:
     members = blocks_of(tree, latents, LATENTS_A_BLOCK)
     together = _block_bits(packed, latents, members, rates)
     return _Models(alone, parents, given, members, together, len(pairs.information))
-
-
-def _pair_counts(packed: Tensor, latents: int, paired: Tensor) -> Tensor:
-    """int32 [paired, paired], upper triangle: tokens on which two latents fired together."""
-    counts = torch.zeros(len(paired), len(paired), dtype=torch.int32)
-    for part in packed.split(TOKENS_AT_ONCE):
-        active = unpack(part, latents, torch.bool)[:, paired]
-        whole_matrix(active).add_pair_counts(counts)
-    return counts
 
 
 def _fired_together(counted: Tensor, paired: Tensor, parents: Tensor) -> Tensor:
@@ -197,22 +193,89 @@ def _block_codes(padded: Tensor, members: Tensor) -> Tensor:
 def _block_bits(packed: Tensor, latents: int, members: Tensor, rates: Tensor) -> Tensor:
     """float64 [blocks, 2^LATENTS_A_BLOCK]: bits of each code of a block."""
     states = 2**LATENTS_A_BLOCK
-    seen = torch.zeros(len(members), states, dtype=torch.float64)
+    seen = torch.zeros(len(members) * states, dtype=torch.float64)
     block = torch.arange(len(members))
     for part in packed.split(TOKENS_AT_ONCE):
         codes = _block_codes(F.pad(unpack(part, latents, torch.bool), (0, 1)), members)
-        seen += torch.bincount((block * states + codes).flatten(), minlength=seen.numel()).view(
-            seen.shape
-        )
+        seen += torch.bincount((block * states + codes).flatten(), minlength=len(seen))
     each = unpack(torch.arange(states, dtype=torch.uint8)[:, None], LATENTS_A_BLOCK, torch.bool)
     # A missing member is never active.
     of_members = F.pad(rates, (0, 1))[members][:, None]
     independent = torch.where(each, of_members, 1 - of_members).prod(2)
-    return -((seen + BLOCK_PRIOR * independent) / (len(packed) + BLOCK_PRIOR)).log2()
+    counts = seen.view(-1, states) + BLOCK_PRIOR * independent
+    return -(counts / (len(packed) + BLOCK_PRIOR)).log2()
 
 
-def _entropy_of_rows(packed: Tensor) -> float:
-    """Entropy of the distribution of rows, in bits."""
-    _, counts = np.unique(packed.numpy(), axis=0, return_counts=True)
-    shares = torch.from_numpy(counts / counts.sum())
-    return -(shares * shares.log2()).sum().item()
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of latents `one` and `other`, int64 [pairs], and their mutual information in bits."""
+
+    one: Tensor
+    other: Tensor
+    information: Tensor
+
+
+def dependent_pairs(counts: Tensor, tokens: int) -> Pairs:
+    """Pairs of latents whose firing depends on each other beyond chance.
+
+    `counts`, int32 [latents, latents], has tokens on which two latents fired together in its upper
+    triangle, and tokens on which each fired on its diagonal.
+    """
+    fired = counts.diagonal().double()
+    margins = torch.xlogy(fired, fired) + torch.xlogy(tokens - fired, tokens - fired)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for rows in torch.arange(len(counts)).split(ROWS_AT_ONCE):
+        both, one, other = counts[rows].double(), fired[rows][:, None], fired
+        cells = (both, one - both, other - both, tokens - one - other + both)
+        # tokens x information (nats) = sum of n ln n over cells - sum of n ln n over margins.
+        nats = torch.stack([torch.xlogy(cell, cell) for cell in cells]).sum(0)
+        nats += tokens * math.log(tokens) - margins[rows][:, None] - margins
+        # Counts below the diagonal are empty.
+        beyond = (2 * nats > SIGNIFICANT).triu(1 + int(rows[0]))
+        row, column = beyond.nonzero().unbind(1)
+        found.append((rows[row], column, nats[row, column] / (tokens * math.log(2))))
+    return Pairs(*(torch.cat(each) for each in zip(*found, strict=True)))
+
+
+def strongest_tree(pairs: Pairs, latents: int) -> Pairs:
+    """The spanning tree of most mutual information (Chow and Liu, 1968), strongest pair first.
+
+    There are several trees if the pairs do not connect all latents.
+    """
+    graph = _graph(pairs.one, pairs.other, -pairs.information, latents)
+    tree = minimum_spanning_tree(graph).tocoo()
+    order = np.argsort(tree.data, kind="stable")
+    row, column, data = (torch.from_numpy(each[order]) for each in (tree.row, tree.col, tree.data))
+    return Pairs(row.long(), column.long(), -data)
+
+
+def parents_of(tree: Pairs, latents: int) -> Tensor:
+    """int64 [latents], the parent of each latent in its tree; the number of latents for a root."""
+    graph = _graph(tree.one, tree.other, torch.ones_like(tree.information), latents)
+    _, own_tree = connected_components(graph, directed=False)
+    roots = torch.from_numpy(np.unique(own_tree, return_index=True)[1])
+    # One more node connects all trees.
+    one = torch.cat([tree.one, torch.full_like(roots, latents)])
+    joined = _graph(one, torch.cat([tree.other, roots]), torch.ones(len(one)), latents + 1)
+    before: np.ndarray = breadth_first_order(joined, latents, directed=False)[1]
+    return torch.from_numpy(before[:latents]).long()
+
+
+def blocks_of(tree: Pairs, latents: int, size: int) -> Tensor:
+    """Group latents along the strongest pairs of a tree: int64 [blocks, size].
+
+    Smaller groups are filled up with the number of latents.
+    """
+    group_of = [[latent] for latent in range(latents)]
+    for one, other in zip(tree.one.tolist(), tree.other.tolist(), strict=True):
+        mine, theirs = group_of[one], group_of[other]
+        if len(mine) + len(theirs) <= size:
+            mine += theirs
+            for latent in theirs:
+                group_of[latent] = mine
+    groups = [group for latent, group in enumerate(group_of) if group[0] == latent]
+    return torch.tensor([group + [latents] * (size - len(group)) for group in groups])
+
+
+def _graph(one: Tensor, other: Tensor, weights: Tensor, nodes: int) -> coo_array:
+    return coo_array((weights.numpy(), (one.numpy(), other.numpy())), shape=(nodes, nodes))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,8 +19,8 @@ class HookpointEncoders:
     """Arguments of LatentCache.
 
     Attributes:
-        encoders: for each module of the model, by its name, a function from activations
-            [rows, context, d_in] to codes, float32 [rows, context, latents], on the same device.
+        encoders: by the name of a module, a function from its activations [rows, context, d_in] to
+            codes, float32 [rows, context, latents], on the same device.
         transcode: whether the functions take the inputs of the modules. If not, they take outputs.
     """
 
@@ -46,7 +47,6 @@ def hookpoint_encoders(
     """
     candidates = list(candidates)
     check_alike(candidates)
-    transcode = candidates[0].is_transcoder
     encoders: dict[str, Callable[[Tensor], Tensor]] = {}
     for candidate in candidates:
         if settings := settings_of_model(candidate):
@@ -61,14 +61,13 @@ def hookpoint_encoders(
                 f"{candidate.name}: another coder also belongs at {module}, and delphi takes one "
                 "coder for each module. Cache them one after the other."
             )
-        encoders[module] = _encoder(candidate)
-    return HookpointEncoders(encoders, transcode)
+        encoders[module] = partial(_encode, candidate)
+    return HookpointEncoders(encoders, candidates[0].is_transcoder)
 
 
 def _module_of(candidate: Candidate, model: PreTrainedModel) -> str:
-    site = candidate.site
     # The model's type tells how its modules are named; its name may be missing from the files.
-    kind = model.config.model_type
+    site, kind = candidate.site, model.config.model_type
     place = Place(hook_name=site.hook_name, hook_name_out=site.hook_name_out, model_name=kind)
     hookpoint = place_in_sparsify(place, candidate.is_transcoder).hookpoint
     # In a model with a head the bare model's modules have a prefix: model.layers.9.
@@ -76,23 +75,19 @@ def _module_of(candidate: Candidate, model: PreTrainedModel) -> str:
     if len(found) != 1:
         raise ValueError(
             f"{candidate.name}: belongs at {hookpoint}, and the model has "
-            f"{'no such module' if not found else f'several: {found}'}."
+            f"{f'several: {found}' if found else 'no such module'}."
         )
     return found[0]
 
 
-def _encoder(candidate: Candidate) -> Callable[[Tensor], Tensor]:
-    coder = candidate.coder
-
-    @torch.no_grad()
-    def encode(activations: Tensor) -> Tensor:
-        if activations.shape[-1] != coder.cfg.d_in:
-            raise ValueError(
-                f"{candidate.name}: takes {coder.cfg.d_in} dimensions, and the module gives "
-                f"{activations.shape[-1]}. It was trained on another model or hook."
-            )
-        everywhere = torch.ones(activations.shape[:-1], dtype=torch.bool, device=activations.device)
-        codes = codes_of(coder, activations, everywhere).to(activations.device, torch.float32)
-        return codes.unflatten(0, activations.shape[:-1])
-
-    return encode
+@torch.no_grad()
+def _encode(candidate: Candidate, activations: Tensor) -> Tensor:
+    width, rows = candidate.coder.cfg.d_in, activations.shape[:-1]
+    if activations.shape[-1] != width:
+        raise ValueError(
+            f"{candidate.name}: takes {width} dimensions, and the module gives "
+            f"{activations.shape[-1]}. It was trained on another model or hook."
+        )
+    everywhere = torch.ones(rows, dtype=torch.bool, device=activations.device)
+    codes = codes_of(candidate.coder, activations, everywhere)
+    return codes.to(activations.device, torch.float32).unflatten(0, rows)

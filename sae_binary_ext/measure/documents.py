@@ -1,8 +1,8 @@
 """Documents from any source, cut into rows of tokens; and intervals of figures over documents.
 
 Intervals come from a bootstrap that resamples documents, because tokens of one document resemble
-each other. It is the Poisson bootstrap: each document counts a Poisson(1) number of times in each
-replicate. It needs one sum for each replicate, for any number of documents.
+each other. In the Poisson bootstrap, each document counts a Poisson(1) number of times in each
+replicate. So one running sum for each replicate is enough.
 """
 
 import math
@@ -16,13 +16,13 @@ from typing import Any, cast
 import torch
 from datasets import DatasetDict, load_dataset, load_from_disk
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.bundled.wikipedia import read_held_out_articles, read_wikipedia_sample
 from sae_binary_ext.settings import TextSource
 
-REPLICATES = 200
-CONFIDENCE = 0.95
+REPLICATES, CONFIDENCE = 200, 0.95
 HELD_OUT_ARTICLES = "Wikipedia sample of gensim, articles not trained on"
 ALL_ARTICLES = "Wikipedia sample of gensim, all articles"
 TEXT_COLUMN, DEFAULT_SPLIT = "text", "train"
@@ -34,12 +34,10 @@ LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "cs
 
 @dataclass(frozen=True)
 class TextBatch:
-    """Rows of tokens. No row holds text of two documents.
+    """Rows of tokens, int64 [rows, context]. No row holds text of two documents.
 
-    Attributes:
-        tokens: int64 [rows, context]. Short rows are padded at the right.
-        lengths: int64 [rows], tokens in each row.
-        documents: the number of each row's document.
+    Short rows are padded at the right; lengths, int64 [rows], are without padding. `documents` has
+    the number of each row's document.
     """
 
     tokens: Tensor
@@ -52,16 +50,17 @@ class TextBatch:
         return (position >= first) & (position < self.lengths[:, None])
 
 
+def padded(rows: list[list[int]], documents: list[int], width: int) -> TextBatch:
+    """A batch of rows of token ids, each padded to this width."""
+    tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    return TextBatch(tokens, torch.tensor(list(map(len, rows))), documents)
+
+
 def read_documents(source: TextSource | str | None) -> Iterator[str]:
-    """Read texts one by one.
+    """Read the texts of a dataset one by one.
 
-    Args:
-        source: a dataset, with its split and column if they must be named. None, or a source
-            without a dataset, gives the articles of the embedded Wikipedia sample that the demo
-            does not train on.
-
-    Raises:
-        ValueError: there is no such dataset, split or column.
+    Without a dataset, read the articles of the bundled Wikipedia sample that the demo does not
+    train on. A ValueError says if there is no such dataset, split or column.
     """
     source = source if isinstance(source, TextSource) else TextSource(source)
     if source.dataset is None:
@@ -81,17 +80,13 @@ def read_all_documents(source: TextSource | str | None) -> Iterator[str]:
 
 
 def open_dataset(source: str, split: str | None = None) -> Iterable[dict[str, Any]]:
-    """Open a dataset as the package datasets does; source and split as in TextSource.
-
-    Raises:
-        ValueError: there is no such dataset, or it has no such split.
-    """
+    """Open a dataset with the package datasets; source and split as in TextSource."""
     path = Path(source)
     if path.is_dir() and any((path / name).is_file() for name in SAVED_BY_DATASETS):
         return _saved_dataset(source, split)
     if not path.exists():
         return _load(source, source, split)
-    files = [path] if path.is_file() else sorted(file for file in path.rglob("*.*"))
+    files = [path] if path.is_file() else sorted(path.rglob("*.*"))
     endings = {file.suffix for file in files} & LOADERS.keys()
     if len(endings) != 1:
         raise ValueError(
@@ -117,8 +112,7 @@ def _saved_dataset(source: str, split: str | None) -> Iterable[dict[str, Any]]:
                 f"split={split!r}: {source!r} is one dataset without splits. Leave split out."
             )
         return found
-    only = next(iter(found)) if len(found) == 1 else DEFAULT_SPLIT
-    chosen = split or only
+    chosen = split or (next(iter(found)) if len(found) == 1 else DEFAULT_SPLIT)
     if chosen not in found:
         raise ValueError(
             f"split={chosen!r}: {source!r} has the splits {sorted(map(str, found))}. Name one with "
@@ -132,17 +126,14 @@ def _load(source: str, loader: str, split: str | None, **options: Any) -> Iterab
     try:
         return cast(Any, load_dataset(loader, split=chosen, streaming=True, **options))
     except (OSError, ValueError) as error:
-        named = f", split={chosen!r}" if "split" in str(error) else ""
-        hint = " Name one with --split." if named else ""
+        named, hint = "", ""
+        if "split" in str(error):
+            named, hint = f", split={chosen!r}", " Name one with --split."
         raise ValueError(f"dataset={source!r}{named}: cannot be read: {error}{hint}") from error
 
 
 def text_column(source: TextSource, entry: Mapping[str, Any]) -> str:
-    """Find the column of the texts, from the first entry of the dataset.
-
-    Raises:
-        ValueError: there is no such column, or several columns hold text.
-    """
+    """Find the column of the texts from an entry; a ValueError says if none or several fit."""
     texts = [name for name, value in entry.items() if isinstance(value, str)]
     wanted = source.text_column or TEXT_COLUMN
     if wanted in texts:
@@ -190,11 +181,7 @@ def cut_rows(
 
     found = each()
     while batch := list(islice(found, rows)):
-        tokens = torch.zeros(len(batch), context_size, dtype=torch.long)
-        for row, (_, ids) in enumerate(batch):
-            tokens[row, : len(ids)] = torch.tensor(ids)
-        lengths = torch.tensor([len(ids) for _, ids in batch])
-        yield TextBatch(tokens, lengths, [number for number, _ in batch])
+        yield padded([ids for _, ids in batch], [number for number, _ in batch], context_size)
 
 
 class OutlyingTokens:
@@ -204,13 +191,9 @@ class OutlyingTokens:
     arXiv 2402.17762). From layer 12 of SmolLM2 on, one token in a thousand has 190 times the
     median norm. Ten of 20,000 tokens hold four fifths of the variance there.
 
-    The median of a hook comes from the first batch, so that reading more text changes no token.
-
-    Args:
-        limit: largest norm, in medians; inf leaves no token out.
-
-    Attributes:
-        left_out: tokens found since start was called.
+    `limit` is the largest norm, in medians; inf leaves no token out. The median of a hook comes
+    from the first batch, so that reading more text changes no token. `left_out` counts the tokens
+    found since `start`.
     """
 
     def __init__(self, limit: float) -> None:
@@ -240,11 +223,9 @@ class OutlyingTokens:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95% interval.
+    """A figure of all documents with its 95% interval: the ends of the middle 95% of replicates.
 
-    Attributes:
-        value: the figure of all documents.
-        low, high: ends of the middle 95% of the replicates; NaN if there is only one document.
+    The ends are NaN if there is only one document.
     """
 
     value: float
@@ -253,16 +234,14 @@ class Estimate:
 
 
 def document_weights(documents: list[int]) -> Tensor:
-    """How often each row counts: once, and then in each replicate as often as its document.
+    """How often each row counts: once, and in each replicate as often as its document was drawn.
 
-    Returns float64 [rows, 1 + REPLICATES]; the same for the same number of a document.
+    Returns float64 [rows, 1 + REPLICATES]. Rows of the same document number are equal.
     """
-    rows: list[Tensor] = []
-    for document in documents:
-        generator = torch.Generator().manual_seed(document)
-        draws = torch.poisson(torch.ones(REPLICATES, dtype=torch.float64), generator)
-        rows.append(torch.cat([draws.new_ones(1), draws]))
-    return torch.stack(rows)
+    once = torch.ones(REPLICATES, dtype=torch.float64)
+    seeded = (torch.Generator().manual_seed(document) for document in documents)
+    draws = torch.stack([torch.poisson(once, generator) for generator in seeded])
+    return pad(draws, (1, 0), value=1.0)
 
 
 class WeightedSums(nn.Module):
@@ -283,23 +262,20 @@ class WeightedSums(nn.Module):
 
 
 def resampled(number: int) -> Tensor:
-    """int64 [1 + REPLICATES, number]: indices in order, then drawn with replacement.
-
-    The draw is the same for the same number.
-    """
+    """int64 [1 + REPLICATES, number]: indices in order, then drawn with replacement (seed 0)."""
     generator = torch.Generator().manual_seed(0)
     again = torch.randint(number, (REPLICATES, number), generator=generator)
     return torch.cat([torch.arange(number)[None], again])
 
 
 def estimate_of(figures: Tensor) -> Estimate:
-    """The estimate from figures [1 + REPLICATES], of which the first is of all documents."""
+    """The estimate from [1 + REPLICATES] figures; the first is of all documents."""
     value, replicates = figures[0].item(), figures[1:]
-    outside = (1 - CONFIDENCE) / 2
     # A replicate without documents has no figure.
     drawn = replicates[replicates.isfinite()]
     # Replicates of a single document differ only by rounding.
     if not len(drawn) or drawn.isclose(drawn[0], rtol=1e-6, atol=0).all():
         return Estimate(value, float("nan"), float("nan"))
+    outside = (1 - CONFIDENCE) / 2
     ends = drawn.quantile(torch.tensor([outside, 1 - outside], dtype=drawn.dtype))
     return Estimate(value, *ends.tolist())

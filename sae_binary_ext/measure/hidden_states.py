@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -12,9 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from sae_binary_ext.measure.documents import TextBatch
+from sae_binary_ext.measure.documents import TextBatch, padded
 from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD
-from sae_binary_ext.measure.reading import OpenedModel, read_text
+from sae_binary_ext.measure.reading import OpenedModel, ReadBatch, read_text
 from sae_binary_ext.saelens.hooked_model import positions_of
 from sae_binary_ext.settings import ReadingConfig
 
@@ -39,34 +40,28 @@ States = dict[tuple[int, int | str], Tensor]
 
 def frequent_words(documents: Iterable[str]) -> list[str]:
     """The most frequent words of lower-case letters, most frequent first."""
-    counts: dict[str, int] = {}
     pattern = re.compile(rf"\b[a-z]{{{SHORTEST_WORD},{LONGEST_WORD}}}\b")
-    for text in documents:
-        for word in pattern.findall(text):
-            counts[word] = counts.get(word, 0) + 1
+    counts = Counter(word for text in documents for word in pattern.findall(text))
     return sorted(counts, key=lambda word: (-counts[word], word))[:WORDS]
 
 
 def in_context_prompts(
     words: list[str], tokenizer: PreTrainedTokenizerBase, prompts: int, examples: int, seed: int
-) -> Iterator[tuple[TextBatch, torch.Tensor]]:
+) -> Iterator[tuple[TextBatch, Tensor]]:
     """Make prompts of lines "word -> answer", each prompt for one task, the tasks in turn.
 
     A prompt has `examples` lines with an answer and a last question. It has no word twice; the
-    words are drawn by the seed.
-
-    Yields:
-        Rows, and int64 [rows, examples + 1], the position of each line's last token before its
-        answer.
+    words are drawn by the seed. Yields rows, and int64 [rows, examples + 1], the position of each
+    line's last token before its answer.
     """
     draw = random.Random(seed)
+    bos = cast(int | None, tokenizer.bos_token_id)
 
     def ids(text: str) -> list[int]:
         return cast(list[int], tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def one(number: int) -> tuple[list[int], list[int]]:
         task = list(TASKS.values())[number % len(TASKS)]
-        bos = cast(int | None, tokenizer.bos_token_id)
         row, due = [] if bos is None else [bos], []
         for word in draw.sample(words, examples + 1):
             # Question and answer are tokenized apart, so that it is known where one ends.
@@ -75,16 +70,10 @@ def in_context_prompts(
             row += ids(ANSWER.format(task(word)))
         return row, due
 
-    made = map(one, range(prompts))
-    first = 0
-    while batch := list(islice(made, ROWS_PER_FORWARD)):
-        lengths = torch.tensor([len(row) for row, _ in batch])
-        tokens = torch.zeros(len(batch), int(lengths.max()), dtype=torch.long)
-        for place, (row, _) in enumerate(batch):
-            tokens[place, : len(row)] = torch.tensor(row)
-        documents = list(range(first, first + len(batch)))
-        first += len(batch)
-        yield TextBatch(tokens, lengths, documents), torch.tensor([due for _, due in batch])
+    numbers = iter(range(prompts))
+    while batch := list(islice(numbers, ROWS_PER_FORWARD)):
+        rows, due = zip(*map(one, batch), strict=True)
+        yield padded(list(rows), batch, max(map(len, rows))), torch.tensor(due)
 
 
 def states_of_layers(
@@ -137,21 +126,13 @@ def states_of_positions(
 ) -> States:
     """States at each (layer, position), of the rows that reach the last position.
 
-    Arguments as for states_of_layers.
-
-    Raises:
-        ValueError: there are too few rows.
+    Arguments as for states_of_layers. A ValueError says if there are too few rows.
     """
     positions = [at for at in POSITIONS if config.first_position <= at < opened.context_size]
-    positions_of = torch.tensor(positions)
-
-    def rows() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        for batch in read_text(opened, config, more_hooks=hooks.values()):
-            long = batch.where[:, positions].all(1)
-            found = {hook: batch.found[hook][long] for hook in hooks.values()}
-            yield found, positions_of.expand(int(long.sum()), -1)
-
-    return _states_at(rows(), positions, hooks, most)
+    places = torch.tensor(positions)
+    batches = read_text(opened, config, more_hooks=hooks.values())
+    rows = ((batch, places.expand(len(batch.where), -1)) for batch in batches)
+    return _states_at(rows, positions, hooks, most)
 
 
 def states_of_prompts(
@@ -159,10 +140,8 @@ def states_of_prompts(
 ) -> States:
     """States before the answer, at each (layer, number of examples); see in_context_prompts.
 
-    Other arguments as for states_of_layers. There are as many prompts as config.tokens has rows.
-
-    Raises:
-        ValueError: the text has too few words, or the model too few positions for a prompt.
+    Other arguments as for states_of_layers. There are as many prompts as config.tokens has rows. A
+    ValueError says if the text has too few words, or the model too few positions for a prompt.
     """
     words = frequent_words(opened.documents())
     if len(words) <= EXAMPLES:
@@ -174,16 +153,13 @@ def states_of_prompts(
     positions = positions_of(opened.model)
     prompts = max(config.tokens // opened.context_size, 1)
 
-    def rows() -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+    def rows() -> Iterator[tuple[ReadBatch, Tensor]]:
         made = in_context_prompts(words, opened.tokenizer, prompts, EXAMPLES, seed)
         opened.outliers.start()
         with tqdm(total=prompts, desc="Reading", unit="prompts") as progress:
             for text, due in made:
                 text = _within(text, int(due.max()), positions)
-                batch = opened.read(text, hooks.values())
-                places = due[:, LAST_EXAMPLES]
-                kept = batch.where.gather(1, places).all(1)
-                yield {hook: states[kept] for hook, states in batch.found.items()}, places[kept]
+                yield opened.read(text, hooks.values()), due[:, LAST_EXAMPLES]
                 progress.update(len(due))
 
     return _states_at(rows(), list(LAST_EXAMPLES), hooks, most)
@@ -198,27 +174,22 @@ def _within(text: TextBatch, last: int, positions: int | None) -> TextBatch:
             f"prompts='in_context': a prompt has its last question at position {last}, and the "
             f"model has {positions} positions. Give a model with more positions."
         )
-    return replace(
-        text, tokens=text.tokens[:, :positions], lengths=text.lengths.clamp(max=positions)
-    )
+    lengths = text.lengths.clamp(max=positions)
+    return replace(text, tokens=text.tokens[:, :positions], lengths=lengths)
 
 
 def _states_at(
-    rows: Iterator[tuple[dict[str, Tensor], Tensor]],
-    points: list[int],
-    hooks: dict[int, str],
-    most: int,
+    rows: Iterable[tuple[ReadBatch, Tensor]], points: list[int], hooks: dict[int, str], most: int
 ) -> States:
-    """States at some positions of each row, at most `most` a point.
+    """States of the rows in which all places count, at most `most` for each point.
 
-    `rows` gives activations of each hook, [rows, context, width], and positions, int64
-    [rows, points]; `points` names the columns of positions.
+    Each batch of rows comes with its places, int64 [rows, points]: positions in the text.
     """
     found: dict[int, list[Tensor]] = {layer: [] for layer in hooks}
-    for activations, positions in rows:
-        row = torch.arange(len(positions))[:, None]
+    for batch, places in rows:
+        kept = batch.where.gather(1, places).all(1)
         for layer, hook in hooks.items():
-            found[layer].append(activations[hook][row, positions].half())
+            found[layer].append(batch.found[hook][kept.nonzero(), places[kept]].half())
     states: States = {}
     for layer, parts in found.items():
         of_layer = torch.cat(parts)[:most]

@@ -6,15 +6,61 @@ import importlib
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from sae_binary_ext.measure.progress import whole_lines
-from sae_binary_ext.measure.reasoning import answer_in, without_reasoning
 from sae_binary_ext.settings import JudgeFields
+
+# Used to estimate tokens before the start, and for servers that do not count them.
+CHARACTERS_A_TOKEN = 4
+KEY_VARIABLE = "OPENAI_API_KEY"
+# How often a request is repeated if the server's response is malformed.
+MALFORMED_ASKED_AGAIN = 2
+# Fields of a message that hold reasoning, and kinds of its parts that hold the answer.
+REASONING_FIELDS = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
+ANSWER_PARTS = ("text", "output_text")
+logger = logging.getLogger(__name__)
+
+Messages = list[dict[str, str]]
+Item = TypeVar("Item")
+Scored = TypeVar("Scored")
+
+# Names of reasoning tags contain one of these words: inner_monologue, seed:think.
+_ABOUT = r"(?:think|thought|reason|reflect|analys|monolog|deliberat|scratchpad)"
+_NAME = rf"[\w:.-]*{_ABOUT}[\w:.-]*"
+# Models write these tags into their answers if their server does not remove them.
+_SPELLINGS = (
+    (rf"<{_NAME}(?:\s[^<>]*)?(?<!/)>", rf"</{_NAME}\s*>"),
+    (r"\[(?:think|thinking|reasoning)\]", r"\[/(?:think|thinking|reasoning)\]"),
+    (r"◁think▷", r"◁/think▷"),
+    (rf"<\|(?!end){_NAME}\|>", rf"<\|(?:end|/){_NAME}\|>"),
+    (r"<\|channel\|?>\s*(?:analysis|thought)(?:<\|message\|>)?", r"<\|end\|>|<channel\|>"),
+    (r"Here is my thought process:", r"Here is my response:"),
+)
+_FLAGS = re.IGNORECASE | re.DOTALL
+# Marks around the answer itself, and empty tags of reasoning.
+_MARKS = re.compile(
+    r"<\|start\|>assistant|<\|channel\|>final<\|message\|>|<\|return\|>"
+    r"|<\|(?:begin|end)_of_solution\|>|</?(?:final[_-]?)?(?:answer|response|output|explanation|verdict)>"
+    rf"|<{_NAME}\s*/>",
+    _FLAGS,
+)
+# A tag of any name that begins the text.
+_FIRST_BLOCK = re.compile(r"<([\w:.-]+)(?:\s[^<>]*)?>(.*?)</\1\s*>(\s*)(?=\S)", _FLAGS)
+
+
+class JudgeStoppedError(Exception):
+    """The judge cannot be asked any more. The same command continues where it stopped."""
+
+
+class MalformedAnswerError(Exception):
+    """The server's response has no answer. It counts as a failed answer."""
 
 
 def imported(name: str) -> Any:
@@ -28,51 +74,12 @@ def imported(name: str) -> Any:
         ) from error
 
 
-# Used to estimate tokens before the start, and for servers that do not count them.
-CHARACTERS_A_TOKEN = 4
-KEY_VARIABLE = "OPENAI_API_KEY"
-# How often a request is repeated if the server's response is malformed.
-MALFORMED_ASKED_AGAIN = 2
-logger = logging.getLogger(__name__)
-
-Messages = list[dict[str, str]]
-Item = TypeVar("Item")
-Scored = TypeVar("Scored")
-
-
-class JudgeStoppedError(Exception):
-    """The judge cannot be asked any more. The same command goes on where it stopped."""
-
-
-class MalformedAnswerError(Exception):
-    """The server's response has no answer. It counts as a failed answer."""
-
-
-class Asked(Protocol):
-    """Answers requests: a judge, or its rehearsal."""
-
-    model: str
-
-    async def ask(self, messages: Messages, **settings: Any) -> str:
-        """The answer to messages; settings are temperature and max_tokens."""
-        ...
-
-    def check(self) -> None:
-        """Raise JudgeStoppedError if it cannot be asked any more."""
-        ...
-
-
 class Judge:
-    """Asks a server. It keeps answers in a file and sends no request twice.
+    """Asks the server that the settings name. It sends no request twice.
 
-    The key is read from the variable OPENAI_API_KEY and sent only to judge_url.
-
-    Args:
-        fields: settings; judge_url and judge_model must be set.
-        answers: file of the answers, one a line. Tokens of answers in the file count as spent.
-
-    Raises:
-        ValueError: the package openai is not installed.
+    Each line of the file `answers` is an answer. Tokens of answers in the file count as spent. The
+    key is read from the variable OPENAI_API_KEY and sent only to judge_url. A ValueError says if
+    the package openai is not installed.
     """
 
     def __init__(self, fields: JudgeFields, answers: Path) -> None:
@@ -90,38 +97,29 @@ class Judge:
         self.spent = 0
         self._stopped: str | None = None
         self._only_reasoned = False
-        if answers.is_file():
-            self._take_up()
+        for entry in map(json.loads, whole_lines(answers) if answers.is_file() else ()):
+            self._known[entry["key"]] = entry["text"]
+            self.spent += entry["tokens"]
 
     async def ask(self, messages: Messages, **settings: Any) -> str:
         """The answer without reasoning; empty if the model wrote only reasoning.
+
+        The settings are temperature and max_tokens.
 
         Raises:
             JudgeStoppedError: the budget is spent, or the server does not answer.
             MalformedAnswerError: the server's response holds no answer.
         """
-        key = _key([self.model, messages, settings])
-        if key in self._known:
-            return self._answer(self._known[key])
-        async with self._at_once:
-            for _ in range(1 + MALFORMED_ASKED_AGAIN):
-                self._check_going()
-                try:
-                    text, tokens = await self._request(messages, settings)
-                except MalformedAnswerError as error:
-                    logger.warning("judge: %s", error)
-                    continue
-                self._note(key, text, tokens)
-                return self._answer(text)
-        raise MalformedAnswerError(f"{self._url} sent no answer {1 + MALFORMED_ASKED_AGAIN} times.")
-
-    def check(self) -> None:
-        """Raise JudgeStoppedError if an earlier request stopped the judge."""
-        if self._stopped is not None:
-            raise JudgeStoppedError(self._stopped)
-
-    def _answer(self, text: str) -> str:
-        answer = without_reasoning(text)
+        request = json.dumps([self.model, messages, settings], sort_keys=True)
+        key = hashlib.sha256(request.encode()).hexdigest()
+        if key not in self._known:
+            async with self._at_once:
+                text, tokens = await self._well_formed(messages, settings)
+                self._known[key] = text
+                self.spent += tokens
+                with self._answers.open("a") as file:
+                    file.write(json.dumps({"key": key, "text": text, "tokens": tokens}) + "\n")
+        answer = without_reasoning(self._known[key])
         if not answer and not self._only_reasoned:
             self._only_reasoned = True
             logger.warning(
@@ -131,12 +129,25 @@ class Judge:
             )
         return answer
 
-    def _check_going(self) -> None:
-        if self._stopped is None and self.spent >= self.budget:
-            self._stopped = (
-                f"judge_tokens={self.budget}: all are spent. Run the same command with more tokens."
-            )
-        self.check()
+    def check(self) -> None:
+        """Raise JudgeStoppedError if an earlier request stopped the judge."""
+        if self._stopped is not None:
+            raise JudgeStoppedError(self._stopped)
+
+    async def _well_formed(self, messages: Messages, settings: dict[str, Any]) -> tuple[str, int]:
+        """As _request; asks again if the response is malformed."""
+        for _ in range(1 + MALFORMED_ASKED_AGAIN):
+            if self._stopped is None and self.spent >= self.budget:
+                self._stopped = (
+                    f"judge_tokens={self.budget}: all are spent. Run the same command with more "
+                    "tokens."
+                )
+            self.check()
+            try:
+                return await self._request(messages, settings)
+            except MalformedAnswerError as error:
+                logger.warning("judge: %s", error)
+        raise MalformedAnswerError(f"{self._url} sent no answer {1 + MALFORMED_ASKED_AGAIN} times.")
 
     async def _request(self, messages: Messages, settings: dict[str, Any]) -> tuple[str, int]:
         """The answer, and the tokens of request and answer."""
@@ -156,20 +167,7 @@ class Judge:
         if not isinstance(text, str):
             raise MalformedAnswerError(f"content is {text!r}")
         usage = getattr(response, "usage", None)
-        return text, usage.total_tokens if usage else _tokens(messages) + len(
-            text
-        ) // CHARACTERS_A_TOKEN
-
-    def _note(self, key: str, text: str, tokens: int) -> None:
-        self._known[key] = text
-        self.spent += tokens
-        with self._answers.open("a") as file:
-            file.write(json.dumps({"key": key, "text": text, "tokens": tokens}) + "\n")
-
-    def _take_up(self) -> None:
-        for entry in map(json.loads, whole_lines(self._answers)):
-            self._known[entry["key"]] = entry["text"]
-            self.spent += entry["tokens"]
+        return text, usage.total_tokens if usage else _tokens(messages, text)
 
 
 class Rehearsal:
@@ -184,11 +182,14 @@ class Rehearsal:
     async def ask(self, messages: Messages, **settings: Any) -> str:
         """Count the request; the answer is always the same."""
         self.requests += 1
-        self.tokens += _tokens(messages) + len(self._answer) // CHARACTERS_A_TOKEN
+        self.tokens += _tokens(messages, self._answer)
         return self._answer
 
     def check(self) -> None:
         """A rehearsal never stops."""
+
+
+Asked = Judge | Rehearsal
 
 
 def ask_about(
@@ -201,22 +202,26 @@ def ask_about(
     """Have a judge score items, several at once; first log how many tokens that takes.
 
     The estimate assumes rehearsed_answer, a valid answer of usual length. `keep` is called with
-    each score as it comes.
-
-    Raises:
-        ValueError: the judge cannot be asked any more. Its answers so far are saved.
+    each score as it comes. A ValueError says if the judge stopped; its answers so far are saved.
     """
+
+    async def score_all(asked: Asked, keep_score: Callable[[Scored], None]) -> None:
+        limit = asyncio.Semaphore(judge.parallel)
+
+        async def one(item: Item) -> None:
+            async with limit:
+                # If the judge stops, wait for the requests that were already sent.
+                with suppress(JudgeStoppedError):
+                    keep_score(await score(asked, item))
+
+        await asyncio.gather(*map(one, items))
+
     rehearsal = Rehearsal(rehearsed_answer)
-    asyncio.run(_score_all(items, rehearsal, judge.parallel, score, lambda _: None))
+    asyncio.run(score_all(rehearsal, lambda _: None))
     logger.info(
-        "Asking %s about %d latents: %d requests of about %d tokens in all. Requests answered in "
-        "earlier runs are not sent again. The budget is %d tokens, of which %d are spent.",
-        judge.model,
-        len(items),
-        rehearsal.requests,
-        rehearsal.tokens,
-        judge.budget,
-        judge.spent,
+        f"Asking {judge.model} about {len(items)} latents: {rehearsal.requests} requests of about "
+        f"{rehearsal.tokens} tokens in all. Requests answered in earlier runs are not sent again. "
+        f"The budget is {judge.budget} tokens, of which {judge.spent} are spent."
     )
     with tqdm(total=len(items), desc=judge.model, unit="latents") as progress:
 
@@ -224,42 +229,56 @@ def ask_about(
             keep(scored)
             progress.update()
 
-        asyncio.run(_score_all(items, judge, judge.parallel, score, keep_and_show))
+        asyncio.run(score_all(judge, keep_and_show))
     try:
         judge.check()
     except JudgeStoppedError as error:
         raise ValueError(str(error)) from error
 
 
-async def _score_all(
-    items: Sequence[Item],
-    judge: Asked,
-    at_once: int,
-    score: Callable[[Asked, Item], Coroutine[Any, Any, Scored]],
-    keep: Callable[[Scored], None],
-) -> None:
-    """Score each item; if the judge stops, wait for the requests that were already sent."""
-    limit = asyncio.Semaphore(at_once)
-
-    async def one(item: Item) -> None:
-        async with limit:
-            try:
-                keep(await score(judge, item))
-            except JudgeStoppedError:
-                return
-
-    await asyncio.gather(*map(one, items))
-
-
-def _tokens(messages: Messages) -> int:
-    return sum(len(message["content"]) for message in messages) // CHARACTERS_A_TOKEN
-
-
-def _key(request: Any) -> str:
-    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+def _tokens(messages: Messages, answer: str) -> int:
+    """Tokens of a request and its answer, estimated from their characters."""
+    asked = sum(len(message["content"]) for message in messages)
+    return asked // CHARACTERS_A_TOKEN + len(answer) // CHARACTERS_A_TOKEN
 
 
 def open_judge(fields: JudgeFields, folder: Path) -> Judge | None:
     """The judge that the settings name, with its answers in folder; None if they name none."""
     named = fields.judge_url is not None and fields.judge_model is not None
     return Judge(fields, folder / "answers.jsonl") if named else None
+
+
+def without_reasoning(text: str) -> str:
+    """The answer without its blocks of reasoning; empty if the text is only reasoning.
+
+    A block without a closing tag was cut off, so it reaches to the end of the text. A block without
+    an opening tag starts with the text, because some servers put that tag into the request.
+
+    Any other tag counts as reasoning if its block starts the text, an answer follows, and there is
+    a line break within or after the block. Markup in an answer has no such line break.
+    """
+    for opening, closing in _SPELLINGS:
+        inner = re.compile(rf"(?:{opening})(?:(?!{opening}).)*?(?:{closing})", _FLAGS)
+        found = 1
+        while found:  # from the inside out
+            text, found = inner.subn("", text)
+        text = re.split(closing, text, flags=_FLAGS)[-1]
+        text = re.split(opening, text, maxsplit=1, flags=_FLAGS)[0]
+    text = _MARKS.sub("", text).strip()
+    while (block := _FIRST_BLOCK.match(text)) and "\n" in block[2] + block[3]:
+        text = text[block.end() :]
+    return text
+
+
+def answer_in(message: Any) -> Any:
+    """The text of a chat-completions message, without its fields and parts of reasoning.
+
+    It is empty if the message has only reasoning. Content that is not text is returned unchanged.
+    """
+    content = message.content
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if part.get("type") in ANSWER_PARTS]
+        return "".join(text for text in texts if isinstance(text, str))
+    if content is None and any(getattr(message, field, None) for field in REASONING_FIELDS):
+        return ""
+    return content

@@ -45,29 +45,22 @@ class RunningLatents:
         return (self._squared / self.tokens - self.means.square()).clamp_min(0).sqrt()
 
 
-def by_effect(running: RunningLatents, rows: Tensor) -> Tensor:
-    """Standard deviation of a latent's code times the norm of its decoder row."""
-    return running.deviations * rows.double().norm(dim=1).cpu()
-
-
 # Scores by which latents are ranked, highest first, from their statistics and decoder rows.
 RANKINGS: dict[str, Callable[[RunningLatents, Tensor], Tensor]] = {
     # log2 |h - rate| of the rarer state of each latent: -1 at a rate of 1/2, up to 0.
     "burstiness": lambda running, _: burstiness((running.rates < 0.5).double(), running.rates),
     "rate": lambda running, _: running.rates,
-    "effect": by_effect,
+    # Standard deviation of a latent's code times the norm of its decoder row.
+    "effect": lambda running, rows: torch.mul(running.deviations, rows.double().norm(dim=1).cpu()),
 }
 
 
 @dataclass(frozen=True)
 class LatentGroup:
-    """Latents to change together, and random latents for comparison.
+    """Latents to change together, int64 [group]; its name is for tables.
 
-    Attributes:
-        name: for tables.
-        latents: int64 [group].
-        others: int64 [group], random latents outside the group that fire about as often; fewer if
-            there are not enough.
+    `others`, int64 [group], are random latents outside the group that fire about as often. They are
+    fewer if there are not enough.
     """
 
     name: str
@@ -80,25 +73,27 @@ def ranked_groups(
 ) -> Iterator[LatentGroup]:
     """The first `singles` latents of a ranking one by one, then all that fired, in groups.
 
-    The latents of the highest scores, float64 [latents], come first. Each group has about an equal
+    Latents are ranked by scores, float64 [latents], highest first. Each group has about an equal
     share of all firings. The seed is for the random latents.
     """
     generator = torch.Generator().manual_seed(seed)
     order = scores.argsort(descending=True, stable=True)
     order = order[running.fired[order] > 0]
-    for place, latent in enumerate(order[:singles, None]):
-        others = alike_in_rate(running.fired, latent, generator)
-        yield LatentGroup(f"latent {int(latent)} (number {place + 1})", latent, others)
+
+    def group(name: str, latents: Tensor) -> LatentGroup:
+        return LatentGroup(name, latents, alike_in_rate(running.fired, latents, generator))
+
+    for place, latent in enumerate(order[:singles, None], 1):
+        yield group(f"latent {int(latent)} (number {place})", latent)
     firings = running.fired[order]
     # A latent belongs to the group that holds the middle of its firings.
     middle = firings.cumsum(0) - firings / 2
     share = (middle * groups / firings.sum()).long().clamp_max(groups - 1)
-    for group in range(groups):
-        latents = order[share == group]
+    for number in range(groups):
+        latents = order[share == number]
         # A group can be empty: one latent may have the firings of several groups.
         if len(latents):
-            others = alike_in_rate(running.fired, latents, generator)
-            yield LatentGroup(f"group {group + 1} of {groups}", latents, others)
+            yield group(f"group {number + 1} of {groups}", latents)
 
 
 def alike_in_rate(fired: Tensor, latents: Tensor, generator: torch.Generator) -> Tensor:
@@ -117,7 +112,6 @@ def alike_in_rate(fired: Tensor, latents: Tensor, generator: torch.Generator) ->
             break
         nearest = (logs[candidates] - logs[latent]).abs().argsort(stable=True)[:NEIGHBOURS]
         drawn = nearest[torch.randint(len(nearest), (1,), generator=generator)]
-        chosen = int(candidates[drawn])
-        free[chosen] = False
-        found.append(chosen)
+        found.append(int(candidates[drawn]))
+        free[found[-1]] = False
     return torch.tensor(found, dtype=torch.long)

@@ -12,12 +12,10 @@ FIRINGS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Matches:
-    """The latents of another coder that fire most like some latents of one coder.
+    """The latents of another coder, int64 [n], that fire most like some latents of one coder.
 
-    Attributes:
-        latents: int64 [n], latents of the other coder.
-        correlations: float64 [n], of the firing of each pair; -inf if the latent of the one coder
-            never or always fires.
+    `correlations`, float64 [n], are of the firing of each pair. They are -inf if the latent of the
+    one coder never or always fires.
     """
 
     latents: Tensor
@@ -47,10 +45,9 @@ class JointCounts(nn.Module):
 
     def matches(self, ones_rates: Tensor, others_rates: Tensor, tokens: int) -> Matches:
         """The most correlated latents, from the firing rates of both coders over these tokens."""
-        deviations = [
-            (rates * (1 - rates)).clamp_min(0).sqrt() for rates in (ones_rates, others_rates)
-        ]
-        covariance = self.counts / tokens - torch.outer(ones_rates, others_rates)
+        both = (ones_rates, others_rates)
+        deviations = [(rates * (1 - rates)).clamp_min(0).sqrt() for rates in both]
+        covariance = self.counts / tokens - torch.outer(*both)
         correlation = covariance / torch.outer(*deviations)
         best = torch.where(correlation.isfinite(), correlation, -torch.inf).max(dim=1)
         return Matches(best.indices, best.values)

@@ -12,7 +12,6 @@ from sae_binary_ext.coding.entropy import FiringRates
 from sae_binary_ext.measure.in_model import apply_to_tokens
 
 TOKENS_PER_BATCH = 4096
-DENSE_RATES = (0.1, 0.5)
 
 
 @dataclass(frozen=True)
@@ -47,36 +46,31 @@ class CoderMetrics:
 
 @torch.no_grad()
 def measure(coder: SAE[Any], activations: Tensor, targets: Tensor | None = None) -> CoderMetrics:
-    """Measure reconstruction and firing of a coder.
+    """Measure reconstruction and firing of any SAELens coder, binary or stock.
 
     Args:
-        coder: any SAELens coder, binary or stock.
+        coder: a ValueError says if it reads whole sequences (temporal coders).
         activations: [tokens, d_in]; processed in batches, in float32.
         targets: [tokens, d_out], targets of a transcoder; None takes the activations.
-
-    Raises:
-        ValueError: the coder reads whole sequences (temporal coders).
     """
     targets = activations if targets is None else targets
     rates = FiringRates(coder.cfg.d_sae)
     mean = targets.double().mean(0)
     squared_error = variance = 0.0
     parts = apply_to_tokens(coder, activations, TOKENS_PER_BATCH * coder.cfg.d_sae)
-    batches = zip(parts, targets.split(TOKENS_PER_BATCH), strict=True)
-    number = -(-len(targets) // TOKENS_PER_BATCH)
-    for part, target in tqdm(batches, "Measuring", number, leave=False):
+    batches = targets.split(TOKENS_PER_BATCH)
+    for part, target in zip(parts, tqdm(batches, "Measuring", leave=False), strict=True):
         error = part.output - target.to(part.output.device).float()
         squared_error += error.double().square().sum().item()
         variance += (target - mean).square().sum().item()
         rates.update(part.codes)
-    low, high = ((rates.rates > rate).sum().item() for rate in DENSE_RATES)
     return CoderMetrics(
         fvu=squared_error / variance,
         l0=rates.rates.sum().item(),
         latents=len(rates.rates),
         dead=int((rates.counts == 0).sum()),
-        dense_10=int(low),
-        dense_50=int(high),
+        dense_10=int((rates.rates > 0.1).sum()),
+        dense_50=int((rates.rates > 0.5).sum()),
         entropy_bits=rates.entropy_bits,
         rates=rates.rates,
     )

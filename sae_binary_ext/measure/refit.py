@@ -1,4 +1,4 @@
-"""Refit the decoder of a binary coder by least squares; its codes stay the same.
+"""Change a trained binary coder: refit its decoder by least squares, or keep some of its latents.
 
 With fixed codes the best decoder has a closed form, which training by gradient steps only
 approaches.
@@ -9,24 +9,17 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_binary_ext.checkpoints import saelens
+from sae_binary_ext.checkpoints import saelens, sources
 from sae_binary_ext.checkpoints.formats import format_of
 from sae_binary_ext.checkpoints.load import placed, write_coder
-from sae_binary_ext.checkpoints.sources import (
-    METRICS_FILE,
-    SPARSITY_FILE,
-    find_coder,
-    read_coder,
-    stated_place,
-)
+from sae_binary_ext.coding.kernels.sparse import code_matrix
 from sae_binary_ext.measure.in_model import heads_side_by_side
-from sae_binary_ext.measure.least_squares import DecoderFit
 from sae_binary_ext.measure.metrics import measure
 from sae_binary_ext.measure.text import Text, read_activations
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
@@ -37,6 +30,69 @@ from sae_binary_ext.saelens.transcoder_base import TranscoderFields
 PULL = 30.0
 # Tokens to measure on for each token fitted on.
 MEASURED_SHARE = 0.1
+DIMENSION_OF_LATENTS = {"W_enc": 1, "b_enc": 0, "log_threshold": 0, "W_dec": 0}
+AnyCoder = TypeVar("AnyCoder", bound=BinaryCoder)
+
+
+class DecoderFit:
+    """The best decoder for given codes: normal equations, gathered a batch at a time.
+
+    Attributes:
+        counts: int32 [latents, latents], tokens on which each pair of latents fired; only the upper
+            triangle, because it is symmetric.
+        target_sums: float64 [latents, d_out], sum of the targets where each latent fired.
+        target_sum: float64 [d_out], sum of all targets.
+        tokens: how many were added.
+    """
+
+    def __init__(self, latents: int, d_out: int, device: str | torch.device = "cpu") -> None:
+        self.counts = torch.zeros(latents, latents, dtype=torch.int32, device=device)
+        self.target_sums = torch.zeros(latents, d_out, dtype=torch.float64, device=device)
+        self.target_sum = torch.zeros(d_out, dtype=torch.float64, device=device)
+        self.tokens = 0
+
+    @torch.no_grad()
+    def add(self, active: Tensor, target: Tensor) -> None:
+        """Add codes, bool [tokens, latents], and targets [tokens, d_out].
+
+        There must be fewer than 2^24 tokens, up to which float32 counts exactly.
+        """
+        matrix = code_matrix(active)
+        matrix.add_pair_counts(self.counts)
+        self.target_sums += matrix.transposed_times(target.double())
+        self.target_sum += target.sum(0, dtype=torch.float64)
+        self.tokens += len(target)
+
+    @torch.no_grad()
+    def solve(
+        self, weight: Tensor, bias: Tensor, pull: float, fits_bias: bool
+    ) -> tuple[Tensor, Tensor]:
+        """The decoder of least squared error, pulled a little towards the old one.
+
+        Minimises the sum over tokens of |target - codes @ W - b|^2, plus pull * |W - weight|^2,
+        from the old decoder: weight [latents, d_out] and bias [d_out]. The pull is in tokens and
+        must be positive. A latent that never fired keeps its row. The bias is kept too if fits_bias
+        is false. Returns W and b in the dtypes of weight and bias; solved in float64.
+        """
+        before = weight.double()
+        gram = (self.counts + self.counts.triu(1).T).double()
+        wanted = self.target_sums.clone()
+        rates = gram.diagonal() / self.tokens
+        mean = self.target_sum / self.tokens
+        if fits_bias:
+            # With the best bias for each W, codes and targets are centred.
+            gram.addr_(rates, rates, alpha=-self.tokens)
+            wanted.addr_(rates, mean, alpha=-self.tokens)
+        else:
+            wanted.addr_(gram.diagonal(), bias.double(), alpha=-1)
+        # Solve for the change, so that rows of latents that never fired stay bitwise the same.
+        wanted -= gram @ before
+        gram.diagonal().add_(pull)
+        torch.linalg.cholesky(gram, out=gram)
+        after = before + torch.cholesky_solve(wanted, gram)
+        if fits_bias:
+            bias = (mean - rates @ after).to(bias.dtype)
+        return after.to(weight.dtype), bias
 
 
 @torch.no_grad()
@@ -109,10 +165,9 @@ def refit(
     """Refit the decoder of a saved binary coder of either host.
 
     Args:
-        source: a saved coder, as checkpoints.load_coder takes it.
+        source, hookpoint: a saved coder, as checkpoints.load_coder takes them.
         out: folder of the refitted coder, in the format of the old one.
         text: the text to fit to. A tenth as many tokens after it are used for measuring.
-        hookpoint: as checkpoints.load_coder takes it.
         pull: as refit_decoder takes it.
 
     Raises:
@@ -120,13 +175,13 @@ def refit(
         ValueError: the codes have values, the coder's files do not name its hook and model, the
             text is too short, or out holds figures of another decoder.
     """
-    name, folder = find_coder(source, hookpoint)
-    portable = read_coder(folder, stated_place(name, hookpoint))
+    name, folder = sources.find_coder(source, hookpoint)
+    portable = sources.read_coder(folder, sources.stated_place(name, hookpoint))
     if not portable.shape.binary:
         raise ValueError(f"{source}: its codes have values. Give a binary coder.")
-    if (Path(out) / METRICS_FILE).exists():
+    if (Path(out) / sources.METRICS_FILE).exists():
         raise ValueError(
-            f"{out}: holds the {METRICS_FILE} of another decoder. Choose a new folder."
+            f"{out}: holds the {sources.METRICS_FILE} of another decoder. Choose a new folder."
         )
     coder: Any = saelens.to_coder(placed(portable, "saelens"))
     unfitted = copy.deepcopy(coder)
@@ -140,14 +195,11 @@ def refit(
         )
     inputs, targets = (torch.cat(each) for each in zip(*measured, strict=True))
     fvu = [measure(each, inputs, targets).fvu for each in (unfitted, coder)]
-    dtype = portable.dtype
-    decoder = {
-        "decoder_weight": coder.W_dec.detach().to(dtype),
-        "decoder_bias": coder.b_dec.detach().to(dtype),
-    }
+    fields = {"decoder_weight": coder.W_dec, "decoder_bias": coder.b_dec}
+    decoder = {name: value.detach().to(portable.dtype) for name, value in fields.items()}
     refitted = replace(portable, tensors=portable.tensors | decoder)
     # The codes stay the same, so the old firing rates are still right. Other figures are not.
-    write_coder(refitted, Path(out), str(format_of(folder)), [folder / SPARSITY_FILE])
+    write_coder(refitted, Path(out), str(format_of(folder)), [folder / sources.SPARSITY_FILE])
     return Refitted(fitted, len(inputs), *fvu)
 
 
@@ -161,3 +213,27 @@ def _take(
             taken += len(pair[0])
             progress.update(len(pair[0]))
             yield pair
+
+
+@torch.no_grad()
+def with_latents(coder: AnyCoder, latents: Tensor) -> AnyCoder:
+    """A coder with some latents of another one, int64 [new d_sae], at least one.
+
+    A latent may occur twice.
+    """
+    if not len(latents):
+        raise ValueError(
+            f"latents=[]: a coder needs at least one of the {coder.cfg.d_sae} latents. If no "
+            "latent was worth its bits, train longer or lower the price of a bit."
+        )
+    metadata: Any = copy.deepcopy(coder.cfg.metadata)
+    # SAELens writes figures of all latents into the metadata.
+    for name in ("l0", "num_dead_features"):
+        metadata.__dict__.pop(name, None)
+    chosen = type(coder)(replace(coder.cfg, d_sae=len(latents), metadata=metadata))
+    state = coder.state_dict()
+    for name in state.keys() & DIMENSION_OF_LATENTS.keys():
+        own = latents.to(state[name].device)
+        state[name] = state[name].index_select(DIMENSION_OF_LATENTS[name], own)
+    chosen.load_state_dict(state)
+    return chosen

@@ -2,33 +2,31 @@
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader
-from markupsafe import Markup
 
+from sae_binary_ext.measure.reading import OpenedModel, open_coders, open_model_alone, settings_of
 from sae_binary_ext.report.plots import plot_html
 from sae_binary_ext.report.tables import Column, Table, as_json, table_of, versions, with_meanings
+from sae_binary_ext.settings import ReadingConfig
 
 SCHEMA_VERSION = 1
 T = TypeVar("T")
+Config = TypeVar("Config", bound=ReadingConfig)
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """Results of a command.
+    """Results of a command. Its files have the command's name.
 
-    Attributes:
-        command: name of the command and of its files.
-        title: title of the page.
-        remarks: paragraphs that say what the figures mean, and what they do not mean.
-        tables: tables for the terminal and the page.
-        figures: plots, by title.
-        results: figures for the JSON file, unrounded.
+    The page has the title, the remarks (paragraphs that say what the figures mean, and what they do
+    not mean), the tables and the plots by their title. The JSON file has the results, unrounded.
     """
 
     command: str
@@ -43,6 +41,33 @@ class Analysis:
         return "\n\n".join(map(str, self.tables))
 
 
+def analyse_coders(
+    coders: list[str],
+    config: Config,
+    measure: Callable[[OpenedModel, Config], Found],
+    page: Callable[[Found, Config], Analysis],
+) -> Analysis:
+    """Open coders with their model, measure them, and write the results to config.output.
+
+    `coders` are folders of coders, folders of such folders, or Hub ids of either; errors as of
+    open_coders. `measure` reads the text, and `page` makes tables, plots and remarks.
+    """
+    return analyse_model(config, measure, page, open_coders(coders, config, config.output))
+
+
+def analyse_model(
+    config: Config,
+    measure: Callable[[OpenedModel, Config], Found],
+    page: Callable[[Found, Config], Analysis],
+    opened: OpenedModel | None = None,
+) -> Analysis:
+    """As analyse_coders, with a model that is open, or else with the model alone."""
+    opened = opened or open_model_alone(config, config.output)
+    analysis = page(measure(opened, config), config)
+    write_analysis(analysis, settings_of(opened, config), config.output)
+    return analysis
+
+
 def analysis_of(
     texts: Path,
     columns: Sequence[Column[T]],
@@ -51,16 +76,11 @@ def analysis_of(
     results: Mapping[str, Any],
     **settings: Any,
 ) -> Analysis:
-    """An analysis with one table. Its texts stand in a file.
+    """An analysis with one table, which has a row for each thing.
 
-    Args:
-        texts: page.toml in the folder of the command: its title, the table's caption, remarks in
-            paragraphs, and the meaning of each column by its label.
-        columns: columns of the table; those without a label are for files alone.
-        things: one thing for each row.
-        figures: plots, by title.
-        results: figures for the JSON file.
-        settings: fill the fields of title and caption, such as {change}.
+    `texts` is page.toml in the folder of the command. It has the page's title, the table's caption,
+    remarks in paragraphs, and the meaning of each column by its label. The settings fill the fields
+    of title and caption, such as {change}. `figures` and `results` are those of Analysis.
     """
     found = tomllib.loads(texts.read_text(encoding="utf-8"))
     caption = found["caption"].format(**settings)
@@ -71,15 +91,9 @@ def analysis_of(
 
 
 def write_analysis(analysis: Analysis, run: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write COMMAND.json, and COMMAND.html, which needs no network.
+    """Write COMMAND.json, and COMMAND.html, which needs no network; returns both files.
 
-    Args:
-        analysis: the results.
-        run: the command's settings.
-        folder: where the files go; it is made if it does not exist.
-
-    Returns:
-        Both files.
+    `run` has the command's settings. The folder is made if it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     data, page = (folder / f"{analysis.command}.{ending}" for ending in ("json", "html"))
@@ -91,15 +105,8 @@ def write_analysis(analysis: Analysis, run: Mapping[str, Any], folder: Path) -> 
         "results": as_json(analysis.results),
     }
     data.write_text(json.dumps(document, indent=1, allow_nan=False))
-    write_page(
-        page,
-        "analysis.html.j2",
-        {"": analysis.figures},
-        title=analysis.title,
-        remarks=analysis.remarks,
-        tables=analysis.tables,
-        run=run,
-    )
+    shown = {"title": analysis.title, "remarks": analysis.remarks, "tables": analysis.tables}
+    write_page(page, "analysis.html.j2", {"": analysis.figures}, run=run, **shown)
     return [data, page]
 
 
@@ -108,18 +115,12 @@ def write_page(
 ) -> None:
     """Write a page that needs no network. The first plot includes plotly's library.
 
-    Args:
-        path: the file.
-        template: name of the template in report/templates.
-        plots: for each site, plots by title; the template gets them as HTML.
-        shown: other values for the template.
+    The template stands in report/templates. It gets the plots of each site by title, as HTML, and
+    the other values.
     """
-    first = next((figure for of_site in plots.values() for figure in of_site.values()), None)
+    first = next((plot for of_site in plots.values() for plot in of_site.values()), None)
     html = {
-        site: {
-            title: Markup(plot_html(figure, library=figure is first))
-            for title, figure in of_site.items()
-        }
+        site: {title: plot_html(plot, library=plot is first) for title, plot in of_site.items()}
         for site, of_site in plots.items()
     }
     environment = Environment(loader=PackageLoader("sae_binary_ext.report"), autoescape=True)

@@ -5,14 +5,14 @@ from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 import torch
+from markupsafe import Markup
 
 from sae_binary_ext.measure.comparison import ComparedCoder
 from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.measure.samples import STRATA
 
 # The lowest firing rate on the logarithmic axis is 10 to this power.
-LOWEST_RATE_EXPONENT = -5
-BINS_PER_DECADE = 4
+LOWEST_RATE_EXPONENT, BINS_PER_DECADE = -5, 4
 T = TypeVar("T")
 K = TypeVar("K")
 
@@ -28,13 +28,10 @@ def grouped(things: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
 def curves(
     points: Mapping[str, Sequence[tuple[Any, ...]]], x: str, y: str, **settings: Any
 ) -> go.Figure:
-    """A plot with one curve for each name.
+    """A plot with one curve for each name; x and y are the titles of the axes.
 
-    Args:
-        points: x and y of each point, and its text if it has one. A y that is an Estimate gets
-            error bars. A point whose y is None is left out.
-        x, y: titles of the axes.
-        settings: for plotly's scatter traces; lines and markers by default.
+    A point is its x, its y, and its text if it has one. A y that is an Estimate gets error bars. A
+    point without a y (None) is left out. The settings go to plotly's scatter traces.
     """
     figure = go.Figure()
     for name, of_name in points.items():
@@ -42,7 +39,7 @@ def curves(
         if there:
             across, values, *text = zip(*there, strict=True)
             own = {"mode": "lines+markers"} | settings | ({"text": text[0]} if text else {})
-            figure.add_scatter(x=across, **_heights(values), name=name, **own)
+            figure.add_scatter(x=across, **_along("y", values), name=name, **own)
     figure.update_xaxes(title=x)
     return figure.update_yaxes(title=y)
 
@@ -51,24 +48,19 @@ def bars(heights: Mapping[str, Mapping[str, Estimate]], y: str) -> go.Figure:
     """A plot with a group of bars for each name. Bars with the same label stand side by side."""
     figure = go.Figure()
     for name, of_name in heights.items():
-        figure.add_bar(x=list(of_name), **_heights(list(of_name.values())), name=name)
+        figure.add_bar(x=list(of_name), **_along("y", list(of_name.values())), name=name)
     return figure.update_yaxes(title=y)
 
 
-def _heights(values: Sequence[Any]) -> dict[str, Any]:
+def _along(axis: str, values: Sequence[Any]) -> dict[str, Any]:
+    """Values along x or y in plotly's form, with error bars if all are estimates."""
     estimates = [each for each in values if isinstance(each, Estimate)]
-    numbers = [each.value if isinstance(each, Estimate) else each for each in values]
-    if len(estimates) < len(numbers):
-        return {"y": numbers}
-    return {"y": numbers, "error_y": error_bars(estimates)}
-
-
-def error_bars(estimates: Sequence[Estimate]) -> dict[str, Any]:
-    """Error bars in plotly's form: distances from each value to the ends of its interval."""
-    return {
-        "array": [each.high - each.value for each in estimates],
-        "arrayminus": [each.value - each.low for each in estimates],
-    }
+    if len(estimates) < len(values):
+        return {axis: [each.value if isinstance(each, Estimate) else each for each in values]}
+    above = [each.high - each.value for each in estimates]
+    below = [each.value - each.low for each in estimates]
+    errors = {"array": above, "arrayminus": below}
+    return {axis: [each.value for each in estimates], f"error_{axis}": errors}
 
 
 def coder_plots(coders: list[ComparedCoder]) -> dict[str, go.Figure]:
@@ -84,9 +76,8 @@ def coder_plots(coders: list[ComparedCoder]) -> dict[str, go.Figure]:
 
 def _rates(coders: list[ComparedCoder]) -> go.Figure:
     """Histograms of firing rates, on a logarithmic axis."""
-    edges = torch.logspace(
-        LOWEST_RATE_EXPONENT, 0, -LOWEST_RATE_EXPONENT * BINS_PER_DECADE + 1, dtype=torch.float64
-    )
+    number = -LOWEST_RATE_EXPONENT * BINS_PER_DECADE + 1
+    edges = torch.logspace(LOWEST_RATE_EXPONENT, 0, number, dtype=torch.float64)
     centres = (edges[:-1] * edges[1:]).sqrt().tolist()
     counts: dict[str, list[tuple[float, float]]] = {}
     for coder in coders:
@@ -101,17 +92,9 @@ def _rates(coders: list[ComparedCoder]) -> go.Figure:
 def _scatter(coders: list[ComparedCoder], across: str, title: str) -> go.Figure:
     figure = go.Figure()
     for coder in coders:
-        x: Estimate = getattr(coder.figures, across)
-        y = coder.figures.fvu
-        figure.add_scatter(
-            x=[x.value],
-            y=[y.value],
-            error_x=error_bars([x]),
-            error_y=error_bars([y]),
-            name=coder.candidate.name,
-            mode="markers",
-            marker_size=10,
-        )
+        x, y = getattr(coder.figures, across), coder.figures.fvu
+        place = _along("x", [x]) | _along("y", [y])
+        figure.add_scatter(**place, name=coder.candidate.name, mode="markers", marker_size=10)
     figure.update_xaxes(type="log", title=title)
     return figure.update_yaxes(title="FVU", rangemode="tozero")
 
@@ -140,18 +123,12 @@ def _predictable(coders: list[ComparedCoder]) -> go.Figure:
     return figure.update_yaxes(title="area under the ROC curve")
 
 
-def plot_html(figure: go.Figure, *, library: bool) -> str:
+def plot_html(figure: go.Figure, *, library: bool) -> Markup:
     """A plot as part of a page. The first plot of a page must include plotly's library."""
-    figure.update_layout(
-        template="plotly_white",
-        height=420,
-        margin={"l": 60, "r": 20, "t": 20, "b": 50},
-        # A legend anchored at its lower edge grows upwards, and never covers the plot.
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
-    )
-    return figure.to_html(
-        full_html=False,
-        include_plotlyjs=library,
-        # On a phone, plotly's buttons would cover the legend.
-        config={"displayModeBar": False, "responsive": True},
-    )
+    # A legend anchored at its lower edge grows upwards, and never covers the plot.
+    legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
+    margin = {"l": 60, "r": 20, "t": 20, "b": 50}
+    figure.update_layout(template="plotly_white", height=420, margin=margin, legend=legend)
+    # On a phone, plotly's buttons would cover the legend.
+    config = {"displayModeBar": False, "responsive": True}
+    return Markup(figure.to_html(full_html=False, include_plotlyjs=library, config=config))

@@ -1,10 +1,11 @@
 """Tables of figures: one column, one table, one way to show a number with its interval."""
 
-import importlib.metadata
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic
 
@@ -14,15 +15,7 @@ from sae_binary_ext.measure.documents import CONFIDENCE, REPLICATES, Estimate
 
 Value = str | int | float | Estimate | None
 T = TypeVar("T", default=Any)
-PACKAGES = (
-    "sae_binary_ext",
-    "torch",
-    "sae-lens",
-    "eai-sparsify",
-    "transformer-lens",
-    "transformers",
-    "eai-delphi",
-)
+HOSTS = ("sae-lens", "eai-sparsify", "transformer-lens", "transformers", "eai-delphi")
 
 
 @dataclass(frozen=True)
@@ -50,12 +43,10 @@ class Column(Generic[T]):
 
 @dataclass(frozen=True)
 class Table:
-    """Figures of several things.
+    """Figures of several things: a row for each thing, with a value for each column.
 
-    Attributes:
-        caption: says what the figures are of; empty for none.
-        columns: the first one names the things.
-        rows: one row for each thing, with a value for each column; None leaves a cell empty.
+    The caption says what the figures are of. It may be empty. The first column names the things. A
+    value of None leaves a cell empty.
     """
 
     caption: str
@@ -64,17 +55,18 @@ class Table:
 
     def __str__(self) -> str:
         """The table for the terminal, intervals included."""
-        return self._text(lambda value, form: " ".join(filter(None, shown(value, form))))
+        return self._text(intervals=True)
 
     def without_intervals(self) -> str:
         """The table for the terminal, without intervals, for tables of many columns."""
-        return self._text(lambda value, form: shown(value, form)[0])
+        return self._text(intervals=False)
 
-    def _text(self, show: Callable[[Value, str], str]) -> str:
-        header = tuple(column.label for column in self.columns)
-        rows = [tuple(show(*cell) for cell in cells) for cells in self._cells()]
-        text = aligned([header, *rows])
-        return f"{self.caption}\n\n{text}" if self.caption else text
+    def _text(self, *, intervals: bool) -> str:
+        rows = [tuple(column.label for column in self.columns)]
+        for cells in self.for_page():
+            shows = [(text, interval if intervals else "") for text, interval, _ in cells]
+            rows.append(tuple(" ".join(filter(None, each)) for each in shows))
+        return f"{self.caption}\n\n{aligned(rows)}" if self.caption else aligned(rows)
 
     @property
     def heads(self) -> list[tuple[str, str]]:
@@ -83,17 +75,14 @@ class Table:
 
     def for_page(self) -> list[list[tuple[str, str, Value]]]:
         """For each cell: its text, its interval and the value by which the page sorts."""
+        forms = [column.form for column in self.columns]
         return [
             [
                 (*shown(value, form), value.value if isinstance(value, Estimate) else value)
-                for value, form in cells
+                for value, form in zip(row, forms, strict=True)
             ]
-            for cells in self._cells()
+            for row in self.rows
         ]
-
-    def _cells(self) -> Iterable[list[tuple[Value, str]]]:
-        forms = [column.form for column in self.columns]
-        return (list(zip(row, forms, strict=True)) for row in self.rows)
 
 
 def with_meanings(columns: Iterable[Column[T]], meanings: Mapping[str, str]) -> list[Column[T]]:
@@ -157,19 +146,15 @@ def as_json(value: Any) -> Any:
 
 
 def write_figures(
-    path: Path, version: int, run: Mapping[str, Any], resampled: str, **figures: Any
+    path: Path, schema_version: int, run: Mapping[str, Any], resampled: str, **figures: Any
 ) -> None:
-    """Write figures of coders as JSON, with the settings, versions and kind of intervals.
+    """Write figures of coders as JSON, with the command's settings.
 
-    Args:
-        path: the file.
-        version: version of its keys.
-        run: the command's settings.
-        resampled: what intervals are over, such as documents.
-        figures: further keys of the file, as JSON can hold them.
+    `schema_version` is the version of the keys. `resampled` says what intervals are over, such as
+    documents. `figures` are further keys of the file, as JSON can hold them.
     """
     document = {
-        "schema_version": version,
+        "schema_version": schema_version,
         "run": run,
         "versions": versions(),
         "intervals": {"confidence": CONFIDENCE, "replicates": REPLICATES, "of": resampled},
@@ -178,11 +163,9 @@ def write_figures(
 
 
 def versions() -> dict[str, str]:
-    """Versions of the PACKAGES that are installed."""
+    """Versions of this package, of torch, and of the hosts that are installed."""
     found: dict[str, str] = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue  # a host that is not installed
+    for name in ("sae_binary_ext", "torch", *HOSTS):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
     return found

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_binary_ext.measure.dependence import (
+from sae_binary_ext.measure.code_entropy import (
     Pairs,
     blocks_of,
     dependent_pairs,

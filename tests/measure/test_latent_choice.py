@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from sae_binary_ext.measure.latent_choice import with_latents
+from sae_binary_ext.measure.refit import with_latents
 from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAE,
     BinaryEntropyTrainingSAEConfig,

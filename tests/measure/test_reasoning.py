@@ -11,7 +11,7 @@ import torch
 from sae_binary_ext.commands.comsem.comsem_scores import ComsemScore
 from sae_binary_ext.commands.comsem.giving import LatentTokens
 from sae_binary_ext.commands.comsem.judging import LanguageModelJudge, Questions
-from sae_binary_ext.measure.reasoning import without_reasoning
+from sae_binary_ext.measure.judge import without_reasoning
 from tests.judge_server import JudgeServer
 from tests.measure.test_judge import ask, new_judge
 

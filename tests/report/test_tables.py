@@ -10,7 +10,7 @@ import pytest
 import sae_binary_ext.commands
 from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.report import Column, Table, described, table_of
-from sae_binary_ext.report.columns import COLUMNS
+from sae_binary_ext.report.comparison_files import COLUMNS
 from sae_binary_ext.report.plots import curves
 from sae_binary_ext.report.tables import as_json, shown, with_meanings
 

@@ -10,14 +10,13 @@ from tqdm import tqdm
 
 from sae_binary_ext.commands.ablate.ablate_page import Ablated, Rise, ablate_page
 from sae_binary_ext.commands.ablate.config import AblateConfig
-from sae_binary_ext.commands.analysing import analyse_coders
 from sae_binary_ext.measure.candidates import Site
 from sae_binary_ext.measure.documents import TextBatch, WeightedSums, document_weights, estimate_of
 from sae_binary_ext.measure.figures import RunningVariance
 from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, output_of_changed
 from sae_binary_ext.measure.latent_groups import RANKINGS, RunningLatents, ranked_groups
 from sae_binary_ext.measure.reading import OpenedModel, ReadBatch, read_text
-from sae_binary_ext.report import Analysis
+from sae_binary_ext.report.analysis import Analysis, analyse_coders
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 from sae_binary_ext.saelens.splice import Splice
 

@@ -4,15 +4,15 @@ from collections.abc import Mapping
 
 import plotly.graph_objects as go
 
-from sae_binary_ext.commands.compare.compare_page import write_comparison_report
+from sae_binary_ext.commands.compare.compare_page import latent_views, write_comparison_report
 from sae_binary_ext.commands.compare.config import CompareConfig
-from sae_binary_ext.commands.compare.latent_views import latent_views
 from sae_binary_ext.commands.interpret.interpret_page import read_interpretability
 from sae_binary_ext.measure.candidates import load_candidates
 from sae_binary_ext.measure.comparison import Comparison
 from sae_binary_ext.measure.documents import HELD_OUT_ARTICLES
 from sae_binary_ext.measure.reading import open_in_model, settings_of
 from sae_binary_ext.report.comparison_files import comparison_table, write_comparison
+from sae_binary_ext.settings import Amount
 
 
 def run_compare(
@@ -40,8 +40,8 @@ def run_compare(
         interpretability = read_interpretability(config.interpretation, names)
     opened = open_in_model(candidates, config, config.output)
     sources = opened.model_name, *config.text_source().names(HELD_OUT_ARTICLES)
-    saved = config.output / "progress.safetensors"
-    compared = Comparison(opened, config.amount(), saved, sources).run()
+    amount = Amount(config.tokens, config.spliced_tokens, latents=config.latents)
+    compared = Comparison(opened, amount, config.output / "progress.safetensors", sources).run()
     run = settings_of(opened, config)
     write_comparison(compared, run, config.output)
     views = [latent_views(each, opened.model, opened.tokenizer) for each in compared]

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae_binary_ext.settings import Amount, TextConfig
+from sae_binary_ext.checks import check_at_least
+from sae_binary_ext.settings import TextConfig
 
 
 @dataclass
@@ -25,10 +26,4 @@ class CompareConfig(TextConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.amount()
-
-    def amount(self) -> Amount:
-        """How much text is used, from these settings."""
-        return Amount(
-            self.tokens, self.spliced_tokens, self.context_size, self.first_position, self.latents
-        )
+        check_at_least(1, spliced_tokens=self.spliced_tokens, latents=self.latents)

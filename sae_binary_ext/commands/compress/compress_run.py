@@ -12,7 +12,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_binary_ext.coding import pack, packed_width, unpack
-from sae_binary_ext.commands.analysing import analyse_coders
 from sae_binary_ext.commands.compress.code_encodings import ENCODINGS
 from sae_binary_ext.commands.compress.code_file import (
     CodeFileError,
@@ -27,7 +26,7 @@ from sae_binary_ext.commands.compress.vector_sizes import RunningVectors, Vector
 from sae_binary_ext.measure.candidates import Candidate, Site
 from sae_binary_ext.measure.figures import CoderFigures
 from sae_binary_ext.measure.reading import OpenedModel, RunningCoders, read_text
-from sae_binary_ext.report import Analysis
+from sae_binary_ext.report.analysis import Analysis, analyse_coders
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 FIRST_ENCODING = "packed"

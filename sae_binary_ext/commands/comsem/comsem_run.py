@@ -3,7 +3,6 @@
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_binary_ext.commands.analysing import analyse_coders
 from sae_binary_ext.commands.comsem.comsem_page import comsem_page
 from sae_binary_ext.commands.comsem.comsem_scores import ComsemScore
 from sae_binary_ext.commands.comsem.config import ComsemConfig
@@ -21,7 +20,7 @@ from sae_binary_ext.measure.documents import token_texts
 from sae_binary_ext.measure.judge import Asked, Judge, ask_about, open_judge
 from sae_binary_ext.measure.latent_groups import RunningLatents
 from sae_binary_ext.measure.reading import OpenedModel, ReadBatch, read_text
-from sae_binary_ext.report import Analysis
+from sae_binary_ext.report.analysis import Analysis, analyse_coders
 
 REHEARSED_ANSWER = "yes, words that have something in common"
 Asking = list[tuple[str, LatentTokens, Questions]]

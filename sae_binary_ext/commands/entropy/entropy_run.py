@@ -2,12 +2,11 @@
 
 import torch
 
-from sae_binary_ext.commands.analysing import analyse_coders
 from sae_binary_ext.commands.entropy.config import EntropyConfig
 from sae_binary_ext.commands.entropy.entropy_page import EntropyOfCoder, entropy_page
 from sae_binary_ext.measure.code_entropy import GatheredCodes
 from sae_binary_ext.measure.reading import OpenedModel, RunningCoders, read_text
-from sae_binary_ext.report import Analysis
+from sae_binary_ext.report.analysis import Analysis, analyse_coders
 
 
 def run_entropy(coders: list[str], config: EntropyConfig) -> Analysis:

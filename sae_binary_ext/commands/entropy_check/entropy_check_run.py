@@ -25,10 +25,8 @@ from sae_binary_ext.commands.entropy_check.known_states import (
 )
 from sae_binary_ext.commands.entropy_check.pruning import needed_latents
 from sae_binary_ext.measure.code_entropy import GatheredCodes
-from sae_binary_ext.measure.latent_choice import with_latents
-from sae_binary_ext.measure.least_squares import DecoderFit
 from sae_binary_ext.measure.metrics import measure
-from sae_binary_ext.measure.refit import refit_decoder
+from sae_binary_ext.measure.refit import DecoderFit, refit_decoder, with_latents
 from sae_binary_ext.report import Analysis, write_analysis
 from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAE,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.coding import bernoulli_entropy
-from sae_binary_ext.measure.least_squares import DecoderFit
+from sae_binary_ext.measure.refit import DecoderFit
 
 
 @torch.no_grad()

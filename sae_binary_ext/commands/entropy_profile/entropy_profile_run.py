@@ -12,7 +12,6 @@ from sae_lens.config import LoggingConfig, SAETrainerConfig
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_binary_ext.commands.analysing import analyse_model
 from sae_binary_ext.commands.demo.coders import shuffled_batches
 from sae_binary_ext.commands.entropy_profile.config import BATCH, EntropyProfileConfig
 from sae_binary_ext.commands.entropy_profile.entropy_profile_page import (
@@ -28,7 +27,7 @@ from sae_binary_ext.measure.hidden_states import (
 )
 from sae_binary_ext.measure.metrics import measure
 from sae_binary_ext.measure.reading import OpenedModel
-from sae_binary_ext.report import Analysis
+from sae_binary_ext.report.analysis import Analysis, analyse_model
 from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig
 from sae_binary_ext.saelens.splice import resolve_hook
 

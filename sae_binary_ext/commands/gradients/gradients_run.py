@@ -12,14 +12,13 @@ from tqdm import tqdm
 from typing_extensions import override
 
 from sae_binary_ext.coding.surrogate import SURROGATES
-from sae_binary_ext.commands.analysing import analyse_model
 from sae_binary_ext.commands.demo.coders import shuffled_batches
 from sae_binary_ext.commands.gradients.config import BATCH, GradientsConfig
 from sae_binary_ext.commands.gradients.gradient_probe import probe_gradients
 from sae_binary_ext.commands.gradients.gradients_page import Probe, gradients_page
 from sae_binary_ext.measure.hidden_states import states_of_layers
 from sae_binary_ext.measure.reading import OpenedModel
-from sae_binary_ext.report import Analysis
+from sae_binary_ext.report.analysis import Analysis, analyse_model
 from sae_binary_ext.saelens import BinaryTrainingSAEConfig
 from sae_binary_ext.saelens.splice import resolve_hook
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.checks import check_at_least
-from sae_binary_ext.measure.latent_choice import AnyCoder, with_latents
+from sae_binary_ext.measure.refit import AnyCoder, with_latents
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 # A threshold that no pre-activation exceeds. It is finite because saved coders must be.

@@ -5,7 +5,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from sae_binary_ext.commands.analysing import analyse_coders
 from sae_binary_ext.commands.multi_bit.config import MultiBitConfig
 from sae_binary_ext.commands.multi_bit.levels import (
     check_has_levels,
@@ -18,7 +17,7 @@ from sae_binary_ext.measure.candidates import Candidate
 from sae_binary_ext.measure.halves import Halves, figures_on, read_halves
 from sae_binary_ext.measure.reading import OpenedModel
 from sae_binary_ext.measure.refit import refit_decoder
-from sae_binary_ext.report import Analysis
+from sae_binary_ext.report.analysis import Analysis, analyse_coders
 
 
 def run_multi_bit(coders: list[str], config: MultiBitConfig) -> Analysis:

@@ -7,7 +7,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_binary_ext.coding import bernoulli_entropy
-from sae_binary_ext.commands.analysing import analyse_coders
 from sae_binary_ext.commands.transfer.config import TransferConfig
 from sae_binary_ext.commands.transfer.transfer_page import Transferred, transfer_page
 from sae_binary_ext.measure.candidates import Candidate
@@ -16,7 +15,7 @@ from sae_binary_ext.measure.halves import Halves, figures_on, read_halves
 from sae_binary_ext.measure.layers import layer_hooks, layer_of
 from sae_binary_ext.measure.reading import OpenedModel
 from sae_binary_ext.measure.refit import refit_decoder
-from sae_binary_ext.report import Analysis
+from sae_binary_ext.report.analysis import Analysis, analyse_coders
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 

@@ -17,8 +17,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
 from sae_binary_ext.commands import LatentScore
-from sae_binary_ext.commands.compare.compare_page import write_comparison_report
-from sae_binary_ext.commands.compare.latent_views import LatentView
+from sae_binary_ext.commands.compare.compare_page import LatentView, write_comparison_report
 from sae_binary_ext.commands.interpret.interpret_page import (
     read_interpretability,
     write_interpretation,

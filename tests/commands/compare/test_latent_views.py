@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from sae_binary_ext.commands.compare.latent_views import latent_views, promoted_tokens
+from sae_binary_ext.commands.compare.compare_page import latent_views, promoted_tokens
 from sae_binary_ext.measure import Candidate, ComparedCoder, Site
 from sae_binary_ext.measure.matching import Matches
 from tests.measure.test_figures import activations, coders, run
