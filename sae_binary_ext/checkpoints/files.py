@@ -222,3 +222,16 @@ def clearly(source: Path, call: Callable[[], T]) -> T:
         if isinstance(error, CheckpointError) and str(error).startswith(str(source)):
             raise
         raise CheckpointError(f"{source}: {error}") from error
+
+
+@contextmanager
+def host_errors(folder: Path) -> Generator[None]:
+    """Inside it, any error of a host becomes a CheckpointError about the folder."""
+    try:
+        yield
+    except (CheckpointError, ModuleNotFoundError):
+        raise
+    # A host can raise any error for an unexpected value.
+    except Exception as error:
+        told = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"{folder}: its host cannot have it: {told}") from error

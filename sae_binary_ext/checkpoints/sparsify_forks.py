@@ -6,9 +6,9 @@ from typing import Any
 from sae_binary_ext.checkpoints.errors import CheckpointError
 
 SOURCE = "https://github.com/EleutherAI/sparsify"
+NO_HOST = "SAELens and sparsify cannot load it. Load it with the code that wrote it"
 SIGNED = (
-    "signed=True: its codes may be negative, which no coder of SAELens or of today's sparsify "
-    f"allows. Load it with the code that wrote it: pip install git+{SOURCE}@signed, then "
+    f"signed=True: its codes may be negative. {NO_HOST}: pip install git+{SOURCE}@signed, then "
     "sae.Sae.load_from_disk(folder)."
 )
 # Fields of the first paper's branches that change what a coder computes if they are on.
@@ -37,12 +37,10 @@ def refuse_forks(config: dict[str, Any], path: Path) -> None:
     if found := sorted(OF_CLT & config.keys()):
         raise CheckpointError(
             f"{path}: has {', '.join(found)}: a cross-layer transcoder of sparsify's branch clt. "
-            "SAELens and sparsify cannot load it. Load it with the code that wrote it: pip install "
-            f"git+{SOURCE}@clt, then sparsify.SparseCoder.load_from_disk(folder)."
+            f"{NO_HOST}: pip install git+{SOURCE}@clt, then sparsify.SparseCoder."
+            "load_from_disk(folder)."
         )
-    found = [f"{name} ({what})" for name, what in OF_FORKS.items() if config.get(name)]
-    if found:
+    if found := [f"{name} ({what})" for name, what in OF_FORKS.items() if config.get(name)]:
         raise CheckpointError(
-            f"{path}: was written by a fork of sparsify with {'; '.join(found)}. SAELens and "
-            "sparsify cannot load such coders. Load it with the code that wrote it."
+            f"{path}: is of a fork of sparsify with {'; '.join(found)}. {NO_HOST}."
         )
