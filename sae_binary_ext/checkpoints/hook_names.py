@@ -67,6 +67,8 @@ _ATTENTION = "blocks.{layer}.hook_attn_out"
 # The hooks that TransformerBridge puts around a module.
 _AROUND_MLP = ("blocks.{layer}.mlp.hook_out", "blocks.{layer}.mlp.hook_in")
 _AROUND_ATTENTION = "blocks.{layer}.attn.hook_out"
+# Modules of a model that SAELens loads as AutoModelForCausalLM.
+_MODULES = ("model.layers.{layer}.mlp", "model.layers.{layer}.post_attention_layernorm")
 
 # The first line that fits is taken. To add a name: HOOK_NAMES.insert(0, HookName(...)).
 HOOK_NAMES = [
@@ -88,17 +90,10 @@ HOOK_NAMES = [
     # For other models. PARTS has their attention and MLP.
     HookName("layers.{layer}", *_RESIDUAL, to_saelens_only=True),
     HookName("h.{layer}", *_RESIDUAL, to_saelens_only=True),
-    *(
-        HookName(name, "embed.hook_out", to_saelens_only=True)
-        for name in ("embed_tokens", "embed_in", "wte")
-    ),
-    # Modules of a model that SAELens loads as AutoModelForCausalLM.
-    HookName(
-        "layers.{layer}.mlp",
-        "model.layers.{layer}.mlp",
-        "model.layers.{layer}.post_attention_layernorm",
-        models=LLAMA,
-    ),
+    HookName("embed_tokens", "embed.hook_out", to_saelens_only=True),
+    HookName("embed_in", "embed.hook_out", to_saelens_only=True),
+    HookName("wte", "embed.hook_out", to_saelens_only=True),
+    HookName("layers.{layer}.mlp", *_MODULES, models=LLAMA),
 ]
 
 
@@ -107,9 +102,8 @@ class Part(NamedTuple):
 
     Attributes:
         modules: regular expression of its path in the block.
-        hook: TransformerLens' hook of its output, without blocks.9. None if there is none.
-        hook_in: TransformerLens' hook of its input. None if there is none.
-        models: regular expression. The line holds for models whose name contains a match.
+        hook, hook_in: hooks of its output and input, without blocks.9. None if there is none.
+        models: as in HookName.
     """
 
     modules: str
@@ -148,19 +142,14 @@ PARTS = (
 
 # Two names of one activation inside a block: TransformerLens' own, then TransformerBridge's.
 ALIASES = {
-    "hook_resid_pre": "hook_in",
-    "hook_resid_post": "hook_out",
-    "mlp.hook_post": "mlp.out.hook_in",
-    "attn.hook_z": "attn.o.hook_in",
-    "attn.o.hook_out": "attn.hook_out",
+    "hook_resid_pre": "hook_in", "hook_resid_post": "hook_out", "mlp.hook_post": "mlp.out.hook_in",
+    "attn.hook_z": "attn.o.hook_in", "attn.o.hook_out": "attn.hook_out",
     "mlp.out.hook_out": "mlp.hook_out",
-}
+}  # fmt: skip
 # These hold only if no normalisation stands between the module and the residual stream.
 ALIASES_OF_LAST = {
-    "hook_attn_out": "attn.hook_out",
-    "hook_mlp_out": "mlp.hook_out",
-    "ln2.hook_out": "mlp.hook_in",
-}
+    "hook_attn_out": "attn.hook_out", "hook_mlp_out": "mlp.hook_out", "ln2.hook_out": "mlp.hook_in",
+}  # fmt: skip
 
 
 class Module(NamedTuple):
@@ -204,9 +193,8 @@ def place_in_saelens(place: Place, transcoder: bool) -> Place:
         raise CheckpointError(
             f"hookpoint={place.hookpoint!r} of model {place.model_name!r}: no SAELens name is "
             f"known for {what}. If the name is wrong, say where the coder belongs "
-            "(hookpoint='layers.9', or --hook layers.9 to compare it). If it is right, load the "
-            "coder with host='sparsify', or insert a line into "
-            "sae_binary_ext.checkpoints.HOOK_NAMES."
+            "(hookpoint='layers.9', or --hook layers.9 to compare it). If it is right, load with "
+            "host='sparsify', or insert a line into sae_binary_ext.checkpoints.HOOK_NAMES."
         )
     return replace(place, hook_name=hooks[0], hook_name_out=hooks[1] if transcoder else None)
 

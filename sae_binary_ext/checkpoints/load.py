@@ -1,24 +1,17 @@
 """Loads coders of any format into either host, and converts them."""
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from torch import Tensor
 
-from sae_binary_ext.checkpoints import saelens, sources, sparsify, stock
+from sae_binary_ext.checkpoints import hook_names, saelens, sources, sparsify, stock
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import host_errors
 from sae_binary_ext.checkpoints.formats import FORMATS, format_of
-from sae_binary_ext.checkpoints.hook_names import (
-    model_class_of,
-    place_in_saelens,
-    place_in_sparsify,
-    stated_hook,
-)
 from sae_binary_ext.checkpoints.normalization import with_decoder_norms_folded
 from sae_binary_ext.checkpoints.portable import Place, PortableCoder
 from sae_binary_ext.checkpoints.runs import SEED, with_text_settings
@@ -68,11 +61,7 @@ def load_coder(
 
 
 def load_candidate(folder: Path, hook: str | None, device: str = "cpu") -> Any:
-    """A coder for SAELens, of a folder that find_coders found.
-
-    hook: a hook or a hookpoint, where the coder belongs if its files do not tell. CheckpointError
-    as load_coder.
-    """
+    """A coder of a folder for SAELens. If its files tell no place, it belongs at the hook."""
     stock_or_told = _is_stock(folder, "saelens") or sources.is_told(
         sources.read_coder(folder).place
     )
@@ -88,15 +77,8 @@ def hub_converter(
 ) -> tuple[dict[str, Any], dict[str, Tensor], None]:
     """Read a coder of any format: SAE.from_pretrained(repo, folder, converter=hub_converter).
 
-    Args:
-        repo_id: the repository's id.
-        folder_name: the coder's folder in the repository.
-        device: where to put the tensors.
-        force_download: download files again that are already here.
-        cfg_overrides: config fields that replace the coder's.
-
-    Returns:
-        Config, tensors by SAELens' names, and no firing statistics.
+    force_download downloads files again that are already here. cfg_overrides are config fields that
+    replace the coder's. Returns the config, the tensors by SAELens' names, and no firing rates.
 
     Raises:
         CheckpointError: see load_coder.
@@ -116,14 +98,8 @@ def disk_converter(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Read a coder of any format: SAE.load_from_disk(folder, converter=disk_converter).
 
-    Args:
-        path: the coder's folder.
-        device: where to put the tensors.
-        cfg_overrides: config fields that replace the coder's.
-        hookpoint: as load_coder takes it.
-
-    Returns:
-        Config, and tensors by SAELens' names.
+    cfg_overrides are config fields that replace the coder's, and hookpoint is as load_coder takes
+    it. Returns the config and the tensors by SAELens' names.
 
     Raises:
         CheckpointError: see load_coder.
@@ -161,17 +137,16 @@ def convert(
         targets = _targets(found, Path(out), host)
     stated = sources.stated_place(next(iter(found)), hookpoint)
     for target, folder in targets.items():
-        if _is_stock(folder, host):
-            write = _load_stock(folder, stated, "cpu").save_model
-        else:
-            write = partial(FORMATS[host].write, _to_convert(folder, stated, host))
+        coder = _to_convert(folder, stated, host)
         with host_errors(folder):
-            _write_at_once(write, target, host, [folder / record for record in RECORDS])
+            write_coder(coder, target, host, [folder / record for record in RECORDS])
     return list(targets)
 
 
-def _to_convert(folder: Path, stated: str | None, host: str) -> PortableCoder:
-    """The coder of a folder as a format can store it, at the stated place if there is one."""
+def _to_convert(folder: Path, stated: str | None, host: str) -> Any:
+    """The coder of a folder as write_coder takes it, at the stated place if there is one."""
+    if _is_stock(folder, host):
+        return _load_stock(folder, stated, "cpu")
     coder = sources.read_coder(folder)
     if stated is not None:
         nameless = False
@@ -223,19 +198,13 @@ def _renamed(name: str, place: Place, known: str) -> str:
     return "/".join(kept)
 
 
-def write_coder(coder: PortableCoder, target: Path, host: str, records: Iterable[Path]) -> None:
-    """Write a coder so that its folder is complete when it appears.
+def write_coder(coder: Any, target: Path, host: str, records: Iterable[Path]) -> None:
+    """Write a coder into a new folder, or over one of the same format, all at once.
 
-    The coder's place is in the format's words. target is a new folder, or one that a coder was
-    written to in the same format. records are files to copy there, if they exist. CheckpointError
-    if the format cannot store the coder, or the folder holds other files.
+    coder is portable, with its place in the format's words, or SAELens' own. records are files to
+    copy, if they exist. CheckpointError if the format cannot store the coder, or the folder holds
+    other files.
     """
-    _write_at_once(partial(FORMATS[host].write, coder), target, host, records)
-
-
-def _write_at_once(
-    write: Callable[[Path], object], target: Path, host: str, records: Iterable[Path]
-) -> None:
     written = (FORMATS[host].config, FORMATS[host].weights, *RECORDS)
     present = {path.name for path in target.iterdir()} if target.is_dir() else set[str]()
     if others := sorted(present.difference(written)):
@@ -244,7 +213,10 @@ def _write_at_once(
             "the same format before."
         )
     with replacing(target) as new:
-        write(new)
+        if isinstance(coder, PortableCoder):
+            FORMATS[host].write(coder, new)
+        else:
+            coder.save_model(new)
         for record in records:
             if record.is_file():
                 shutil.copyfile(record, new / record.name)
@@ -256,9 +228,11 @@ def placed(coder: PortableCoder, host: str) -> PortableCoder:
     For SAELens also with the class of models that has its hook, if only one has.
     """
     if FORMATS[host].named_by_folder:
-        return replace(coder, place=place_in_sparsify(coder.place, coder.shape.transcoder))
-    place = place_in_saelens(coder.place, coder.shape.transcoder)
-    settings, class_name = coder.settings, model_class_of(place.hook_name)
+        return replace(
+            coder, place=hook_names.place_in_sparsify(coder.place, coder.shape.transcoder)
+        )
+    place = hook_names.place_in_saelens(coder.place, coder.shape.transcoder)
+    settings, class_name = coder.settings, hook_names.model_class_of(place.hook_name)
     told = settings.get("saelens", {})
     if host == "saelens" and class_name is not None and "model_class_name" not in told:
         settings = {**settings, "saelens": {**told, "model_class_name": class_name}}
@@ -268,7 +242,7 @@ def placed(coder: PortableCoder, host: str) -> PortableCoder:
 def coder_to_saelens(
     coder: Any, hookpoint: str | None = None, model_name: str | None = None
 ) -> Any:
-    """A sparsify coder as SAELens has it: a coder of its own, with the same codes and outputs.
+    """A SAELens coder with the codes and outputs of a sparsify coder.
 
     Args:
         coder: a SparseCoder of activation topk or a binary one.
@@ -285,12 +259,9 @@ def coder_to_saelens(
 
 
 def coder_to_sparsify(coder: Any) -> Any:
-    """A SAELens coder as sparsify has it: a coder of its own, with the same codes and outputs.
+    """A sparsify coder with the codes and outputs of a SAELens coder, binary or topk.
 
     save_to_disk writes it. sparsify and delphi look for it in a folder named by its hookpoint.
-
-    Args:
-        coder: of one of this package's architectures, or topk.
 
     Raises:
         CheckpointError: sparsify cannot store a setting of it; the message names the setting.
@@ -313,7 +284,7 @@ def _load_stock(folder: Path, stated: str | None, device: str) -> Any:
     coder = stock.load(folder, device)
     metadata = coder.cfg.metadata
     if stated is not None and metadata.hook_name is None:
-        metadata.hook_name = stated_hook(stated, metadata.model_name)
+        metadata.hook_name = hook_names.stated_hook(stated, metadata.model_name)
     elif stated is not None:
         sources.check_stated(folder, [metadata.hook_name], stated, metadata.model_name)
     return coder

@@ -244,16 +244,12 @@ def choose(
     if within := [name for name in names if name.startswith(f"{hookpoint}/")]:
         return within
     may_be_root = only == [ROOT] and (names == only or is_place(hookpoint))
-    if may_be_root or (len(only) == 1 and _is_unplaced(only[0], paths)):
+    # The second paper's files name no place in a model.
+    inside = [path.name for path in paths if [str(path.parent)] == only]
+    if may_be_root or any(map(FORMATS["cho2025"].is_weights, inside)):
         # read_coder compares the hookpoint with the place in the coder's files.
         return only
     raise CheckpointError(f"{source}: holds no coder {hookpoint!r} but {names}.")
-
-
-def _is_unplaced(name: str, paths: set[PurePosixPath]) -> bool:
-    """Whether a folder's coder is of the second paper, whose files name no place in a model."""
-    inside = [path.name for path in paths if str(path.parent) == name]
-    return any(map(FORMATS["cho2025"].is_weights, inside))
 
 
 def _coders_among(paths: set[PurePosixPath]) -> list[str]:
