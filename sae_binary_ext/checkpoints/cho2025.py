@@ -1,9 +1,9 @@
 """The second paper's files: a state dict and a pickled dict, under two pairs of names.
 
 Cho, Yang, Li, Kurkoski, Inoue, Binary Autoencoder for Mechanistic Interpretability of Large
-Language Models (arXiv 2509.20997). Its training script writes report_T/model_T.pt and log_T.pkl,
-where T is a time. Its evaluation reads model.pt and config.pkl. All are pickles, which could run
-any code, so pickles.py and torch_files.py read them without running anything.
+Language Models (arXiv 2509.20997). Its training script writes model_T.pt and log_T.pkl, where T is
+a time. Its evaluation reads model.pt and config.pkl. Pickles could run any code, so pickles.py and
+torch_files.py read them without running anything.
 """
 
 import logging
@@ -34,11 +34,9 @@ FORMAT = "cho2025"
 PAPER_CODE = "https://github.com/hc495/Binary_Autoencoder"
 # The name of each tensor in the state dict. decoder.weight is stored transposed.
 PARAMETERS = {
-    "encoder_weight": "encoder.weight",
-    "encoder_bias": "encoder.bias",
-    "decoder_weight": "decoder.weight",
-    "decoder_bias": "decoder.bias",
-}
+    "encoder_weight": "encoder.weight", "encoder_bias": "encoder.bias",
+    "decoder_weight": "decoder.weight", "decoder_bias": "decoder.bias",
+}  # fmt: skip
 DECODER_BIAS = "decoder.bias"
 # Prefixes that DataParallel and torch.compile add to each name.
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
@@ -76,13 +74,9 @@ def read(folder: Path) -> PortableCoder:
             f"torch.save(model.state_dict(), '{WEIGHTS}')."
         ) from error
     state = _state(saved, weights)
-    logs = sorted(folder.glob(REPORT_CONFIG))
     # The log of the same time, config.pkl, or the only log.
-    candidates = [
-        folder / f"log{weights.stem.removeprefix('model')}.pkl",
-        folder / CONFIG,
-        *(logs if len(logs) == 1 else []),
-    ]
+    own_log, logs = f"log{weights.stem.removeprefix('model')}.pkl", list(folder.glob(REPORT_CONFIG))
+    candidates = [folder / own_log, folder / CONFIG, *(logs if len(logs) == 1 else [])]
     path = next((path for path in candidates if path.is_file()), None)
     config = _without_config(saved, weights) if path is None else _read_config(path)
     return clearly(folder, lambda: _portable(config, state, path or weights))
@@ -150,7 +144,13 @@ def _portable(config: dict[str, Any], state: dict[str, Tensor], path: Path) -> P
         )
     place, rates, settings = read_notes(config.get(NOTES_KEY))
     rule = _read_rule(settings.pop("code_rule", {}), path)
-    kept = {key: value for key, value in params.items() if _is_plain(value)}
+    # JSON can hold these.
+    kept = {
+        key: value
+        for key, value in params.items()
+        if isinstance(value, bool | int | str | None)
+        or (isinstance(value, float) and math.isfinite(value))
+    }
     if DECODER_BIAS not in state:
         kept["bias"] = False
         state[DECODER_BIAS] = state["decoder.weight"].new_zeros(len(state["decoder.weight"]))
@@ -185,12 +185,6 @@ def _refuse_others(params: dict[str, Any], path: Path) -> None:
     )
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether JSON can hold a setting."""
-    finite = not isinstance(value, float) or math.isfinite(value)
-    return finite and isinstance(value, bool | int | float | str | None)
-
-
 def _read_rule(kept: dict[str, Any], path: Path) -> CodeRule:
     """The step at zero, with the paper's surrogate gradient unless the notes name another."""
     fields = Fields(kept, path)
@@ -206,7 +200,7 @@ def write(coder: PortableCoder, folder: Path) -> None:
     shape, rule = coder.shape, coder.shape.rule
     _refuse_inexpressible(coder)
     before = coder.settings.get(FORMAT, {})
-    params: dict[str, Any] = {
+    params = {
         **{key: value for key, value in before.items() if key in RUN_FIELDS},
         "inner_expand_rate": shape.latents // shape.d_in,
         "binarization_type": before.get("binarization_type", BINARIZATIONS[0]),

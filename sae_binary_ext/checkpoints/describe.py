@@ -12,12 +12,11 @@ from typing import NamedTuple
 from huggingface_hub import HfApi, snapshot_download
 from torch import Tensor
 
-from sae_binary_ext.checkpoints import saelens, sources, stock
+from sae_binary_ext.checkpoints import files, saelens, sources, stock
 from sae_binary_ext.checkpoints.errors import CheckpointError
-from sae_binary_ext.checkpoints.files import Fields, has_values, headers_alone, read_tensors
 from sae_binary_ext.checkpoints.formats import format_of
 from sae_binary_ext.checkpoints.normalization import STORE_STATE, normalization_lines
-from sae_binary_ext.checkpoints.portable import PortableCoder, Shape
+from sae_binary_ext.checkpoints.portable import Place, PortableCoder, Shape
 from sae_binary_ext.coding.entropy import bernoulli_entropy
 from sae_binary_ext.coding.paper_names import STOCK_ACTIVATIONS
 
@@ -72,7 +71,11 @@ class Description:
         """The lines to show, each with its label."""
         lines = [("format", self.format), ("architecture", self.architecture)]
         if self.coder is not None:
-            lines += [*_shape_lines(self.coder), *self.normalization, *_place_lines(self.coder)]
+            lines += [
+                *_shape_lines(self.coder),
+                *self.normalization,
+                *_place_lines(self.coder.place),
+            ]
         lines += self.details
         if self.unread:
             lines.append(("weights", "names, sizes and dtypes checked; values not downloaded"))
@@ -95,7 +98,7 @@ def describe(source: str | Path, hookpoint: str | None = None) -> list[Descripti
         return [
             replace(
                 describe_folder(name, folder, hookpoint),
-                unread=not all(map(has_values, folder.glob("*.safetensors"))),
+                unread=not all(map(files.has_values, folder.glob("*.safetensors"))),
             )
             for name, folder in found.items()
         ]
@@ -114,7 +117,7 @@ def describe_folder(name: str, folder: Path, hookpoint: str | None = None) -> De
     if form == "saelens" and saelens.is_stock(folder):
         config = stock.current_config(folder)
         details = tuple(stock.lines(folder, config))
-        fields = Fields(config, folder / "cfg.json")
+        fields = files.Fields(config, folder / "cfg.json")
         architecture = stock.in_words(fields.take("architecture", str))
         firing = _recorded_firing(folder, fields.take_size("d_sae"), None)
         return Description(name, form, architecture, firing=firing, details=details)
@@ -127,33 +130,29 @@ def describe_folder(name: str, folder: Path, hookpoint: str | None = None) -> De
 
 @contextmanager
 def _described_folders(source: str | Path, hookpoint: str | None) -> Generator[dict[str, Path]]:
-    """The folders of a source's coders by name, while they are described.
-
-    For a repository they hold configs and the headers of weights. Inside it, read_tensors gives
-    tensors without values for such headers.
-    """
-    files = None
+    """The folders of a source's coders by name. For a repository they hold configs and headers."""
+    listed = None
     if sources.is_repository(source):
-        with sources.errors_of_hub(f"{source}: cannot be downloaded"):
-            files = sources.reachable_files(str(source))
-    if files is None:
+        with files.errors_told(f"{source}: cannot be downloaded"):
+            listed = sources.reachable_files(str(source))
+    if listed is None:
         yield sources.find_coders(source, hookpoint, checkpoints=True)
         return
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary) / str(source).rpartition("/")[2]
-        with sources.errors_of_hub(f"{source}: cannot be downloaded"):
-            names = sources.choose(str(source), hookpoint, files, checkpoints=True)
-            headers = _download(str(source), names, set(files), root)
-        with headers_alone(headers):
+        with files.errors_told(f"{source}: cannot be downloaded"):
+            names = sources.choose(str(source), hookpoint, listed, checkpoints=True)
+            headers = _download(str(source), names, set(listed), root)
+        with files.headers_alone(headers):
             yield {name: root / name for name in names}
 
 
-def _download(repository: str, names: list[str], files: set[str], root: Path) -> list[Path]:
+def _download(repository: str, names: list[str], listed: set[str], root: Path) -> list[Path]:
     """Write configs and headers below a folder. Returns the files that are only a header."""
-    paths = sources.beside(names) & files
+    paths = sources.beside(names) & listed
     weights = {path for path in paths if path.endswith(".safetensors")}
     headers = sorted(path for path in weights if not path.endswith(SMALL_FILES))
-    small = paths.difference(headers) | sources.run_configs(names) & files
+    small = paths.difference(headers) | sources.run_configs(names) & listed
     snapshot = Path(snapshot_download(repository, allow_patterns=sorted(small)))
     for path in small.union(headers):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
@@ -182,7 +181,7 @@ def _recorded_firing(folder: Path, latents: int, rates: Tensor | None) -> Firing
     """The statistics of SAELens' file, or else of the coder's own rates, float [latents]."""
     path = folder / sources.SPARSITY_FILE
     if path.is_file():
-        logarithms = read_tensors(path, {"sparsity": (latents,)})["sparsity"].double()
+        logarithms = files.read_tensors(path, {"sparsity": (latents,)})["sparsity"].double()
         if not logarithms.isfinite().all():
             raise CheckpointError(f"{path}: holds values that are not finite.")
         rates = (10**logarithms - SPARSITY_OFFSET).clamp(0, 1)
@@ -215,19 +214,14 @@ def _shape_lines(coder: PortableCoder) -> Lines:
         ("selection", f"{rule.selection}, k={rule.k}" if rule.kind.uses_k else rule.selection),
     ]
     if shape.binary:
-        temperature = f"temperature {rule.surrogate_temperature:g}"
-        lines.append(("surrogate", f"{rule.surrogate}, {temperature}"))
+        surrogate = f"{rule.surrogate}, temperature {rule.surrogate_temperature:g}"
+        lines.append(("surrogate", surrogate))
     if not shape.transcoder:
         lines.append(("encodes", "input - b_dec" if shape.subtracts_decoder_bias else "input"))
     return lines
 
 
-def _place_lines(coder: PortableCoder) -> Lines:
-    place = coder.place
-    named = {
-        "model": place.model_name,
-        "hookpoint (sparsify)": place.hookpoint,
-        "hook (SAELens)": place.hook_name,
-        "output hook (SAELens)": place.hook_name_out,
-    }
-    return [(label, name) for label, name in named.items() if name is not None]
+def _place_lines(place: Place) -> Lines:
+    labels = ("model", "hookpoint (sparsify)", "hook (SAELens)", "output hook (SAELens)")
+    names = (place.model_name, place.hookpoint, place.hook_name, place.hook_name_out)
+    return [(label, name) for label, name in zip(labels, names, strict=True) if name is not None]

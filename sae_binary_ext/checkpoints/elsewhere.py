@@ -17,8 +17,7 @@ class Layout(NamedTuple):
 
     Attributes:
         what: a name for its coders.
-        pattern: regular expression of a weights file's path. Its group `at` is the coder's folder
-            in SAELens' words.
+        pattern: regular expression of a weights file's path. `at` is the folder for SAELens.
         converter: SAELens' name for its loader of the layout. None if it has none.
         beside: another file that must exist, if the pattern says too little. It may use {at}.
     """
@@ -34,6 +33,7 @@ _BY_HAND = (
     "TopKSAE, JumpReLUSAE, …). Its save_model(FOLDER) writes a folder that loads here."
 )
 _CLT_OF_GEMMA = "Gemma Scope 2 cross-layer transcoders"
+_OF_TRACER = "transcoders of circuit-tracer"
 _OPENMOSS = "coders of OpenMOSS' Language-Model-SAEs"
 # The first line that fits is taken.
 LAYOUTS = (
@@ -54,21 +54,15 @@ LAYOUTS = (
     Layout("SAEs of dictionary_learning", r"(?P<at>.+)/ae\.pt", "dictionary_learning_1"),
     Layout("an SAE of dictionary_learning without its folder", r"ae\.pt"),
     Layout(
-        "cross-layer transcoders of circuit-tracer", r"(.*/)?W_(enc|dec)_(?P<at>\d+)\.safetensors",
+        f"cross-layer {_OF_TRACER}", r"(.*/)?W_(enc|dec)_(?P<at>\d+)\.safetensors",
         "mntss_clt_layer_transcoder",
     ),
-    Layout(
-        "transcoders of circuit-tracer", r"(?P<at>(.*/)?layer_\d+\.safetensors)",
-        "mwhanna_transcoder",
-    ),
+    Layout(_OF_TRACER, r"(?P<at>(.*/)?layer_\d+\.safetensors)", "mwhanna_transcoder"),
     Layout("Qwen Scope SAEs", r"(?P<at>(.*/)?layer\d+\.sae\.pt)", "qwen_scope"),
     Layout("SAEs of qresearch", r"(?P<at>.*DeepSeek.*SAE-l\d+\.pth?)", "deepseek_r1"),
     Layout("Goodfire's SAEs", r"(?P<at>.*SAE-l\d+\.pth?)", "goodfire"),
     Layout("temporal SAEs", r"(?P<at>.+)/latest_ckpt\.safetensors", "temporal", "{at}/conf.yaml"),
-    Layout(
-        PICKLES,
-        r"(.*/)?(final_)?sparse_autoencoder_(?P<at>.*)\.pt|.*_log_feature_sparsity\.pt",
-    ),
+    Layout(PICKLES, r"(.*/)?(final_)?sparse_autoencoder_.*\.pt|.*_log_feature_sparsity\.pt"),
     Layout(
         "attention SAEs of Kissane and others", r"(?P<at>(?P<stem>.*)\.pt)", "connor_rob_hook_z",
         "{stem}_cfg.json",
@@ -93,7 +87,7 @@ def no_coder(source: object, files: Iterable[str], expected: Iterable[str]) -> C
     if layout.what == SHARDS:
         remedy = _joining(source, match[0])
     elif layout.converter is not None:
-        call = _call(_repository(str(source)), match["at"], layout.converter)
+        call = _call(str(source), match["at"], layout.converter)
         remedy = f"SAELens loads it from the Hub: {call}."
     elif gpt2 := re.search(r"gpt2-small_(blocks\.\d+\.hook_resid_pre)_24576", match[0]):
         call = f"SAE.from_pretrained('gpt2-small-res-jb', '{gpt2[1]}')"
@@ -150,16 +144,11 @@ def _joining(source: object, shard: str) -> str:
     )
 
 
-def _repository(source: str) -> str | None:
-    """The Hub's id of a source. None for a folder outside the Hub's cache."""
-    cached = re.search(r"models--([^/]+?)--([^/]+)", source)
-    if cached is not None:
-        return f"{cached[1]}/{cached[2]}"
-    return None if Path(source).exists() else source
-
-
-def _call(repository: str | None, at: str, converter: str) -> str:
+def _call(source: str, at: str, converter: str) -> str:
     """The call that loads a coder, and the number of other releases that may be meant."""
+    repository = None if Path(source).exists() else source
+    if cached := re.search(r"models--([^/]+?)--([^/]+)", source):
+        repository = f"{cached[1]}/{cached[2]}"
     if known := _releases(repository, at):
         more = len(known) - 1
         others = f" ({more} more releases have a coder of this name)" if more else ""

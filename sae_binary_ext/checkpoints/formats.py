@@ -13,15 +13,10 @@ from sae_binary_ext.checkpoints.portable import PortableCoder
 
 @dataclass(frozen=True)
 class Format:
-    """A format of coders.
+    """A format of coders: the names of its two files, and functions that read and write a folder.
 
-    Attributes:
-        config, weights: names of the two files in a coder's folder.
-        read: reads the coder of a folder, or raises CheckpointError.
-        write: writes a coder into a folder. Raises CheckpointError if the format cannot store it.
-        named_by_folder: the name of a coder's folder is its hookpoint.
-        other_config, other_weights: other names that the format's own code gives the two files,
-            as fnmatch patterns.
+    The other names are fnmatch patterns of names that the format's own code writes.
+    named_by_folder: the name of a coder's folder is its hookpoint.
     """
 
     config: str
@@ -44,42 +39,30 @@ FORMATS = {
         "cfg.json", sparsify.WEIGHTS, sparsify.read, sparsify.write_quirke2025, True
     ),
     "cho2025": Format(
-        cho2025.CONFIG,
-        cho2025.WEIGHTS,
-        cho2025.read,
-        cho2025.write,
-        other_config=cho2025.REPORT_CONFIG,
-        other_weights=cho2025.REPORT_WEIGHTS,
+        cho2025.CONFIG, cho2025.WEIGHTS, cho2025.read, cho2025.write,
+        other_config=cho2025.REPORT_CONFIG, other_weights=cho2025.REPORT_WEIGHTS,
     ),
-}
-
-
-def _names(*attributes: str) -> list[str]:
-    names = {getattr(form, one) for form in FORMATS.values() for one in attributes}
-    return sorted(names - {None})
-
-
-# fnmatch patterns. Most are plain names.
-WEIGHTS = _names("weights", "other_weights")
-CODER_FILES = sorted([*WEIGHTS, *_names("config", "other_config")])
+}  # fmt: skip
+_CONFIGS = {name for form in FORMATS.values() for name in (form.config, form.other_config) if name}
+# Names of files, and fnmatch patterns of names.
+WEIGHTS = sorted(
+    {name for form in FORMATS.values() for name in (form.weights, form.other_weights) if name}
+)
+CODER_FILES = sorted([*WEIGHTS, *_CONFIGS])
 
 
 def format_of(folder: Path) -> str | None:
-    """The name of the format of a folder's coder. None if the folder holds no coder.
+    """The format of a folder's coder, or None if it holds no coder.
 
-    Raises:
-        CheckpointError: the weights are missing, or there are weights of several formats.
+    CheckpointError if it has a config without weights, or the weights of several formats.
     """
     files = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     names = [name for name, form in FORMATS.items() if any(map(form.is_weights, files))]
     if names == ["sparsify", "quirke2025"]:
-        config = folder / "cfg.json"
-        papers = config.is_file() and sparsify.is_papers(read_json(config))
+        papers = "cfg.json" in files and sparsify.is_papers(read_json(folder / "cfg.json"))
         return "quirke2025" if papers else "sparsify"
     if len(names) > 1:
-        raise CheckpointError(
-            f"{folder}: holds weights of several formats, {names}. Keep those of one."
-        )
-    if not names and any((folder / form.config).is_file() for form in FORMATS.values()):
+        raise CheckpointError(f"{folder}: holds weights of several formats, {names}. Keep one.")
+    if not names and any(form.config in files for form in FORMATS.values()):
         raise CheckpointError(f"{folder}: has a config but no weights; expected one of {WEIGHTS}.")
     return names[0] if names else None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_binary_ext.checkpoints import hook_names, saelens, sources, sparsify, stock
 from sae_binary_ext.checkpoints.errors import CheckpointError
-from sae_binary_ext.checkpoints.files import host_errors
+from sae_binary_ext.checkpoints.files import errors_told
 from sae_binary_ext.checkpoints.formats import FORMATS, format_of
 from sae_binary_ext.checkpoints.normalization import with_decoder_norms_folded
 from sae_binary_ext.checkpoints.portable import Place, PortableCoder
@@ -53,10 +53,10 @@ def load_coder(
     coder = sources.read_coder(folder, stated)
     if host == "sparsify":
         coder = with_decoder_norms_folded(coder)
-        with host_errors(folder):
+        with errors_told(f"{folder}: its host cannot have it"):
             return sparsify.for_inference(coder).to(device)
     coder = placed(coder, host)
-    with host_errors(folder):
+    with errors_told(f"{folder}: its host cannot have it"):
         return saelens.to_coder(coder).to(device)
 
 
@@ -138,7 +138,7 @@ def convert(
     stated = sources.stated_place(next(iter(found)), hookpoint)
     for target, folder in targets.items():
         coder = _to_convert(folder, stated, host)
-        with host_errors(folder):
+        with errors_told(f"{folder}: its host cannot have it"):
             write_coder(coder, target, host, [folder / record for record in RECORDS])
     return list(targets)
 

@@ -1,8 +1,7 @@
 """Reads pickles without pickle: nothing that a file names is imported, called or run.
 
-An opcode of a pickle is data here. Containers, text and numbers become what they are; whatever a
-pickle would have a class or function make becomes a note of it (Made), unless the caller knows the
-name and makes something of its own.
+Containers, text and numbers become Python's own. Anything that a pickle would have a class or a
+function make becomes a Made, which only records it. A caller can make other objects of it.
 """
 
 import io
@@ -10,37 +9,35 @@ import pickletools
 import re
 import struct
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-# A number, text or container each, of at most a few hundred bytes beside the text itself.
+# An opcode makes a number, a text or a container of at most a few hundred bytes, beside the text.
 MOST_OPCODES = 2**23
-# Lists of floats, as training curves are, come in runs of them: "G" and eight bytes each.
+# Training curves are long lists of floats: the letter G and eight bytes for each.
 FLOAT_BYTES = 9
 FLOAT_RUN = re.compile(rb"(?:G.{8})*", re.DOTALL)
 FLOATS_AT_ONCE = 4096
-# Further floats of long lists are left out: no config has as many, and nobody reads the curves.
+# Floats of lists beyond this number are left out: configs have fewer, and curves are not read.
 MOST_FLOATS = 2**22
 
-CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-}
+CONSTANTS: dict[str, Any] = {
+    "NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_DICT": {}, "EMPTY_LIST": [],
+    "EMPTY_TUPLE": (),
+}  # fmt: skip
 LITERALS = {
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT", "UNICODE",
     "SHORT_BINUNICODE", "BINUNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES",
     "SHORT_BINBYTES",
 }  # fmt: skip
-CONTAINERS = {"TUPLE", "LIST", "DICT", "APPEND", "APPENDS", "SETITEM", "SETITEMS"}
-TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# How many items from the top of the stack these opcodes take.
+ITEMS = {"APPEND": 1, "SETITEM": 2, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# These opcodes take all items above the last mark.
+OF_MARK = {"TUPLE", "LIST", "DICT", "APPENDS", "SETITEMS"}
 STORES, FETCHES = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"}
-CALLS = {"REDUCE", "NEWOBJ"}
 KEYS = (str, bytes, int, float, type(None))
-# Of numpy's numbers, by numpy 1 and by numpy 2.
+# The names of numpy's numbers in numpy 1 and in numpy 2.
 SCALARS = {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
 # struct's letter for each of numpy's dtypes.
 LETTERS = {
@@ -50,25 +47,19 @@ LETTERS = {
 
 
 class PickleError(ValueError):
-    """Bytes are no pickle, or one that asks for something that data does not need."""
+    """Bytes that are not a pickle, or a pickle that asks for more than data needs."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """A class or function that a pickle names, as module.name. It is never looked up."""
+    """The module.name of a class or function in a pickle. It is never looked up."""
 
     name: str
 
 
 @dataclass
 class Made:
-    """What a pickle would have a class or function make. It is never made.
-
-    Attributes:
-        name: of the class or function.
-        arguments: it would be called with.
-        state: its attributes, where the pickle sets them.
-    """
+    """A call that a pickle asks for, and the attributes that it sets. It is never made."""
 
     name: str
     arguments: tuple[Any, ...]
@@ -81,22 +72,16 @@ Make = Callable[[str, tuple[Any, ...]], Any]
 def read_pickle(
     stream: BinaryIO, make: Make = Made, stored: Callable[[Any], Any] | None = None
 ) -> Any:
-    """The data of one pickle.
+    """Read the data of one pickle, from the stream's position to the pickle's end.
 
-    Args:
-        stream: at the pickle's start; left at its end.
-        make: (name of a class or function, arguments) to what stands for its result.
-        stored: (persistent id) to what stands for the object beside the pickle; None refuses ids.
-
-    Raises:
-        PickleError: damaged, or opcodes that no data needs.
+    make gets the name of a class or function and its arguments, and returns a stand-in. stored gets
+    a persistent id and returns a stand-in; None refuses ids. PickleError if the pickle is damaged.
     """
-    reader = _Reader(stream, make, stored)
     try:
-        return reader.read()
+        return _Reader(stream, make, stored).read()
     except PickleError:
         raise
-    # Damage raises whatever it leads to.
+    # Damaged bytes can raise any error.
     except Exception as error:
         raise PickleError(f"damaged after byte {stream.tell()}: {error}") from error
 
@@ -127,7 +112,7 @@ class _Reader:
             if name == "BINFLOAT":
                 self._take_run_of_floats()
         elif name in CONSTANTS:
-            stack.append(CONSTANTS[name]())
+            stack.append(copy(CONSTANTS[name]))
         elif name in FETCHES:
             stack.append(self._memo[int(argument)])
         elif name == "MEMOIZE":
@@ -140,44 +125,39 @@ class _Reader:
         elif name == "MARK":
             self._below.append(stack)
             self._stack = []
-        elif name in TUPLES:
-            items = tuple(stack[-TUPLES[name] :])
-            del stack[-TUPLES[name] :]
-            stack.append(items)
-        elif name in CONTAINERS:
+        elif name in ITEMS or name in OF_MARK:
             self._take_container(name)
         elif name not in ("PROTO", "FRAME"):
             self._take_call(name, argument)
 
     def _take_container(self, name: str) -> None:
-        """Containers of what lies above the last mark, and the two opcodes for one item."""
-        if name in ("APPEND", "SETITEM"):
-            count = 1 if name == "APPEND" else 2
-            items = self._stack[-count:]
-            del self._stack[-count:]
+        """Make or fill a container."""
+        if name in ITEMS:
+            items = self._stack[-ITEMS[name] :]
+            del self._stack[-ITEMS[name] :]
         else:
             items, self._stack = self._stack, self._below.pop()
-        if name == "TUPLE":
+        if name.startswith("TUPLE"):
             self._stack.append(tuple(items))
         elif name == "LIST":
             self._stack.append(items)
         elif name == "DICT":
             self._stack.append(_with_items({}, items))
-        elif name.startswith("APPEND"):
-            if type(self._stack[-1]) is not list:
-                raise PickleError(f"{name} to {type(self._stack[-1]).__name__}")
+        elif name.startswith("SETITEM"):
+            _with_items(self._stack[-1], items)
+        elif type(self._stack[-1]) is list:
             self._stack[-1].extend(items)
         else:
-            _with_items(self._stack[-1], items)
+            raise PickleError(f"{name} to {type(self._stack[-1]).__name__}")
 
     def _take_call(self, name: str, argument: Any) -> None:
-        """Classes, functions, and what they would make."""
+        """Take the name of a class or function, or a call of it."""
         if name == "GLOBAL":
             self._stack.append(Name(str(argument).replace(" ", ".", 1)))
         elif name == "STACK_GLOBAL":
             name, module = self._stack.pop(), self._stack.pop()
             self._stack.append(Name(f"{module}.{name}"))
-        elif name in CALLS:
+        elif name in ("REDUCE", "NEWOBJ"):
             arguments, called = self._stack.pop(), self._stack.pop()
             if not isinstance(called, Name) or not isinstance(arguments, tuple):
                 raise PickleError(f"{name} of {type(called).__name__}")
@@ -189,10 +169,10 @@ class _Reader:
         elif name == "BINPERSID" and self._stored is not None:
             self._stack.append(self._stored(self._stack.pop()))
         else:
-            raise PickleError(f"{name} is no part of plain data")
+            raise PickleError(f"{name} is not an opcode of plain data")
 
     def _take_run_of_floats(self) -> None:
-        """The floats that follow, thousands at a time."""
+        """Take the floats that follow, thousands at a time."""
         while True:
             block = self._stream.read(FLOAT_BYTES * FLOATS_AT_ONCE)
             found = FLOAT_RUN.match(block)
@@ -207,11 +187,7 @@ class _Reader:
 
 
 def make_number(name: str, arguments: tuple[Any, ...]) -> Any:
-    """Numpy's numbers and text as Python's own; for read_pickle.
-
-    Raises:
-        PickleError: a pickle asks for anything else to be made.
-    """
+    """A number or text of numpy as Python's own, for read_pickle. PickleError for other objects."""
     if name == "numpy.dtype":
         return Made(name, arguments)
     if name == "_codecs.encode" and arguments[1:] == ("latin1",):
@@ -230,7 +206,7 @@ def _with_items(target: Any, items: list[Any]) -> dict[Any, Any]:
     if type(target) is not dict:
         raise PickleError(f"items of {type(target).__name__}")
     for key, value in zip(items[::2], items[1::2], strict=True):
-        # Others' hashes take time, or the stack, as long as they are deep.
+        # The hash of a deeply nested key can exhaust the processor's stack.
         if not isinstance(key, KEYS):
             raise PickleError(f"a key of {type(key).__name__}")
         target[key] = value

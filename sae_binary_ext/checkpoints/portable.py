@@ -1,4 +1,4 @@
-"""A coder between formats: a form that belongs to no host, which each format reads and writes."""
+"""The form of a coder that belongs to no host. Each format reads and writes it."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,7 +17,7 @@ NOTES_VERSION = 1
 
 @dataclass(frozen=True)
 class Shape:
-    """What a config says about a coder. The tensors must agree with it.
+    """The part of a config that says what a coder computes.
 
     Attributes:
         d_in, d_out, latents: widths of the input, the output and the code.
@@ -59,13 +59,10 @@ class Shape:
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a model a coder belongs. None if its files do not say.
+    """The place of a coder in a model. None if its files do not say.
 
-    Attributes:
-        hookpoint: sparsify's name, such as layers.9.mlp.
-        hook_name: SAELens' name of the input.
-        hook_name_out: SAELens' name of a transcoder's output.
-        model_name: the name that SAELens or transformers load the model by.
+    hookpoint is sparsify's name, such as layers.9.mlp. The hook names are SAELens' names of the
+    input and of a transcoder's output.
     """
 
     hookpoint: str | None = None
@@ -76,19 +73,16 @@ class Place:
 
 @dataclass(frozen=True)
 class PortableCoder:
-    """A coder between formats.
+    """A coder between formats. CheckpointError if its tensors do not fit the shape or each other.
 
     Attributes:
-        shape: what its config says.
+        shape: what the coder computes.
         tensors: encoder_weight [latents, d_in], encoder_bias [latents], decoder_weight
             [latents, d_out], decoder_bias [d_out], log_threshold [latents] of binary coders,
             skip_weight [d_out, d_in] of a skip connection. All but log_threshold share one dtype.
-        place: where it belongs.
+        place: its place in a model.
         firing_rates: float [latents], running means of training, or None.
         settings: for each format that it was read from, the fields that no other format has.
-
-    Raises:
-        CheckpointError: tensors do not fit the shape or each other, or are not finite.
     """
 
     shape: Shape
@@ -107,12 +101,10 @@ class PortableCoder:
             raise CheckpointError(f"tensors {sorted(self.tensors)}: expected {sorted(expected)}.")
         for name, tensor in self.tensors.items():
             self._check(name, tensor, expected[name])
-        if self.firing_rates is not None:
-            self._check("firing_rates", self.firing_rates, (self.shape.latents,))
-            if self.firing_rates.is_meta:
-                return
-            if not ((self.firing_rates >= 0) & (self.firing_rates <= 1)).all():
-                raise CheckpointError("firing_rates: rates lie between 0 and 1.")
+        if (rates := self.firing_rates) is not None:
+            self._check("firing_rates", rates, (self.shape.latents,))
+            if not (rates.is_meta or ((rates >= 0) & (rates <= 1)).all()):
+                raise CheckpointError("firing_rates: holds rates that are not between 0 and 1.")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -133,11 +125,10 @@ class PortableCoder:
                 f"{name}: dtype {tensor.dtype}, but encoder_weight is {self.dtype}. The tensors "
                 "of a coder must share one floating dtype."
             )
-        if tensor.is_meta:
-            return  # only the file's header was read, so there are no values
-        # A threshold of zero has the logarithm -inf.
+        # A threshold of zero has the logarithm -inf. A meta tensor has no values.
         low = float("-inf") if name == "log_threshold" else -torch.finfo(tensor.dtype).max
-        if not ((tensor >= low) & (tensor <= torch.finfo(tensor.dtype).max)).all():
+        inside = (tensor >= low) & (tensor <= torch.finfo(tensor.dtype).max)
+        if not (tensor.is_meta or inside.all()):
             raise CheckpointError(f"{name}: holds values that are not finite.")
 
 
@@ -158,38 +149,34 @@ def notes_of(coder: PortableCoder, own_format: str) -> dict[str, Any]:
 def read_notes(notes: Any) -> tuple[Place, Tensor | None, dict[str, dict[str, Any]]]:
     """The place, firing rates and settings in notes that notes_of wrote.
 
-    Raises:
-        CheckpointError: a newer version of this package wrote the notes, or they are damaged.
+    CheckpointError if the notes are damaged, or a newer version of this package wrote them.
     """
     if notes is None:
         return Place(), None, {}
-    known = {"version", "place", "settings", "firing_rates"}
-    if not isinstance(notes, dict) or notes.get("version") != NOTES_VERSION:
-        version = notes.get("version") if isinstance(notes, dict) else notes
+    version = notes.get("version") if isinstance(notes, dict) else None
+    if version != NOTES_VERSION:
         raise CheckpointError(
             f"{NOTES_KEY}: notes of version {version!r}, and this package reads version "
             f"{NOTES_VERSION}. Install the version of sae_binary_ext that wrote the coder."
         )
-    if not notes.keys() <= known:
-        raise CheckpointError(f"{NOTES_KEY}: unknown notes {sorted(notes.keys() - known)}.")
+    if unknown := notes.keys() - {"version", "place", "settings", "firing_rates"}:
+        raise CheckpointError(f"{NOTES_KEY}: unknown notes {sorted(unknown)}.")
     place, settings = notes.get("place", {}), notes.get("settings", {})
-    names = vars(Place())
-    if not _maps_strings(place) or not place.keys() <= names.keys():
-        raise CheckpointError(f"{NOTES_KEY}: place={place!r} must name {sorted(names)}.")
-    if not all(value and isinstance(value, str) for value in place.values()):
-        raise CheckpointError(f"{NOTES_KEY}: place={place!r} must hold text.")
+    names = vars(Place()).keys()
+    named = _maps_strings(place) and place.keys() <= names
+    if not named or not all(value and isinstance(value, str) for value in place.values()):
+        raise CheckpointError(
+            f"{NOTES_KEY}: place={place!r} must hold text under names of {sorted(names)}."
+        )
     if not _maps_strings(settings) or not all(map(_maps_strings, settings.values())):
-        raise CheckpointError(f"{NOTES_KEY}: settings must hold one table a format.")
-    return Place(**place), _read_rates(notes.get("firing_rates")), settings
-
-
-def _read_rates(rates: Any) -> Tensor | None:
-    if rates is None:
-        return None
+        raise CheckpointError(f"{NOTES_KEY}: settings must hold one table for each format.")
+    if (rates := notes.get("firing_rates")) is None:
+        return Place(**place), None, settings
     try:
-        return torch.tensor(rates["values"], dtype=DTYPES[rates["dtype"]])
+        tensor = torch.tensor(rates["values"], dtype=DTYPES[rates["dtype"]])
     except (KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"{NOTES_KEY}: firing_rates cannot be read: {error}.") from error
+    return Place(**place), tensor, settings
 
 
 def _maps_strings(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Publishing coders on the Hub."""
+"""Publishes coders on the Hub, with a model card for each."""
 
 import logging
 import tempfile
@@ -6,43 +6,67 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCardData
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from sae_binary_ext.checkpoints import saelens, stock
-from sae_binary_ext.checkpoints.card import FIGURES, Facts, coder_card, repository_card
+from sae_binary_ext.checkpoints import files, runs, saelens, sources, stock
 from sae_binary_ext.checkpoints.describe import Description, describe_folder
 from sae_binary_ext.checkpoints.errors import CheckpointError
-from sae_binary_ext.checkpoints.files import read_json
 from sae_binary_ext.checkpoints.formats import FORMATS
 from sae_binary_ext.checkpoints.hook_names import is_hookpoint
 from sae_binary_ext.checkpoints.portable import PortableCoder
-from sae_binary_ext.checkpoints.runs import SEED, completed_by_run, run_config
-from sae_binary_ext.checkpoints.sources import (
-    METRICS_FILE,
-    SPARSITY_FILE,
-    check_name,
-    errors_of_hub,
-    find_coders,
-    repository_files,
-)
 
 logger = logging.getLogger(__name__)
 
+LIBRARY_OF_FORMAT = {"saelens": "saelens", "sparsify": "sparsify", "quirke2025": "sparsify"}
+# For each host: its name, the line that imports its class, and the call that loads a coder.
+OWN_LOADERS = {
+    "saelens": ("SAELens", "from sae_lens import SAE", "sae = SAE.from_pretrained"),
+    "sparsify": (
+        "sparsify", "from sparsify import SparseCoder", "coder = SparseCoder.load_from_hub"
+    ),
+}  # fmt: skip
+PAPERS = {
+    "quirke2025": "Binary Sparse Coding for Interpretability, arXiv:2509.25596",
+    "cho2025": (
+        "Binary Autoencoder for Mechanistic Interpretability of Large Language Models, "
+        "arXiv:2509.20997"
+    ),
+}
+# For each key of a coder's figures in metrics.json: its label in the card, and its format.
+FIGURES = {
+    "fvu": ("FVU", "{:.4f}"),
+    "l0": ("L0, mean active latents a token", "{:.1f}"),
+    "latents": ("latents", "{}"),
+    "dead": ("dead latents", "{}"),
+    "dense": ("latents active on more than 10% of tokens", "{}"),
+    "ultra_high_frequency": ("latents active on more than 50% of tokens", "{}"),
+    "entropy_bits": ("entropy of the firing rates, bits a token", "{:.0f}"),
+    "recovered_of_zero_ablation": ("share of cross-entropy recovered", "{:.1%}"),
+}
 SAELENS_RUN_CONFIG = "runner_cfg.json"
 CARD = "README.md"
 
 
 @dataclass(frozen=True)
-class Upload:
-    """What push puts into a repository.
+class Facts:
+    """Facts for a card that a coder's own files do not tell. None if a fact is not known.
 
-    Attributes:
-        repo_id: user/name.
-        files: bytes of each file by its path in the repository.
-        cards: the model cards among them, by path.
+    figures are labels and texts, and measured_on says what they were measured on.
     """
+
+    model: str | None = None
+    training_tokens: str | None = None
+    dataset: str | None = None
+    licence: str | None = None
+    figures: list[tuple[str, str]] | None = None
+    measured_on: str = ""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The content that push uploads: the bytes of each file and the text of each card, by path."""
 
     repo_id: str
     files: dict[str, int]
@@ -62,17 +86,17 @@ def push(
 ) -> Upload:
     """Publish a coder, or a folder of coders, each in a folder of its own with a model card.
 
-    Uploads a coder's weights, config and firing statistics, and nothing else that lies beside
-    them. Figures come from metrics.json in the coder's folder, as the demo puts it there. Run
-    again after an interruption, it goes on: what the Hub has already is not sent twice.
+    Uploads a coder's weights, config and firing statistics, and no other files. The card's figures
+    come from metrics.json in the coder's folder, which the demo writes. After an interruption, run
+    it again: files that the Hub already has are not sent twice.
 
     Args:
         path: a coder's folder, which keeps its name in the repository, or a folder of such folders.
-        repo_id: user/name; made if it does not exist.
+        repo_id: user/name. The repository is made if it does not exist.
         model: Hub id of the model that the coders are for. None takes what their files say.
-        licence: as the Hub names licences (mit, apache-2.0).
-        dataset: what they were trained on. None takes what their training run noted.
-        training_tokens: how many. None takes what their training run noted.
+        licence: the Hub's name of the licence (mit, apache-2.0).
+        dataset: the training text. None takes what the training run noted.
+        training_tokens: the number of tokens. None takes what the training run noted.
         private: make the repository private.
         dry_run: return what would be uploaded, and upload nothing.
 
@@ -84,7 +108,7 @@ def push(
     except HFValidationError as error:
         raise CheckpointError(f"repo_id={repo_id!r}: {error}") from error
     if not Path(path).is_dir():
-        raise CheckpointError(f"{path}: is no folder.")
+        raise CheckpointError(f"{path}: is not a folder.")
     given = Facts(model, training_tokens, dataset, licence)
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary)
@@ -95,48 +119,44 @@ def push(
 
 
 def _stage(path: Path, repo_id: str, given: Facts, staged: Path, online: bool) -> Upload:
-    """Lay out what is uploaded: a coder's own files, and the cards."""
-    folders = find_coders(path, None)
-    described = [
-        _with_place_in_name(describe_folder(name, folder), folder)
-        for name, folder in folders.items()
-    ]
-    facts = [
-        _facts(folder, one, given) for folder, one in zip(folders.values(), described, strict=True)
-    ]
+    """Put the coders' own files and the cards into the folder staged."""
+    found = sources.find_coders(path, None)
+    described = [_described(name, folder) for name, folder in found.items()]
+    folders = list(found.values())
+    facts = [_facts(folder, one, given) for folder, one in zip(folders, described, strict=True)]
     cards: dict[str, str] = {}
-    for folder, one, known in zip(folders.values(), described, facts, strict=True):
-        check_name(one.name)
+    for folder, one, known in zip(folders, described, facts, strict=True):
+        sources.check_name(one.name)
         one = _stage_coder(folder, one, known, staged / one.name)
-        cards[f"{one.name}/{CARD}"] = coder_card(repo_id, one, known)
+        cards[f"{one.name}/{CARD}"] = _coder_card(repo_id, one, known)
     names = {one.name for one in described} | (_published(repo_id) if online else set())
-    common = replace(facts[0], model=_common([known.model for known in facts]))
-    cards[CARD] = repository_card(repo_id, sorted(names), described, common)
+    models = {known.model for known in facts}
+    common = replace(facts[0], model=models.pop() if len(models) == 1 else None)
+    cards[CARD] = _repository_card(repo_id, sorted(names), described[0], common)
     for name, text in cards.items():
         (staged / name).write_text(text)
-    files = [file for file in sorted(staged.rglob("*")) if file.is_file()]
-    sizes = {file.relative_to(staged).as_posix(): file.stat().st_size for file in files}
+    paths = [path for path in sorted(staged.rglob("*")) if path.is_file()]
+    sizes = {path.relative_to(staged).as_posix(): path.stat().st_size for path in paths}
     return Upload(repo_id, sizes, cards)
 
 
-def _with_place_in_name(described: Description, folder: Path) -> Description:
-    """The coder under a name that tells its place: a seed's alone does not."""
+def _described(name: str, folder: Path) -> Description:
+    described = describe_folder(name, folder)
     above = folder.resolve().parent.name
-    if SEED.fullmatch(described.name) and is_hookpoint(above):
-        return replace(described, name=f"{above}/{described.name}")
-    return described
+    # The name of a seed does not tell its hookpoint.
+    of_seed = runs.SEED.fullmatch(described.name) and is_hookpoint(above)
+    return replace(described, name=f"{above}/{described.name}") if of_seed else described
 
 
 def _stage_coder(folder: Path, described: Description, facts: Facts, target: Path) -> Description:
-    """Lay out a coder's files; returns the coder as it is there."""
+    """Put a coder's files into target. Returns the coder as it is there."""
     target.mkdir(parents=True)
-    form = FORMATS[described.format]
-    coder = described.coder
+    form, coder = FORMATS[described.format], described.coder
     scaled = described.format == "saelens" and saelens.scaling(folder) is not None
-    # A training script's own names of its files carry its clock, and its log the run's curves.
+    # A training script's own names of its files contain times, and its log contains curves.
     named = (folder / form.weights).is_file() and (folder / form.config).is_file()
-    # The run's config stays behind, and what it alone says goes into the coder's own.
-    anew = scaled or not named or completed_by_run(folder)
+    # The run's config is not uploaded, so the coder's own config must say what only that one says.
+    anew = scaled or not named or runs.completed_by_run(folder)
     renamed = None if coder is None else _with_names(coder, facts)
     if renamed is not None and (renamed is not coder or anew):
         form.write(renamed, target)
@@ -145,14 +165,14 @@ def _stage_coder(folder: Path, described: Description, facts: Facts, target: Pat
         stock.refuse_training_only(folder, stock.current_config(folder))
         if scaled:
             stock.load(folder).save_model(target)
-    for file in (form.config, form.weights, SPARSITY_FILE):
+    for file in (form.config, form.weights, sources.SPARSITY_FILE):
         if (folder / file).is_file() and not (target / file).exists():
             (target / file).symlink_to((folder / file).resolve())
     return described
 
 
 def _with_names(coder: PortableCoder, facts: Facts) -> PortableCoder:
-    """The coder with the model and data that its config names called as on the Hub."""
+    """The coder, with the Hub's names of its model and dataset if its config names them."""
     metadata = coder.settings.get("saelens", {})
     before = {"model_name": coder.place.model_name, "dataset_path": metadata.get("dataset_path")}
     after = {"model_name": facts.model, "dataset_path": facts.dataset}
@@ -160,82 +180,126 @@ def _with_names(coder: PortableCoder, facts: Facts) -> PortableCoder:
     if not changed:
         return coder
     place = replace(coder.place, model_name=facts.model)
-    settings = (
-        {**coder.settings, "saelens": {**metadata, **changed}} if metadata else coder.settings
-    )
-    return replace(coder, place=place, settings=settings)
-
-
-def _common(values: list[str | None]) -> str | None:
-    return values[0] if len(set(values)) == 1 else None
+    told = {"saelens": {**metadata, **changed}} if metadata else {}
+    return replace(coder, place=place, settings=coder.settings | told)
 
 
 def _send(staged: Path, repo_id: str, private: bool) -> None:
     api = HfApi()
-    with errors_of_hub(f"{repo_id}: the upload did not end, run the same again to go on"):
+    with files.errors_told(f"{repo_id}: the upload did not end, run the same again to go on"):
         api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=staged, commit_message="Add sparse coders")
 
 
 def _published(repo_id: str) -> set[str]:
-    """Folders of coders that the repository has already."""
+    """Folders of the coders that the repository already has."""
     weights = {form.weights for form in FORMATS.values()}
-    with errors_of_hub(f"{repo_id}: cannot be reached"):
+    with files.errors_told(f"{repo_id}: cannot be reached"):
         try:
-            files = repository_files(repo_id)
+            paths = [path.rpartition("/") for path in sources.repository_files(repo_id)]
         except RepositoryNotFoundError:
             return set()
-    return {file.rpartition("/")[0] for file in files if file.rpartition("/")[2] in weights} - {""}
+    return {folder for folder, _, name in paths if folder and name in weights}
 
 
 def _facts(folder: Path, described: Description, given: Facts) -> Facts:
-    run = _run_of(folder)
-    stated = described.coder.place.model_name if described.coder is not None else None
+    coder, notes = described.coder, folder / SAELENS_RUN_CONFIG
+    run = files.read_json(notes) if notes.is_file() else runs.run_config(folder)
+    stated = None if coder is None else coder.place.model_name
     model = given.model or stated or run.get("model_name") or run.get("model")
-    metadata = described.coder.settings.get("saelens", {}) if described.coder is not None else {}
+    metadata = {} if coder is None else coder.settings.get("saelens", {})
     noted = (run.get("dataset_path"), run.get("dataset"), metadata.get("dataset_path"))
     dataset = given.dataset or next(filter(None, noted), None)
     for name, value in (("model", model), ("dataset", dataset)):
-        if value is not None and (Path(str(value)).exists() or Path(str(value)).is_absolute()):
+        if value is not None and _is_local(str(value)):
             raise CheckpointError(
                 f"{name}={str(value)!r} of {described.name}: is a folder of this machine. Say "
                 f"what it is on the Hub: {name}='user/name'."
             )
     tokens = given.training_tokens or run.get("training_tokens")
-    figures, measured_on = _figures(folder)
-    if figures is None:
-        logger.warning("%s: no %s beside it, so its card has no figures.", folder, METRICS_FILE)
-    return replace(
-        given,
-        model=model,
-        training_tokens=None if tokens is None else str(tokens),
-        dataset=dataset,
-        figures=figures,
-        measured_on=measured_on,
+    figures, measured_on = _figures(folder / sources.METRICS_FILE)
+    tokens = None if tokens is None else str(tokens)
+    return Facts(model, tokens, dataset, given.licence, figures, measured_on)
+
+
+def _is_local(name: str) -> bool:
+    return Path(name).exists() or Path(name).is_absolute()
+
+
+def _figures(path: Path) -> tuple[list[tuple[str, str]] | None, str]:
+    """The figures of a coder's metrics.json, and the text that they were measured on."""
+    if not path.is_file():
+        logger.warning("%s: no %s beside it, so its card has no figures.", path.parent, path.name)
+        return None, ""
+    document = files.read_json(path)
+    try:
+        (coder,) = document["coders"]
+        figures = [
+            (label, form.format(coder[key]["value"]))
+            for key, (label, form) in FIGURES.items()
+            if key in coder and coder[key]["value"] is not None
+        ]
+        text = document["run"]["dataset"]
+        # A path of this machine is private.
+        text = "a local text" if _is_local(text) else text
+        return figures, f"{coder['tokens']:,} tokens of {text}"
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: holds no figures of one coder: {error}.") from error
+
+
+def _repository_card(repo_id: str, names: list[str], described: Description, facts: Facts) -> str:
+    """README.md of a repository: links to coders by name, and how to load one of them."""
+    data = ModelCardData(
+        license=facts.licence,
+        base_model=facts.model,
+        library_name=LIBRARY_OF_FORMAT.get(described.format),
+        tags=["sparse-autoencoder", "binary-codes", "interpretability", "sae_binary_ext"],
+    )
+    links = "\n".join(f"- [{name}]({name}/README.md)" for name in names)
+    model = f" of {facts.model}" if facts.model else ""
+    return (
+        f"---\n{data.to_yaml()}\n---\n\n# {repo_id.split('/')[-1]}\n\n"
+        f"Sparse coders{model}, one a folder:\n\n{links}\n\n{_ending(repo_id, described, facts)}"
     )
 
 
-def _run_of(folder: Path) -> dict[str, Any]:
-    """What the hosts' runners write down beside a coder, or in the folder of a run."""
-    path = folder / SAELENS_RUN_CONFIG
-    return read_json(path) if path.is_file() else run_config(folder)
+def _coder_card(repo_id: str, described: Description, facts: Facts) -> str:
+    """README.md of a coder's folder."""
+    trained = (("trained on", facts.dataset), ("training tokens", facts.training_tokens))
+    rows = [row for row in (*described.lines(), *trained) if row[1] is not None]
+    binary = described.coder is not None and described.coder.shape.binary
+    codes = " Its latents are exactly 0 or 1." if binary else ""
+    paper = f" In the files of {PAPERS[described.format]}." if described.format in PAPERS else ""
+    measured = "Nothing was measured."
+    if facts.figures is not None:
+        measured = f"On {facts.measured_on}:\n\n{_table(facts.figures)}"
+    return (
+        f"# {described.name}\n\nSparse coder: {described.architecture}.{codes}{paper}\n\n"
+        f"{_table(rows)}\n\n## Measured\n\n{measured}\n\n{_ending(repo_id, described, facts)}"
+    )
 
 
-def _figures(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    path = folder / METRICS_FILE
-    if not path.is_file():
-        return None, ""
-    document = read_json(path)
-    try:
-        (coder,) = document["coders"]
-        found = {key: coder[key]["value"] for key in FIGURES if key in coder}
-        figures = {key: value for key, value in found.items() if value is not None}
-        for key, value in figures.items():
-            FIGURES[key][1].format(value)
-        text = document["run"]["dataset"]
-        # A folder of this machine is nobody else's business.
-        text = "a local text" if Path(text).exists() or Path(text).is_absolute() else text
-        measured_on = f"{coder['tokens']:,} tokens of {text}"
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: holds no figures of one coder: {error}.") from error
-    return figures, measured_on
+def _table(rows: list[tuple[str, Any]]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {label} | {value} |" for label, value in rows)])
+
+
+def _ending(repo_id: str, described: Description, facts: Facts) -> str:
+    """How to load a coder, with a code block for each loader that can, and its licence."""
+    name, form = described.name, described.format
+    load = f'coder = load_coder("{repo_id}", "{name}"'
+    calls = [
+        f'{load}, host="saelens")  # a sae_lens.SAE',
+        f'{load}, host="sparsify")  # a sparsify.SparseCoder',
+    ]
+    if described.coder is None:
+        # Only the format's host knows this architecture.
+        calls = [f'{load}, host="{form}")']
+    lines = ["from sae_binary_ext.checkpoints import load_coder", "", *calls]
+    blocks = [("With `pip install sae_binary_ext`:", lines)]
+    if form in LIBRARY_OF_FORMAT:
+        host, imported, call = OWN_LOADERS[LIBRARY_OF_FORMAT[form]]
+        lines = ["import sae_binary_ext", imported, "", f'{call}("{repo_id}", "{name}")']
+        blocks.append((f"{host}, by its own loader:", lines))
+    code = [f"{title}\n\n```python\n" + "\n".join(lines) + "\n```" for title, lines in blocks]
+    licence = facts.licence or "Not stated."
+    return "\n\n".join(["## How to load", *code, "## Licence", licence]) + "\n"

@@ -1,4 +1,4 @@
-"""What sparsify's runs write down beside their coders, in config.json."""
+"""Reads config.json, which sparsify's runs write beside their coders."""
 
 import re
 from dataclasses import replace
@@ -11,42 +11,38 @@ from sae_binary_ext.checkpoints.hook_names import is_hookpoint
 from sae_binary_ext.checkpoints.portable import PortableCoder
 
 RUN_CONFIG = "config.json"
-# The folder of the best coders so far, and of a hookpoint's coders of several seeds.
+# Folder names: the best coders so far, and the coder of one of several seeds at a hookpoint.
 BEST, SEED = "best", re.compile(r"seed\d+")
-# SAELens reads text by these where a run does not say how long its rows were. GPT-2 has as many
-# positions, and later models have more.
+# Tokens in a row of text, if the run does not say. GPT-2 has as many positions, and later models
+# have more.
 CONTEXT_SIZE = 1024
-# Models of fewer positions than sparsify's 2,048, which cut its rows.
+# Models with fewer positions than sparsify's 2,048 tokens in a row.
 POSITIONS = {r"gpt-?2": 1024}
 # Models whose tokenizers put a first token before each row that sparsify cuts.
 BOS_MODELS = re.compile(r"llama|mistral|mixtral|gemma|deepseek")
 
 
 def run_config(folder: Path) -> dict[str, Any]:
-    """The config of the run that a coder's folder belongs to; {} where there is none.
+    """The config of the run that a coder's folder belongs to, or {}.
 
-    Raises:
-        CheckpointError: a config.json is no JSON.
+    It stands beside the coder, or above its hookpoint's folder. Its "sae" is a dict if present.
     """
-    for above in folders_above(folder):
-        path = above / RUN_CONFIG
-        if path.is_file() and _is_run(config := read_json(path)):
-            return config
+    folder = folder.resolve()
+    folders = [folder, folder.parent]
+    while _belongs_to_a_run(folder.name) and _belongs_to_a_run(folder.parent.name):
+        folder = folder.parent
+        folders.append(folder.parent)
+    for path in (above / RUN_CONFIG for above in folders):
+        config = read_json(path) if path.is_file() else {}
+        of_coders = isinstance(config.get("sae"), dict)
+        # A model's config.json has neither field.
+        if of_coders or isinstance(config.get("model"), str):
+            return config if of_coders else {**config, "sae": {}}
     return {}
 
 
-def folders_above(folder: Path) -> list[Path]:
-    """Where a run's config may stand: beside a coder, or above its hookpoint's folder."""
-    folder = folder.resolve()
-    found = [folder, folder.parent]
-    while _belongs_to_a_run(folder.name) and _belongs_to_a_run(folder.parent.name):
-        folder = folder.parent
-        found.append(folder.parent)
-    return found
-
-
 def hookpoint_in(path: PurePath) -> str:
-    """The name in a coder's path that may be its hookpoint: a seed's is the folder above."""
+    """The name in a coder's path that may be its hookpoint. For a seed, the name above it."""
     return path.parent.name if SEED.fullmatch(path.name) else path.name
 
 
@@ -54,50 +50,34 @@ def _belongs_to_a_run(name: str) -> bool:
     return name == BEST or SEED.fullmatch(name) is not None or is_hookpoint(name)
 
 
-def _is_run(config: dict[str, Any]) -> bool:
-    """Whether a config.json is sparsify's, and not a model's."""
-    return isinstance(config.get("sae"), dict) or isinstance(config.get("model"), str)
-
-
 def completed(config: dict[str, Any], run: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A coder's config with what its run says of all its coders where its own file is silent.
+    """A coder's config (cfg.json at path), with the fields that only its run's config has.
 
-    Args:
-        config: the coder's cfg.json.
-        run: as run_config returns it.
-        path: of cfg.json, for the error.
-
-    Raises:
-        CheckpointError: the run contradicts itself, or the coder's own file.
+    CheckpointError if the run's config contradicts it.
     """
-    of_coders = run.get("sae", {})
-    of_coders = of_coders if isinstance(of_coders, dict) else {}
-    found = {**of_coders, **config}
-    transcode = run.get("transcode")
+    found, transcode = {**run.get("sae", {}), **config}, run.get("transcode")
     if transcode is not None and found.get("transcode", transcode) != transcode:
         raise CheckpointError(
             f"{path}: transcode={found['transcode']!r}, and the run's {RUN_CONFIG} says "
             f"{transcode!r}. Remove the line that is wrong."
         )
-    if "transcode" not in found and transcode is not None:
-        return {**found, "transcode": transcode}
-    if _is_of_2024(found):
+    if transcode is None and is_of_2024(config, run):
         # Only transcoders were trained with a skip connection.
-        return {**found, "transcode": found.get("skip_connection") is True}
-    return found
+        transcode = found.get("skip_connection") is True
+    return found if transcode is None else {**found, "transcode": transcode}
 
 
-def _is_of_2024(config: dict[str, Any]) -> bool:
-    """Whether the sparsify of before 12 February 2025 wrote a coder's config.
+def is_of_2024(config: dict[str, Any], run: dict[str, Any]) -> bool:
+    """Whether sparsify from before 12 February 2025 wrote a coder's config.
 
-    That day (commits f02711e and b5e29a0) brought both fields, and transcoders stopped to subtract
+    That day's commits f02711e and b5e29a0 added both fields. Until then, transcoders subtracted
     b_dec from their input.
     """
-    return config.keys().isdisjoint(("transcode", "activation"))
+    return {**run.get("sae", {}), **config}.keys().isdisjoint(("transcode", "activation"))
 
 
 def completed_by_run(folder: Path) -> bool:
-    """Whether a coder's folder holds less than its run's config says of it."""
+    """Whether a coder's own config lacks something that its run's config says."""
     path, run = folder / "cfg.json", run_config(folder)
     config = read_json(path) if path.is_file() and run else {}
     return bool(config) and any(
@@ -105,19 +85,8 @@ def completed_by_run(folder: Path) -> bool:
     )
 
 
-def centres_transcoders(config: dict[str, Any], run: dict[str, Any]) -> bool:
-    """Whether the sparsify of a coder's day subtracted a transcoder's b_dec from its input.
-
-    Args:
-        config: the coder's own cfg.json.
-        run: as run_config returns it.
-    """
-    of_coders = run.get("sae", {})
-    return _is_of_2024({**of_coders, **config} if isinstance(of_coders, dict) else config)
-
-
 def with_centring_folded(coder: PortableCoder) -> PortableCoder:
-    """A coder of W (x - b_dec) + b as one of W x + (b - W b_dec), as today's transcoders are."""
+    """Turn W (x - b_dec) + b into W x + (b - W b_dec), the form of today's transcoders."""
     tensors = coder.tensors
     weight, bias = tensors["encoder_weight"].double(), tensors["encoder_bias"].double()
     folded = bias - weight @ tensors["decoder_bias"].double()
@@ -125,11 +94,13 @@ def with_centring_folded(coder: PortableCoder) -> PortableCoder:
 
 
 def hookpoint_of_run(folder: Path) -> str | None:
-    """The hookpoint of a coder whose run's config stands beside it and names only one."""
+    """The hookpoint in the run's config beside a coder, if it names exactly one."""
     path = folder / RUN_CONFIG
-    hookpoints = read_json(path).get("hookpoints") if path.is_file() else None
-    only = hookpoints[0] if isinstance(hookpoints, list) and len(hookpoints) == 1 else None
-    return only if isinstance(only, str) and is_hookpoint(only) else None
+    match read_json(path).get("hookpoints") if path.is_file() else None:
+        case [str(only)] if is_hookpoint(only):
+            return only
+        case _:
+            return None
 
 
 def model_of(run: dict[str, Any]) -> str | None:
@@ -139,19 +110,16 @@ def model_of(run: dict[str, Any]) -> str | None:
 
 
 def with_text_settings(coder: PortableCoder, run: dict[str, Any]) -> PortableCoder:
-    """The coder with what SAELens' metadata tells of its training text.
+    """The coder with SAELens' metadata on the text that it was trained on.
 
-    context_size is the run's ctx_len, or the model's positions where these are fewer, or 1,024
-    where no run says. prepend_bos is what the model's tokenizer does to the rows that sparsify
-    cuts: sparsify itself adds no first token.
+    context_size is the run's ctx_len or CONTEXT_SIZE, at most the model's positions. prepend_bos
+    is what the model's tokenizer does, because sparsify itself adds no first token.
     """
     if "saelens" in coder.settings:
         return coder
     model = (coder.place.model_name or "").lower()
     length = run.get("ctx_len")
-    length = length if type(length) is int and length > 0 else CONTEXT_SIZE
-    for models, positions in POSITIONS.items():
-        if re.search(models, model):
-            length = min(length, positions)
+    limits = [count for models, count in POSITIONS.items() if re.search(models, model)]
+    length = min([length if type(length) is int and length > 0 else CONTEXT_SIZE, *limits])
     told = {"context_size": length, "prepend_bos": BOS_MODELS.search(model) is not None}
     return replace(coder, settings={**coder.settings, "saelens": told})

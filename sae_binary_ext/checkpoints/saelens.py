@@ -17,13 +17,11 @@ from sae_binary_ext.saving import NOTES_KEY
 WEIGHTS = stock.WEIGHTS
 # The name of each tensor in SAELens' files. W_enc is stored transposed.
 PARAMETERS = {
-    "encoder_weight": "W_enc",
-    "encoder_bias": "b_enc",
-    "decoder_weight": "W_dec",
-    "decoder_bias": "b_dec",
-    "log_threshold": "log_threshold",
-    "skip_weight": "W_skip",
-}
+    "encoder_weight": "W_enc", "encoder_bias": "b_enc", "decoder_weight": "W_dec",
+    "decoder_bias": "b_dec", "log_threshold": "log_threshold", "skip_weight": "W_skip",
+}  # fmt: skip
+# Fields of CodeRule beside k, and of SAELens' configs of binary coders.
+RULE_FIELDS = {"selection": str, "surrogate": str, "surrogate_temperature": float}
 PLACE_FIELDS = ("hook_name", "hook_name_out", "model_name")
 # For each architecture: whether its codes are 0 or 1, and whether it is a transcoder. Training
 # checkpoints say binary_entropy, and are written again as binary.
@@ -36,39 +34,26 @@ ARCHITECTURES = {
 }
 # Fields that only training reads. Training checkpoints contain them.
 TRAINING_FIELDS = (
-    "aux_loss_coefficient",
-    "covariance_coefficient",
-    "covariance_sample",
-    "decoder_init_norm",
-    "dense_coefficient",
-    "dense_rate",
-    "encoder_trains_b_dec",
-    "entropy_coefficient",
-    "entropy_start_step",
-    "entropy_warm_up_steps",
-    "initial_firing_rate",
-    "pre_act_loss_coefficient",
-    "skip_non_finite",
-    "surrogate_latents",
-    "use_sparse_activations",
-)
+    "aux_loss_coefficient", "covariance_coefficient", "covariance_sample", "decoder_init_norm",
+    "dense_coefficient", "dense_rate", "encoder_trains_b_dec", "entropy_coefficient",
+    "entropy_start_step", "entropy_warm_up_steps", "initial_firing_rate",
+    "pre_act_loss_coefficient", "skip_non_finite", "surrogate_latents", "use_sparse_activations",
+)  # fmt: skip
 
 
 def is_stock(folder: Path) -> bool:
     """Whether SAELens itself must load the folder's coder."""
     config = read_json(folder / "cfg.json")
     architecture = config.get("architecture")
-    if architecture == "topk":
-        # SAELens wrote other fields before its version 6, and translates them itself.
-        return stock.is_old(config)
-    return architecture not in tuple(ARCHITECTURES)
+    # SAELens translates the topk configs that it wrote before its version 6.
+    old_topk = architecture == "topk" and stock.is_old(config)
+    return old_topk or architecture not in tuple(ARCHITECTURES)
 
 
 def read(folder: Path) -> PortableCoder:
     """Read the coder of a folder. The scale of a training checkpoint is folded into the weights.
 
-    Raises:
-        CheckpointError: a file is missing or damaged, or the architecture has no portable form.
+    CheckpointError if the files are damaged or the architecture has no portable form.
     """
     path = folder / "cfg.json"
     if is_stock(folder):
@@ -76,22 +61,17 @@ def read(folder: Path) -> PortableCoder:
         return from_coder(stock.load(folder))
     config = read_json(path)
     shape = _read_shape(config, path)
-    metadata = _metadata(config, path)
     sizes = {PARAMETERS[key]: size for key, size in shape.tensors().items()}
     sizes["W_enc"] = sizes["W_enc"][::-1]
     stored = _in_dtype_of(config, read_tensors(folder / WEIGHTS, sizes), path)
-    coder = clearly(folder, lambda: _portable(shape, stored, metadata))
+    coder = clearly(folder, lambda: _portable(shape, stored, config, path))
     if shape.normalize_activations == "none":
         return coder
     return folded(coder, _scaling(folder, shape))
 
 
 def scaling(folder: Path) -> Scaling | None:
-    """The scale that read folds in for a training checkpoint. None for other coders.
-
-    Raises:
-        CheckpointError: as read.
-    """
+    """The scale that read folds in for a training checkpoint. None for other coders."""
     path = folder / "cfg.json"
     if is_stock(folder):
         return stock.scaling(folder, stock.current_config(folder))
@@ -117,8 +97,11 @@ def _in_dtype_of(
     return {key: one if key == "log_threshold" else one.to(dtype) for key, one in stored.items()}
 
 
-def _portable(shape: Shape, stored: dict[str, Tensor], metadata: dict[str, Any]) -> PortableCoder:
+def _portable(
+    shape: Shape, stored: dict[str, Tensor], config: dict[str, Any], path: Path
+) -> PortableCoder:
     """The coder of tensors by SAELens' names."""
+    metadata: dict[str, Any] = dict(Fields(config, path).take("metadata", dict, {}))
     place, rates, settings = read_notes(metadata.pop(NOTES_KEY, None))
     tensors = {key: stored[PARAMETERS[key]] for key in shape.tensors()}
     tensors["encoder_weight"] = tensors["encoder_weight"].T
@@ -126,7 +109,7 @@ def _portable(shape: Shape, stored: dict[str, Tensor], metadata: dict[str, Any])
     for key, name in names.items():
         if not isinstance(name, str | None):
             raise CheckpointError(f"metadata.{key}={name!r}: expected text.")
-    place = Place(hookpoint=place.hookpoint, **names)
+    place = Place(place.hookpoint, **names)
     return PortableCoder(shape, tensors, place, rates, {**settings, "saelens": metadata})
 
 
@@ -137,71 +120,51 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
     binary, transcoder = fields.take_choice("architecture", ARCHITECTURES)
     d_in = fields.take_size("d_in")
     rule = clearly(path, lambda: _read_rule(fields, binary))
-    shape = Shape(
-        d_in=d_in,
-        d_out=fields.take_size("d_out", d_in) if transcoder else d_in,
-        latents=fields.take_size("d_sae"),
-        rule=rule,
-        binary=binary,
-        transcoder=transcoder,
-        skip=fields.take("skip_connection", bool, False) if transcoder else False,
-        subtracts_decoder_bias=fields.take("apply_b_dec_to_input", bool),
-        normalize_activations=fields.take("normalize_activations", str),
-        reshape_activations=fields.take("reshape_activations", str),
-        rescales_by_decoder_norm=(
-            False if binary else fields.take("rescale_acts_by_decoder_norm", bool, False)
-        ),
-    )
+    d_out = fields.take_size("d_out", d_in) if transcoder else d_in
+    latents = fields.take_size("d_sae")
+    skip = transcoder and fields.take("skip_connection", bool, False)
+    centred = fields.take("apply_b_dec_to_input", bool)
+    modes = fields.take("normalize_activations", str), fields.take("reshape_activations", str)
+    rescales = not binary and fields.take("rescale_acts_by_decoder_norm", bool, False)
     fields.finish(ignored=("dtype", "device", "metadata", *TRAINING_FIELDS))
-    if transcoder and shape.subtracts_decoder_bias:
+    if transcoder and centred:
         raise CheckpointError(
             f"{path}: apply_b_dec_to_input=True: expected False, as for every transcoder."
         )
-    return shape
+    return Shape(d_in, d_out, latents, rule, binary, transcoder, skip, centred, *modes, rescales)
 
 
 def _read_rule(fields: Fields, binary: bool) -> CodeRule:
+    k = fields.take_size("k")
     if not binary:
-        return CodeRule("topk", fields.take_size("k"))
-    return CodeRule(
-        fields.take("selection", str),
-        fields.take_size("k"),
-        fields.take("surrogate", str),
-        fields.take("surrogate_temperature", float),
-    )
-
-
-def _metadata(config: dict[str, Any], path: Path) -> dict[str, Any]:
-    metadata: dict[str, Any] = Fields(config, path).take("metadata", dict, {})
-    return dict(metadata)
+        return CodeRule("topk", k)
+    told: dict[str, Any] = {name: fields.take(name, kind) for name, kind in RULE_FIELDS.items()}
+    return CodeRule(k=k, **told)
 
 
 def from_coder(coder: Any) -> PortableCoder:
-    """The portable form of a SAELens coder.
-
-    Raises:
-        CheckpointError: the architecture is not one of ARCHITECTURES.
-    """
+    """The portable form of a SAELens coder. CheckpointError if SAELens alone has its kind."""
     source = Path(f"<{type(coder).__name__}>")
     config = coder.cfg.to_dict()
     shape = _read_shape(config, source)
     names = [PARAMETERS[key] for key in shape.tensors()]
     stored = {name: getattr(coder, name).detach() for name in names}
-    return _portable(shape, stored, _metadata(config, source))
+    return _portable(shape, stored, config, source)
 
 
 def to_coder(coder: PortableCoder) -> Any:
-    """A SAELens coder for inference, on the CPU.
+    """A SAELens coder for inference, on the CPU. CheckpointError if SAELens has none of its kind.
 
-    Raises:
-        CheckpointError: SAELens has no architecture for it.
-        ModuleNotFoundError: SAELens is not installed.
+    ModuleNotFoundError if SAELens is not installed.
     """
     import_module("sae_binary_ext.saelens")  # if SAELens is missing, says what to install
     from sae_lens.registry import get_sae_class
 
     kind, config_kind = get_sae_class(_architecture(coder.shape))
-    made = kind(_filled(config_kind(**_fields_of(coder)), coder))
+    config = config_kind(**_fields_of(coder))
+    for key, value in _metadata_of(coder).items():
+        config.metadata[key] = value
+    made = kind(config)
     state = {PARAMETERS[key]: tensor for key, tensor in coder.tensors.items()}
     made.load_state_dict({**state, "W_enc": state["W_enc"].T})  # copies the tensors
     return made
@@ -213,16 +176,17 @@ def write(coder: PortableCoder, folder: Path) -> None:
 
 
 def _architecture(shape: Shape) -> str:
-    if not shape.binary and shape.rule.selection != "topk":
-        raise CheckpointError(
-            f"activation={shape.rule.selection!r}: SAELens has no such architecture. Load "
-            "the coder with host='sparsify'."
-        )
-    if shape.skip and not shape.transcoder:
-        raise CheckpointError(
-            "skip_connection=True: SAELens has no autoencoder with a skip connection. Load the "
-            "coder with host='sparsify'."
-        )
+    missing = {
+        f"activation={shape.rule.selection!r}: SAELens has no such architecture.": (
+            not shape.binary and shape.rule.selection != "topk"
+        ),
+        "skip_connection=True: SAELens has no autoencoder with a skip connection.": (
+            shape.skip and not shape.transcoder
+        ),
+    }
+    for reason, applies in missing.items():
+        if applies:
+            raise CheckpointError(f"{reason} Load the coder with host='sparsify'.")
     sought = (shape.binary, shape.transcoder)
     return next(name for name, found in ARCHITECTURES.items() if found == sought)
 
@@ -239,11 +203,7 @@ def _fields_of(coder: PortableCoder) -> dict[str, Any]:
         "reshape_activations": shape.reshape_activations,
     }
     if shape.binary:
-        fields |= {
-            "selection": rule.selection,
-            "surrogate": rule.surrogate,
-            "surrogate_temperature": rule.surrogate_temperature,
-        }
+        fields |= {name: getattr(rule, name) for name in RULE_FIELDS}
     else:
         fields["rescale_acts_by_decoder_norm"] = shape.rescales_by_decoder_norm
     if shape.transcoder:
@@ -251,15 +211,12 @@ def _fields_of(coder: PortableCoder) -> dict[str, Any]:
     return fields
 
 
-def _filled(config: Any, coder: PortableCoder) -> Any:
-    """The config with the coder's place and settings in its metadata."""
+def _metadata_of(coder: PortableCoder) -> dict[str, Any]:
+    """The coder's place, settings and firing rates for the metadata of SAELens' config."""
     named = {key: getattr(coder.place, key) for key in PLACE_FIELDS}
     told = {key: name for key, name in named.items() if name is not None}
-    for key, value in {**coder.settings.get("saelens", {}), **told}.items():
-        config.metadata[key] = value
     notes = notes_of(coder, "saelens")
     # SAELens' metadata has its own fields for the rest of the place.
     notes["place"] = {"hookpoint": coder.place.hookpoint} if coder.place.hookpoint else {}
-    if notes["place"] or notes["settings"] or "firing_rates" in notes:
-        config.metadata[NOTES_KEY] = notes
-    return config
+    noted = notes["place"] or notes["settings"] or "firing_rates" in notes
+    return {**coder.settings.get("saelens", {}), **told, **({NOTES_KEY: notes} if noted else {})}

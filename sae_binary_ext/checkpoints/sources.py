@@ -1,8 +1,7 @@
 """Where coders come from: a folder, a folder of folders, or a repository of the Hub."""
 
 import re
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -12,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from sae_binary_ext.checkpoints import elsewhere, runs
 from sae_binary_ext.checkpoints.errors import CheckpointError
+from sae_binary_ext.checkpoints.files import errors_told
 from sae_binary_ext.checkpoints.formats import CODER_FILES, FORMATS, WEIGHTS, format_of
 from sae_binary_ext.checkpoints.hook_names import is_hookpoint, is_place, model_class_of, same_place
 from sae_binary_ext.checkpoints.normalization import SCALING_FILES
@@ -26,16 +26,10 @@ REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def find_coder(source: str | Path, hookpoint: str | None) -> tuple[str, Path]:
-    """The name and the folder of one coder, downloaded if needed.
+    """The name and the folder of one coder, downloaded if needed. Arguments as in load_coder.
 
-    Args:
-        source: a coder's folder, a folder of such folders, or a Hub id of either. Of several
-            coders, the one at the root is taken if the hookpoint names no other.
-        hookpoint: the folder's name in its source. For a coder at the source's root, also a place
-            in a model: the coder's, or the one to give it if its files name none.
-
-    Raises:
-        CheckpointError: there is no such coder, or there are several.
+    If there are several coders and no hookpoint, the one at the root of the source is taken.
+    CheckpointError if there is no such coder, or none at the root.
     """
     found = find_coders(source, hookpoint)
     if ROOT not in found and len(found) > 1:
@@ -47,7 +41,7 @@ def find_coder(source: str | Path, hookpoint: str | None) -> tuple[str, Path]:
 def find_coders(
     source: str | Path, hookpoint: str | None, checkpoints: bool = False
 ) -> dict[str, Path]:
-    """The folders of a source's coders by their names. Arguments as find_coder takes them.
+    """The folders of a source's coders by their names. Arguments as in load_coder.
 
     If a run of SAELens ended with a coder, its earlier checkpoints are left out, unless they are
     asked for. CheckpointError if there are no coders.
@@ -55,24 +49,12 @@ def find_coders(
     if hookpoint is not None:
         check_name(hookpoint)
     if is_repository(source):
-        with errors_of_hub(f"{source}: cannot be downloaded"):
+        with errors_told(f"{source}: cannot be downloaded"):
             root, names = _download(str(source), hookpoint, checkpoints)
     else:
         root = Path(source)
         names = choose(source, hookpoint, _files_under(root), checkpoints)
     return {name: root / name for name in names}
-
-
-@contextmanager
-def errors_of_hub(problem: str) -> Generator[None]:
-    """Inside it, any error of the Hub becomes a CheckpointError that starts with the problem."""
-    try:
-        yield
-    except CheckpointError:
-        raise
-    # huggingface_hub also raises the errors of its HTTP library, which differs by its version.
-    except Exception as error:
-        raise CheckpointError(f"{problem}: {error}") from error
 
 
 def is_repository(source: str | Path) -> bool:

@@ -16,69 +16,58 @@ from sae_binary_ext.checkpoints import runs
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import Fields, clearly, read_json, read_tensors
 from sae_binary_ext.checkpoints.portable import PortableCoder, Shape, notes_of, read_notes
-from sae_binary_ext.checkpoints.sparsify_forks import OF_FORKS, SIGNED, VARIANTS, refuse_forks
 from sae_binary_ext.checks import check_choice
-from sae_binary_ext.coding.paper_names import (
-    ACTIVATIONS,
-    PAPER_FIELDS,
-    PAPER_IDLE_FIELD,
-    SELECTION_OF_ACTIVATION,
-    STOCK_ACTIVATIONS,
-    SURROGATE_OF_STE,
-)
+from sae_binary_ext.coding import paper_names
 from sae_binary_ext.coding.selection import CodeRule
 from sae_binary_ext.coding.surrogate import SURROGATES
 from sae_binary_ext.saving import NOTES_KEY
 
 WEIGHTS = "sae.safetensors"
 PARAMETERS = {
-    "encoder_weight": "encoder.weight",
-    "encoder_bias": "encoder.bias",
-    "decoder_weight": "W_dec",
-    "decoder_bias": "b_dec",
-    "log_threshold": "log_threshold",
-    "skip_weight": "W_skip",
-}
+    "encoder_weight": "encoder.weight", "encoder_bias": "encoder.bias", "decoder_weight": "W_dec",
+    "decoder_bias": "b_dec", "log_threshold": "log_threshold", "skip_weight": "W_skip",
+}  # fmt: skip
 RATES, THRESHOLD = "firing_rates", "log_threshold"
 QUIRKE2025 = "quirke2025"
+SOURCE = "https://github.com/EleutherAI/sparsify"
+NO_HOST = "SAELens and sparsify cannot load it. Load it with the code that wrote it"
+# What the fields of a fork do. If such a field is off, the coder is an ordinary one of sparsify.
+OF_FORKS = {
+    "batch_topk": "the k largest latents a token on average over a batch",
+    "sample_topk": "the k largest latents a token on average over a row",
+    "input_unit_norm": "inputs scaled to unit norm",
+}
+# Fields of cross-layer transcoders.
+OF_CLT = {
+    "n_targets", "n_sources", "normalize_io", "divide_cross_layer", "train_post_encoder",
+    "post_encoder_scale", "coalesce_topk", "topk_coalesced",
+}  # fmt: skip
 # Further fields of the first paper's files. None changes what a coder computes.
 IDLE_FIELDS: dict[str, Any] = {
-    "expansion_factor": 32,
-    "normalize_decoder": False,
-    "multi_topk": False,
-    PAPER_IDLE_FIELD: 5,
-}
+    "expansion_factor": 32, "normalize_decoder": False, "multi_topk": False,
+    paper_names.PAPER_IDLE_FIELD: 5,
+}  # fmt: skip
 # Fields of sparsify and of this package that only training reads.
+_NUMBER = (float, int)
 TRAINING_FIELDS: dict[str, tuple[type, ...]] = {
-    "covariance_alpha": (float, int),
-    "covariance_sample": (int,),
-    "dense_alpha": (float, int),
-    "dense_rate": (float, int),
-    "encoder_trains_b_dec": (bool,),
-    "entropy_alpha": (float, int),
-    "entropy_start_step": (int,),
-    "entropy_warm_up_steps": (int,),
-    "initial_firing_rate": (float, int, type(None)),
-    "multi_topk": (bool,),
+    **dict.fromkeys(("covariance_alpha", "dense_alpha", "dense_rate", "entropy_alpha"), _NUMBER),
+    **dict.fromkeys(("covariance_sample", "entropy_start_step", "entropy_warm_up_steps"), (int,)),
+    **dict.fromkeys(("encoder_trains_b_dec", "multi_topk", "skip_non_finite"), (bool,)),
+    "initial_firing_rate": (*_NUMBER, type(None)),
     "normalize_decoder": (bool, type(None)),
-    "skip_non_finite": (bool,),
     "ste_latents": (str, type(None)),
 }
 
 
 def is_papers(config: dict[str, Any]) -> bool:
     """Whether the first paper's code wrote a config. Its earliest configs add no field."""
-    binary = config.get("activation") in list(SELECTION_OF_ACTIVATION)
-    named = binary or not PAPER_FIELDS.keys().isdisjoint(config)
+    binary = config.get("activation") in list(paper_names.SELECTION_OF_ACTIVATION)
+    named = binary or not paper_names.PAPER_FIELDS.keys().isdisjoint(config)
     return named and "subtract_b_dec" not in config
 
 
 def read(folder: Path) -> PortableCoder:
-    """Read the coder of a folder.
-
-    Raises:
-        CheckpointError: a file is missing or damaged, or the activation has no portable form.
-    """
+    """Read the coder of a folder. CheckpointError if it is damaged or has no portable form."""
     path = folder / "cfg.json"
     own, run = read_json(path), runs.run_config(folder)
     config = runs.completed(own, run, path)
@@ -92,9 +81,8 @@ def read(folder: Path) -> PortableCoder:
     if shape.binary and THRESHOLD not in stored:
         stored[THRESHOLD] = _absent_threshold(shape, stored, folder / WEIGHTS)
     coder = clearly(folder, lambda: _portable(shape, stored, config))
-    if shape.transcoder and runs.centres_transcoders(own, run):
-        return runs.with_centring_folded(coder)
-    return coder
+    centred = shape.transcoder and runs.is_of_2024(own, run)
+    return runs.with_centring_folded(coder) if centred else coder
 
 
 def _absent_threshold(shape: Shape, stored: dict[str, Tensor], path: Path) -> Tensor:
@@ -111,16 +99,11 @@ def _absent_threshold(shape: Shape, stored: dict[str, Tensor], path: Path) -> Te
 
 
 def _portable(shape: Shape, stored: dict[str, Tensor], config: dict[str, Any]) -> PortableCoder:
-    place, kept_rates, settings = read_notes(config.get(NOTES_KEY))
+    place, rates, settings = read_notes(config.get(NOTES_KEY))
     rest = {key: value for key, value in config.items() if key not in (NOTES_KEY, "d_in")}
-    format_name = QUIRKE2025 if is_papers(config) else "sparsify"
-    return PortableCoder(
-        shape,
-        {key: stored[PARAMETERS[key]] for key in shape.tensors()},
-        place,
-        stored.get(RATES, kept_rates),
-        {**settings, format_name: rest},
-    )
+    settings = {**settings, QUIRKE2025 if is_papers(config) else "sparsify": rest}
+    tensors = {key: stored[PARAMETERS[key]] for key in shape.tensors()}
+    return PortableCoder(shape, tensors, place, stored.get(RATES, rates), settings)
 
 
 def _read_shape(config: dict[str, Any], path: Path) -> Shape:
@@ -130,66 +113,72 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
     rule = clearly(path, lambda: _read_rule(fields, activation))
     d_in = fields.take_size("d_in")
     expansion = fields.take_size("expansion_factor", 32)
-    latents = fields.take("num_latents", int, 0)
+    latents = fields.take("num_latents", int, 0) or d_in * expansion
     transcoder = fields.take("transcode", bool, False)
-    binary = activation in SELECTION_OF_ACTIVATION
+    skip = fields.take("skip_connection", bool, False)
+    binary = activation in paper_names.SELECTION_OF_ACTIVATION
     # The first paper's files lack this field.
     subtracts = fields.take("subtract_b_dec", bool, not binary or rule.kind.subtracts_b_dec)
-    refuse_forks(config, path)
-    shape = Shape(
-        d_in=d_in,
-        d_out=d_in,
-        latents=latents or d_in * expansion,
-        rule=rule,
-        binary=binary,
-        transcoder=transcoder,
-        skip=fields.take("skip_connection", bool, False),
-        subtracts_decoder_bias=subtracts and not transcoder,
-    )
+    _refuse_forks(config, path)
     for name, kinds in TRAINING_FIELDS.items():
         fields.skip(name, kinds)
-    if activation in STOCK_ACTIVATIONS:
+    if not binary:
         # The paper's branch writes these fields for every coder.
         fields.skip("ste", (str,))
-        fields.skip("ste_temperature", (float, int))
-    fields.finish(ignored=(NOTES_KEY, PAPER_IDLE_FIELD, *OF_FORKS))
-    return shape
+        fields.skip("ste_temperature", _NUMBER)
+    fields.finish(ignored=(NOTES_KEY, paper_names.PAPER_IDLE_FIELD, *OF_FORKS))
+    centred = subtracts and not transcoder
+    return Shape(d_in, d_in, latents, rule, binary, transcoder, skip, centred)
 
 
 def _refuse_variants(fields: Fields, activation: str) -> None:
     """Raise CheckpointError for coders of the paper's branches that compute something else."""
-    for name, reason in VARIANTS.items():
-        if fields.take(name, bool, False):
-            raise CheckpointError(f"{name}=True: {reason}")
+    if fields.take("tied_decoder", bool, False):
+        raise CheckpointError(
+            "tied_decoder=True: the decoder is the encoder's weight, and the file holds one of the "
+            "two. Store it under both names, encoder.weight and W_dec, and set tied_decoder to "
+            "false: codes and outputs stay the same."
+        )
     # It changed only the training loss: codes and outputs are those of a plain coder.
     fields.skip("matryoshka", (bool,))
-    if fields.holds("ste_thresh_est") and activation == "topk_binary":
+    if fields.skip("ste_thresh_est", (bool,)) and activation == "topk_binary":
         raise CheckpointError(
             "ste_thresh_est: a coder of EleutherAI/sparsify's branch binary-threshold. There the k "
             "picked latents are 1 even below their thresholds; here a latent is 1 only above its "
             "threshold. Load it with that branch. Coders of branch binary load here."
         )
-    fields.skip("ste_thresh_est", (bool,))
+
+
+def _refuse_forks(config: dict[str, Any], path: Path) -> None:
+    """Raise CheckpointError for a config of a fork whose coders compute something else."""
+    if found := sorted(OF_CLT & config.keys()):
+        raise CheckpointError(
+            f"{path}: has {', '.join(found)}: a cross-layer transcoder of sparsify's branch clt. "
+            f"{NO_HOST}: pip install git+{SOURCE}@clt, then "
+            "sparsify.SparseCoder.load_from_disk(folder)."
+        )
+    if found := [f"{name} ({what})" for name, what in OF_FORKS.items() if config.get(name)]:
+        fork = f"a fork of sparsify with {'; '.join(found)}"
+        raise CheckpointError(f"{path}: is of {fork}. {NO_HOST}.")
 
 
 def _read_rule(fields: Fields, activation: str) -> CodeRule:
     k = fields.take_size("k", 32)
-    if activation in STOCK_ACTIVATIONS:
+    if activation in paper_names.STOCK_ACTIVATIONS:
         if fields.take("signed", bool, False):
-            raise CheckpointError(SIGNED)
+            raise CheckpointError(
+                f"signed=True: its codes may be negative. {NO_HOST}: pip install git+{SOURCE}"
+                "@signed, then sae.Sae.load_from_disk(folder)."
+            )
         return CodeRule(activation, k)
-    check_choice(ACTIVATIONS, activation=activation)
-    surrogate = fields.take_choice("ste", SURROGATE_OF_STE, "sigmoid")
+    check_choice(paper_names.ACTIVATIONS, activation=activation)
+    surrogate = fields.take_choice("ste", paper_names.SURROGATE_OF_STE, "sigmoid")
     temperature = fields.take("ste_temperature", float, 2.0)
-    return CodeRule(SELECTION_OF_ACTIVATION[activation], k, surrogate, temperature)
+    return CodeRule(paper_names.SELECTION_OF_ACTIVATION[activation], k, surrogate, temperature)
 
 
 def from_coder(coder: Any) -> PortableCoder:
-    """The portable form of a SparseCoder.
-
-    Raises:
-        CheckpointError: the coder was loaded without its decoder.
-    """
+    """The portable form of a SparseCoder. CheckpointError if it was loaded without its decoder."""
     if coder.W_dec is None:
         raise CheckpointError(
             "decoder=False: this coder was loaded without its decoder. Load it with decoder=True."
@@ -200,11 +189,9 @@ def from_coder(coder: Any) -> PortableCoder:
 
 
 def to_coder(coder: PortableCoder) -> Any:
-    """A sparsify coder, on the CPU.
+    """A SparseCoder, on the CPU. CheckpointError if sparsify cannot store a setting of the coder.
 
-    Raises:
-        CheckpointError: sparsify cannot store a setting of the coder. The message names it.
-        ModuleNotFoundError: sparsify is not installed.
+    ModuleNotFoundError if sparsify is not installed.
     """
     import_module("sae_binary_ext.sparsify")  # if sparsify is missing, says what to install
     from sparsify import SparseCoder
@@ -218,7 +205,7 @@ def to_coder(coder: PortableCoder) -> Any:
 
 
 def for_inference(coder: PortableCoder) -> Any:
-    """As to_coder, with multi_topk off. It makes sparsify return the output of 4k latents."""
+    """As to_coder, with multi_topk off, which makes sparsify return the output of 4k latents."""
     made = to_coder(coder)
     made.cfg.multi_topk = False
     return made
@@ -236,11 +223,7 @@ def write(coder: PortableCoder, folder: Path) -> None:
 
 
 def write_quirke2025(coder: PortableCoder, folder: Path) -> None:
-    """Save a coder as the first paper's code does.
-
-    Raises:
-        CheckpointError: the paper's files cannot store a setting of the coder.
-    """
+    """Save a coder as the first paper's code does. CheckpointError if its files cannot store it."""
     shape = coder.shape
     _refuse_inexpressible(shape)
     if not shape.binary:
@@ -257,44 +240,40 @@ def write_quirke2025(coder: PortableCoder, folder: Path) -> None:
             "Choose sparsify, whose format stores the field."
         )
     before = coder.settings.get(QUIRKE2025, {})
-    idle = {key: before.get(key, value) for key, value in IDLE_FIELDS.items()}
-    fields = _fields_of(shape)
-    fields.pop("subtract_b_dec")
+    fields = {**IDLE_FIELDS, **{key: before[key] for key in IDLE_FIELDS if key in before}}
+    fields |= {key: value for key, value in _fields_of(shape).items() if key != "subtract_b_dec"}
     if before.get("num_latents") == 0:
         fields["num_latents"] = 0
-    kept = {"d_in": shape.d_in, NOTES_KEY: notes_of(coder, QUIRKE2025)}
+    fields |= {
+        **paper_names.PAPER_FIELDS,
+        "d_in": shape.d_in,
+        NOTES_KEY: notes_of(coder, QUIRKE2025),
+    }
     stored = dict(coder.tensors)
     if not shape.rule.kind.has_thresholds and (stored[THRESHOLD] == -torch.inf).all():
         del stored[THRESHOLD]  # the paper's files have none either
     folder.mkdir(parents=True, exist_ok=True)
     save_file({PARAMETERS[key]: one.contiguous() for key, one in stored.items()}, folder / WEIGHTS)
-    (folder / "cfg.json").write_text(json.dumps({**idle, **fields, **PAPER_FIELDS, **kept}))
+    (folder / "cfg.json").write_text(json.dumps(fields))
 
 
 def _refuse_inexpressible(shape: Shape) -> None:
     """Raise CheckpointError if sparsify's coders cannot compute what this shape says."""
-    normalized, reshaped = shape.normalize_activations, shape.reshape_activations
-    may_leave_b_dec = shape.transcoder or shape.binary
-    reasons = (
-        (
-            shape.d_out != shape.d_in,
-            f"d_out={shape.d_out} and d_in={shape.d_in}: sparsify's coders have one width.",
+    reasons = {
+        f"d_out={shape.d_out} and d_in={shape.d_in}: sparsify's coders have one width.": (
+            shape.d_out != shape.d_in
         ),
-        (
-            normalized != "none",
-            f"normalize_activations={normalized!r}: sparsify's coders take raw activations. "
-            "Scalings that SAELens folds into the weights when training ends are fine.",
+        f"normalize_activations={shape.normalize_activations!r}: sparsify's coders take raw "
+        "activations. Scalings that SAELens folds into the weights when training ends are fine.": (
+            shape.normalize_activations != "none"
         ),
-        (
-            reshaped != "none",
-            f"reshape_activations={reshaped!r}: sparsify's coders do not reshape activations.",
+        f"reshape_activations={shape.reshape_activations!r}: sparsify's coders do not reshape "
+        "activations.": shape.reshape_activations != "none",
+        "apply_b_dec_to_input=False: sparsify's TopK autoencoders always subtract b_dec.": not (
+            shape.transcoder or shape.binary or shape.subtracts_decoder_bias
         ),
-        (
-            not may_leave_b_dec and not shape.subtracts_decoder_bias,
-            "apply_b_dec_to_input=False: sparsify's TopK autoencoders always subtract b_dec.",
-        ),
-    )
-    for applies, reason in reasons:
+    }
+    for reason, applies in reasons.items():
         if applies:
             raise CheckpointError(f"{reason} Keep the coder in SAELens' format.")
 
@@ -307,7 +286,7 @@ def _config(coder: PortableCoder) -> Any:
     _refuse_inexpressible(coder.shape)
     fields = _fields_of(coder.shape)
     before = coder.settings.get("sparsify", coder.settings.get(QUIRKE2025, {}))
-    restored = (*TRAINING_FIELDS, "expansion_factor")
+    restored = {*TRAINING_FIELDS, "expansion_factor"}
     kept = {key: value for key, value in before.items() if key in restored}
     if coder.shape.binary:
         # The first paper trained with it. Here nothing rescales the rows of a binary coder.
@@ -331,8 +310,10 @@ def _fields_of(shape: Shape) -> dict[str, Any]:
         "activation": rule.kind.activation if shape.binary else rule.selection,
     }
     if shape.binary:
-        fields["ste"] = SURROGATES[rule.surrogate].ste
-        fields["ste_temperature"] = rule.surrogate_temperature
-        # A transcoder ignores this field, so it gets the default, True.
-        fields["subtract_b_dec"] = shape.subtracts_decoder_bias or shape.transcoder
+        # A transcoder ignores subtract_b_dec, so it gets the default, True.
+        fields |= {
+            "ste": SURROGATES[rule.surrogate].ste,
+            "ste_temperature": rule.surrogate_temperature,
+            "subtract_b_dec": shape.subtracts_decoder_bias or shape.transcoder,
+        }
     return fields

@@ -7,30 +7,24 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from sae_binary_ext.checkpoints.errors import CheckpointError
-from sae_binary_ext.checkpoints.files import Fields, has_values, host_errors, read_json
+from sae_binary_ext.checkpoints.files import Fields, errors_told, has_values, read_json
 from sae_binary_ext.checkpoints.normalization import Scaling, normalization_lines, scaling_of
 
 WEIGHTS = "sae_weights.safetensors"
-_RELU = "every positive pre-activation (ReLU)"
-_JUMPRELU = "pre-activations above a threshold of each latent"
-_BATCHTOPK = "the k largest pre-activations a token on average over a batch"
+# SAELens loads these only for training, and writes another architecture for inference.
+TRAINING_ONLY = {"batchtopk": "jumprelu", "matryoshka_batchtopk": "jumprelu"}
+_RELUS = ("standard", "transcoder", "skip_transcoder")
+_JUMPRELUS = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 # Which latents fire, for each architecture that no other format can store.
 RULES = {
     "abstopk": "the k largest pre-activations in absolute value, with their sign",
-    "batchtopk": _BATCHTOPK,
     "gated": "pre-activations of one encoder, gated by another's",
-    "jumprelu": _JUMPRELU,
-    "jumprelu_skip_transcoder": _JUMPRELU,
-    "jumprelu_transcoder": _JUMPRELU,
     "matching_pursuit": "latents picked one after another from the residual",
-    "matryoshka_batchtopk": _BATCHTOPK,
-    "skip_transcoder": _RELU,
-    "standard": _RELU,
     "temporal": "latents that see earlier tokens too",
-    "transcoder": _RELU,
+    **dict.fromkeys(_RELUS, "every positive pre-activation (ReLU)"),
+    **dict.fromkeys(_JUMPRELUS, "pre-activations above a threshold of each latent"),
+    **dict.fromkeys(TRAINING_ONLY, "the k largest pre-activations a token on average over a batch"),
 }
-# SAELens loads these only for training, and writes another architecture for inference.
-TRAINING_ONLY = {"batchtopk": "jumprelu", "matryoshka_batchtopk": "jumprelu"}
 # Activations of SAELens before version 6 that SAELens 6 computes too.
 OLD_ACTIVATIONS = ("relu", "topk", "jumprelu")
 # Tensors of old files beside the coder's own.
@@ -44,10 +38,9 @@ def is_old(config: dict[str, Any]) -> bool:
 
 
 def current_config(folder: Path) -> dict[str, Any]:
-    """A config in the fields of SAELens 6. SAELens itself translates older configs.
+    """A config in the fields of SAELens 6. SAELens must be installed to translate an older config.
 
-    CheckpointError if the file is damaged, or SAELens cannot translate it. ModuleNotFoundError if
-    the config is old and SAELens is not installed.
+    CheckpointError if the file is damaged, or SAELens cannot translate it.
     """
     path = folder / "cfg.json"
     config = read_json(path)
@@ -66,7 +59,7 @@ def current_config(folder: Path) -> dict[str, Any]:
     import_module("sae_binary_ext.saelens")  # if SAELens is missing, says what to install
     from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
 
-    with host_errors(folder):
+    with errors_told(f"{folder}: its host cannot have it"):
         return handle_config_defaulting(config)
 
 
@@ -119,8 +112,7 @@ def refuse_training_only(source: Path, config: dict[str, Any]) -> None:
 def load(folder: Path, device: str = "cpu") -> Any:
     """Load a coder with SAELens' own loader. The scale of a training checkpoint is folded in.
 
-    CheckpointError if SAELens cannot load it, or cannot fold its scale. ModuleNotFoundError if
-    SAELens is not installed.
+    CheckpointError if SAELens cannot load it, or cannot fold its scale.
     """
     config = current_config(folder)
     refuse_training_only(folder, config)
@@ -128,7 +120,7 @@ def load(folder: Path, device: str = "cpu") -> Any:
     import sae_lens
 
     loader: Any = sae_lens.SAE
-    with host_errors(folder):
+    with errors_told(f"{folder}: its host cannot have it"):
         coder: Any = loader.load_from_disk(folder, device=device, converter=_read_folded)
         found = scaling(folder, config)
         if found is not None:
@@ -228,17 +220,12 @@ def _check_weights(path: Path, expected: dict[str, tuple[int, ...]] | None) -> N
     try:
         with safe_open(path, framework="pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            own = {name: found[name] for name in found.keys() - _LEGACY_TENSORS}
-            if expected is not None and own.keys() != expected.keys():
-                raise CheckpointError(
-                    f"{path}: holds {sorted(own)} where its config asks for {sorted(expected)}."
-                )
-            for name, shape in (expected or {}).items():
-                if own[name] != shape:
-                    raise CheckpointError(
-                        f"{path}: {name} is {list(own[name])} where its config asks for "
-                        f"{list(shape)}."
-                    )
+            known = found if expected is None else expected
+            for name in sorted(known.keys() | found.keys() - _LEGACY_TENSORS):
+                shape, asked = found.get(name, "missing"), known.get(name, "no such tensor")
+                if shape != asked:
+                    told = f"{name} is {shape} where its config asks for {asked}"
+                    raise CheckpointError(f"{path}: {told}.")
             for name in found if has_values(path) else ():
                 if not file.get_tensor(name).isfinite().all():
                     raise CheckpointError(f"{path}: {name} holds values that are not finite.")

@@ -1,7 +1,7 @@
-"""Reads what torch.save wrote, state dicts and whole modules, without running anything of it.
+"""Reads state dicts and whole modules that torch.save wrote, and runs no code of the file.
 
-torch's own reader refuses whole modules, and allocates what an old file says before it looks at the
-file. Here, tensors are made only of bytes that the file holds, on the CPU whatever they were on.
+torch's own reader refuses whole modules. It also allocates the sizes that an old file states before
+it looks at the values. Here a tensor is made only of bytes in the file, always on the CPU.
 """
 
 import io
@@ -9,9 +9,9 @@ import math
 import struct
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,111 +19,87 @@ from torch import Tensor
 from sae_binary_ext.checkpoints.pickles import Made, Name, PickleError, read_pickle
 
 DTYPES = {
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-}
+    "torch.DoubleStorage": torch.float64, "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16, "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16, "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8, "torch.BoolStorage": torch.bool,
+}  # fmt: skip
 TENSORS = {"torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"}
 PARAMETERS = {
     "torch._utils._rebuild_parameter",
     "torch._utils._rebuild_parameter_with_state",
     "torch.nn.parameter.Parameter",
 }
-# What torch.save wrote before torch 1.6, and writes without _use_new_zipfile_serialization.
+# torch before 1.6 wrote these, and torch still does without _use_new_zipfile_serialization.
 OLD_MAGIC, OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001
 MOST_MODULES = 1000
+OTHER_BYTE_ORDER = "comes from a processor of the other byte order"
+
+ReadStorage = Callable[[str], bytes]
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor's values lie in a file.
+    """The place of a tensor in a storage of the file. Its offset, size and stride count values."""
 
-    Attributes:
-        key: of its storage.
-        dtype: of its values.
-        offset, size, stride: of the tensor in its storage, counted in values.
-    """
-
-    key: str
+    storage: str
     dtype: torch.dtype
-    offset: int
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-
-    def of(self, data: bytes) -> Tensor:
-        """The tensor, out of its storage's bytes.
-
-        Raises:
-            PickleError: it would be larger than its storage, or lie outside of it.
-        """
-        whole = torch.frombuffer(bytearray(data), dtype=self.dtype) if data else torch.empty(0)
-        steps = zip(self.size, self.stride, strict=True)
-        last = self.offset + sum((count - 1) * stride for count, stride in steps)
-        # A view can claim to be any size.
-        if 0 in self.size or math.prod(self.size) > len(whole) or last >= len(whole):
-            raise PickleError(f"{list(self.size)} of {len(whole)} values")
-        return whole.as_strided(self.size, self.stride, self.offset).contiguous()
+    offset: int = 0
+    size: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Saved:
-    """A file's tensors, by their names in the state dict.
+class Saved(NamedTuple):
+    """The tensors of a file.
 
     Attributes:
-        places: what the file has under each name; no StoredTensor where that is no plain tensor.
+        places: by name in the state dict, a StoredTensor, or any value that is no plain tensor.
+        read_storage: gets a storage's key, and returns its bytes.
         attributes: of a whole module: text, numbers, and the class names of parts without tensors.
     """
 
     places: dict[str, Any]
-    read_storage: Callable[[str], bytes]
-    attributes: dict[str, Any] = field(default_factory=dict[str, Any])
+    read_storage: ReadStorage
+    attributes: dict[str, Any]
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor, on the CPU.
-
-        Raises:
-            PickleError: it is no plain tensor of this file.
-        """
+        """Read a tensor, on the CPU. PickleError if it is no plain tensor of this file."""
         place = self.places[name]
         if not isinstance(place, StoredTensor):
             raise PickleError(f"{name} is no plain tensor")
         try:
-            return place.of(self.read_storage(place.key))
-        # An archive raises whatever its damage leads to.
+            data = bytearray(self.read_storage(place.storage))
+            whole = torch.frombuffer(data, dtype=place.dtype) if data else torch.empty(0)
+            steps = zip(place.size, place.stride, strict=True)
+            last = place.offset + sum((count - 1) * stride for count, stride in steps)
+            # A view can claim to be any size.
+            if 0 in place.size or max(math.prod(place.size), last + 1) > len(whole):
+                raise PickleError(f"{list(place.size)} of {len(whole)} values")
+            return whole.as_strided(place.size, place.stride, place.offset).contiguous()
+        # A damaged archive can raise any error.
         except Exception as error:
             raise PickleError(f"{name} is no plain tensor of this file: {error}") from error
 
 
 def read_saved(path: Path) -> Saved:
-    """What torch.save wrote.
+    """Read what torch.save wrote. OSError if the file cannot be read.
 
-    Raises:
-        PickleError: the file is damaged, compressed, or holds neither state dict nor module.
-        OSError: it cannot be read.
+    PickleError if it is damaged, compressed, or neither a state dict nor a module.
     """
-    if zipfile.is_zipfile(path):
-        root, read_storage = _read_archive(path)
-    else:
-        root, read_storage = _read_old(path)
+    root, read_storage = (_read_archive if zipfile.is_zipfile(path) else _read_old)(path)
     if isinstance(root, Made) and isinstance(root.state, dict):
         return _module(root, read_storage)
     if not isinstance(root, dict):
         raise PickleError(f"holds {_kind(root)}, neither a state dict nor a module")
-    return Saved({str(name): value for name, value in root.items()}, read_storage)
+    return Saved({str(name): value for name, value in root.items()}, read_storage, {})
 
 
-def _read_archive(path: Path) -> tuple[Any, Callable[[str], bytes]]:
+def _read_archive(path: Path) -> tuple[Any, ReadStorage]:
     with zipfile.ZipFile(path) as archive:
-        # Compressed, a small file could grow without bounds.
+        # A small compressed file can grow without bounds.
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-            raise PickleError("is compressed; torch.save does not")
+            raise PickleError("is compressed, and torch.save does not compress")
         size = path.stat().st_size
         if sum(entry.file_size for entry in archive.infolist()) > size:
             raise PickleError(f"claims to hold more than its {size} bytes")
@@ -133,7 +109,7 @@ def _read_archive(path: Path) -> tuple[Any, Callable[[str], bytes]]:
         prefix = roots[0].removesuffix("data.pkl")
         order = f"{prefix}byteorder"
         if order in archive.namelist() and archive.read(order) != b"little":
-            raise PickleError("comes from a processor of the other byte order")
+            raise PickleError(OTHER_BYTE_ORDER)
         root = read_pickle(io.BytesIO(archive.read(roots[0])), _make, lambda it: _storage(it, {}))
 
     def read_storage(key: str) -> bytes:
@@ -143,18 +119,18 @@ def _read_archive(path: Path) -> tuple[Any, Callable[[str], bytes]]:
     return root, read_storage
 
 
-def _read_old(path: Path) -> tuple[Any, Callable[[str], bytes]]:
+def _read_old(path: Path) -> tuple[Any, ReadStorage]:
     with path.open("rb") as stream:
         if (read_pickle(stream), read_pickle(stream)) != (OLD_MAGIC, OLD_VERSION):
-            raise PickleError("is no file of torch.save")
+            raise PickleError("was not written by torch.save")
         system = read_pickle(stream)
         if not isinstance(system, dict) or not system.get("little_endian"):
-            raise PickleError("comes from a processor of the other byte order")
+            raise PickleError(OTHER_BYTE_ORDER)
         dtypes: dict[str, torch.dtype] = {}
         root = read_pickle(stream, _make, lambda saved: _storage(saved, dtypes))
         keys = read_pickle(stream)
         if not isinstance(keys, list) or not set(keys) <= dtypes.keys():
-            raise PickleError("holds values of no tensor")
+            raise PickleError("holds values that belong to no tensor")
         places: dict[str, tuple[int, int]] = {}
         size = path.stat().st_size
         for key in keys:
@@ -174,25 +150,17 @@ def _read_old(path: Path) -> tuple[Any, Callable[[str], bytes]]:
     return root, read_storage
 
 
-@dataclass(frozen=True)
-class _Storage:
-    """Values that lie beside the pickle."""
-
-    key: str
-    dtype: torch.dtype
-
-
 def _storage(saved: Any, dtypes: dict[str, torch.dtype]) -> Any:
-    """What stands for the object of a persistent id; notes the dtype of a storage."""
+    """A stand-in for the object of a persistent id. Adds the dtype of a storage to dtypes."""
     kind, *rest = saved
-    if kind == "module":  # of old files: a class, and its source text
+    if kind == "module":  # in old files: a class and its source text
         return rest[0]
-    named, key = rest[:2]
-    view = rest[4:]
-    if kind != "storage" or not isinstance(named, Name) or named.name not in DTYPES or any(view):
-        raise PickleError(f"holds values of {_kind(rest[0])}")
+    named, key, *others = rest
+    known = isinstance(named, Name) and named.name in DTYPES
+    if kind != "storage" or not known or any(others[2:]):
+        raise PickleError(f"holds values of {_kind(named)}")
     dtypes[key] = DTYPES[named.name]
-    return _Storage(str(key), DTYPES[named.name])
+    return StoredTensor(str(key), dtypes[key])
 
 
 def _make(name: str, arguments: tuple[Any, ...]) -> Any:
@@ -203,13 +171,13 @@ def _make(name: str, arguments: tuple[Any, ...]) -> Any:
     if name not in TENSORS:
         return Made(name, arguments)
     storage, offset, size, stride = arguments[:4]
-    whole = (offset, *size, *stride)
-    if not isinstance(storage, _Storage) or any(type(n) is not int or n < 0 for n in whole):
+    counts = (offset, *size, *stride)
+    if not isinstance(storage, StoredTensor) or any(type(n) is not int or n < 0 for n in counts):
         raise PickleError(f"{name} of {_kind(storage)}")
-    return StoredTensor(storage.key, storage.dtype, offset, tuple(size), tuple(stride))
+    return replace(storage, offset=offset, size=tuple(size), stride=tuple(stride))
 
 
-def _module(root: Made, read_storage: Callable[[str], bytes]) -> Saved:
+def _module(root: Made, read_storage: ReadStorage) -> Saved:
     """The state dict that a module would have."""
     places: dict[str, Any] = {}
     seen: set[int] = set()
@@ -221,36 +189,27 @@ def _module(root: Made, read_storage: Callable[[str], bytes]) -> Saved:
         seen.add(id(module))
         if len(seen) > MOST_MODULES:
             raise PickleError(f"holds a module of more than {MOST_MODULES} parts")
-        for group in ("_parameters", "_buffers"):
-            held = _table(module, group).items()
-            places |= {f"{prefix}{name}": value for name, value in held if value is not None}
+        held = _table(module, "_parameters") | _table(module, "_buffers")
+        places |= {f"{prefix}{name}": value for name, value in held.items() if value is not None}
         waiting += [(f"{prefix}{name}.", part) for name, part in _parts(module).items()]
-    inner = root
-    # Of DataParallel the module inside.
-    if list(_parts(root)) == ["module"]:
-        inner = _parts(root)["module"]
-    return Saved(places, read_storage, _attributes(inner))
-
-
-def _attributes(module: Made) -> dict[str, Any]:
-    plain = {
+    parts = _parts(root)
+    # DataParallel wraps a module, whose attributes are the ones to read.
+    inner = parts["module"] if list(parts) == ["module"] else root
+    attributes = {
         name: value
-        for name, value in module.state.items()
+        for name, value in inner.state.items()
         if isinstance(name, str) and isinstance(value, str | int | float)
     }
-    empty = {
-        name: _kind(part).rpartition(".")[2].lower()
-        for name, part in _parts(module).items()
-        if not _table(part, "_parameters")
-    }
-    return {**plain, **empty}
+    for name, part in _parts(inner).items():
+        if not _table(part, "_parameters"):
+            attributes[name] = part.name.rpartition(".")[2].lower()
+    return Saved(places, read_storage, attributes)
 
 
 def _parts(module: Made) -> dict[str, Made]:
-    parts = _table(module, "_modules").items()
     return {
         name: part
-        for name, part in parts
+        for name, part in _table(module, "_modules").items()
         if isinstance(part, Made) and isinstance(part.state, dict)
     }
 

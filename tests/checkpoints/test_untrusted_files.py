@@ -234,7 +234,7 @@ def test_a_config_of_any_size_is_not_read(tmp_path: Path):
 def test_a_deeply_nested_config_is_refused(tmp_path: Path):
     folder = CASES["sparsify topk_binary"].save(tmp_path)
     (folder / "cfg.json").write_text("[" * 10**5)
-    with pytest.raises(CheckpointError, match="is no JSON"):
+    with pytest.raises(CheckpointError, match="is not JSON"):
         load_coder(folder)
 
 
