@@ -5,7 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,11 +71,8 @@ class Description:
         """The lines to show, each with its label."""
         lines = [("format", self.format), ("architecture", self.architecture)]
         if self.coder is not None:
-            lines += [
-                *_shape_lines(self.coder),
-                *self.normalization,
-                *_place_lines(self.coder.place),
-            ]
+            place = _place_lines(self.coder.place)
+            lines += [*_shape_lines(self.coder), *self.normalization, *place]
         lines += self.details
         if self.unread:
             lines.append(("weights", "names, sizes and dtypes checked; values not downloaded"))
@@ -95,13 +92,7 @@ def describe(source: str | Path, hookpoint: str | None = None) -> list[Descripti
         CheckpointError: there are none, or a coder's files are damaged.
     """
     with _described_folders(source, hookpoint) as found:
-        return [
-            replace(
-                describe_folder(name, folder, hookpoint),
-                unread=not all(map(files.has_values, folder.glob("*.safetensors"))),
-            )
-            for name, folder in found.items()
-        ]
+        return [describe_folder(name, folder, hookpoint) for name, folder in found.items()]
 
 
 def describe_folder(name: str, folder: Path, hookpoint: str | None = None) -> Description:
@@ -114,18 +105,16 @@ def describe_folder(name: str, folder: Path, hookpoint: str | None = None) -> De
     form = format_of(folder)
     if form is None:
         raise CheckpointError(f"{folder}: holds no coder.")
+    unread = not all(map(files.has_values, folder.glob("*.safetensors")))
     if form == "saelens" and saelens.is_stock(folder):
-        config = stock.current_config(folder)
-        details = tuple(stock.lines(folder, config))
-        fields = files.Fields(config, folder / "cfg.json")
-        architecture = stock.in_words(fields.take("architecture", str))
-        firing = _recorded_firing(folder, fields.take_size("d_sae"), None)
-        return Description(name, form, architecture, firing=firing, details=details)
+        words, latents, details = stock.described(folder)
+        firing = _recorded_firing(folder, latents, None)
+        return Description(name, form, words, None, firing, tuple(details), unread=unread)
     coder = sources.read_coder(folder, stated)
     firing = _recorded_firing(folder, coder.shape.latents, coder.firing_rates)
     scaling = saelens.scaling(folder) if form == "saelens" else None
     scaled = tuple(normalization_lines(coder.shape.normalize_activations, scaling))
-    return Description(name, form, _in_words(coder.shape), coder, firing, normalization=scaled)
+    return Description(name, form, _in_words(coder.shape), coder, firing, (), scaled, unread)
 
 
 @contextmanager

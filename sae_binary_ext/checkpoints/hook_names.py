@@ -38,8 +38,6 @@ TOP_LEVEL = re.compile(r"embed_tokens|embed_in|wte|norm|ln_f|final_layer_norm")
 HOOK = re.compile(r"blocks\.\d+\..+|(\w+\.)?hook_\w+")
 # TransformerBridge's hook of the last normalisation, and the modules that it stands for.
 LAST_NORM, LAST_NORMS = "ln_final.hook_out", ("norm", "ln_f", "final_layer_norm")
-# SAELens' name for models whose hooks are modules, by transformers' names.
-MODULES_CLASS = "AutoModelForCausalLM"
 
 
 @dataclass(frozen=True)
@@ -240,7 +238,8 @@ def _hooks_within(
 def model_class_of(hook_name: str | None) -> str | None:
     """SAELens' class of model for a hook, if only one class has the hook."""
     module = None if hook_name is None else _parse_module(hook_name)
-    return MODULES_CLASS if module is not None and module.wrappers else None
+    # In models of this class the hooks are modules, by transformers' names.
+    return "AutoModelForCausalLM" if module is not None and module.wrappers else None
 
 
 def same_place(first: str, second: str, model_name: str | None) -> bool:

@@ -53,19 +53,18 @@ def load_coder(
     coder = sources.read_coder(folder, stated)
     if host == "sparsify":
         coder = with_decoder_norms_folded(coder)
-        with errors_told(f"{folder}: its host cannot have it"):
+        with errors_told(f"{folder}: its host refuses it"):
             return sparsify.for_inference(coder).to(device)
     coder = placed(coder, host)
-    with errors_told(f"{folder}: its host cannot have it"):
+    with errors_told(f"{folder}: its host refuses it"):
         return saelens.to_coder(coder).to(device)
 
 
 def load_candidate(folder: Path, hook: str | None, device: str = "cpu") -> Any:
     """A coder of a folder for SAELens. If its files tell no place, it belongs at the hook."""
-    stock_or_told = _is_stock(folder, "saelens") or sources.is_told(
-        sources.read_coder(folder).place
-    )
-    return load_coder(folder, None if stock_or_told else hook, device=device)
+    if _is_stock(folder, "saelens") or sources.is_told(sources.read_coder(folder).place):
+        hook = None
+    return load_coder(folder, hook, device=device)
 
 
 def hub_converter(
@@ -138,7 +137,7 @@ def convert(
     stated = sources.stated_place(next(iter(found)), hookpoint)
     for target, folder in targets.items():
         coder = _to_convert(folder, stated, host)
-        with errors_told(f"{folder}: its host cannot have it"):
+        with errors_told(f"{folder}: its host refuses it"):
             write_coder(coder, target, host, [folder / record for record in RECORDS])
     return list(targets)
 
@@ -177,7 +176,7 @@ def _targets(found: dict[str, Path], out: Path, host: str) -> dict[Path, Path]:
         target = out / _renamed(name, own, known or name)
         if target in targets:
             raise CheckpointError(
-                f"{folder.name} and {targets[target].name} belong both at {target.name}: convert "
+                f"{folder.name} and {targets[target].name} both belong at {target.name}: convert "
                 "them one at a time, naming each with hookpoint=..."
             )
         targets[target] = folder
@@ -228,9 +227,8 @@ def placed(coder: PortableCoder, host: str) -> PortableCoder:
     For SAELens also with the class of models that has its hook, if only one has.
     """
     if FORMATS[host].named_by_folder:
-        return replace(
-            coder, place=hook_names.place_in_sparsify(coder.place, coder.shape.transcoder)
-        )
+        place = hook_names.place_in_sparsify(coder.place, coder.shape.transcoder)
+        return replace(coder, place=place)
     place = hook_names.place_in_saelens(coder.place, coder.shape.transcoder)
     settings, class_name = coder.settings, hook_names.model_class_of(place.hook_name)
     told = settings.get("saelens", {})

@@ -60,7 +60,7 @@ def normalization_lines(mode: Any, scaling: Scaling | None) -> list[tuple[str, s
     if scaling is None:
         when = "at run time"
         if mode in (SCALED, WHITENED):
-            when = "without a file that holds it: activations as they are"
+            when = "but no file holds the scale: activations are not scaled"
         return [] if mode in (None, "none") else [("normalization", f"{mode}, {when}")]
     done = f"scaled by {scaling.input:.4g}"
     if scaling.whitening is not None:

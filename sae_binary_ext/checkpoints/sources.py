@@ -62,7 +62,7 @@ def is_repository(source: str | Path) -> bool:
     if Path(source).exists():
         return False
     if isinstance(source, Path) or not REPOSITORY.fullmatch(source):
-        raise CheckpointError(f"{source}: is no folder and no repository's id (user/name).")
+        raise CheckpointError(f"{source}: is neither a folder nor a repository's id (user/name).")
     return True
 
 
@@ -139,19 +139,18 @@ def read_coder(folder: Path, stated: str | None = None) -> PortableCoder:
     if name is None:
         raise elsewhere.no_coder(folder, _files_under(folder), WEIGHTS)
     coder, named_by_folder = FORMATS[name].read(folder), FORMATS[name].named_by_folder
+    place = coder.place
     if named_by_folder:
         run = runs.run_config(folder)
-        place = _place_by_folder(coder.place, folder)
+        place = _place_by_folder(place, folder)
         place = replace(place, model_name=place.model_name or runs.model_of(run))
         coder = runs.with_text_settings(replace(coder, place=place), run)
     if stated is not None:
-        place = _place_as_stated(coder.place, stated, folder, named_by_folder)
-        coder = replace(coder, place=place)
-    if named_by_folder and not _names_of(coder.place):
+        place = _place_as_stated(place, stated, folder, named_by_folder)
+    if named_by_folder and not _names_of(place):
         # The folder's name is no known module. An error can show it, and HOOK_NAMES may add it.
-        named = runs.hookpoint_in(folder.resolve())
-        coder = replace(coder, place=replace(coder.place, hookpoint=named))
-    return coder
+        place = replace(place, hookpoint=runs.hookpoint_in(folder.resolve()))
+    return coder if place == coder.place else replace(coder, place=place)
 
 
 def is_told(place: Place) -> bool:

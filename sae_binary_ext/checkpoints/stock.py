@@ -59,17 +59,8 @@ def current_config(folder: Path) -> dict[str, Any]:
     import_module("sae_binary_ext.saelens")  # if SAELens is missing, says what to install
     from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
 
-    with errors_told(f"{folder}: its host cannot have it"):
+    with errors_told(f"{folder}: its host refuses it"):
         return handle_config_defaulting(config)
-
-
-def in_words(architecture: str) -> str:
-    """The architecture as `inspect` describes it."""
-    if architecture in TRAINING_ONLY:
-        return f"{architecture}, a training checkpoint that save_inference_model makes loadable"
-    if architecture == "topk":
-        return "TopK autoencoder, in a file of SAELens before version 6"
-    return f"{architecture}, of SAELens only"
 
 
 def refuse(architecture: Any, source: Path) -> None:
@@ -120,7 +111,7 @@ def load(folder: Path, device: str = "cpu") -> Any:
     import sae_lens
 
     loader: Any = sae_lens.SAE
-    with errors_told(f"{folder}: its host cannot have it"):
+    with errors_told(f"{folder}: its host refuses it"):
         coder: Any = loader.load_from_disk(folder, device=device, converter=_read_folded)
         found = scaling(folder, config)
         if found is not None:
@@ -161,25 +152,29 @@ def scaling(folder: Path, config: dict[str, Any]) -> Scaling | None:
     return scaling_of(folder, config.get("normalize_activations"), d_in)
 
 
-def lines(folder: Path, config: dict[str, Any]) -> list[tuple[str, str]]:
-    """The labels and values that `inspect` shows for a coder of SAELens only.
+def described(folder: Path) -> tuple[str, int, list[tuple[str, str]]]:
+    """What `inspect` shows: the architecture in words, the number of latents, and labelled lines.
 
-    config: as current_config returns it. CheckpointError if tensors are missing, of other sizes
-    than the config says, or not finite.
+    CheckpointError if tensors are missing, of other sizes than the config says, or not finite.
     """
+    config = current_config(folder)
     fields = Fields(config, folder / "cfg.json")
     architecture = fields.take("architecture", str)
     d_in, latents = fields.take_size("d_in"), fields.take_size("d_sae")
     transcoder = architecture in RULES and architecture.endswith("transcoder")
     d_out = fields.take_size("d_out", d_in) if transcoder else d_in
     _check_weights(folder / WEIGHTS, _expected(architecture, d_in, latents, d_out))
-    rule = RULES.get(architecture)
-    if architecture == "topk":
+    rule, words = RULES.get(architecture), f"{architecture}, of SAELens only"
+    if architecture in TRAINING_ONLY:
+        words = f"{architecture}, a training checkpoint that save_inference_model makes loadable"
+    elif architecture == "topk":
         rule = f"topk, k={fields.take_size('k')}"
-    dtype = fields.take("dtype", str, "float32").removeprefix("torch.")
+        words = "TopK autoencoder, in a file of SAELens before version 6"
     reshaped = str(config.get("reshape_activations", "none"))
     metadata = fields.take("metadata", dict, {})
     shown = [
+        ("sizes", f"{d_in} -> {latents} latents -> {d_out}"),
+        ("dtype", fields.take("dtype", str, "float32").removeprefix("torch.")),
         ("selection", rule),
         *normalization_lines(config.get("normalize_activations"), scaling(folder, config)),
         ("reshapes", None if reshaped == "none" else reshaped),
@@ -187,11 +182,7 @@ def lines(folder: Path, config: dict[str, Any]) -> list[tuple[str, str]]:
         ("hook (SAELens)", metadata.get("hook_name")),
         ("output hook (SAELens)", metadata.get("hook_name_out")),
     ]
-    return [
-        ("sizes", f"{d_in} -> {latents} latents -> {d_out}"),
-        ("dtype", dtype),
-        *((label, value) for label, value in shown if isinstance(value, str)),
-    ]
+    return words, latents, [(label, value) for label, value in shown if isinstance(value, str)]
 
 
 def _expected(
