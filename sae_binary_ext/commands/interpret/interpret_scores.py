@@ -68,14 +68,17 @@ def area_of(positive: Tensor, negative: Tensor) -> float:
     return (((positive[:, None] - negative).sign() + 1) / 2).mean().item()
 
 
-def mean_over_latents(values: Iterable[float | None], weights: Iterable[float]) -> Estimate:
-    """Weighted mean of the values that are not None, with an interval by resampling latents."""
-    pairs = [pair for pair in zip(values, weights, strict=True) if pair[0] is not None]
-    if not pairs:
+def mean_over_latents(figures: Iterable[tuple[float | None, float]]) -> Estimate:
+    """Weighted mean of figures, with an interval by resampling latents.
+
+    Each figure comes with its weight. A figure that is None does not count.
+    """
+    known = [(value, weight) for value, weight in figures if value is not None]
+    if not known:
         return Estimate(float("nan"), float("nan"), float("nan"))
-    known, weight = torch.tensor(pairs, dtype=torch.float64).unbind(1)
-    drawn = resampled(len(known))
-    return estimate_of((known * weight)[drawn].sum(1) / weight[drawn].sum(1))
+    values, weights = torch.tensor(known, dtype=torch.float64).unbind(1)
+    drawn = resampled(len(values))
+    return estimate_of((values * weights)[drawn].sum(1) / weights[drawn].sum(1))
 
 
 class SavedScores:
@@ -130,18 +133,15 @@ class CoderScores:
 
     def mean(self, measure: str, band: str | None = None) -> Estimate:
         """Mean over the latents that have a score, each counted once."""
-        found = [getattr(score, measure) for score in self._scored(band)]
-        return mean_over_latents(found, [1.0] * len(found))
+        return mean_over_latents((getattr(each, measure), 1.0) for each in self._scored(band))
 
     def firing_weighted(self, measure: str) -> Estimate:
         """Mean weighted by firings, Σ score · firings / Σ firings.
 
         Source: the first paper's adjustment for frequency.
         """
-        found = self._scored()
-        return mean_over_latents(
-            [getattr(score, measure) for score in found], [score.firings for score in found]
-        )
+        scored = self._scored()
+        return mean_over_latents((getattr(each, measure), each.firings) for each in scored)
 
     def scored(self, band: str | None = None) -> int:
         """How many latents have a score."""
