@@ -24,7 +24,7 @@ from sae_binary_ext.commands import (
 )
 from sae_binary_ext.commands.compare.compare_run import run_compare
 from sae_binary_ext.commands.interpret.config import TextAmount
-from sae_binary_ext.commands.interpret.drawn_windows import read_latents
+from sae_binary_ext.commands.interpret.windows import read_latents
 from sae_binary_ext.measure.reading import open_coders
 from sae_binary_ext.measure.refit import refit
 from sae_binary_ext.measure.text import Text

@@ -11,10 +11,9 @@ from sae_lens import SAE
 
 from sae_binary_ext.checkpoints import load_coder
 from sae_binary_ext.cli import main
-from sae_binary_ext.commands.compress.code_encodings import ENCODINGS
+from sae_binary_ext.commands.compress.code_encodings import ENCODINGS, RunningVectors
 from sae_binary_ext.commands.compress.code_file import CodeFileError, read_header
 from sae_binary_ext.commands.compress.compress_run import check_compressible, decompress
-from sae_binary_ext.commands.compress.vector_sizes import RunningVectors
 from sae_binary_ext.measure.metrics import measure
 from sae_binary_ext.measure.reading import open_coders, read_text
 from sae_binary_ext.saelens import (

@@ -18,7 +18,7 @@ from sae_binary_ext.cli import main
 from sae_binary_ext.commands import InterpretConfig, run_interpret
 from sae_binary_ext.commands.interpret.examples import ActiveExamples, LatentExamples
 from sae_binary_ext.commands.interpret.interpret_scores import f1_of
-from sae_binary_ext.commands.interpret.language_model import LanguageModelScorer
+from sae_binary_ext.commands.interpret.with_delphi import LanguageModelScorer
 from sae_binary_ext.measure import reading
 from sae_binary_ext.measure.judge import Judge
 from sae_binary_ext.settings import JudgeFields

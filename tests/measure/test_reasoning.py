@@ -6,11 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from sae_binary_ext.commands.comsem.comsem_scores import ComsemScore
-from sae_binary_ext.commands.comsem.giving import LatentTokens
-from sae_binary_ext.commands.comsem.judging import LanguageModelJudge, Questions
+from sae_binary_ext.commands.comsem.judging import ComsemScore, Questions, language_model_score
 from sae_binary_ext.measure.judge import without_reasoning
 from tests.judge_server import JudgeServer
 from tests.measure.test_judge import ask, new_judge
@@ -114,11 +111,10 @@ def test_fields_and_parts_of_reasoning_are_left_out(
 
 def comsem_score(rule: Callable[[str], str], server: JudgeServer, folder: Path) -> ComsemScore:
     server.rule = lambda messages: rule(messages[-1]["content"])
-    judge = LanguageModelJudge(new_judge(server, folder))
+    unscored = ComsemScore("coder", latent=0, given=3, absent=0.0)
     asked = ["own one", "own two"], ["other one", "other two"]
-    none = torch.zeros(0, 3, dtype=torch.int64)
-    tokens = LatentTokens(latent=0, given=3, absent=0.0, own=none, others=none)
-    return asyncio.run(judge.score("coder", tokens, Questions(["shown"], ["silent"], *asked)))
+    questions = Questions(["shown"], ["silent"], *asked)
+    return asyncio.run(language_model_score(new_judge(server, folder), unscored, questions))
 
 
 def test_the_phrase_and_the_verdicts_are_read_after_the_reasoning(

@@ -1,7 +1,8 @@
-"""Codes of several tokens as bytes, and back, without loss."""
+"""Codes of several tokens as bytes, and back, without loss; and sizes of vectors as bytes."""
 
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from sae_binary_ext.coding import pack, packed_width, unpack
 
 ZSTANDARD_LEVEL = 19
+LARGEST_INT8 = 127
 # Integers of the sparse encodings: counts of ones are large, latents are small if they fit.
 _SMALL, _LARGE = np.dtype("<u2"), np.dtype("<u4")
 
@@ -59,11 +61,9 @@ def _index_type(latents: int) -> "np.dtype[Any]":
 class Encoding:
     """A way to write codes to bytes.
 
-    Attributes:
-        write: makes the payload, from packed codes and the number of latents.
-        read: makes packed codes, from a payload and the numbers of tokens and latents.
-        differs: whether codes are written as differences from the rounded mean code.
-        compressed: whether zstandard compresses the payload.
+    `write` makes the payload from packed codes and the number of latents; `read` makes packed codes
+    from the payload and the numbers of tokens and latents. If `differs`, codes are written as
+    differences from the rounded mean code. If `compressed`, zstandard compresses the payload.
     """
 
     write: Callable[[Tensor, int], bytes]
@@ -77,9 +77,7 @@ class Encoding:
         mean_code, uint8 [packed_width(latents)], is the packed mean code.
         """
         payload = self.write(packed ^ mean_code if self.differs else packed, latents)
-        if not self.compressed:
-            return payload
-        return zstandard().ZstdCompressor(level=ZSTANDARD_LEVEL).compress(payload)
+        return compressed(payload) if self.compressed else payload
 
     def decode(self, payload: bytes, tokens: int, latents: int, mean_code: Tensor) -> Tensor:
         """The packed codes of a payload; ValueError if it does not hold that many codes."""
@@ -97,15 +95,16 @@ class Encoding:
         return packed ^ mean_code if self.differs else packed
 
 
-# By the name in the file. Differences from the rounded mean code are from Cho et al. (arXiv
-# 2509.20997), whose latents may be active most of the time.
-ENCODINGS = {
+# Differences from the rounded mean code are from Cho et al. (arXiv 2509.20997), whose latents may
+# be active most of the time.
+_PLAIN = {
     "packed": Encoding(as_packed, from_packed),
     "sparse": Encoding(as_sparse, from_sparse),
     "difference": Encoding(as_sparse, from_sparse, differs=True),
-    "packed, zstandard": Encoding(as_packed, from_packed, compressed=True),
-    "sparse, zstandard": Encoding(as_sparse, from_sparse, compressed=True),
-    "difference, zstandard": Encoding(as_sparse, from_sparse, differs=True, compressed=True),
+}
+# By the name in the file.
+ENCODINGS = _PLAIN | {
+    f"{name}, zstandard": replace(plain, compressed=True) for name, plain in _PLAIN.items()
 }
 
 
@@ -119,3 +118,51 @@ def zstandard() -> Any:
             "'sae_binary_ext[demo]'."
         ) from error
     return module
+
+
+def compressed(payload: bytes) -> bytes:
+    """A payload, compressed by zstandard."""
+    return zstandard().ZstdCompressor(level=ZSTANDARD_LEVEL).compress(payload)
+
+
+@dataclass(frozen=True)
+class VectorFigures:
+    """Bits per vector, and squared error over total variance, of a stream in each scheme."""
+
+    bits: dict[str, float]
+    fvu: dict[str, float]
+    float16_bits: int
+
+
+class RunningVectors:
+    """Sizes and errors of a stream of vectors in float16 and int8, plain and compressed."""
+
+    def __init__(self) -> None:
+        self._vectors = self._width = 0
+        self._bytes: defaultdict[str, int] = defaultdict(int)
+        self._errors: defaultdict[str, float] = defaultdict(float)
+
+    def add(self, vectors: Tensor) -> None:
+        """Count vectors [tokens, width]."""
+        vectors = vectors.to("cpu", torch.float32)
+        self._vectors, self._width = self._vectors + len(vectors), vectors.shape[1]
+        half = vectors.half()
+        self._count("float16", half.numpy().tobytes(), half.float() - vectors)
+        # Each vector is scaled by its largest element; the scale is kept in float16.
+        scales = (vectors.abs().amax(1, keepdim=True) / LARGEST_INT8).half().float()
+        scales = scales.clamp_min(torch.finfo(torch.float16).tiny)
+        small = (vectors / scales).round().clamp(-LARGEST_INT8, LARGEST_INT8).to(torch.int8)
+        payload = small.numpy().tobytes() + scales.half().numpy().tobytes()
+        self._count("int8", payload, small * scales - vectors)
+
+    def _count(self, scheme: str, payload: bytes, error: Tensor) -> None:
+        squared = error.double().square().sum().item()
+        for name, written in ((scheme, payload), (f"{scheme}, zstandard", compressed(payload))):
+            self._bytes[name] += len(written)
+            self._errors[name] += squared
+
+    def figures(self, variance: float) -> VectorFigures:
+        """The figures so far; variance sums the squared distances of vectors from their mean."""
+        bits = {name: 8 * size / self._vectors for name, size in self._bytes.items()}
+        fvu = {name: error / variance for name, error in self._errors.items()}
+        return VectorFigures(bits, fvu, 16 * self._width)

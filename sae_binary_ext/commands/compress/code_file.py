@@ -8,8 +8,9 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import BinaryIO, Self
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class CodeHeader:
     """Header of a file of codes.
 
     Attributes:
-        latents: width of a code.
+        latents: width of a code, in bits.
         encoding: a key of ENCODINGS.
         coder: fingerprint of the coder that wrote the codes, from coder_fingerprint.
         mean_code: the packed mean code, hexadecimal; zeros if the encoding needs none.
@@ -51,10 +52,8 @@ class CodeHeader:
     def __post_init__(self) -> None:
         check_choice(ENCODINGS, encoding=self.encoding)
         if len(self.mean_code) != 2 * packed_width(self.latents):
-            raise ValueError(
-                f"mean_code: has {len(self.mean_code) // 2} bytes, and {self.latents} latents need "
-                f"{packed_width(self.latents)}."
-            )
+            came, needed = len(self.mean_code) // 2, packed_width(self.latents)
+            raise ValueError(f"mean_code: has {came} bytes; {self.latents} latents need {needed}.")
 
     @property
     def mean(self) -> Tensor:
@@ -78,15 +77,13 @@ class CodeWriter:
         return self
 
     def write(self, packed: Tensor) -> None:
-        """Write a block of packed codes.
-
-        Args:
-            packed: uint8 [tokens, packed_width(latents)], at least one token, on the CPU.
+        """Write a block of packed codes, uint8 [tokens, packed_width(latents)], on the CPU.
 
         Raises:
             ValueError: the codes have another width, or there are none.
         """
-        width = packed_width(self._header.latents)
+        latents, mean = self._header.latents, self._header.mean
+        width = packed_width(latents)
         if packed.ndim != 2 or not len(packed) or packed.shape[1] != width:
             raise ValueError(
                 f"packed codes of shape {tuple(packed.shape)}: a block takes at least one token, "
@@ -94,8 +91,7 @@ class CodeWriter:
             )
         if self._file is None:
             raise ValueError(f"{self._path}: is not open. Write in a `with` block.")
-        encoding = ENCODINGS[self._header.encoding]
-        payload = encoding.encode(packed, self._header.latents, self._header.mean)
+        payload = ENCODINGS[self._header.encoding].encode(packed, latents, mean)
         self._checksum = zlib.crc32(payload, self._checksum)
         self._tokens += len(packed)
         self._file.write(_BLOCK.pack(len(packed), len(payload), zlib.crc32(payload)) + payload)
@@ -103,9 +99,9 @@ class CodeWriter:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._file is None:
             return
-        if kind is None:
-            self._file.write(_END.pack(0, self._tokens, self._checksum))
-        self._file.close()
+        with self._file:
+            if kind is None:
+                self._file.write(_END.pack(0, self._tokens, self._checksum))
         self._file = None
         if kind is None:
             self._unfinished.replace(self._path)
@@ -114,11 +110,7 @@ class CodeWriter:
 
 
 def read_header(path: Path) -> CodeHeader:
-    """The header of a file of codes.
-
-    Raises:
-        CodeFileError: the file holds no codes, or its header is damaged.
-    """
+    """The header of a file; CodeFileError if the file holds no codes, or its header is damaged."""
     with path.open("rb") as file:
         return _header(file, path)
 
@@ -132,24 +124,25 @@ def read_codes(path: Path) -> Iterator[Tensor]:
     with path.open("rb") as file:
         header = _header(file, path)
         encoding, mean = ENCODINGS[header.encoding], header.mean
-        total = checksum = number = 0
-        while tokens := struct.unpack("<I", _exactly(file, 4, path, f"block {number}"))[0]:
-            length, expected = struct.unpack("<II", _exactly(file, 8, path, f"block {number}"))
+        total = checksum = 0
+        for number in count():
+            part = f"block {number}"
+            (tokens,) = struct.unpack("<I", _exactly(file, 4, path, part))
+            if not tokens:
+                break
+            length, expected = struct.unpack("<II", _exactly(file, 8, path, part))
             if max(length, tokens * header.latents) > LONGEST_BLOCK:
                 claim = f"{tokens} tokens in {length} bytes"
-                raise CodeFileError(f"{path}: block {number} claims {claim}; it is damaged.")
-            payload = _exactly(file, length, path, f"block {number}")
+                raise CodeFileError(f"{path}: {part} claims {claim}; it is damaged.")
+            payload = _exactly(file, length, path, part)
             if (found := zlib.crc32(payload)) != expected:
-                raise CodeFileError(
-                    f"{path}: block {number} is damaged: its checksum is {found:08x}, and "
-                    f"{expected:08x} was written."
-                )
+                sums = f"its checksum is {found:08x}, and {expected:08x} was written"
+                raise CodeFileError(f"{path}: {part} is damaged: {sums}.")
             try:
                 packed = encoding.decode(payload, tokens, header.latents, mean)
             except ValueError as error:
-                raise CodeFileError(f"{path}: block {number}: {error}") from error
+                raise CodeFileError(f"{path}: {part}: {error}") from error
             total, checksum = total + tokens, zlib.crc32(payload, checksum)
-            number += 1
             yield packed
         if struct.unpack("<QI", _exactly(file, 12, path, "the end")) != (total, checksum):
             raise CodeFileError(f"{path}: blocks are missing or in another order than written.")
@@ -158,20 +151,18 @@ def read_codes(path: Path) -> Iterator[Tensor]:
 def _header(file: BinaryIO, path: Path) -> CodeHeader:
     start = _exactly(file, _START.size, path, "the beginning")
     magic, version, length, checksum = _START.unpack(start)
-    if magic != MAGIC:
-        raise CodeFileError(
-            f"{path}: begins with {magic!r}; a file of codes begins with {MAGIC!r}."
-        )
-    if version != VERSION:
-        raise CodeFileError(f"{path}: has version {version}, and this package reads {VERSION}.")
-    if length > LONGEST_HEADER:
-        raise CodeFileError(f"{path}: its header claims {length} bytes; it is damaged.")
+    for refused, why in (
+        (magic != MAGIC, f"begins with {magic!r}; a file of codes begins with {MAGIC!r}"),
+        (version != VERSION, f"has version {version}, and this package reads {VERSION}"),
+        (length > LONGEST_HEADER, f"its header claims {length} bytes; it is damaged"),
+    ):
+        if refused:
+            raise CodeFileError(f"{path}: {why}.")
     text = _exactly(file, length, path, "the header")
     if zlib.crc32(text) != checksum:
         raise CodeFileError(f"{path}: its header is damaged.")
     try:
-        fields: dict[str, Any] = json.loads(text)
-        return CodeHeader(**fields)
+        return CodeHeader(**json.loads(text))
     except (TypeError, ValueError) as error:
         raise CodeFileError(f"{path}: its header cannot be used: {error}") from error
 
@@ -179,7 +170,6 @@ def _header(file: BinaryIO, path: Path) -> CodeHeader:
 def _exactly(file: BinaryIO, length: int, path: Path, part: str) -> bytes:
     found = file.read(length)
     if len(found) < length:
-        raise CodeFileError(
-            f"{path}: ends in {part}: {length} bytes were expected, and {len(found)} came."
-        )
+        sizes = f"{length} bytes were expected, and {len(found)} came"
+        raise CodeFileError(f"{path}: ends in {part}: {sizes}.")
     return found

@@ -3,16 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import plotly.graph_objects as go
 
+from sae_binary_ext.commands.compress.code_encodings import VectorFigures
 from sae_binary_ext.commands.compress.config import CompressConfig
-from sae_binary_ext.commands.compress.vector_sizes import VectorFigures
 from sae_binary_ext.measure.candidates import Candidate, Site
 from sae_binary_ext.measure.figures import CoderFigures
 from sae_binary_ext.report import Analysis, Column, analysis_of
-from sae_binary_ext.report.plots import curves
+from sae_binary_ext.report.plots import curves, grouped
+
+ENTROPY = "entropy (no file)"
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,10 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Scheme:
-    """One row of the table: a way to store the hidden states."""
+    """One row of the table, and one point of a curve: a way to store the hidden states."""
 
     what: str
+    curve: str
     scheme: str
     bits: float
     float16_bits: int
@@ -56,53 +58,41 @@ def compress_page(
 ) -> Analysis:
     """Table, plot and remarks."""
     vectors, compressed = found
-    return analysis_of(
-        TEXTS,
-        COLUMNS,
-        _schemes(vectors, compressed),
-        {"FVU by bits": _by_bits(vectors, compressed)},
-        {
-            "vectors": {str(site): vars(figures) for site, figures in vectors.items()},
-            "coders": [_described(each) for each in compressed],
-        },
-    )
+    schemes = list(_schemes(vectors, compressed))
+    results = {
+        "vectors": {str(site): vars(figures) for site, figures in vectors.items()},
+        "coders": [
+            {
+                "name": each.candidate.name,
+                "latents": each.figures.latents,
+                "vectors": each.figures.tokens,
+                "fvu": each.figures.fvu,
+                "l0": each.figures.l0,
+                "entropy_bits": each.figures.entropy_bits,
+                "bits": each.bits,
+                "file": each.kept.name,
+            }
+            for each in compressed
+        ],
+    }
+    return analysis_of(TEXTS, COLUMNS, schemes, {"FVU by bits": _by_bits(schemes)}, results)
 
 
 def _schemes(vectors: dict[Site, VectorFigures], compressed: list[Compressed]) -> Iterator[Scheme]:
-    for found in vectors.values():
+    for site, found in vectors.items():
+        curve = "vectors" if len(vectors) == 1 else f"vectors at {site}"
         for scheme, bits in found.bits.items():
-            yield Scheme("vectors", scheme, bits, found.float16_bits, found.fvu[scheme])
+            yield Scheme("vectors", curve, scheme, bits, found.float16_bits, found.fvu[scheme])
     for each in compressed:
-        figures, float16 = each.figures, 16 * each.candidate.d_out
-        for scheme, bits in (each.bits | {"entropy (no file)": figures.entropy_bits.value}).items():
-            yield Scheme(each.candidate.name, scheme, bits, float16, figures.fvu.value)
+        name, figures, float16 = each.candidate.name, each.figures, 16 * each.candidate.d_out
+        for scheme, bits in (each.bits | {ENTROPY: figures.entropy_bits.value}).items():
+            yield Scheme(name, name, scheme, bits, float16, figures.fvu.value)
 
 
-def _described(each: Compressed) -> dict[str, Any]:
-    return {
-        "name": each.candidate.name,
-        "latents": each.figures.latents,
-        "vectors": each.figures.tokens,
-        "fvu": each.figures.fvu,
-        "l0": each.figures.l0,
-        "entropy_bits": each.figures.entropy_bits,
-        "bits": each.bits,
-        "file": each.kept.name,
-    }
-
-
-def _by_bits(vectors: dict[Site, VectorFigures], compressed: list[Compressed]) -> go.Figure:
+def _by_bits(schemes: list[Scheme]) -> go.Figure:
     points = {
-        "vectors" if len(vectors) == 1 else f"vectors at {site}": [
-            (bits, found.fvu[scheme], scheme) for scheme, bits in found.bits.items()
-        ]
-        for site, found in vectors.items()
-    }
-    points |= {
-        each.candidate.name: [
-            (bits, each.figures.fvu.value, scheme) for scheme, bits in each.bits.items()
-        ]
-        for each in compressed
+        curve: [(each.bits, each.fvu, each.scheme) for each in group if each.scheme != ENTROPY]
+        for curve, group in grouped(schemes, lambda scheme: scheme.curve).items()
     }
     figure = curves(points, "bits a vector", "FVU", mode="markers", marker_size=10)
     figure.update_xaxes(type="log", dtick="D2")

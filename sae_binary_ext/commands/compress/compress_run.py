@@ -1,7 +1,7 @@
 """`sae-binary compress`: hidden states as codes in files, and back."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_binary_ext.coding import pack, packed_width, unpack
-from sae_binary_ext.commands.compress.code_encodings import ENCODINGS
+from sae_binary_ext.commands.compress.code_encodings import ENCODINGS, RunningVectors, VectorFigures
 from sae_binary_ext.commands.compress.code_file import (
     CodeFileError,
     CodeHeader,
@@ -22,7 +22,6 @@ from sae_binary_ext.commands.compress.code_file import (
 )
 from sae_binary_ext.commands.compress.compress_page import Compressed, compress_page
 from sae_binary_ext.commands.compress.config import CompressConfig
-from sae_binary_ext.commands.compress.vector_sizes import RunningVectors, VectorFigures
 from sae_binary_ext.measure.candidates import Candidate, Site
 from sae_binary_ext.measure.figures import CoderFigures
 from sae_binary_ext.measure.reading import OpenedModel, RunningCoders, read_text
@@ -30,6 +29,23 @@ from sae_binary_ext.report.analysis import Analysis, analyse_coders
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 FIRST_ENCODING = "packed"
+# Coders whose output needs more than codes of 0 and 1, and what to do about them.
+_INCOMPRESSIBLE: tuple[tuple[Callable[[Any], bool], str], ...] = (
+    (
+        lambda coder: not isinstance(coder, BinaryCoder),
+        "its codes have values, and these files store only 0 and 1. Give binary coders.",
+    ),
+    (
+        lambda coder: coder.cfg.normalize_activations == "layer_norm",
+        "normalize_activations='layer_norm' needs each vector's own mean and deviation to decode, "
+        "and codes do not hold them. Give a coder without layer_norm.",
+    ),
+    (
+        lambda coder: getattr(coder, "W_skip", None) is not None,
+        "its skip connection needs the input itself to decode. Give a transcoder without a skip "
+        "connection.",
+    ),
+)
 
 
 def run_compress(coders: list[str], config: CompressConfig) -> Analysis:
@@ -57,29 +73,13 @@ def _measure(
 
 def check_compressible(name: str, coder: Any) -> None:
     """Raise ValueError if codes of 0 and 1 alone do not give a coder's output."""
-    if not isinstance(coder, BinaryCoder):
-        raise ValueError(
-            f"{name}: its codes have values, and these files store only 0 and 1. Give binary "
-            "coders."
-        )
-    if coder.cfg.normalize_activations == "layer_norm":
-        raise ValueError(
-            f"{name}: normalize_activations='layer_norm' needs each vector's own mean and "
-            "deviation to decode, and codes do not hold them. Give a coder without layer_norm."
-        )
-    if getattr(coder, "W_skip", None) is not None:
-        raise ValueError(
-            f"{name}: its skip connection needs the input itself to decode. Give a transcoder "
-            "without a skip connection."
-        )
+    for refused, why in _INCOMPRESSIBLE:
+        if refused(coder):
+            raise ValueError(f"{name}: {why}")
 
 
 def coder_fingerprint(coder: Any) -> str:
-    """SHA-256, in hexadecimal, of a coder's decoder: two coders with the same one decode alike.
-
-    Args:
-        coder: a binary coder.
-    """
+    """SHA-256 of a binary coder's decoder, hexadecimal. Coders with the same one decode alike."""
     digest = hashlib.sha256()
     for tensor in (coder.W_dec, coder.b_dec):
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
@@ -88,24 +88,19 @@ def coder_fingerprint(coder: Any) -> str:
 
 @torch.no_grad()
 def decompress(path: Path, coder: Any) -> Iterator[Tensor]:
-    """Decode the hidden states of a file of codes.
+    """Decode the hidden states of a file with the binary coder that wrote its codes.
 
-    Args:
-        path: the file.
-        coder: the binary coder that wrote the codes, from load_coder.
-
-    Yields:
-        [tokens, d_out] in the coder's dtype, on its device, a block at a time.
+    Yields a block at a time, [tokens, d_out] in the coder's dtype, on its device.
 
     Raises:
         CodeFileError: the file is damaged, or of another coder.
     """
-    header = read_header(path)
-    if header.coder != coder_fingerprint(coder):
+    header, own = read_header(path), coder_fingerprint(coder)
+    if header.coder != own:
+        writer = f": {header.about['coder']}" if "coder" in header.about else ""
         raise CodeFileError(
             f"{path}: was written with a coder of fingerprint {header.coder[:12]}…, and this "
-            f"coder has {coder_fingerprint(coder)[:12]}…. Give the coder that wrote the file"
-            f"{': ' * bool(header.about)}{header.about.get('coder', '')}."
+            f"coder has {own[:12]}…. Give the coder that wrote the file{writer}."
         )
     for packed in read_codes(path):
         yield coder.decode(unpack(packed, header.latents, coder.dtype).to(coder.device))
@@ -134,44 +129,39 @@ def _write_packed(
 
 
 def _header(opened: OpenedModel, candidate: Candidate) -> CodeHeader:
-    latents = candidate.coder.cfg.d_sae
+    latents, site = candidate.coder.cfg.d_sae, candidate.site
     about = {
         "coder": candidate.name,
         "model": opened.model_name,
-        "hook_name": candidate.site.hook_name,
-        "hook_name_out": candidate.site.hook_name_out,
+        "hook_name": site.hook_name,
+        "hook_name_out": site.hook_name_out,
     }
     no_mean = "00" * packed_width(latents)
     return CodeHeader(latents, FIRST_ENCODING, coder_fingerprint(candidate.coder), no_mean, about)
 
 
 def _path(folder: Path, candidate: Candidate, encoding: str) -> Path:
-    name = f"{candidate.name}.{encoding}.codes".replace("/", "_").replace(", ", "_")
-    return folder / name
+    return folder / f"{candidate.name}.{encoding}.codes".replace("/", "_").replace(", ", "_")
 
 
 def _encode_again(candidate: Candidate, figures: CoderFigures, folder: Path) -> Compressed:
     """Write a coder's codes in the other encodings, check each, and keep the smallest file."""
-    first = _path(folder, candidate, FIRST_ENCODING)
-    mean = pack(figures.rates > 0.5).numpy().tobytes().hex()
     paths = {encoding: _path(folder, candidate, encoding) for encoding in ENCODINGS}
+    first = paths[FIRST_ENCODING]
+    mean = pack(figures.rates > 0.5).numpy().tobytes().hex()
     for encoding, path in paths.items():
-        if path != first:
-            header = replace(read_header(first), encoding=encoding, mean_code=mean)
-            with CodeWriter(path, header) as writer:
-                for packed in read_codes(first):
-                    writer.write(packed)
-            _check_same(first, path)
+        if path == first:
+            continue
+        header = replace(read_header(first), encoding=encoding, mean_code=mean)
+        with CodeWriter(path, header) as writer:
+            for packed in read_codes(first):
+                writer.write(packed)
+        for number, pair in enumerate(zip(read_codes(first), read_codes(path), strict=True)):
+            if not torch.equal(*pair):
+                raise CodeFileError(f"{path}: block {number} is not what was written.")
     sizes = {encoding: path.stat().st_size for encoding, path in paths.items()}
-    smallest = min(sizes, key=lambda encoding: sizes[encoding])
     kept = folder / f"{candidate.name.replace('/', '_')}.codes"
-    paths.pop(smallest).replace(kept)
+    paths.pop(min(sizes, key=lambda encoding: sizes[encoding])).replace(kept)
     for path in paths.values():
         path.unlink()
     return Compressed(candidate, figures, sizes, kept)
-
-
-def _check_same(one: Path, other: Path) -> None:
-    for number, (first, second) in enumerate(zip(read_codes(one), read_codes(other), strict=True)):
-        if not torch.equal(first, second):
-            raise CodeFileError(f"{other}: block {number} is not what was written.")

@@ -1,18 +1,37 @@
 """The page of `sae-binary comsem`: what it shows of each coder and latent."""
 
-from dataclasses import asdict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
 import plotly.graph_objects as go
 
-from sae_binary_ext.commands.comsem.comsem_scores import ComsemFigures, ComsemScore, figures_of
 from sae_binary_ext.commands.comsem.config import ComsemConfig
+from sae_binary_ext.commands.comsem.judging import ComsemScore
+from sae_binary_ext.commands.interpret.interpret_scores import mean_over_latents
 from sae_binary_ext.commands.interpret.with_delphi import EMBEDDING_MODEL
+from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.report import Analysis, Column, analysis_of, described
 from sae_binary_ext.report.plots import bars, grouped
 
 TEXTS = Path(__file__).with_name("page.toml")
+
+
+@dataclass(frozen=True)
+class ComsemFigures:
+    """Figures of one coder; page.toml has their meanings."""
+
+    coder: str
+    drawn: int
+    scored: int
+    interpretable: Estimate
+    told_apart: Estimate
+    fitting: Estimate
+    others_fitting: Estimate
+    failed: int
+
+
 COLUMNS: tuple[Column[ComsemFigures], ...] = (
     Column("coder", key="coder"),
     Column("drawn", form="d", key="drawn"),
@@ -25,6 +44,30 @@ COLUMNS: tuple[Column[ComsemFigures], ...] = (
 )
 
 
+def figures_of(scores: Iterable[ComsemScore], at: float) -> list[ComsemFigures]:
+    """Figures of each coder, with intervals over latents.
+
+    A latent counts as interpretable if at least the share `at` of its own tokens fits.
+    """
+
+    def mean(group: list[ComsemScore], of: Callable[[ComsemScore], float | None]) -> Estimate:
+        return mean_over_latents((of(score), 1.0) for score in group)
+
+    return [
+        ComsemFigures(
+            coder,
+            len(group),
+            sum(score.fitting is not None for score in group),
+            mean(group, lambda score: score.interpretable(at)),
+            mean(group, lambda score: score.told_apart(at)),
+            mean(group, lambda score: score.fitting),
+            mean(group, lambda score: score.others_fitting),
+            sum(score.failed for score in group),
+        )
+        for coder, group in grouped(scores, lambda score: score.coder).items()
+    ]
+
+
 def comsem_page(scores: list[ComsemScore], config: ComsemConfig) -> Analysis:
     """Table, plots and remarks."""
     found = figures_of(scores, config.interpretable_at)
@@ -33,23 +76,14 @@ def comsem_page(scores: list[ComsemScore], config: ComsemConfig) -> Analysis:
         each.coder: {"interpretable": each.interpretable, "told apart": each.told_apart}
         for each in found
     }
-    return analysis_of(
-        TEXTS,
-        COLUMNS,
-        found,
-        {
-            "Own tokens and others": _scatter(scores),
-            "Share of latents": bars(shares, "share of the latents drawn").update_yaxes(
-                range=[0, 1]
-            ),
-        },
-        {
-            "judge": judge,
-            "coders": described(COLUMNS, found),
-            "latents": [asdict(each) for each in scores],
-        },
-        judge=judge,
-    )
+    share_bars = bars(shares, "share of the latents drawn").update_yaxes(range=[0, 1])
+    results = {
+        "judge": judge,
+        "coders": described(COLUMNS, found),
+        "latents": [asdict(each) for each in scores],
+    }
+    plots = {"Own tokens and others": _scatter(scores), "Share of latents": share_bars}
+    return analysis_of(TEXTS, COLUMNS, found, plots, results, judge=judge)
 
 
 def _scatter(scores: list[ComsemScore]) -> go.Figure:

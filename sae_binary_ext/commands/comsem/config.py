@@ -12,16 +12,16 @@ class ComsemConfig(JudgeFields, ReadingConfig):
     """
     Score what the tokens of each latent have in common (ComSem). Each token is given to the latents
     that are burstiest on it. A judge sees some tokens of a latent and finds what they share. It is
-    then asked whether that fits other tokens of the latent, and as many tokens of others. A
-    language model judges if one is named, otherwise a sentence embedding.
+    then asked whether this fits more tokens of the latent, and as many tokens of other latents. A
+    language model judges if you name one; otherwise a sentence embedding judges.
     """
 
     output: Path = Path("runs/comsem")
     """Folder for comsem.json, comsem.html and the language model's answers."""
     tokens: int = 50_000
-    """Tokens to read. The text is read twice."""
+    """How many tokens to read. The text is read twice."""
     latents: int = 100
-    """How many latents of each coder to draw at random, dead ones too."""
+    """How many latents of each coder to draw at random. Dead latents are drawn too."""
     burstiest: int = 10
     """How many latents each token is given to."""
     shown: int = 5

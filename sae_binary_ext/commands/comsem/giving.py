@@ -17,19 +17,12 @@ SMALLEST_DEVIATION = 1e-6
 
 
 def prominence(coder: Any, codes: Tensor, running: RunningLatents) -> Tensor:
-    """How much each latent stands out on each token.
+    """How much each latent stands out on each token, float32 [tokens, latents], as the codes.
 
     For binary coders it is burstiness, log2 |h - mean of h|. A 0 of a latent that is nearly always
     active stands out as much as a 1 of a rare one. For other coders it is the value in standard
-    deviations from its mean; the paper rescales SAEs in this way to compare them.
-
-    Args:
-        coder: the coder that made the codes.
-        codes: float32 [tokens, latents].
-        running: means and deviations of the latents over the whole text.
-
-    Returns:
-        float32 [tokens, latents].
+    deviations from its mean; the paper rescales SAEs in this way to compare them. Means and
+    deviations are those of the whole text.
     """
     if isinstance(coder, BinaryCoder):
         return burstiness(codes, running.rates.float())
@@ -39,16 +32,11 @@ def prominence(coder: Any, codes: Tensor, running: RunningLatents) -> Tensor:
 
 
 def give(scores: Tensor, number: int) -> Tensor:
-    """Give each token to the latents with the highest scores.
+    """Give each token to the `number` latents with the highest scores.
 
     Ties are broken by one random order of the latents. Binary latents of equal rates always tie.
-
-    Args:
-        scores: [tokens, latents]; -inf for a latent that cannot take the token.
-        number: how many latents each token is given to.
-
-    Returns:
-        bool [tokens, latents].
+    Scores are [tokens, latents]; -inf for a latent that cannot take the token. Returns bool
+    [tokens, latents].
     """
     generator = torch.Generator().manual_seed(SEED)
     order = torch.randperm(scores.shape[1], generator=generator)
@@ -62,8 +50,7 @@ class LatentTokens:
     """Tokens of one latent in their text.
 
     Attributes:
-        latent: its number.
-        given: how many tokens of the text were given to it.
+        given: how many tokens of the text were given to the latent.
         absent: share of the given tokens on which it is silent.
         own: int64 [samples, window], some given tokens, drawn at random, with their neighbours; -1
             stands beyond the ends of a row.
@@ -78,29 +65,20 @@ class LatentTokens:
 
 
 class GivenTokens:
-    """Collects tokens of some latents of a coder from a stream.
-
-    Args:
-        width: number of latents of the coder.
-        count: how many latents to draw at random and follow.
-        most: how many tokens to keep for each latent.
-    """
+    """Counts tokens given to `count` random latents of a coder; keeps `most` tokens of each."""
 
     def __init__(self, width: int, count: int, most: int) -> None:
         self.latents = draw_latents(width, count)
-        self._own = PlaceSamples(len(self.latents), most, CONTEXT_RADIUS)
-        self._others = PlaceSamples(len(self.latents), most, CONTEXT_RADIUS)
-        self._given = torch.zeros(len(self.latents), dtype=torch.long)
-        self._absent = torch.zeros(len(self.latents), dtype=torch.long)
+        self._own, self._others = (
+            PlaceSamples(len(self.latents), most, CONTEXT_RADIUS) for _ in range(2)
+        )
+        self._given, self._absent = torch.zeros(2, len(self.latents), dtype=torch.long)
 
     def add(self, text: TextBatch, where: Tensor, codes: Tensor, given: Tensor) -> None:
         """Count and sample one more batch.
 
-        Args:
-            text: the rows.
-            where: bool [rows, context], the positions that count.
-            codes: float32 [positions that count, latents], row by row.
-            given: bool, same shape, the result of give.
+        `where` is bool [rows, context], the positions that count. Codes are float32, and `given` is
+        bool, [positions that count, latents], row by row.
         """
         codes, given = codes[:, self.latents], given[:, self.latents]
         self._given += given.sum(0)

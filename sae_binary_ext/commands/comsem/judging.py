@@ -1,15 +1,14 @@
 """A language model or an embedding judges whether tokens of a latent have something in common."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from sae_binary_ext.commands.comsem.comsem_scores import TOO_FEW, ComsemScore
 from sae_binary_ext.commands.comsem.giving import LatentTokens
+from sae_binary_ext.commands.interpret.with_delphi import Embeddings, TokenText
 from sae_binary_ext.measure.judge import Asked, MalformedAnswerError
 from sae_binary_ext.measure.samples import CONTEXT_RADIUS
 
@@ -29,14 +28,51 @@ FITS = (
 
 
 @dataclass(frozen=True)
-class Questions:
-    """Excerpts about one latent.
+class ComsemScore:
+    """Score of one latent of a coder.
 
     Attributes:
-        shown: excerpts around tokens of the latent, from which a judge learns.
-        silent: as many excerpts around other tokens.
-        asked: more excerpts around tokens of the latent, which a judge is asked about.
-        others: as many excerpts around other tokens, which it is asked about too.
+        given: tokens of the text that were given to the latent.
+        absent: share of the given tokens on which it is silent.
+        fitting: share of its own tokens that the phrase fits, the paper's score; None if there is
+            no score.
+        others_fitting: share of tokens not given to it that the phrase fits.
+        answered: answers that both shares are computed from.
+        failed: answers that did not come or could not be read; they are in no share.
+        phrase: what its tokens have in common, in the words of a language model.
+        reason: why there is no score; None if there is one.
+    """
+
+    coder: str
+    latent: int
+    given: int
+    absent: float
+    fitting: float | None = None
+    others_fitting: float | None = None
+    answered: int = 0
+    failed: int = 0
+    phrase: str | None = None
+    reason: str | None = None
+
+    def interpretable(self, at: float) -> bool:
+        """Whether at least this share of its own tokens fits."""
+        return self.fitting is not None and self.fitting >= at
+
+    def told_apart(self, at: float) -> bool:
+        """Whether it is interpretable, and at most 1 - at of the other tokens fit.
+
+        A phrase that fits every token says nothing about the latent.
+        """
+        others = self.others_fitting
+        return self.interpretable(at) and others is not None and others <= 1 - at
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Excerpts about one latent: a judge learns from shown and silent, and is asked the others.
+
+    Shown and asked are around tokens of the latent; silent and others are around other tokens, as
+    many as of shown and of asked.
     """
 
     shown: list[str]
@@ -45,20 +81,10 @@ class Questions:
     others: list[str]
 
 
-class EmbedsTexts(Protocol):
-    """An embedding of texts."""
-
-    def encode(self, texts: list[str]) -> Any:
-        """Embeddings, float32 [texts, width]."""
-        ...
-
-
-def excerpt(window: Tensor, text: Callable[[int], str]) -> str:
+def excerpt(window: Tensor, text: TokenText) -> str:
     """A token between << and >> in its text, on one line.
 
-    Args:
-        window: int64 [2 * CONTEXT_RADIUS + 1], tokens; -1 beyond a row's ends.
-        text: gives the text of a token.
+    The window is int64 [2 * CONTEXT_RADIUS + 1], tokens; -1 beyond the ends of a row.
     """
     pieces = [text(token) if token >= 0 else "" for token in window.tolist()]
     marked = pieces[CONTEXT_RADIUS]
@@ -68,9 +94,7 @@ def excerpt(window: Tensor, text: Callable[[int], str]) -> str:
     return " ".join("".join(pieces).split("\n")).strip()
 
 
-def questions_of(
-    tokens: LatentTokens, text: Callable[[int], str], shown: int, asked: int
-) -> Questions | None:
+def questions_of(tokens: LatentTokens, text: TokenText, shown: int, asked: int) -> Questions | None:
     """Excerpts of a latent for a judge, or None if it was given too few tokens.
 
     The first tokens are used: they are in random order already.
@@ -85,81 +109,54 @@ def questions_of(
     return Questions(own[:shown], others[:shown], own[shown:number], others[shown:number])
 
 
-def unscored(coder: str, tokens: LatentTokens) -> ComsemScore:
-    """The entry of a latent that was given too few tokens."""
-    return ComsemScore(coder, tokens.latent, tokens.given, tokens.absent, reason=TOO_FEW)
+async def language_model_score(
+    judge: Asked, score: ComsemScore, questions: Questions
+) -> ComsemScore:
+    """Fill in a score: the model says what tokens share, and whether that fits other tokens.
+
+    Raises:
+        JudgeStoppedError: the judge cannot be asked any more.
+    """
+    answer = await _answer(judge, "\n".join([COMMON, "", *questions.shown]), PHRASE_TOKENS)
+    phrase = next(iter(answer.strip().splitlines()), "").strip(" \"'.")[:LONGEST_PHRASE]
+    if not phrase:
+        return replace(score, failed=1, reason="the phrase failed")
+
+    async def fits(excerpts: list[str]) -> list[bool]:
+        requests = [FITS.format(phrase=phrase, excerpt=each) for each in excerpts]
+        found = [ANSWER.match(await _answer(judge, each, ANSWER_TOKENS)) for each in requests]
+        return [each[1].lower() == "yes" for each in found if each is not None]
+
+    own, others = await fits(questions.asked), await fits(questions.others)
+    answered, asked = len(own) + len(others), len(questions.asked) + len(questions.others)
+    score = replace(score, phrase=phrase, failed=asked - answered, answered=answered)
+    if score.failed > asked / 2 or not own or not others:
+        return replace(score, reason="answers failed")
+    shares = sum(own) / len(own), sum(others) / len(others)
+    return replace(score, fitting=shares[0], others_fitting=shares[1])
 
 
-class LanguageModelJudge:
-    """A language model says what tokens have in common, and whether that fits other tokens."""
-
-    def __init__(self, judge: Asked) -> None:
-        self._judge = judge
-
-    async def score(self, coder: str, tokens: LatentTokens, questions: Questions) -> ComsemScore:
-        """Score one latent.
-
-        Raises:
-            JudgeStoppedError: the judge cannot be asked any more.
-        """
-        score = ComsemScore(coder, tokens.latent, tokens.given, tokens.absent)
-        phrase = await self._phrase(questions.shown)
-        if phrase is None:
-            return replace(score, failed=1, reason="the phrase failed")
-        own = [await self._fits(phrase, each) for each in questions.asked]
-        others = [await self._fits(phrase, each) for each in questions.others]
-        failed = own.count(None) + others.count(None)
-        answers = [answer for answer in own + others if answer is not None]
-        score = replace(score, phrase=phrase, failed=failed, answered=len(answers))
-        if failed > len(own + others) / 2 or None in (_share(own), _share(others)):
-            return replace(score, reason="answers failed")
-        return replace(score, fitting=_share(own), others_fitting=_share(others))
-
-    async def _phrase(self, shown: list[str]) -> str | None:
-        request = "\n".join([COMMON, "", *shown])
-        answer = await self._answer(request, PHRASE_TOKENS)
-        lines = (answer or "").strip().splitlines()
-        return lines[0].strip(" \"'.")[:LONGEST_PHRASE] or None if lines else None
-
-    async def _fits(self, phrase: str, asked: str) -> bool | None:
-        answer = await self._answer(FITS.format(phrase=phrase, excerpt=asked), ANSWER_TOKENS)
-        found = ANSWER.match(answer or "")
-        return None if found is None else found[1].lower() == "yes"
-
-    async def _answer(self, request: str, most: int) -> str | None:
-        messages = [{"role": "user", "content": request}]
-        try:
-            return await self._judge.ask(messages, temperature=0.0, max_tokens=most)
-        except MalformedAnswerError:
-            return None
+async def _answer(judge: Asked, request: str, most: int) -> str:
+    """The judge's answer of at most `most` tokens; empty if the server sent none."""
+    messages = [{"role": "user", "content": request}]
+    try:
+        return await judge.ask(messages, temperature=0.0, max_tokens=most)
+    except MalformedAnswerError:
+        return ""
 
 
 def embedding_score(
-    embeddings: EmbedsTexts, coder: str, tokens: LatentTokens, questions: Questions
+    embeddings: Embeddings, score: ComsemScore, questions: Questions
 ) -> ComsemScore:
-    """Score one latent without a language model.
+    """Fill in a score without a language model.
 
-    An excerpt fits if its embedding has a larger cosine with the mean of `shown` than with the
-    mean of `silent`.
-
-    Args:
-        embeddings: an embedding of sentences.
-        coder: name of the coder.
-        tokens: tokens of the latent.
-        questions: excerpts around them.
+    An excerpt fits if its embedding has a larger cosine with the mean of `shown` than with the mean
+    of `silent`.
     """
     groups = (questions.shown, questions.silent, questions.asked, questions.others)
-    found = [
-        torch.nn.functional.normalize(torch.as_tensor(embeddings.encode(group)).float(), dim=1)
-        for group in groups
-    ]
-    shown, silent = (torch.nn.functional.normalize(each.mean(0), dim=0) for each in found[:2])
-    own, others = ((each @ (shown - silent) > 0).double().mean().item() for each in found[2:])
+    encoded = (torch.as_tensor(embeddings.encode(group)).float() for group in groups)
+    shown, silent, *asked = (normalize(each, dim=1) for each in encoded)
+    direction = normalize(shown.mean(0), dim=0) - normalize(silent.mean(0), dim=0)
+    own, others = ((each @ direction > 0).double().mean().item() for each in asked)
     answered = len(questions.asked) + len(questions.others)
-    facts = coder, tokens.latent, tokens.given, tokens.absent
-    return ComsemScore(*facts, fitting=own, others_fitting=others, answered=answered)
-
-
-def _share(answers: list[bool | None]) -> float | None:
-    known = [answer for answer in answers if answer is not None]
-    return sum(known) / len(known) if known else None
+    return replace(score, fitting=own, others_fitting=others, answered=answered)

@@ -1,6 +1,6 @@
 """The settings of `sae-binary interpret`."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sae_binary_ext.checks import check_at_least, check_choice
@@ -15,33 +15,8 @@ NEGATIVES = ("random", "hard")
 
 
 @dataclass(frozen=True)
-class Counts:
-    """How many windows of a latent are used.
-
-    Attributes:
-        shown: active windows to learn from, and as many silent ones.
-        asked: active windows to ask about, and as many silent ones.
-    """
-
-    shown: int = 20
-    asked: int = 40
-
-    def __post_init__(self) -> None:
-        check_at_least(FEWEST_SHOWN, shown=self.shown)
-        check_at_least(FEWEST_ASKED, asked=self.asked)
-
-
-@dataclass(frozen=True)
 class TextAmount:
-    """How much text is read, and how it is cut into rows and windows.
-
-    Attributes:
-        tokens: least number of tokens to read; the last batch is finished.
-        context_size: most tokens in a row, the beginning-of-text token included.
-        first_position: the first position that counts. Most models have an attention sink at 0.
-        window: tokens in a window of text.
-        latents: number of latents drawn at random for each coder.
-    """
+    """How much text is read, and how it is cut; fields as in InterpretConfig."""
 
     tokens: int
     context_size: int
@@ -52,21 +27,21 @@ class TextAmount:
     def __post_init__(self) -> None:
         check_at_least(1, tokens=self.tokens, window=self.window, latents=self.latents)
         check_at_least(0, first_position=self.first_position)
-        if self.first_position + self.window > self.context_size:
+        if (least := self.first_position + self.window) > self.context_size:
             raise ValueError(
                 f"first_position={self.first_position}: no window of {self.window} tokens fits "
-                f"into context_size={self.context_size}. Give a context_size of at least "
-                f"{self.first_position + self.window}, or a smaller window."
+                f"into context_size={self.context_size}. Give a context_size of at least {least}, "
+                "or a smaller window."
             )
 
 
 @dataclass
 class InterpretConfig(JudgeFields, TextConfig):
     """
-    Score how well text in which a latent is active can be told from other text, for binary and
-    stock coders. A sentence embedding judges, with delphi's scorer, and a baseline of single tokens
-    is given too. If a language model is named, it judges by detection and fuzzing. After Ctrl-C the
-    same command goes on where it stopped, and sends no request twice.
+    Score how well a judge tells text in which a latent is active from other text, for binary and
+    stock coders. A sentence embedding judges, with delphi's scorer. A baseline of single tokens is
+    scored too. If a language model is named, it judges by detection and fuzzing. After Ctrl-C, the
+    same command continues where it stopped, and sends no request twice.
     """
 
     dataset: str | None = None
@@ -75,13 +50,13 @@ class InterpretConfig(JudgeFields, TextConfig):
     output: Path = Path("runs/interpret")
     """Folder for interpretation.json, scores.jsonl, and the files of an interrupted run."""
     tokens: int = 300_000
-    """Tokens to read."""
+    """How many tokens to read."""
     context_size: int = 257
     """Most tokens in a row. The default gives eight windows after the first position."""
     window: int = 32
     """Tokens in each window of text that a judge sees."""
     latents: int = 100
-    """How many latents of each coder to draw at random, dead ones too."""
+    """How many latents of each coder to draw at random. Dead latents are drawn too."""
     shown: int = 20
     """How many active windows of each latent a judge learns from."""
     asked: int = 40
@@ -92,7 +67,7 @@ class InterpretConfig(JudgeFields, TextConfig):
     negatives: str = "random"
     """How silent windows are drawn: random, or hard (those most similar to the active ones)."""
     judge: str = "embedding"
-    """embedding takes delphi's ExampleEmbeddingScorer with MiniLM, and the token baseline; it needs
+    """embedding takes delphi's ExampleEmbeddingScorer with MiniLM, and the token baseline. It needs
     the extra delphi. tokens takes the baseline alone."""
     judge_windows: int = 5
     """How many windows to send in one request."""
@@ -100,7 +75,8 @@ class InterpretConfig(JudgeFields, TextConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.amount()
-        self.counts()
+        check_at_least(FEWEST_SHOWN, shown=self.shown)
+        check_at_least(FEWEST_ASKED, asked=self.asked)
         self.check_judge_fields()
         check_choice(SAMPLINGS, sampling=self.sampling)
         check_choice(NEGATIVES, negatives=self.negatives)
@@ -118,19 +94,14 @@ class InterpretConfig(JudgeFields, TextConfig):
             )
 
     def settings(self) -> "InterpretConfig":
-        """Only the settings that change a judge's score, for the fingerprint of a run."""
-        own = ("model", "dataset", "hook", "tokens", "context_size", "first_position", "window")
-        own += ("split", "text_column")
-        more = ("latents", "shown", "asked", "sampling", "negatives", "judge_windows")
-        # The device changes no score: a run goes on where another kind of machine left it.
-        return InterpretConfig(device="cpu", **{name: getattr(self, name) for name in own + more})
+        """These settings, with a default for each that changes no score, for a fingerprint."""
+        new = InterpretConfig()
+        return replace(
+            self, output=new.output, judge=new.judge, device="cpu", **asdict(JudgeFields())
+        )
 
     def amount(self) -> TextAmount:
         """How much text is read, from these settings."""
         return TextAmount(
             self.tokens, self.context_size, self.first_position, self.window, self.latents
         )
-
-    def counts(self) -> Counts:
-        """How many windows of a latent are used, from these settings."""
-        return Counts(self.shown, self.asked)

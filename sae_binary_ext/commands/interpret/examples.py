@@ -1,4 +1,4 @@
-"""Windows of one latent that a judge is shown, and that it is asked about."""
+"""Windows of one latent that a judge is shown, and windows that it is asked about."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,22 +7,20 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from sae_binary_ext.commands.interpret.config import FEWEST_ASKED, FEWEST_SHOWN, Counts
-from sae_binary_ext.commands.interpret.drawn_windows import ReadLatents
+from sae_binary_ext.commands.interpret.config import FEWEST_ASKED, FEWEST_SHOWN, InterpretConfig
+from sae_binary_ext.commands.interpret.windows import ReadLatents
 
 QUANTILES = 10
 SEED = 0
+DEAD = "dead"
 
 
 @dataclass(frozen=True)
 class ActiveExamples:
-    """Windows in which a latent is active.
+    """Windows in which a latent is active: tokens int64 and codes float32 [windows, length].
 
-    Attributes:
-        tokens: int64 [windows, length].
-        values: float32 [windows, length], its codes.
-        quantiles: the tenth of the windows, ordered by highest activation, from which each was
-            drawn; 0 if they were drawn without regard to activation.
+    Windows are ordered by highest activation, and cut into tenths. Each window's quantile is the
+    number of its tenth; 0 if windows were drawn without regard to activation.
     """
 
     tokens: Tensor
@@ -32,14 +30,9 @@ class ActiveExamples:
 
 @dataclass(frozen=True)
 class LatentExamples:
-    """The windows by which one latent is judged.
+    """The windows by which one latent is judged; no active window is both shown and asked about.
 
-    Attributes:
-        latent: its number.
-        firings: tokens read on which it is active.
-        rate: its firing rate.
-        shown, asked: windows in which it is active; no window is in both.
-        silent_shown, silent_asked: int64 [windows, length], tokens of silent windows.
+    Silent windows are tokens, int64 [windows, length].
     """
 
     latent: int
@@ -57,7 +50,6 @@ Sampling = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # Takes tokens of the shown windows [windows, length], and which windows of the pool are silent,
 # bool [windows]. Returns the order of the silent windows, hardest first.
 Nearest = Callable[[Tensor, Tensor], Tensor]
-DEAD = "dead"
 
 
 def at_random(documents: Tensor, strengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +64,7 @@ def at_random(documents: Tensor, strengths: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def by_strength(documents: Tensor, strengths: Tensor) -> tuple[Tensor, Tensor]:
-    """A window of each tenth, strongest first, in turn, as delphi draws them by default.
+    """A window of each tenth in turn, strongest tenth first, as delphi draws them by default.
 
     Ties are in random order; codes of binary latents are all ties. (delphi leaves ties in the order
     of the text, and may ask about a window that it has shown.)
@@ -101,59 +93,40 @@ def choose_examples(
     place: int,
     silent: Tensor,
     pool: Tensor,
-    counts: Counts,
-    sampling: str,
+    config: InterpretConfig,
     nearest: Nearest | None,
 ) -> LatentExamples | str:
     """Choose the windows of one latent, or return the reason why it cannot be judged.
 
-    Args:
-        read: firings and windows of its coder.
-        place: the latent's place among those drawn.
-        silent: bool [windows of the pool], whether the latent is silent in each.
-        pool: int64 [windows of the pool, length], tokens.
-        counts: how many windows to choose.
-        sampling: how to draw active windows, a key of SAMPLINGS.
-        nearest: orders silent windows; None draws them at random.
+    `place` is the latent's place among those drawn. `pool` has tokens, int64 [windows, length], and
+    `silent`, bool [windows], tells in which of these windows the latent is silent. `nearest` orders
+    silent windows; None draws them at random.
     """
     latent, firings, rate = read.facts(place)
     there = read.windows.there[place]
-    number = int(there.sum())
-    if number < FEWEST_SHOWN + FEWEST_ASKED:
+    fewest = FEWEST_SHOWN + FEWEST_ASKED
+    if there.sum() < fewest:
         return "active in too few windows" if firings else DEAD
-    if silent.sum() < FEWEST_SHOWN + FEWEST_ASKED:
+    if silent.sum() < fewest:
         return "silent in too few windows"
     tokens, values = read.windows.tokens[place][there], read.windows.values[place][there]
-    strengths = read.windows.margins[place][there] if sampling == "margin" else values.amax(1)
-    order, quantiles = SAMPLINGS[sampling](read.windows.documents[place][there], strengths)
-    shown, asked = _dealt(order, counts)
-
-    candidates = pool[silent]
-    generator = torch.Generator().manual_seed(SEED + latent)
-    if nearest is None:
-        ordered = torch.randperm(len(candidates), generator=generator)
-    else:
-        # A random order, so that shown and asked windows are equally hard.
-        hardest = nearest(tokens[shown], silent)[: counts.shown + counts.asked]
-        ordered = hardest[torch.randperm(len(hardest), generator=generator)]
-    few = len(shown)
-    return LatentExamples(
-        latent,
-        firings,
-        rate,
-        ActiveExamples(tokens[shown], values[shown], quantiles[shown].tolist()),
-        ActiveExamples(tokens[asked], values[asked], quantiles[asked].tolist()),
-        candidates[ordered[:few]],
-        candidates[ordered[few : few + len(asked)]],
-    )
-
-
-def _dealt(order: Tensor, counts: Counts) -> tuple[Tensor, Tensor]:
-    """Windows to show and to ask about: a third and two thirds if there are too few."""
-    shown = max(FEWEST_SHOWN, min(counts.shown, len(order) // 3))
-    asked = min(counts.asked, len(order) - shown)
-    used = order[: shown + asked]
+    by_margin = config.sampling == "margin"
+    strengths = read.windows.margins[place][there] if by_margin else values.amax(1)
+    order, quantiles = SAMPLINGS[config.sampling](read.windows.documents[place][there], strengths)
+    # If there are too few windows, a third is shown, and two thirds are asked about.
+    few = max(FEWEST_SHOWN, min(config.shown, len(order) // 3))
+    used = order[: few + config.asked]
     # Shown windows are spread evenly (every third of 60), so that both come from all tenths.
-    upto = torch.arange(len(used) + 1) * shown // len(used)
-    is_shown = upto.diff() > 0
-    return used[is_shown], used[~is_shown]
+    is_shown = (torch.arange(len(used) + 1) * few // len(used)).diff() > 0
+    shown, asked = (
+        ActiveExamples(tokens[own], values[own], quantiles[own].tolist())
+        for own in (used[is_shown], used[~is_shown])
+    )
+    candidates = pool[silent]
+    if nearest is not None:
+        candidates = candidates[nearest(shown.tokens, silent)[: config.shown + config.asked]]
+    # A random order, so that shown and asked windows are equally hard.
+    generator = torch.Generator().manual_seed(SEED + latent)
+    candidates = candidates[torch.randperm(len(candidates), generator=generator)]
+    silent_shown, silent_asked = candidates[:few], candidates[few : len(used)]
+    return LatentExamples(latent, firings, rate, shown, asked, silent_shown, silent_asked)

@@ -16,16 +16,9 @@ from sae_binary_ext.commands.interpret.interpret_scores import (
     CoderScores,
 )
 from sae_binary_ext.measure.documents import Estimate
+from sae_binary_ext.report import tables
 from sae_binary_ext.report.plots import grouped
-from sae_binary_ext.report.tables import (
-    Column,
-    Table,
-    Value,
-    as_json,
-    table_of,
-    with_meanings,
-    write_figures,
-)
+from sae_binary_ext.report.tables import Column
 
 SCHEMA_VERSION = 1
 FILE = "interpretation.json"
@@ -40,7 +33,7 @@ def _figure(kind: str, measure: str) -> Column[Entry]:
 
 TEXTS = tomllib.loads(Path(__file__).with_name("page.toml").read_text(encoding="utf-8"))
 # Columns of entries of interpretation.json: one for each coder and judge.
-COLUMNS: list[Column[Entry]] = with_meanings(
+COLUMNS: list[Column[Entry]] = tables.with_meanings(
     (
         Column("coder", value=lambda entry: entry["name"]),
         Column("judge", value=lambda entry: entry["judge"]),
@@ -61,21 +54,15 @@ def _estimate(figure: Entry) -> Estimate | None:
     return Estimate(figure["value"], low, high)
 
 
-def interpretation_table(found: list[CoderScores]) -> Table:
+def interpretation_table(found: list[CoderScores]) -> tables.Table:
     """One row for each coder and judge. Chance is 0.5 for area and accuracy."""
-    return table_of("", COLUMNS, map(_described, found))
+    return tables.table_of("", COLUMNS, map(_described, found))
 
 
 def write_interpretation(found: list[CoderScores], run: dict[str, Any], folder: Path) -> None:
-    """Write interpretation.json (docs/interpret.md has the keys).
-
-    Args:
-        found: scores of each coder by each judge.
-        run: the command's settings.
-        folder: where the file goes.
-    """
+    """Write interpretation.json (docs/interpret.md has the keys), with the command's settings."""
     entries = [_described(each) for each in found]
-    write_figures(folder / FILE, SCHEMA_VERSION, run, "latents", coders=entries)
+    tables.write_figures(folder / FILE, SCHEMA_VERSION, run, "latents", coders=entries)
 
 
 def _described(found: CoderScores) -> Entry:
@@ -94,54 +81,46 @@ def _described(found: CoderScores) -> Entry:
             for band in [*(name for name, _ in BANDS), ULTRA_HIGH]
         },
     }
-    return as_json(entry)
+    return tables.as_json(entry)
 
 
 @dataclass(frozen=True)
 class Interpretability:
     """The part of interpretation.json that a report shows.
 
-    Attributes:
-        columns: label and meaning of each column.
-        rows: for each coder and judge, the cells: text, interval, and the value to sort by.
-        plot: scores by firing rate.
+    Columns are labels with meanings. Rows, one for each coder and judge, have a text, an interval
+    and a value to sort by in each cell. The plot shows scores by firing rate.
     """
 
     columns: list[tuple[str, str]]
-    rows: list[list[tuple[str, str, Value]]]
+    rows: list[list[tuple[str, str, tables.Value]]]
     plot: go.Figure
 
 
 def read_interpretability(folder: Path, coders: Iterable[str]) -> Interpretability:
-    """Read the scores that `sae-binary interpret` wrote.
-
-    Args:
-        folder: its output.
-        coders: names of the coders to show.
+    """Read the scores of these coders that `sae-binary interpret` wrote to a folder.
 
     Raises:
         ValueError: there is no such run, one of another version, or one of other coders.
     """
-    path = folder / FILE
+    path, field = folder / FILE, f"interpretation={folder}"
     if not path.is_file():
-        raise ValueError(
-            f"interpretation={folder}: holds no {FILE}. Run sae-binary interpret first."
-        )
+        raise ValueError(f"{field}: holds no {FILE}. Run sae-binary interpret first.")
     document = json.loads(path.read_text())
     if (version := document.get("schema_version")) != SCHEMA_VERSION:
         raise ValueError(
-            f"interpretation={folder}: {FILE} has schema_version {version}, not {SCHEMA_VERSION}. "
-            "Run sae-binary interpret again."
+            f"{field}: {FILE} has schema_version {version}, not {SCHEMA_VERSION}. Run sae-binary "
+            "interpret again."
         )
     names = list(coders)
     found = [entry for entry in document["coders"] if entry["name"] in names]
     if not found:
         scored = sorted({entry["name"] for entry in document["coders"]})
         raise ValueError(
-            f"interpretation={folder}: has scores of {scored}, not of {names}. Leave it out, or "
-            "run sae-binary interpret on these coders."
+            f"{field}: has scores of {scored}, not of {names}. Leave it out, or run sae-binary "
+            "interpret on these coders."
         )
-    table = table_of("", COLUMNS, found)
+    table = tables.table_of("", COLUMNS, found)
     rows = table.for_page()
     for row, entry in zip(rows, found, strict=True):
         reasons = ", ".join(f"{number} {reason}" for reason, number in entry["not_scored"].items())

@@ -3,7 +3,7 @@
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,10 +27,7 @@ class LatentScore:
     """Score of one latent by one judge.
 
     Attributes:
-        coder: name of the coder.
-        latent: number of the latent.
-        firings: tokens read on which the latent is active.
-        rate: its firing rate.
+        firings: tokens read on which the latent is active; rate is its firing rate.
         judge: the method and the model that answered.
         area: area under the ROC curve; chance is 0.5.
         accuracy: share of right answers; chance is 0.5.
@@ -59,11 +56,6 @@ class LatentScore:
         """Its group of firing rates."""
         return next((name for name, end in BANDS if self.rate < end), ULTRA_HIGH)
 
-    @property
-    def key(self) -> tuple[str, int, str]:
-        """Coder, latent and judge."""
-        return self.coder, self.latent, self.judge
-
 
 def f1_of(true_positives: int, false_positives: int, false_negatives: int) -> float:
     """2 TP / (2 TP + FP + FN); 0 if no window is active and none is judged active."""
@@ -76,73 +68,88 @@ def area_of(positive: Tensor, negative: Tensor) -> float:
     return (((positive[:, None] - negative).sign() + 1) / 2).mean().item()
 
 
+def mean_over_latents(figures: Iterable[tuple[float | None, float]]) -> Estimate:
+    """Weighted mean of figures, with an interval by resampling latents.
+
+    Each figure comes with its weight. A figure that is None does not count.
+    """
+    known = [(value, weight) for value, weight in figures if value is not None]
+    if not known:
+        return Estimate(float("nan"), float("nan"), float("nan"))
+    values, weights = torch.tensor(known, dtype=torch.float64).unbind(1)
+    drawn = resampled(len(values))
+    return estimate_of((values * weights)[drawn].sum(1) / weights[drawn].sum(1))
+
+
 class SavedScores:
     """Scores in a file, one a line, written as they come. A run that goes on finds them there.
 
-    Args:
-        path: the file.
-        of: fingerprint of the coders, text and settings; scores of another one are dropped.
+    `of` is the fingerprint of the coders, text and settings. Scores of another one are dropped.
     """
 
     def __init__(self, path: Path, of: str) -> None:
         self._path = path
-        self.scores: list[LatentScore] = []
-        self._keys: set[tuple[str, int, str]] = set()
+        self._by_key: dict[tuple[str, int, str], LatentScore] = {}
         header = json.dumps({"of": of}) + "\n"
         if path.is_file() and (lines := whole_lines(path)):
             if lines[0] == header:
-                self.scores = [LatentScore(**json.loads(line)) for line in lines[1:]]
-                self._keys = {score.key for score in self.scores}
+                self._take_up(LatentScore(**json.loads(line)) for line in lines[1:])
                 return
             logger.info("%s holds scores of another run, and starts anew.", path)
         path.write_text(header)
 
+    @property
+    def scores(self) -> list[LatentScore]:
+        """All scores, in the order in which they came."""
+        return list(self._by_key.values())
+
     def has(self, coder: str, latent: int, judge: str) -> bool:
         """Whether the file has a score, or the reason why there is none."""
-        return (coder, latent, judge) in self._keys
+        return (coder, latent, judge) in self._by_key
 
     def add(self, scores: Iterable[LatentScore]) -> None:
         """Write those scores that the file does not have, each as it comes."""
         with self._path.open("a") as file:
             for score in scores:
-                if score.key not in self._keys:
+                if not self.has(score.coder, score.latent, score.judge):
                     file.write(json.dumps(asdict(score)) + "\n")
                     file.flush()
-                    self.scores.append(score)
-                    self._keys.add(score.key)
+                    self._take_up([score])
+
+    def _take_up(self, scores: Iterable[LatentScore]) -> None:
+        self._by_key |= {(each.coder, each.latent, each.judge): each for each in scores}
 
 
 @dataclass(frozen=True)
 class CoderScores:
-    """Scores of one coder by one judge, one for each latent drawn."""
+    """Scores of one coder by one judge, one for each latent drawn.
+
+    A measure is one of MEASURES. If a band of firing rates is named, only its latents count.
+    """
 
     coder: str
     judge: str
     scores: list[LatentScore]
 
     def mean(self, measure: str, band: str | None = None) -> Estimate:
-        """Mean over the latents that have a score, each counted once.
-
-        Args:
-            measure: one of MEASURES.
-            band: counts only latents of this group of firing rates; None counts all.
-        """
-        return self._mean(measure, band, lambda score: 1.0)
+        """Mean over the latents that have a score, each counted once."""
+        return mean_over_latents((getattr(each, measure), 1.0) for each in self._scored(band))
 
     def firing_weighted(self, measure: str) -> Estimate:
         """Mean weighted by firings, Σ score · firings / Σ firings.
 
         Source: the first paper's adjustment for frequency.
         """
-        return self._mean(measure, None, lambda score: float(score.firings))
+        scored = self._scored()
+        return mean_over_latents((getattr(each, measure), each.firings) for each in scored)
 
     def scored(self, band: str | None = None) -> int:
         """How many latents have a score."""
-        return sum(score.reason is None for score in self._of(band))
+        return len(self._scored(band))
 
     def drawn(self, band: str | None = None) -> int:
         """How many latents were drawn."""
-        return len(self._of(band))
+        return sum(band in (None, score.band) for score in self.scores)
 
     def reasons(self) -> dict[str, int]:
         """How many latents have no score, for each reason."""
@@ -152,22 +159,10 @@ class CoderScores:
         """How many answers did not come, or could not be read."""
         return sum(score.failed for score in self.scores)
 
-    def _of(self, band: str | None) -> list[LatentScore]:
-        return [score for score in self.scores if band in (None, score.band)]
-
-    def _mean(
-        self, measure: str, band: str | None, weight: Callable[[LatentScore], float]
-    ) -> Estimate:
-        found = [
-            (value, weight(score))
-            for score in self._of(band)
-            if (value := getattr(score, measure)) is not None and score.reason is None
+    def _scored(self, band: str | None = None) -> list[LatentScore]:
+        return [
+            score for score in self.scores if score.reason is None and band in (None, score.band)
         ]
-        if not found:
-            return Estimate(float("nan"), float("nan"), float("nan"))
-        values, weights = torch.tensor(found, dtype=torch.float64).unbind(1)
-        drawn = resampled(len(values))
-        return estimate_of((values * weights)[drawn].sum(1) / weights[drawn].sum(1))
 
 
 def by_coder_and_judge(scores: Iterable[LatentScore]) -> list[CoderScores]:

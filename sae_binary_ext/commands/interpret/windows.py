@@ -1,14 +1,22 @@
-"""Windows of text, with and without active latents, drawn at random from a stream."""
+"""Read text once; keep windows in which some latents of each coder are active, and others."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sae_binary_ext.commands.interpret.config import TextAmount
 from sae_binary_ext.measure.documents import TextBatch
-from sae_binary_ext.measure.samples import Reservoir
+from sae_binary_ext.measure.in_model import codes_of, reads_sequences
+from sae_binary_ext.measure.progress import SavedProgress, TextStream, fingerprint
+from sae_binary_ext.measure.reading import OpenedModel
+from sae_binary_ext.measure.samples import LatentSamples, Reservoir
+from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
-# Windows kept: for each latent with its firings, and from all text.
+# Windows kept: for each latent where it is active, and from all text.
 ACTIVE_WINDOWS, POOLED_WINDOWS = 256, 4096
 
 
@@ -16,11 +24,8 @@ ACTIVE_WINDOWS, POOLED_WINDOWS = 256, 4096
 class Windows:
     """Windows of a batch of rows. They have one length and do not overlap.
 
-    Attributes:
-        rows: int64 [windows, 1], the row of each window.
-        positions: int64 [windows, length], positions in that row.
-        tokens: int64 [windows, length].
-        documents: int64 [windows].
+    int64: rows [windows, 1] and positions [windows, length] say where each window is in the batch;
+    tokens [windows, length]; documents [windows].
     """
 
     rows: Tensor
@@ -40,15 +45,11 @@ def cut_windows(text: TextBatch, first_position: int, length: int) -> Windows:
 
 
 class ActiveWindows(Reservoir):
-    """For some latents, windows in which each is active. All are equally likely to be kept.
+    """Random windows in which each of some latents is active.
 
-    Buffers: documents int64 [latents, most]; tokens int64 and values float32 [latents, most,
-    length], the latent's code on each token; margins float32 [latents, most], the largest margin of
-    the latent in the window; seen int64 [latents], windows in which it was active.
-
-    Args:
-        latents: number of latents.
-        length: tokens in a window.
+    Buffers: documents int64 [latents, most]; tokens int64 and values float32 (codes) [latents,
+    most, length]; margins float32 [latents, most], the largest margin of the latent in the window;
+    seen int64 [latents], windows in which it was active.
     """
 
     documents: Tensor
@@ -67,35 +68,27 @@ class ActiveWindows(Reservoir):
         self.register_buffer("seen", torch.zeros(latents, dtype=torch.long))
 
     def add(self, windows: Windows, values: Tensor, margins: Tensor) -> None:
-        """Draw from one more batch.
-
-        Args:
-            windows: windows of the batch.
-            values: float32 [windows, length, latents], codes on the windows' tokens.
-            margins: float32, same shape; a margin counts only where the latent is active.
-        """
+        """Draw from a batch: codes and margins, float32 [windows, length, latents]."""
         active = (values != 0).any(1)
         self.seen += active.sum(0)
         entries, priorities = self.draw(active)
         latent = torch.arange(values.shape[2])[:, None]
+        # The margin of a silent token does not count.
+        margins = torch.where(values != 0, margins, -torch.inf).amax(1)
         self.keep(
             priorities,
             documents=windows.documents[entries],
             tokens=windows.tokens[entries],
             values=values.permute(2, 0, 1)[latent, entries],
-            margins=torch.where(values != 0, margins, -torch.inf).amax(1).T[latent, entries],
+            margins=margins.T[latent, entries],
         )
 
 
 class WindowPool(Reservoir):
-    """Windows drawn from all text, with the latents active in each.
+    """Random windows of all text, with the latents active in each.
 
-    Buffers: tokens int64 [1, most, length]; active bool [1, most, latents], the latents of
-    all coders side by side.
-
-    Args:
-        latents: number of latents of all coders.
-        length: tokens in a window.
+    Buffers: tokens int64 [1, most, length]; active bool [1, most, latents], the latents of all
+    coders side by side.
     """
 
     tokens: Tensor
@@ -108,11 +101,121 @@ class WindowPool(Reservoir):
         self.register_buffer("active", torch.zeros(*shape, latents, dtype=torch.bool))
 
     def add(self, windows: Windows, active: Tensor) -> None:
-        """Draw from one more batch.
-
-        Args:
-            windows: windows of the batch.
-            active: bool [windows, latents], the latents of all coders side by side.
-        """
+        """Draw from a batch; active is bool [windows, latents]."""
         entries, priorities = self.draw(torch.ones(len(active), 1, dtype=torch.bool))
         self.keep(priorities, tokens=windows.tokens[entries], active=active[entries])
+
+
+class ReadLatents(nn.Module):
+    """Firings and windows of the drawn latents of one coder.
+
+    `places` has the latents' numbers, and single tokens for the token baseline. Buffers: firings
+    int64 [latents], tokens on which each is active; tokens int64, how many tokens were read.
+    """
+
+    firings: Tensor
+    tokens: Tensor
+
+    def __init__(self, width: int, amount: TextAmount) -> None:
+        super().__init__()
+        self.places = LatentSamples(width, amount.latents)
+        self.windows = ActiveWindows(len(self.places.latents), amount.window)
+        self.register_buffer("firings", torch.zeros(len(self.places.latents), dtype=torch.long))
+        self.register_buffer("tokens", torch.zeros((), dtype=torch.long))
+
+    def add(
+        self, text: TextBatch, where: Tensor, windows: Windows, codes: Tensor, margins: Tensor
+    ) -> Tensor:
+        """Count a batch; returns bool [windows, latents], the latents active in each window.
+
+        `where` is bool [rows, context], the positions that count. Codes and margins are float32
+        [positions that count, latents], row by row.
+        """
+        self.places.add(text, where, codes)
+        self.firings += (codes != 0).sum(0)
+        self.tokens += len(codes)
+        everywhere = torch.zeros(2, *where.shape, codes.shape[1])
+        everywhere[:, where] = torch.stack([codes, margins])
+        values, margins = everywhere[:, windows.rows, windows.positions]
+        self.windows.add(windows, values, margins)
+        return (values != 0).any(1)
+
+    def facts(self, place: int) -> tuple[int, int, float]:
+        """Number, firings and firing rate of the latent at a place among those drawn."""
+        firings = int(self.firings[place])
+        return int(self.places.latents[place]), firings, firings / int(self.tokens)
+
+
+class Reading(nn.Module):
+    """Firings and windows of all coders on the same tokens, and a pool of windows of all text."""
+
+    def __init__(self, widths: Iterable[int], amount: TextAmount) -> None:
+        super().__init__()
+        self.coders = [ReadLatents(width, amount) for width in widths]
+        self.all_coders = nn.ModuleList(self.coders)
+        self.pool = WindowPool(sum(len(each.firings) for each in self.coders), amount.window)
+
+    def silent(self, coder: int) -> Tensor:
+        """bool [windows of the pool, latents], whether each latent of one coder is silent."""
+        numbers = [len(each.firings) for each in self.coders]
+        active = self.pool.active[0].split(numbers, dim=1)[coder]
+        return ~active & self.pool.there[0][:, None]
+
+
+def read_latents(
+    opened: OpenedModel, amount: TextAmount, saved: Path, sources: tuple[str, ...]
+) -> Reading:
+    """Read text with one forward pass for all coders. An interrupted run goes on.
+
+    Context size and first position are those of `opened`. `saved` is the file of the counts; counts
+    of other `sources` (names of the model and the text) are dropped.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, once the batch is counted and all is saved.
+        ValueError: the model's activations do not fit a coder, or there is no text.
+    """
+    first = opened.first_position
+    amount = replace(amount, context_size=opened.context_size, first_position=first)
+    reading = Reading([each.coder.cfg.d_sae for each in opened.candidates], amount)
+    progress = SavedProgress(saved, fingerprint(opened.candidates, amount, sources), reading)
+
+    def read(text: TextBatch) -> None:
+        batch, windows = opened.read(text), cut_windows(text, first, amount.window)
+        active: list[Tensor] = []
+        for candidate, counts in zip(opened.candidates, reading.coders, strict=True):
+            rows = batch.found[opened.hooks[candidate.site][0]]
+            latents = counts.places.latents
+            if reads_sequences(candidate.coder):
+                codes = margins = _drawn(codes_of(candidate.coder, rows, batch.where), latents)
+            else:
+                codes, margins = codes_and_margins(candidate.coder, rows[batch.where], latents)
+            active.append(counts.add(text, batch.where, windows, codes, margins))
+        reading.pool.add(windows, torch.cat(active, dim=1))
+
+    TextStream(opened, progress).go_on("read", "Reading", amount.tokens, read)
+    return reading
+
+
+def _drawn(values: Tensor, latents: Tensor) -> Tensor:
+    return values[:, latents.to(values.device)].to("cpu", torch.float32)
+
+
+@torch.no_grad()
+def codes_and_margins(coder: Any, inputs: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Codes of some latents, and margins by which to rank a latent's firings.
+
+    The margin of a binary latent is its pre-activation. For topk and groupmax, the highest
+    pre-activation of the silent latents is subtracted. A constant threshold is not subtracted,
+    because it does not change the order. The margin of a latent with values is its code.
+
+    The coder needs no context. Inputs are [tokens, d_in], latents int64 [latents]. Returns float32
+    [tokens, latents] on the CPU.
+    """
+    inputs = inputs.to(coder.device, torch.float32)
+    if isinstance(coder, BinaryCoder):
+        codes, margins = coder.codes_and_pre_activations(inputs, noise=False)
+        if coder.rule.kind.pick is not None:
+            margins = margins - torch.where(codes == 0, margins, -torch.inf).amax(1, keepdim=True)
+    else:
+        codes = margins = coder.encode(inputs)
+    return _drawn(codes, latents), _drawn(margins, latents)

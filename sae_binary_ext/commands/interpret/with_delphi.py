@@ -1,6 +1,7 @@
-"""delphi's embedding scorer, and records of latents for all its scorers."""
+"""delphi's scorers: one asks an embedding, the others ask a language model."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,34 +9,38 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sae_binary_ext.commands.interpret.examples import ActiveExamples, LatentExamples
+from sae_binary_ext.commands.interpret.examples import ActiveExamples, LatentExamples, Nearest
 from sae_binary_ext.commands.interpret.interpret_scores import LatentScore, area_of, f1_of
-from sae_binary_ext.measure.judge import imported
+from sae_binary_ext.measure.judge import Asked, MalformedAnswerError, imported
 
 EMBEDDING_MODEL = "all-MiniLM-L6-v2"
+EMBEDDING_JUDGE = f"embedding, {EMBEDDING_MODEL} (delphi)"
 # Top of delphi's scale of normalised activations.
 HIGHEST = 10
+# delphi returns this instead of an explanation that it cannot read.
+UNREADABLE = "Explanation could not be parsed."
+EXPLANATION_TOKENS, ANSWER_TOKENS = 500, 100
+# delphi's scorers, by the name of the method.
+SCORERS = {"detection": "DetectionScorer", "fuzz": "FuzzingScorer"}
+# Gives the text of a token.
+TokenText = Callable[[int], str]
 
 
-def latent_record(examples: LatentExamples, coder: str, text: Callable[[int], str]) -> Any:
-    """The record of a latent for delphi's explainers and scorers.
-
-    Args:
-        examples: windows of the latent.
-        coder: name of its coder.
-        text: gives the text of a token.
-    """
+def latent_record(examples: LatentExamples, coder: str, text: TokenText) -> Any:
+    """The record of a coder's latent for delphi's explainers and scorers."""
     latents = imported("delphi.latents.latents")
     record = latents.LatentRecord(latents.Latent(coder, examples.latent))
     highest = max(examples.shown.values.max().item(), examples.asked.values.max().item())
 
+    def texts(tokens: Tensor) -> dict[str, Any]:
+        return {"tokens": tokens, "str_tokens": [text(token) for token in tokens.tolist()]}
+
     def active(chosen: ActiveExamples) -> list[Any]:
         return [
             latents.ActivatingExample(
-                tokens=tokens,
+                **texts(tokens),
                 activations=values,
                 normalized_activations=(values * HIGHEST / highest).ceil().clamp(0, HIGHEST),
-                str_tokens=[text(token) for token in tokens.tolist()],
                 quantile=quantile,
             )
             for tokens, values, quantile in zip(
@@ -45,11 +50,7 @@ def latent_record(examples: LatentExamples, coder: str, text: Callable[[int], st
 
     record.train, record.test = active(examples.shown), active(examples.asked)
     record.not_active = [
-        latents.NonActivatingExample(
-            tokens=tokens,
-            activations=torch.zeros(len(tokens)),
-            str_tokens=[text(token) for token in tokens.tolist()],
-        )
+        latents.NonActivatingExample(**texts(tokens), activations=torch.zeros(len(tokens)))
         for tokens in (*examples.silent_shown, *examples.silent_asked)
     ]
     return record
@@ -80,74 +81,127 @@ class Embeddings:
         self._known.clear()
 
 
-class HardNegatives:
-    """Orders silent windows by how similar their embeddings are to those of active windows.
+def nearest_in(pool: Tensor, embeddings: Embeddings, text: TokenText) -> Nearest:
+    """A function that orders silent windows by how similar their embeddings are to active ones.
 
-    Args:
-        embeddings: the model.
-        pool: int64 [windows, length], tokens.
-        text: gives the text of a token.
+    `pool` has the tokens of all windows, int64 [windows, length].
     """
 
-    def __init__(self, embeddings: Embeddings, pool: Tensor, text: Callable[[int], str]) -> None:
-        self._embeddings, self._text = embeddings, text
-        self._pool = self._embed(pool)
-
-    def nearest(self, shown: Tensor, silent: Tensor) -> Tensor:
-        """The order of the silent windows of the pool, nearest first.
-
-        Args:
-            shown: int64 [active windows, length], tokens.
-            silent: bool [windows].
-        """
-        centre = self._embed(shown).mean(0, keepdim=True)
-        alike = self._embeddings.similarity(centre, self._pool[silent])
-        return alike[0].argsort(descending=True)
-
-    def _embed(self, windows: Tensor) -> Tensor:
-        found = self._embeddings.encode(
-            ["".join(map(self._text, window)) for window in windows.tolist()]
-        )
-        self._embeddings.forget()
+    def embed(windows: Tensor) -> Tensor:
+        found = embeddings.encode(["".join(map(text, window)) for window in windows.tolist()])
+        embeddings.forget()
         return torch.from_numpy(found)
 
+    embedded = embed(pool)
 
-class EmbeddingScorer:
-    """delphi's ExampleEmbeddingScorer, which asks no language model.
+    def nearest(shown: Tensor, silent: Tensor) -> Tensor:
+        centre = embed(shown).mean(0, keepdim=True)
+        return embeddings.similarity(centre, embedded[silent])[0].argsort(descending=True)
 
-    It predicts "active" for a window whose embedding is closer to active windows than to silent
+    return nearest
+
+
+def embedding_score(
+    embeddings: Embeddings, text: TokenText, coder: str, examples: LatentExamples
+) -> LatentScore:
+    """Score one latent by delphi's ExampleEmbeddingScorer, which asks no language model.
+
+    It predicts "active" for a window if its embedding is closer to active windows than to silent
     ones.
+    """
+    module = imported("delphi.scorers.embedding.example_embedding")
+    record = latent_record(examples, coder, text)
+    # A new scorer, so that its random numbers do not depend on earlier latents. It asks twice as
+    # many questions as there are windows, so that each window is asked about twice on average.
+    scorer = module.ExampleEmbeddingScorer(embeddings, number_batches=40)
+    found = scorer.call_sync(record).score
+    embeddings.forget()
+    positive = torch.tensor([each.delta_plus for each in found])
+    negative = torch.tensor([each.delta_minus for each in found])
+    hits, false = int((positive > 0).sum()), int((negative > 0).sum())
+    return replace(
+        LatentScore(coder, examples.latent, examples.firings, examples.rate, EMBEDDING_JUDGE),
+        area=area_of(positive, negative),
+        accuracy=(hits + len(negative) - false) / (2 * len(found)),
+        f1=f1_of(hits, false, len(found) - hits),
+        answered=2 * len(found),
+    )
 
-    Args:
-        embeddings: the model.
-        text: gives the text of a token.
+
+class _Client:
+    """Lets delphi call a judge as one of its clients."""
+
+    def __init__(self, judge: Asked, max_tokens: int) -> None:
+        self.model = judge.model
+        self._judge, self._max_tokens = judge, max_tokens
+        self._response = imported("delphi.clients.client").Response
+
+    async def generate(self, prompt: Any, **settings: Any) -> Any:
+        temperature = settings.get("temperature", 0.0)
+        answer = await self._judge.ask(prompt, temperature=temperature, max_tokens=self._max_tokens)
+        return self._response(answer)
+
+
+class LanguageModelScorer:
+    """delphi's DefaultExplainer, then its DetectionScorer and FuzzingScorer.
+
+    A scorer sends `at_once` windows in one request.
     """
 
-    judge = f"embedding, {EMBEDDING_MODEL} (delphi)"
+    def __init__(self, judge: Asked, text: TokenText, at_once: int) -> None:
+        self._judge, self._text, self._at_once = judge, text, at_once
+        self.judges = tuple(f"{kind}, {judge.model}" for kind in SCORERS)
 
-    def __init__(self, embeddings: Embeddings, text: Callable[[int], str]) -> None:
-        self._embeddings, self._text = embeddings, text
-        module = imported("delphi.scorers.embedding.example_embedding")
-        # Twice as many questions as windows, so each window is asked about twice on average.
-        self._new_scorer = lambda: module.ExampleEmbeddingScorer(embeddings, number_batches=40)
+    async def score(self, coder: str, examples: LatentExamples) -> list[LatentScore]:
+        """Score one latent by detection and by fuzzing; JudgeStoppedError if the judge stopped."""
+        record = latent_record(self._in_whole_requests(examples), coder, self._text)
+        scores = [
+            LatentScore(coder, examples.latent, examples.firings, examples.rate, judge)
+            for judge in self.judges
+        ]
+        explanation = await self._explanation(record)
+        if explanation is None:
+            return [replace(each, reason="the explanation failed", failed=1) for each in scores]
+        record.explanation = explanation
+        return [
+            await self._answers(name, record, replace(score, explanation=explanation))
+            for name, score in zip(SCORERS.values(), scores, strict=True)
+        ]
 
-    def score(self, coder: str, examples: LatentExamples) -> LatentScore:
-        """Score one latent of a coder."""
-        record = latent_record(examples, coder, self._text)
-        # A new scorer, so that its random numbers do not depend on earlier latents.
-        found = self._new_scorer().call_sync(record).score
-        self._embeddings.forget()
-        positive = torch.tensor([each.delta_plus for each in found])
-        negative = torch.tensor([each.delta_minus for each in found])
-        hits, false = int((positive > 0).sum()), int((negative > 0).sum())
-        return LatentScore(
-            coder,
-            examples.latent,
-            examples.firings,
-            examples.rate,
-            self.judge,
-            area=area_of(positive, negative),
-            accuracy=(hits + len(negative) - false) / (2 * len(found)),
-            f1=f1_of(hits, false, len(found) - hits),
-            answered=2 * len(found),
+    def _in_whole_requests(self, examples: LatentExamples) -> LatentExamples:
+        """Cut the windows to whole requests, because delphi fails all answers to a smaller one."""
+        asked = examples.asked
+        number = len(asked.tokens) // self._at_once * self._at_once
+        asked = ActiveExamples(
+            asked.tokens[:number], asked.values[:number], asked.quantiles[:number]
         )
+        # delphi's scorers ask about every silent window of the record.
+        none, silent = examples.silent_shown[:0], examples.silent_asked[:number]
+        return replace(examples, asked=asked, silent_shown=none, silent_asked=silent)
+
+    async def _explanation(self, record: Any) -> str | None:
+        explainer = imported("delphi.explainers").DefaultExplainer
+        try:
+            found = await explainer(_Client(self._judge, EXPLANATION_TOKENS))(record)
+        except MalformedAnswerError:
+            return None
+        return None if found.explanation == UNREADABLE else found.explanation or None
+
+    async def _answers(self, scorer: str, record: Any, score: LatentScore) -> LatentScore:
+        new, client = (
+            getattr(imported("delphi.scorers"), scorer),
+            _Client(self._judge, ANSWER_TOKENS),
+        )
+        found = (await new(client, n_examples_shown=self._at_once)(record)).score
+        # delphi ignores errors, so check here whether the judge has stopped.
+        self._judge.check()
+        answers = [each for each in found if each.prediction is not None]
+        failed = len(found) - len(answers)
+        score = replace(score, failed=failed, answered=len(answers))
+        if failed > len(found) / 2:
+            return replace(score, reason="answers failed")
+        hits = sum(each.activating and each.prediction for each in answers)
+        missed = sum(each.activating and not each.prediction for each in answers)
+        false = sum(not each.activating and each.prediction for each in answers)
+        accuracy = sum(each.correct for each in answers) / len(answers)
+        return replace(score, accuracy=accuracy, f1=f1_of(hits, false, missed))

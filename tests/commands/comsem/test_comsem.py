@@ -10,13 +10,13 @@ from sae_lens import TopKSAE, TopKSAEConfig
 from torch import Tensor
 
 from sae_binary_ext.commands import ComsemConfig, ComsemScore
-from sae_binary_ext.commands.comsem.comsem_scores import figures_of
+from sae_binary_ext.commands.comsem.comsem_page import figures_of
 from sae_binary_ext.commands.comsem.giving import GivenTokens, LatentTokens, give, prominence
 from sae_binary_ext.commands.comsem.judging import (
-    LanguageModelJudge,
     Questions,
     embedding_score,
     excerpt,
+    language_model_score,
     questions_of,
 )
 from sae_binary_ext.measure.documents import TextBatch
@@ -161,12 +161,12 @@ class Scripted:
 
 
 QUESTIONS = Questions(["<<a>>", "<<b>>"], ["<<x>>"], ["<<c>>", "<<d>>"], ["<<y>>", "<<z>>"])
+UNSCORED = ComsemScore("coder", 3, 9, 0.25)
 
 
 def asked(*answers: str | None) -> tuple[ComsemScore, Scripted]:
     judge = Scripted(*answers)
-    score = LanguageModelJudge(judge).score("coder", tokens_of(9, 9), QUESTIONS)
-    return asyncio.run(score), judge
+    return asyncio.run(language_model_score(judge, UNSCORED, QUESTIONS)), judge
 
 
 def test_a_score_is_the_share_of_yes_of_own_tokens_beside_that_of_others():
@@ -210,10 +210,10 @@ class Letters:
 
 
 def test_an_embedding_tells_what_reads_like_the_tokens_shown():
-    score = embedding_score(Letters(), "coder", tokens_of(9, 9), QUESTIONS)
+    score = embedding_score(Letters(), UNSCORED, QUESTIONS)
     assert (score.fitting, score.others_fitting, score.answered) == (1, 0, 4)
     mixed = Questions(["<<a>>"], ["<<x>>"], ["<<c>>", "<<s>>"], ["<<b>>", "<<z>>"])
-    score = embedding_score(Letters(), "coder", tokens_of(9, 9), mixed)
+    score = embedding_score(Letters(), UNSCORED, mixed)
     assert (score.fitting, score.others_fitting) == (0.5, 0.5)
 
 

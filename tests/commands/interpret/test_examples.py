@@ -2,8 +2,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_binary_ext.commands.interpret.config import FEWEST_ASKED, FEWEST_SHOWN, Counts, TextAmount
-from sae_binary_ext.commands.interpret.drawn_windows import ReadLatents
+from sae_binary_ext.commands.interpret.config import (
+    FEWEST_ASKED,
+    FEWEST_SHOWN,
+    InterpretConfig,
+    TextAmount,
+)
 from sae_binary_ext.commands.interpret.examples import (
     QUANTILES,
     SAMPLINGS,
@@ -12,6 +16,7 @@ from sae_binary_ext.commands.interpret.examples import (
     by_strength,
     choose_examples,
 )
+from sae_binary_ext.commands.interpret.windows import ReadLatents
 
 LENGTH = 4
 
@@ -35,7 +40,7 @@ def chosen(
 ) -> LatentExamples | str:
     pool = 1000 + torch.arange(300)[:, None].expand(-1, LENGTH)
     where = torch.arange(300) < silent
-    return choose_examples(counts, 0, where, pool, Counts(), sampling, None)
+    return choose_examples(counts, 0, where, pool, InterpretConfig(sampling=sampling), None)
 
 
 def test_documents_take_turns():
@@ -93,7 +98,7 @@ def test_hard_negatives_are_the_nearest():
         seen.extend((shown, where))
         return torch.arange(int(where.sum())).flip(0)
 
-    found = choose_examples(counts, 0, silent, pool, Counts(), "random", nearest)
+    found = choose_examples(counts, 0, silent, pool, InterpretConfig(), nearest)
     assert isinstance(found, LatentExamples)
     assert torch.equal(seen[0], found.shown.tokens)
     tokens = [*found.silent_shown[:, 0].tolist(), *found.silent_asked[:, 0].tolist()]
@@ -103,4 +108,4 @@ def test_hard_negatives_are_the_nearest():
 @pytest.mark.parametrize(("shown", "asked"), [(9, 40), (20, 19)])
 def test_too_few_windows_are_refused(shown: int, asked: int):
     with pytest.raises(ValueError, match="give a number of at least"):
-        Counts(shown, asked)
+        InterpretConfig(shown=shown, asked=asked)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae_binary_ext.commands.compress.vector_sizes import RunningVectors
+from sae_binary_ext.commands.compress.code_encodings import RunningVectors
 
 
 def test_bits_are_those_of_the_types_and_errors_those_of_rounding():
