@@ -5,8 +5,7 @@ from pathlib import Path
 
 from sae_binary_ext.checks import check_at_least
 
-# Tokens of a training step.
-BATCH = 512
+BATCH = 512  # states of a training step
 
 
 @dataclass

@@ -23,45 +23,37 @@ from sae_binary_ext.saelens.autoencoder import BinaryCoder
 def run_transfer(coders: list[str], config: TransferConfig) -> Analysis:
     """Apply coders to other layers; arguments and errors as analyse_coders has them.
 
-    Raises:
-        ValueError: also if a hook belongs to no layer, the model lacks a layer, or the text is one
-            document.
+    A hook outside all layers, a layer that the model lacks, and a text of one document: ValueError.
     """
     return analyse_coders(coders, config, _measure, transfer_page)
 
 
 def _measure(opened: OpenedModel, config: TransferConfig) -> list[Transferred]:
-    places = {
+    hooks = {
         each.name: layer_hooks(
             opened.model, (each.site.hook_name, each.site.hook_name_out), config.layers
         )
         for each in opened.candidates
     }
-    pairs = dict.fromkeys(pair for own in places.values() for pair in own.values())
-    states = read_halves(opened, config, pairs)
+    states = read_halves(opened, config, (pair for own in hooks.values() for pair in own.values()))
     found: list[Transferred] = []
-    with tqdm(total=sum(map(len, places.values())), desc="Layers", unit="layers") as progress:
+    with tqdm(total=sum(map(len, hooks.values())), desc="Layers", unit="layers") as progress:
         for candidate in opened.candidates:
-            own = places[candidate.name]
-            home = states[own[layer_of(candidate.site.hook_name)]]
+            own = {layer: states[pair] for layer, pair in hooks[candidate.name].items()}
+            home = own[layer_of(candidate.site.hook_name)]
             rates = figures_on(candidate.coder, home.measured).rates
-            for layer, pair in own.items():
-                found.append(transferred(candidate, layer, states[pair], home, rates))
+            for layer, there in own.items():
+                found.append(_transferred(candidate, layer, there, home, rates))
                 progress.update()
     return found
 
 
-def transferred(
+def _transferred(
     candidate: Candidate, layer: int, there: Halves, home: Halves, rates: Tensor
 ) -> Transferred:
-    """Apply a coder to a layer.
+    """Apply a coder to a layer; home is there if this is the coder's own layer.
 
-    Args:
-        candidate: the coder.
-        layer: the number of that layer.
-        there: activations of that layer.
-        home: activations of the coder's own layer; the same object as there if it is that layer.
-        rates: float64 [latents], firing rates at home.
+    `rates` are its firing rates at home, float64 [latents].
     """
     figures = figures_on(candidate.coder, there.measured)
     scaled = refitted = None
@@ -78,13 +70,10 @@ def transferred(
 
 
 def firing_shift(home: Tensor, there: Tensor) -> float:
-    """Jensen-Shannon divergence of 0/1 codes with these rates, summed over latents, in bits.
+    """Jensen-Shannon divergence of 0/1 codes, summed over latents, in bits; at most 1 bit a latent.
 
     H(m) - (H(p) + H(q)) / 2 for each latent, with m = (p + q) / 2 and H the entropy of a 0/1
-    variable (Lin, 1991). It is at most 1 bit a latent.
-
-    Args:
-        home, there: float64 [latents], firing rates.
+    variable (Lin, 1991). p and q are its firing rates; home and there, float64 [latents].
     """
     middle = bernoulli_entropy((home + there) / 2)
     apart = (bernoulli_entropy(home) + bernoulli_entropy(there)) / 2
