@@ -1,7 +1,7 @@
 """`sae-binary ablate`: the error and loss of a model when latents are changed."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +20,10 @@ from sae_binary_ext.report import Analysis
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 from sae_binary_ext.saelens.splice import Splice
 
-# Maps codes [rows, context, latents] to changed ones.
 Change = Callable[[Tensor], Tensor]
+# Rows of text, each with the positions to replace, bool [rows, context].
+Rows = list[tuple[TextBatch, Tensor]]
+Read = tuple[Rows, dict[Site, RunningVariance], dict[str, RunningLatents]]
 
 
 def zero(codes: Tensor, latents: Tensor) -> Tensor:
@@ -38,9 +40,9 @@ CHANGES = {"zero": zero, "flip": flip}
 
 
 def run_ablate(coders: list[str], config: AblateConfig) -> Analysis:
-    """Change latents of coders and measure; arguments and errors as analyse_coders has them.
+    """Change latents of coders and measure; arguments and errors as analyse_coders.
 
-    Codes with values cannot be flipped: ValueError.
+    Also ValueError if codes with values are to be flipped.
     """
     return analyse_coders(coders, config, _measure, ablate_page)
 
@@ -57,19 +59,11 @@ def _measure(opened: OpenedModel, config: AblateConfig) -> list[Ablated]:
     return [each for coder in coders for each in _ablated(coder, opened, read, config)]
 
 
-class _Read(NamedTuple):
-    """Rows of text, each with the positions to replace, bool [rows, context]; their variance.
+def _read(opened: OpenedModel, config: AblateConfig) -> Read:
+    """Read the text: the rows to measure on, their variance, and the firing of all latents.
 
-    `running` counts each coder's latents on the whole text.
+    The rows are spread over the text, because an interval needs several documents.
     """
-
-    rows: list[tuple[TextBatch, Tensor]]
-    variances: dict[Site, RunningVariance]
-    running: dict[str, RunningLatents]
-
-
-def _read(opened: OpenedModel, config: AblateConfig) -> _Read:
-    """Read the text. Rows are chosen all over it, because an interval needs several documents."""
     chosen: list[tuple[Any, ...]] = []
     variances = {each.site: RunningVariance(each.d_out) for each in opened.candidates}
     running = {each.name: RunningLatents(each.coder.cfg.d_sae) for each in opened.candidates}
@@ -90,27 +84,28 @@ def _read(opened: OpenedModel, config: AblateConfig) -> _Read:
         for candidate in opened.candidates:
             codes = batch.codes(candidate.coder, opened.hooks[candidate.site][0])
             running[candidate.name].add(codes)
-    batches: list[tuple[TextBatch, Tensor]] = []
+    batches: Rows = []
     for first in range(0, len(chosen), ROWS_PER_FORWARD):
         of_batch = chosen[first : first + ROWS_PER_FORWARD]
         tokens, lengths, documents, where = zip(*of_batch, strict=True)
         text = TextBatch(torch.stack(tokens), torch.stack(lengths), list(documents))
         batches.append((text, torch.stack(where)))
-    return _Read(batches, variances, running)
+    return batches, variances, running
 
 
 def _ablated(
-    candidate: Candidate, opened: OpenedModel, read: _Read, config: AblateConfig
+    candidate: Candidate, opened: OpenedModel, read: Read, config: AblateConfig
 ) -> Iterator[Ablated]:
     """Change groups of one coder's latents, against its unchanged output on the same rows."""
     coder: Any = candidate.coder
-    running, variance = read.running[candidate.name], read.variances[candidate.site].totals()
+    rows, variances, counted = read
+    running, variance = counted[candidate.name], variances[candidate.site].totals()
     splice = Splice(opened.model, *opened.hooks[candidate.site])
-    weights = [document_weights(text.documents) for text, _ in read.rows]
+    weights = [document_weights(text.documents) for text, _ in rows]
 
     def sums(change: Change) -> Tensor:
         found = WeightedSums(3)
-        for (text, where), of_rows in zip(read.rows, weights, strict=True):
+        for (text, where), of_rows in zip(rows, weights, strict=True):
             found.add(_error_and_loss(coder, splice, text, where, change), of_rows)
         return found.sums
 
@@ -135,7 +130,10 @@ def _ablated(
 def _error_and_loss(
     coder: Any, splice: Splice, text: TextBatch, where: Tensor, change: Change
 ) -> Tensor:
-    """float64 [rows, 3]: squared error, losses, and number of predictions, summed over each row."""
+    """float64 [rows, 3]: squared error, losses, and number of predictions, summed over each row.
+
+    `change` maps codes [rows, context, latents] to the new ones.
+    """
     error = torch.zeros(len(where), dtype=torch.float64)
 
     def replacement(source: Tensor, target: Tensor) -> Tensor:

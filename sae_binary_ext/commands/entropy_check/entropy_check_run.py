@@ -1,9 +1,4 @@
-"""`sae-binary entropy-check`: does the entropy of trained codes match a known truth?
-
-Hidden states are sums of random directions with 0/1 coefficients, so that their entropy is known,
-as in Cho et al. (arXiv 2509.20997). A coder is trained on them, and the entropy of its codes is
-compared with the truth.
-"""
+"""`sae-binary entropy-check`: compares the entropy of trained codes with a known truth."""
 
 from dataclasses import asdict
 
@@ -18,31 +13,23 @@ from sae_binary_ext.commands.entropy_check import known_states
 from sae_binary_ext.commands.entropy_check.config import BATCH, EntropyCheckConfig
 from sae_binary_ext.commands.entropy_check.entropy_check_page import Checked, entropy_check_page
 from sae_binary_ext.measure.code_entropy import GatheredCodes
-from sae_binary_ext.measure.latent_choice import with_latents
+from sae_binary_ext.measure.latent_choice import AnyCoder, with_latents
 from sae_binary_ext.measure.least_squares import DecoderFit
 from sae_binary_ext.measure.metrics import measure
 from sae_binary_ext.measure.refit import refit_decoder
 from sae_binary_ext.report import Analysis, write_analysis
-from sae_binary_ext.saelens import (
-    BinaryEntropyTrainingSAE,
-    BinaryEntropyTrainingSAEConfig,
-    BinaryTrainingSAE,
-)
+from sae_binary_ext.saelens import BinaryEntropyTrainingSAE, BinaryEntropyTrainingSAEConfig
 
 LATENTS_A_DIRECTION = 4
 # Each of r directions has about 1/r of the variance. A bit costs this share of it.
 COST_OF_A_BIT = 0.03
-ROUNDS = 4
-LEARNING_RATE = 1e-2
+ROUNDS, LEARNING_RATE = 4, 1e-2
 STATES_AT_ONCE, MANY_DIRECTIONS = 4096, 32
 VARIANTS = (known_states.unequal, known_states.correlated, known_states.noisy)
 
 
 def run_entropy_check(config: EntropyCheckConfig) -> Analysis:
-    """Train coders and measure them; files go to config.output.
-
-    Training that diverges is a ValueError.
-    """
+    """Train coders and measure them; files go to config.output. ValueError if training diverges."""
     sources = [(known_states.fair, r, d) for d in config.dimensions for r in config.directions]
     first = config.dimensions[0]
     sources += [(source, r, first) for source in VARIANTS for r in config.variant_directions]
@@ -77,7 +64,7 @@ def check(states: known_states.States, config: EntropyCheckConfig) -> Checked:
 
 def _trained(
     states: known_states.States, config: EntropyCheckConfig
-) -> tuple[float, float, BinaryTrainingSAE]:
+) -> tuple[float, float, BinaryEntropyTrainingSAE]:
     """A coder's loss, its bits before latents were removed for the first time, and the coder.
 
     It is trained in rounds. After each one, the latents that cost more than they pay are removed.
@@ -92,7 +79,7 @@ def _trained(
         entropy_warm_up_steps=0,
         normalize_activations="none",
     )
-    coder: BinaryTrainingSAE = BinaryEntropyTrainingSAE(settings)
+    coder = BinaryEntropyTrainingSAE(settings)
     number = config.training_states * (1 + (directions > MANY_DIRECTIONS))
     for training_round in range(ROUNDS):
         train_toy_sae(
@@ -112,7 +99,7 @@ def _trained(
     return metrics.fvu + price * metrics.entropy_bits, bits, coder
 
 
-def _pruned(coder: BinaryTrainingSAE, sample: Tensor, price: float) -> BinaryTrainingSAE:
+def _pruned(coder: AnyCoder, sample: Tensor, price: float) -> AnyCoder:
     """The coder without latents that do not pay on a sample of states, its decoder refitted."""
     fit = DecoderFit(coder.cfg.d_sae, coder.cfg.d_in)
     # In parts, because each part is copied to float64.
@@ -130,11 +117,9 @@ def _pruned(coder: BinaryTrainingSAE, sample: Tensor, price: float) -> BinaryTra
 def needed_latents(fit: DecoderFit, variance: float, price: float, pull: float = 1.0) -> Tensor:
     """The latents left after removing, one by one, those that cost more than they explain.
 
-    Without latent i the least squared error rises by |w_i|^2 / (G^-1)_ii, with G the Gram matrix of
-    the codes about their means and w_i the latent's decoder row (optimal brain surgeon, Hassibi and
-    Stork, 1993). The latent whose bits cost most beyond that rise goes first; then the rest is
-    solved anew. Training does not find such latents: the entropy of a latent that fires half of
-    the time has no slope, even if the latent repeats another one.
+    Without latent i the squared error rises by |w_i|^2 / (G^-1)_ii, where G is the Gram matrix of
+    centred codes and w_i the decoder row (optimal brain surgeon, Hassibi and Stork, 1993). Training
+    finds no such latents: the entropy of a latent that fires half of the time has no slope.
 
     variance: squared distance of the targets from their mean, summed over all tokens. price: share
     of it that one bit per token is worth. pull: ridge in tokens, which keeps G invertible if

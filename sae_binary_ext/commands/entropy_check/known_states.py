@@ -18,8 +18,7 @@ from sae_binary_ext.coding import bernoulli_entropy
 LENGTH = 2.0
 # Standard deviation of the noise on each dimension, as a share of the signal's.
 NOISE = 0.1
-CORRELATION = 0.8
-UNEQUAL = (0.05, 0.5)
+CORRELATION, UNEQUAL = 0.8, (0.05, 0.5)
 
 
 class States(NamedTuple):

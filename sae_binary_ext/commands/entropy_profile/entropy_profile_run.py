@@ -1,7 +1,7 @@
-"""`sae-binary entropy-profile`: the entropy of hidden states layer by layer, or by position.
+"""`sae-binary entropy-profile`: the entropy of hidden states by layer, position or examples.
 
-A coder is trained for each layer, or for each position of each layer. The entropy of its codes is
-taken as the entropy of the hidden states there (Cho et al., arXiv 2509.20997).
+A coder is trained for each point. The entropy of its codes is taken as the entropy of the hidden
+states there (Cho et al., arXiv 2509.20997).
 """
 
 import torch
@@ -10,17 +10,10 @@ from tqdm import tqdm
 
 from sae_binary_ext.commands.analysing import analyse_model
 from sae_binary_ext.commands.demo.coders import trainer_on
+from sae_binary_ext.commands.entropy_profile import entropy_profile_page as page
 from sae_binary_ext.commands.entropy_profile.config import BATCH, EntropyProfileConfig
-from sae_binary_ext.commands.entropy_profile.entropy_profile_page import (
-    ProfilePoint,
-    entropy_profile_page,
-)
+from sae_binary_ext.measure import hidden_states
 from sae_binary_ext.measure.code_entropy import GatheredCodes
-from sae_binary_ext.measure.hidden_states import (
-    states_of_layers,
-    states_of_positions,
-    states_of_prompts,
-)
 from sae_binary_ext.measure.metrics import measure
 from sae_binary_ext.measure.reading import OpenedModel
 from sae_binary_ext.report import Analysis
@@ -35,32 +28,30 @@ MEASURED_EVERY = 5
 def run_entropy_profile(config: EntropyProfileConfig) -> Analysis:
     """Train a coder for each point and measure it; files go to config.output.
 
-    Layers that the model lacks, and too short a text: ValueError.
+    ValueError if the model lacks a layer, or the text is too short.
     """
-    return analyse_model(config, _measure, entropy_profile_page)
+    return analyse_model(config, _measure, page.entropy_profile_page)
 
 
-def _measure(opened: OpenedModel, config: EntropyProfileConfig) -> list[ProfilePoint]:
+def _measure(opened: OpenedModel, config: EntropyProfileConfig) -> list[page.ProfilePoint]:
     hooks = {
         layer: resolve_hook(opened.model, "layers", f"blocks.{layer}.hook_resid_pre")
         for layer in config.layers
     }
     if config.along == "layers":
-        states = states_of_layers(opened, config, hooks, config.states)
+        states = hidden_states.states_of_layers(opened, config, hooks, config.states)
     elif config.prompts == "text":
-        states = states_of_positions(opened, config, hooks, config.states)
+        states = hidden_states.states_of_positions(opened, config, hooks, config.states)
     else:
-        states = states_of_prompts(opened, config, hooks, config.states, config.seed)
-    return [
-        _point(*key, found, config) for key, found in tqdm(states.items(), "Coders", unit="coders")
-    ]
+        states = hidden_states.states_of_prompts(opened, config, hooks, config.states, config.seed)
+    points = tqdm(states.items(), "Coders", unit="coders")
+    return [_point(*key, found, config) for key, found in points]
 
 
-def _point(layer: int, at: int | str, states: Tensor, config: EntropyProfileConfig) -> ProfilePoint:
-    """Train a coder on four fifths of a point's states [states, width], and measure it on the rest.
-
-    States that are all the same are a ValueError.
-    """
+def _point(
+    layer: int, at: int | str, states: Tensor, config: EntropyProfileConfig
+) -> page.ProfilePoint:
+    """Train a coder on four fifths of a point's states [states, width]; measure it on the rest."""
     apart = torch.arange(len(states)) % MEASURED_EVERY == 0
     measured = states[apart].float()
     if (measured == measured[0]).all():
@@ -90,4 +81,4 @@ def _point(layer: int, at: int | str, states: Tensor, config: EntropyProfileConf
     with torch.no_grad():
         # States were drawn one by one, so each counts as a document of its own.
         gathered.add(coder.encode(measured) != 0, torch.arange(len(measured)))
-    return ProfilePoint(layer, at, len(measured), measure(coder, measured), gathered.entropy())
+    return page.ProfilePoint(layer, at, len(measured), measure(coder, measured), gathered.entropy())

@@ -11,10 +11,7 @@ BATCH = 256  # tokens of a training step
 
 @dataclass
 class GradientsConfig(ReadingConfig):
-    """
-    Train a binary coder with each surrogate, and compare the surrogate's gradient with the change
-    of the true loss over finite steps, at several times of training.
-    """
+    """Train a coder with each surrogate; compare its gradient with the change of the true loss."""
 
     hook: str | None = "blocks.9.hook_resid_pre"
     """SAELens' name of the hook whose activations coders are trained on."""

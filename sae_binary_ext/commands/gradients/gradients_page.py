@@ -19,10 +19,8 @@ SHOWN_BUMP, SHOWN_PROMISE = 0.1, 0.01
 class Agreement:
     """A surrogate's gradient of encoder biases beside the loss's change over bumps of one size.
 
-    Attributes:
-        moved: share of the probed latents whose bump changes the loss at all.
-        cosine: cosine of the gradients with the changes per unit of bump, over probed latents.
-        signs: share of latents for which both have the same sign, among those with neither 0.
+    moved: share of the probed latents whose bump changes the loss. cosine: of their gradients with
+    the changes per unit of bump. signs: share with the same sign of both, if neither is 0.
     """
 
     moved: float
@@ -34,13 +32,9 @@ class Agreement:
 class GradientFigures:
     """A coder's surrogate gradient on a batch. The loss is the mean squared error per token.
 
-    Attributes:
-        fvu: squared error over total variance.
-        latents: share of latents whose bias has a gradient.
-        weight_norm, bias_norm: norms of the gradients of W_enc and b_enc, in loss per unit.
-        agreements: for each size of bump, in standard deviations of a latent's pre-activation.
-        kept: the fall of the loss over the fall that the gradient promises, for each promise (a
-            share of the loss); negative if the loss rises.
+    latents: share of latents whose bias has a gradient. weight_norm, bias_norm: norms of the
+    gradients of W_enc and b_enc. agreements: by size of bump, in standard deviations of a latent's
+    pre-activation. kept: fall of the loss over the promised fall, by promise (a share of the loss).
     """
 
     fvu: float
@@ -60,19 +54,15 @@ class Probe:
     figures: GradientFigures
 
 
-def _shown(probe: Probe) -> Agreement:
-    return probe.figures.agreements[SHOWN_BUMP]
-
-
 COLUMNS: tuple[Column[Probe], ...] = (
     Column("surrogate", key="surrogate"),
     Column("step", form="d", key="step"),
     Column("FVU", form=".3f", value=lambda p: p.figures.fvu),
     Column("with gradient", form=".1%", value=lambda p: p.figures.latents),
     Column("norm", form=".3g", value=lambda p: p.figures.weight_norm),
-    Column("moved", form=".1%", value=lambda p: _shown(p).moved),
-    Column("cosine", form=".2f", value=lambda p: _shown(p).cosine),
-    Column("signs", form=".2f", value=lambda p: _shown(p).signs),
+    Column("moved", form=".1%", value=lambda p: p.figures.agreements[SHOWN_BUMP].moved),
+    Column("cosine", form=".2f", value=lambda p: p.figures.agreements[SHOWN_BUMP].cosine),
+    Column("signs", form=".2f", value=lambda p: p.figures.agreements[SHOWN_BUMP].signs),
     Column("kept", form=".2f", value=lambda p: p.figures.kept[SHOWN_PROMISE]),
 )
 
@@ -94,7 +84,9 @@ def gradients_page(probes: list[Probe], config: GradientsConfig) -> Analysis:
     }
     bumps = "step, in standard deviations of the pre-activation"
     plots = {
-        "Cosine over training": over_training(lambda p: _shown(p).cosine.value),
+        "Cosine over training": over_training(
+            lambda p: p.figures.agreements[SHOWN_BUMP].cosine.value
+        ),
         "Latents with a gradient": over_training(lambda p: p.figures.latents),
         "Kept of a step's promise": over_training(lambda p: p.figures.kept[SHOWN_PROMISE]),
         "Cosine by size of the step": curves(at_the_end, bumps, "cosine").update_xaxes(type="log"),

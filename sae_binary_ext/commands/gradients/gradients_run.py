@@ -1,8 +1,4 @@
-"""`sae-binary gradients`: gradients of surrogates beside the true loss, over training.
-
-The loss is a staircase in the encoder: its derivative is 0 almost everywhere, and a surrogate
-replaces it. The true loss is therefore measured over steps of finite size.
-"""
+"""`sae-binary gradients`: gradients of surrogates beside the true loss, over training."""
 
 import copy
 from collections.abc import Callable
@@ -19,13 +15,8 @@ from sae_binary_ext.coding import binarise
 from sae_binary_ext.coding.surrogate import SURROGATES
 from sae_binary_ext.commands.analysing import analyse_model
 from sae_binary_ext.commands.demo.coders import trainer_on
+from sae_binary_ext.commands.gradients import gradients_page as page
 from sae_binary_ext.commands.gradients.config import BATCH, GradientsConfig
-from sae_binary_ext.commands.gradients.gradients_page import (
-    Agreement,
-    GradientFigures,
-    Probe,
-    gradients_page,
-)
 from sae_binary_ext.measure.documents import estimate_of, resampled
 from sae_binary_ext.measure.hidden_states import states_of_layers
 from sae_binary_ext.measure.reading import OpenedModel
@@ -43,12 +34,12 @@ PROMISES = (0.01, 0.1)
 def run_gradients(config: GradientsConfig) -> Analysis:
     """Train coders and measure their gradients; files go to config.output.
 
-    A hook that the model lacks, and too little text: ValueError.
+    ValueError if the model lacks the hook, or the text is too short.
     """
-    return analyse_model(config, _measure, gradients_page)
+    return analyse_model(config, _measure, page.gradients_page)
 
 
-def _measure(opened: OpenedModel, config: GradientsConfig) -> list[Probe]:
+def _measure(opened: OpenedModel, config: GradientsConfig) -> list[page.Probe]:
     hook = resolve_hook(opened.model, "hook", config.hook or "")
     (states,) = states_of_layers(opened, config, {0: hook}, config.tokens).values()
     held_out, states = states[: config.probe_tokens].float(), states[config.probe_tokens :]
@@ -57,12 +48,10 @@ def _measure(opened: OpenedModel, config: GradientsConfig) -> list[Probe]:
             f"tokens={config.tokens}: the text has {len(states)} tokens beside those to measure "
             f"on, and a step of training takes {BATCH}. Give a longer text."
         )
-    surrogates = tqdm(config.surrogates or list(SURROGATES), "Surrogates", unit="coders")
-    return [
-        probe
-        for surrogate in surrogates
-        for probe in _train_and_probe(surrogate, states, held_out, config)
-    ]
+    found: list[page.Probe] = []
+    for surrogate in tqdm(config.surrogates or SURROGATES, "Surrogates", unit="coders"):
+        found += _train_and_probe(surrogate, states, held_out, config)
+    return found
 
 
 class _ProbingTrainer(SAETrainer[Any, Any]):
@@ -79,11 +68,8 @@ class _ProbingTrainer(SAETrainer[Any, Any]):
 
 def _train_and_probe(
     surrogate: str, states: Tensor, held_out: Tensor, config: GradientsConfig
-) -> list[Probe]:
-    """Train a coder on states [states, width] and measure its gradients at some of the steps.
-
-    They are measured on held_out, float32 [tokens, width].
-    """
+) -> list[page.Probe]:
+    """Train a coder on states [states, width]; measure gradients on held_out [tokens, width]."""
     settings = BinaryTrainingSAEConfig(
         d_in=states.shape[1],
         d_sae=config.latents,
@@ -103,24 +89,23 @@ def _train_and_probe(
         lr=LEARNING_RATE,
         lr_end=LEARNING_RATE,
     )
-    steps, found = set(config.probe_steps()), list[Probe]()
+    steps, found = set(config.probe_steps()), list[page.Probe]()
 
     def probe(step: int, trainer: Any) -> None:
         if step in steps:
             x = trainer.activation_scaler(held_out)
             figures = probe_gradients(trainer.sae, x, config.probed_latents, config.seed)
-            found.append(Probe(surrogate, step, figures))
+            found.append(page.Probe(surrogate, step, figures))
 
     trainer.probe = probe
     trainer.fit()
     return found
 
 
-def probe_gradients(coder: Any, x: Tensor, probed: int, seed: int) -> GradientFigures:
-    """Measure the surrogate gradient of a coder in training, which is not changed.
+def probe_gradients(coder: Any, x: Tensor, probed: int, seed: int) -> page.GradientFigures:
+    """Measure the surrogate gradient of a coder, which is not changed, on x [tokens, d_in].
 
-    x: [tokens, d_in], scaled as in training. The seed draws the probed latents from those that
-    fire on these tokens.
+    The probed latents are drawn, by the seed, from those that fire on these tokens.
     """
     with torch.enable_grad():
         codes, _ = coder.encode_with_hidden_pre(x)
@@ -136,7 +121,7 @@ def probe_gradients(coder: Any, x: Tensor, probed: int, seed: int) -> GradientFi
             for bump in BUMPS
         }
         variance = (x - x.mean(0)).square().sum(1).mean()
-        return GradientFigures(
+        return page.GradientFigures(
             (loss / variance).item(),
             (bias != 0).double().mean().item(),
             weight.norm().item(),
@@ -149,6 +134,7 @@ def probe_gradients(coder: Any, x: Tensor, probed: int, seed: int) -> GradientFi
 def loss_slopes(coder: Any, x: Tensor, latents: Tensor, bumps: Tensor) -> Tensor:
     """Slope of the loss in the biases of single latents, over steps of finite size.
 
+    The derivative of the loss is 0 almost everywhere, so finite steps show what a bias changes:
     (L(b + bump) - L(b - bump)) / (2 bump), with codes selected anew each time. x: [tokens, d_in];
     latents: int64 [probed]; bumps: [d_sae], positive. Returns float64 [probed], in loss per unit of
     the bias.
@@ -173,12 +159,12 @@ def loss_slopes(coder: Any, x: Tensor, latents: Tensor, bumps: Tensor) -> Tensor
     return torch.stack(slopes).double().cpu()
 
 
-def _agreement(gradient: Tensor, slopes: Tensor) -> Agreement:
+def _agreement(gradient: Tensor, slopes: Tensor) -> page.Agreement:
     drawn = resampled(len(slopes))
     one, other = gradient.double().cpu()[drawn], slopes[drawn]
     known = (one != 0) & (other != 0)
     alike = (one.sign() == other.sign()) & known
-    return Agreement(
+    return page.Agreement(
         (slopes != 0).double().mean().item(),
         estimate_of((one * other).sum(1) / (one.norm(dim=1) * other.norm(dim=1))),
         estimate_of(alike.sum(1) / known.sum(1)),

@@ -22,8 +22,6 @@ __all__ = [
     "with_levels",
 ]
 COMMAND = MeasuringCommand(
-    "multi-bit",
-    "give each latent several thresholds: more bits, less error",
-    settings=MultiBitConfig,
+    "multi-bit", "several thresholds per latent: more bits, less error", settings=MultiBitConfig
 )
 __getattr__ = imported_late(__name__, "multi_bit_run")

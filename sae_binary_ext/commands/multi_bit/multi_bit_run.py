@@ -1,9 +1,7 @@
 """`sae-binary multi-bit`: coders with several bits for each latent.
 
-Each latent gets thresholds above its own, each with a decoder row. How far a pre-activation exceeds
-its threshold holds more information than one bit. A coder that has each latent several times, with
-rising thresholds, keeps some of it in codes of 0 and 1. It is a binary coder like any other: every
-host and tool can use it.
+The distance of a pre-activation from its threshold holds more than one bit. A coder that has each
+latent several times, with rising thresholds, keeps some of it in codes of 0 and 1.
 """
 
 import math
@@ -32,7 +30,7 @@ NEVER = math.exp(80)
 def run_multi_bit(coders: list[str], config: MultiBitConfig) -> Analysis:
     """Make coders of several levels and measure them; arguments and errors as analyse_coders.
 
-    Coders that are not binary with selection threshold, and a text of one document: ValueError.
+    Also ValueError for a coder without thresholds of its own, or for a text of one document.
     """
     return analyse_coders(coders, config, _measure, multi_bit_page)
 
@@ -60,15 +58,11 @@ def _measure(opened: OpenedModel, config: MultiBitConfig) -> list[Leveled]:
 def check_has_levels(name: str, coder: Any) -> None:
     """Raise ValueError if a coder's latents depend on more than their own thresholds."""
     if not isinstance(coder, BinaryCoder):
-        raise ValueError(
-            f"{name}: its codes have values already, and levels are for codes of 0 and 1. Give "
-            "binary coders."
-        )
+        raise ValueError(f"{name}: its codes have values; levels need 0 and 1. Give binary coders.")
     if not coder.rule.kind.alone:
         raise ValueError(
-            f"{name}: selection={coder.cfg.selection!r} makes latents compete, so that levels of "
-            "one latent would shut out others. Give coders of selection 'threshold', such as those "
-            "trained with the entropy loss."
+            f"{name}: with selection={coder.cfg.selection!r}, the levels of one latent would shut "
+            "out other latents. Give coders of selection='threshold'."
         )
 
 
@@ -76,15 +70,9 @@ def check_has_levels(name: str, coder: Any) -> None:
 def level_thresholds(coder: BinaryCoder, inputs: Iterable[Tensor], levels: int) -> Tensor:
     """Thresholds of each latent that divide the tokens where it is active evenly.
 
-    Args:
-        coder: a binary coder of selection threshold; others, and no levels, are a ValueError.
-        inputs: hidden states [tokens, d_in], in batches.
-        levels: thresholds per latent.
-
-    Returns:
-        [levels, d_sae], ascending in levels: the latent's own threshold, then the quantiles
-        1/levels, 2/levels, ... of its pre-activations above it. A latent that is never active has
-        NEVER at the other levels.
+    `inputs` are batches of hidden states [tokens, d_in]. Returns [levels, d_sae]: a latent's own
+    threshold, then the quantiles 1/levels, 2/levels, ... of its pre-activations above it, or NEVER
+    if it is never active. ValueError if the coder is refused by check_has_levels, or levels < 1.
     """
     check_has_levels("coder", coder)
     check_at_least(1, levels=levels)

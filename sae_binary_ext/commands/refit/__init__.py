@@ -11,9 +11,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
     add_source(parser)
     parser.add_argument("out", type=Path, help="folder of the refitted coder, in the same format")
     parser.add_argument("--dataset", required=True, help="texts: a Hub id, a file or a folder")
-    parser.add_argument(
-        "--model", help="Hub id or folder; by default the model that the coder's files name"
-    )
+    parser.add_argument("--model", help="Hub id or folder; if left out, that of the coder's files")
     parser.add_argument(
         "--tokens", type=int, default=300_000, help="tokens to fit on (default: %(default)s)"
     )

@@ -26,10 +26,8 @@ class RunCommand(Command):
         )
         if arguments[:1] in (["-h"], ["--help"]):
             parser.parse_args(["--help"])
-        if not arguments:
-            parser.error("name a module (-m MODULE) or a script.")
-        if arguments == ["-m"]:
-            parser.error("-m needs the name of a module.")
+        if arguments in ([], ["-m"]):
+            parser.error("give a script, or -m and the name of a module.")
         if arguments[0] == "-m":
             sys.argv = arguments[1:]
             with _without_gpu(arguments[1]):

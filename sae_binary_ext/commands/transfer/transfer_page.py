@@ -26,6 +26,7 @@ class Transferred:
     shift: float
 
 
+KINDS = ("unchanged", "scaled", "refitted")
 COLUMNS: tuple[Column[Transferred], ...] = (
     Column("coder", value=lambda t: t.candidate.name, key="name"),
     Column("layer", value=lambda t: f"{t.layer}{' *' * t.at_home}"),
@@ -49,14 +50,11 @@ def transfer_page(found: list[Transferred], config: TransferConfig) -> Analysis:
     for name, own in grouped(found, lambda each: each.candidate.name).items():
         shifts[name] = [(each.layer, each.shift) for each in own]
         for each in own:
-            fvu = {"unchanged": each.figures.fvu, "scaled": each.scaled_fvu}
-            for kind, estimate in (fvu | {"refitted": each.refitted_fvu}).items():
+            found_fvu = (each.figures.fvu, each.scaled_fvu, each.refitted_fvu)
+            for kind, estimate in zip(KINDS, found_fvu, strict=True):
                 point = (each.layer, estimate and estimate.value)
                 errors.setdefault(f"{name}, {kind}", []).append(point)
-    plots = {
-        "FVU": curves(errors, "layer", "FVU").update_yaxes(type="log", dtick="D2"),
-        "Shift of the firing rates": curves(shifts, "layer", "bits a token").update_yaxes(
-            rangemode="tozero"
-        ),
-    }
+    fvu = curves(errors, "layer", "FVU").update_yaxes(type="log", dtick="D2")
+    shift = curves(shifts, "layer", "bits a token").update_yaxes(rangemode="tozero")
+    plots = {"FVU": fvu, "Shift of the firing rates": shift}
     return analysis_of(__file__, COLUMNS, found, plots, "coders")

@@ -21,9 +21,9 @@ from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 
 def run_transfer(coders: list[str], config: TransferConfig) -> Analysis:
-    """Apply coders to other layers; arguments and errors as analyse_coders has them.
+    """Apply coders to other layers; arguments and errors as analyse_coders.
 
-    A hook outside all layers, a layer that the model lacks, and a text of one document: ValueError.
+    Also ValueError if a hook or a layer does not exist, or if the text is one document.
     """
     return analyse_coders(coders, config, _measure, transfer_page)
 
@@ -51,14 +51,12 @@ def _measure(opened: OpenedModel, config: TransferConfig) -> list[Transferred]:
 def _transferred(
     candidate: Candidate, layer: int, there: Halves, home: Halves, rates: Tensor
 ) -> Transferred:
-    """Apply a coder to a layer; home is there if this is the coder's own layer.
-
-    `rates` are its firing rates at home, float64 [latents].
-    """
+    """Apply a coder to a layer. `rates`, float64 [latents], are its firing rates at home."""
     figures = figures_on(candidate.coder, there.measured)
     scaled = refitted = None
     if not candidate.is_transcoder:
         factor = home.mean_norm() / there.mean_norm()
+        # Error and variance scale alike, so the FVU stays comparable.
         batches = [_scaled(batch, factor) for batch in there.measured]
         scaled = figures_on(candidate.coder, batches).fvu
     if isinstance(candidate.coder, BinaryCoder):
@@ -81,6 +79,5 @@ def firing_shift(home: Tensor, there: Tensor) -> float:
 
 
 def _scaled(batch: TokenBatch, factor: float) -> TokenBatch:
-    # Error and variance scale alike, so the FVU stays comparable.
     rows = None if batch.rows is None else batch.rows * factor
     return replace(batch, inputs=batch.inputs * factor, targets=batch.targets * factor, rows=rows)
