@@ -17,7 +17,7 @@ from sparsify import SparseCoder, SparseCoderConfig
 
 from sae_binary_ext.coding import FiringRates, covariance_penalty, pack, packed_width, unpack
 from sae_binary_ext.commands.compress.code_file import CodeHeader, CodeWriter
-from sae_binary_ext.commands.multi_bit.levels import check_has_levels
+from sae_binary_ext.commands.multi_bit.multi_bit_run import check_has_levels
 from sae_binary_ext.measure.code_entropy import GatheredCodes
 from sae_binary_ext.measure.refit import with_latents
 from sae_binary_ext.saelens import (

@@ -12,7 +12,15 @@ from jinja2 import Environment, PackageLoader
 
 from sae_binary_ext.measure.reading import OpenedModel, open_coders, open_model_alone, settings_of
 from sae_binary_ext.report.plots import plot_html
-from sae_binary_ext.report.tables import Column, Table, as_json, table_of, versions, with_meanings
+from sae_binary_ext.report.tables import (
+    Column,
+    Table,
+    as_json,
+    described,
+    table_of,
+    versions,
+    with_meanings,
+)
 from sae_binary_ext.settings import ReadingConfig
 
 SCHEMA_VERSION = 1
@@ -69,20 +77,28 @@ def analyse_model(
 
 
 def analysis_of(
-    texts: Path,
+    page: str | Path,
     columns: Sequence[Column[T]],
     things: Iterable[T],
     figures: Mapping[str, go.Figure],
-    results: Mapping[str, Any],
+    results: Mapping[str, Any] | str,
     **settings: Any,
 ) -> Analysis:
     """An analysis with one table, which has a row for each thing.
 
-    `texts` is page.toml in the folder of the command. It has the page's title, the table's caption,
-    remarks in paragraphs, and the meaning of each column by its label. The settings fill the fields
-    of title and caption, such as {change}. `figures` and `results` are those of Analysis.
+    Args:
+        page: a file beside the command's page.toml, which has the page's title, the table's
+            caption, remarks in paragraphs, and the meaning of each column by its label.
+        columns: columns of the table; those without a label are for files alone.
+        things: one thing for each row.
+        figures: plots, by title.
+        results: figures for the JSON file, or the key under which the columns' figures stand there.
+        settings: fill the fields of title and caption, such as {change}.
     """
+    texts = Path(page).with_name("page.toml")
     found = tomllib.loads(texts.read_text(encoding="utf-8"))
+    things = list(things)
+    results = {results: described(columns, things)} if isinstance(results, str) else results
     caption = found["caption"].format(**settings)
     table = table_of(caption, with_meanings(columns, found["columns"]), things)
     remarks = [" ".join(each.split()) for each in found["remarks"].split("\n\n")]

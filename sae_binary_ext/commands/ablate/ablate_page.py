@@ -1,16 +1,14 @@
-"""The page of `sae-binary ablate`: what it shows of each result."""
+"""The page of `sae-binary ablate`: its table and plots."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import plotly.graph_objects as go
 
 from sae_binary_ext.commands.ablate.config import AblateConfig
 from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.measure.latent_groups import LatentGroup
-from sae_binary_ext.report import Analysis, Column, analysis_of, described
-from sae_binary_ext.report.plots import bars, grouped
+from sae_binary_ext.report import Analysis, Column, analysis_of
+from sae_binary_ext.report.plots import bars
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,6 @@ class Ablated:
     random: Rise | None
 
 
-TEXTS = Path(__file__).with_name("page.toml")
 COLUMNS: tuple[Column[Ablated], ...] = (
     Column("coder", key="coder"),
     Column("changed", value=lambda a: a.group.name, key="changed"),
@@ -52,25 +49,19 @@ COLUMNS: tuple[Column[Ablated], ...] = (
 
 def ablate_page(found: list[Ablated], config: AblateConfig) -> Analysis:
     """Table, plots and remarks."""
-    return analysis_of(
-        TEXTS,
-        COLUMNS,
-        found,
-        {
-            "Rise of the loss": _bars(found, "loss", "nats a prediction"),
-            "Rise of the FVU": _bars(found, "fvu", "FVU"),
-        },
-        {"groups": described(COLUMNS, found)},
-        change=config.change,
-        ranking=config.ranking,
-    )
 
+    def plot(figure: str, title: str) -> go.Figure:
+        heights: dict[str, dict[str, Estimate]] = {}
+        for each in found:
+            for name, rise in ((each.coder, each.changed), (f"{each.coder}, random", each.random)):
+                of_name = heights.setdefault(name, {})
+                if rise:
+                    of_name[each.group.name] = getattr(rise, figure)
+        return bars(heights, title)
 
-def _bars(found: list[Ablated], figure: str, title: str) -> go.Figure:
-    heights: dict[str, dict[str, Any]] = {}
-    for coder, own in grouped(found, lambda each: each.coder).items():
-        heights[coder] = {each.group.name: getattr(each.changed, figure) for each in own}
-        heights[f"{coder}, random"] = {
-            each.group.name: getattr(each.random, figure) for each in own if each.random
-        }
-    return bars(heights, title)
+    plots = {
+        "Rise of the loss": plot("loss", "nats a prediction"),
+        "Rise of the FVU": plot("fvu", "FVU"),
+    }
+    texts = {"change": config.change, "ranking": config.ranking}
+    return analysis_of(__file__, COLUMNS, found, plots, "groups", **texts)

@@ -1,7 +1,6 @@
 """`sae-binary ablate`: the error and loss of a model when latents are changed."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from tqdm import tqdm
 
 from sae_binary_ext.commands.ablate.ablate_page import Ablated, Rise, ablate_page
 from sae_binary_ext.commands.ablate.config import AblateConfig
-from sae_binary_ext.measure.candidates import Site
+from sae_binary_ext.measure.candidates import Candidate, Site
 from sae_binary_ext.measure.documents import TextBatch, WeightedSums, document_weights, estimate_of
 from sae_binary_ext.measure.figures import RunningVariance
 from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, output_of_changed
@@ -20,7 +19,10 @@ from sae_binary_ext.report.analysis import Analysis, analyse_coders
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 from sae_binary_ext.saelens.splice import Splice
 
-Change = Callable[[Tensor, Tensor], Tensor]
+Change = Callable[[Tensor], Tensor]
+# Rows of text, each with the positions to replace, bool [rows, context].
+Rows = list[tuple[TextBatch, Tensor]]
+Read = tuple[Rows, dict[Site, RunningVariance], dict[str, RunningLatents]]
 
 
 def zero(codes: Tensor, latents: Tensor) -> Tensor:
@@ -33,28 +35,13 @@ def flip(codes: Tensor, latents: Tensor) -> Tensor:
     return codes.index_copy(-1, latents, 1 - codes[..., latents])
 
 
-CHANGES: dict[str, Change] = {"zero": zero, "flip": flip}
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """Rows of text that changes are measured on."""
-
-    text: TextBatch
-    where: Tensor
-    weights: Tensor
-
-    @property
-    def predicts(self) -> Tensor:
-        """bool [rows, context - 1]: predictions at positions whose activations are replaced."""
-        return self.where[:, :-1] & self.text.positions(0)[:, 1:]
+CHANGES = {"zero": zero, "flip": flip}
 
 
 def run_ablate(coders: list[str], config: AblateConfig) -> Analysis:
-    """Change latents of coders and measure; arguments and errors as analyse_coders has them.
+    """Change latents of coders and measure; arguments and errors as analyse_coders.
 
-    Raises:
-        ValueError: also if codes with values are to be flipped.
+    Also ValueError if codes with values are to be flipped.
     """
     return analyse_coders(coders, config, _measure, ablate_page)
 
@@ -66,31 +53,17 @@ def _measure(opened: OpenedModel, config: AblateConfig) -> list[Ablated]:
                 f"change='flip': {candidate.name} has codes with values, and a silent latent has "
                 "no value to flip to. Use change='zero'."
             )
-    rows, variances, running = _read(opened, config)
-    change = CHANGES[config.change]
-    found: list[Ablated] = []
-    for candidate in opened.candidates:
-        counted = running[candidate.name]
-        scores = RANKINGS[config.ranking](counted, candidate.coder.W_dec.detach())
-        groups = list(ranked_groups(counted, scores, config.groups, config.latents, config.seed))
-        splice = Splice(opened.model, *opened.hooks[candidate.site])
-        totals = variances[candidate.site].totals()
-        measuring = _Measuring(candidate.coder, splice, rows, totals, counted.fired)
-        for group in tqdm(groups, candidate.name, unit="groups"):
-            random = measuring.rise(change, group.others) if len(group.others) else None
-            changed = measuring.rise(change, group.latents)
-            found.append(Ablated(candidate.name, group, changed, random))
-    return found
+    read = _read(opened, config)
+    coders = opened.candidates
+    return [each for coder in coders for each in _ablated(coder, opened, read, config)]
 
 
-def _read(
-    opened: OpenedModel, config: AblateConfig
-) -> tuple[list[_Rows], dict[Site, RunningVariance], dict[str, RunningLatents]]:
-    """Read the text: the rows to measure changes on, their variance, and all latents' firing.
+def _read(opened: OpenedModel, config: AblateConfig) -> Read:
+    """Read the text: the rows to measure on, their variance, and the firing of all latents.
 
-    The rows are spread over all of the text, because an interval needs several documents.
+    The rows are spread over the text, because an interval needs several documents.
     """
-    chosen: list[tuple[TextBatch, Tensor]] = []
+    chosen: list[tuple[Any, ...]] = []
     variances = {each.site: RunningVariance(each.d_out) for each in opened.candidates}
     running = {each.name: RunningLatents(each.coder.cfg.d_sae) for each in opened.candidates}
     every, number = max(config.tokens // config.spliced_tokens, 1), 0
@@ -98,8 +71,10 @@ def _read(
         text = batch.text
         rows = (torch.arange(number, number + len(text.lengths)) % every == 0).nonzero()[:, 0]
         number += len(text.lengths)
-        chosen.append((_rows_of(text, rows), batch.where[rows]))
-        where = torch.zeros_like(batch.where).index_copy(0, rows, batch.where[rows])
+        documents = [text.documents[row] for row in rows.tolist()]
+        kept = batch.where[rows]
+        chosen += zip(text.tokens[rows], text.lengths[rows], documents, kept, strict=True)
+        where = torch.zeros_like(batch.where).index_copy(0, rows, kept)
         measured = ReadBatch(text, where, batch.found)
         weights = document_weights(text.documents)
         for site, variance in variances.items():
@@ -108,65 +83,66 @@ def _read(
         for candidate in opened.candidates:
             codes = batch.codes(candidate.coder, opened.hooks[candidate.site][0])
             running[candidate.name].add(codes)
-    return _in_batches(chosen), variances, running
+    batches: Rows = []
+    for first in range(0, len(chosen), ROWS_PER_FORWARD):
+        of_batch = chosen[first : first + ROWS_PER_FORWARD]
+        tokens, lengths, documents, where = zip(*of_batch, strict=True)
+        text = TextBatch(torch.stack(tokens), torch.stack(lengths), list(documents))
+        batches.append((text, torch.stack(where)))
+    return batches, variances, running
 
 
-def _rows_of(text: TextBatch, rows: Tensor) -> TextBatch:
-    documents = [text.documents[row] for row in rows.tolist()]
-    return TextBatch(text.tokens[rows], text.lengths[rows], documents)
+def _ablated(
+    candidate: Candidate, opened: OpenedModel, read: Read, config: AblateConfig
+) -> Iterator[Ablated]:
+    """Change groups of one coder's latents, against its unchanged output on the same rows."""
+    coder: Any = candidate.coder
+    rows, variances, counted = read
+    running, variance = counted[candidate.name], variances[candidate.site].totals()
+    splice = Splice(opened.model, *opened.hooks[candidate.site])
+    weights = [document_weights(text.documents) for text, _ in rows]
 
+    def sums(change: Change) -> Tensor:
+        found = WeightedSums(3)
+        for (text, where), of_rows in zip(rows, weights, strict=True):
+            found.add(_error_and_loss(coder, splice, text, where, change), of_rows)
+        return found.sums
 
-def _in_batches(chosen: list[tuple[TextBatch, Tensor]]) -> list[_Rows]:
-    tokens = torch.cat([text.tokens for text, _ in chosen])
-    lengths = torch.cat([text.lengths for text, _ in chosen])
-    where = torch.cat([where for _, where in chosen])
-    whole = TextBatch(tokens, lengths, [d for text, _ in chosen for d in text.documents])
-    return [
-        _Rows(text, where[rows], document_weights(text.documents))
-        for rows in torch.arange(len(lengths)).split(ROWS_PER_FORWARD)
-        for text in [_rows_of(whole, rows)]
-    ]
+    unchanged = sums(lambda codes: codes)
 
-
-class _Measuring:
-    """Measures changes of one coder's latents, against its unchanged output on the same rows."""
-
-    def __init__(
-        self, coder: Any, splice: Splice, rows: list[_Rows], variance: Tensor, fired: Tensor
-    ) -> None:
-        self._coder, self._splice, self._rows = coder, splice, rows
-        self._variance, self._fired = variance, fired
-        predictions = WeightedSums(1)
-        for row in rows:
-            predictions.add(row.predicts.sum(1, keepdim=True), row.weights)
-        self._predictions = predictions.sums[:, 0]
-        self._unchanged = self._sums(lambda codes: codes)
-
-    def rise(self, change: Change, latents: Tensor) -> Rise:
-        """How far changing these latents, int64, raises error and loss."""
-        latents = latents.to(self._coder.device)
-        raised = self._sums(lambda codes: change(codes, latents)) - self._unchanged
+    def rise(latents: Tensor) -> Rise:
+        own = latents.to(coder.device)
+        raised = sums(lambda codes: CHANGES[config.change](codes, own)) - unchanged
         return Rise(
-            (self._fired[latents.cpu()].sum() / self._fired.sum()).item(),
-            estimate_of(raised[:, 0] / self._variance),
-            estimate_of(raised[:, 1] / self._predictions),
+            (running.fired[latents].sum() / running.fired.sum()).item(),
+            estimate_of(raised[:, 0] / variance),
+            estimate_of(raised[:, 1] / unchanged[:, 2]),
         )
 
-    def _sums(self, change: Callable[[Tensor], Tensor]) -> Tensor:
-        """float64 [1 + replicates, 2]: squared error and losses, summed."""
-        sums = WeightedSums(2)
-        for row in self._rows:
-            error = torch.zeros(len(row.where), dtype=torch.float64)
+    scores = RANKINGS[config.ranking](running, coder.W_dec.detach())
+    groups = list(ranked_groups(running, scores, config.groups, config.latents, config.seed))
+    for group in tqdm(groups, candidate.name, unit="groups"):
+        random = rise(group.others) if len(group.others) else None
+        yield Ablated(candidate.name, group, rise(group.latents), random)
 
-            def replacement(
-                source: Tensor, target: Tensor, error: Tensor = error, row: _Rows = row
-            ) -> Tensor:
-                output = output_of_changed(self._coder, source, change)
-                squared = (output - target.to(output)).double().square().sum(-1).cpu()
-                error.copy_(torch.where(row.where, squared, 0.0).sum(1))
-                return output
 
-            losses = self._splice.replaced(row.text.tokens, row.where, replacement).double().cpu()
-            lost = torch.where(row.predicts, losses, 0.0).sum(1)
-            sums.add(torch.stack([error, lost], dim=1), row.weights)
-        return sums.sums
+def _error_and_loss(
+    coder: Any, splice: Splice, text: TextBatch, where: Tensor, change: Change
+) -> Tensor:
+    """float64 [rows, 3]: squared error, losses, and number of predictions, summed over each row.
+
+    `change` maps codes [rows, context, latents] to the new ones.
+    """
+    error = torch.zeros(len(where), dtype=torch.float64)
+
+    def replacement(source: Tensor, target: Tensor) -> Tensor:
+        output = output_of_changed(coder, source, change)
+        squared = (output - target.to(output)).double().square().sum(-1).cpu()
+        error.copy_(torch.where(where, squared, 0.0).sum(1))
+        return output
+
+    losses = splice.replaced(text.tokens, where, replacement).double().cpu()
+    # A prediction counts if the activation at its position is replaced.
+    predicts = where[:, :-1] & text.positions(0)[:, 1:]
+    loss = torch.where(predicts, losses, 0.0).sum(1)
+    return torch.stack([error, loss, predicts.sum(1)], dim=1)

@@ -11,10 +11,7 @@ RANKINGS, CHANGES = ("burstiness", "rate", "effect"), ("zero", "flip")
 
 @dataclass
 class AblateConfig(ReadingConfig):
-    """
-    Silence or flip latents of coders, one by one and in groups of equal firings. Measures how far
-    that raises error and loss, beside random latents of the same rate.
-    """
+    """Silence or flip latents; compare the rise of error and loss with that of random latents."""
 
     output: Path = Path("runs/ablate")
     """Folder for ablate.json and ablate.html."""

@@ -119,7 +119,6 @@ def train_coder(plan: CoderPlan, config: DemoConfig, activations: Tensor) -> Tra
         config: the demo's settings.
         activations: float16 [tokens, d_in]; every coder sees them in the same order.
     """
-    torch.manual_seed(config.seed)
     plan.sae.metadata = SAEMetadata(
         model_name=MODEL_NAME,
         hook_name=config.hook_name,
@@ -127,17 +126,15 @@ def train_coder(plan: CoderPlan, config: DemoConfig, activations: Tensor) -> Tra
         prepend_bos=True,
         seqpos_slice=(FIRST_POSITION, None),
     )
-    trainer = RecordingTrainer(
-        cfg=SAETrainerConfig(
-            total_training_samples=config.epochs * len(activations),
-            train_batch_size_samples=config.batch_size,
-            lr=plan.lr,
-            lr_end=plan.lr / 10,
-            n_batches_for_norm_estimate=NORM_BATCHES,
-            logger=LoggingConfig(log_to_wandb=False),
-        ),
-        sae=TrainingSAE.from_dict(plan.sae.to_dict()),
-        data_provider=shuffled_batches(activations, config.batch_size, config.seed),
+    trainer = trainer_on(
+        activations,
+        plan.sae,
+        config.batch_size,
+        config.seed,
+        RecordingTrainer,
+        total_training_samples=config.epochs * len(activations),
+        lr=plan.lr,
+        lr_end=plan.lr / 10,
     )
     started = time.perf_counter()
     coder = trainer.fit()
@@ -154,3 +151,23 @@ def shuffled_batches(activations: Tensor, batch_size: int, seed: int) -> Iterato
         order = torch.randperm(len(activations), generator=generator)
         for batch in order[: len(order) // batch_size * batch_size].split(batch_size):
             yield activations[batch].float()
+
+
+def trainer_on(
+    activations: Tensor,
+    sae: TrainingSAEConfig,
+    batch_size: int,
+    seed: int,
+    trainer: type[Any] = SAETrainer,
+    **settings: Any,
+) -> Any:
+    """SAELens' trainer of a new coder on shuffled activations; settings of SAETrainerConfig."""
+    torch.manual_seed(seed)
+    config = SAETrainerConfig(
+        train_batch_size_samples=batch_size,
+        n_batches_for_norm_estimate=NORM_BATCHES,
+        logger=LoggingConfig(log_to_wandb=False),
+        **settings,
+    )
+    batches = shuffled_batches(activations, batch_size, seed)
+    return trainer(config, TrainingSAE.from_dict(sae.to_dict()), batches)

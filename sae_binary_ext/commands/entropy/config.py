@@ -8,10 +8,7 @@ from sae_binary_ext.settings import ReadingConfig
 
 @dataclass
 class EntropyConfig(ReadingConfig):
-    """
-    Measure the entropy of hidden states in bits, by the codes of coders: from firing rates, as if
-    latents were independent, and by bounds that allow for dependence.
-    """
+    """Measure the entropy of hidden states, in bits, by the codes of coders. Gives bounds on it."""
 
     output: Path = Path("runs/entropy")
     """Folder for entropy.json and entropy.html."""

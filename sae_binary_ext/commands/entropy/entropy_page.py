@@ -1,16 +1,13 @@
-"""The page of `sae-binary entropy`: what it shows of each result."""
+"""The page of `sae-binary entropy`: its table and plot."""
 
 from dataclasses import dataclass
-from pathlib import Path
-
-import plotly.graph_objects as go
 
 from sae_binary_ext.commands.entropy.config import EntropyConfig
 from sae_binary_ext.measure.candidates import Candidate
 from sae_binary_ext.measure.code_entropy import CodeEntropy
 from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.measure.figures import CoderFigures
-from sae_binary_ext.report import Analysis, Column, analysis_of, described
+from sae_binary_ext.report import Analysis, Column, analysis_of
 from sae_binary_ext.report.plots import bars
 
 
@@ -23,28 +20,22 @@ class EntropyOfCoder:
     bounds: CodeEntropy
 
 
-def _codes(found: EntropyOfCoder) -> str:
-    return "which are active" if found.figures.stores_values else "0/1"
+CODES = {False: "0/1", True: "which are active"}
 
 
 def _held_out(found: EntropyOfCoder) -> dict[str, Estimate | int]:
     bounds = found.bounds
-    return {
-        "fitted_tokens": bounds.fitted_tokens,
-        "measured_tokens": bounds.measured_tokens,
-        "independent_bits": bounds.independent,
-        "tree_bits": bounds.tree,
-        "blocks_bits": bounds.blocks,
-    }
+    tokens = {"fitted_tokens": bounds.fitted_tokens, "measured_tokens": bounds.measured_tokens}
+    bits = {"tree_bits": bounds.tree, "blocks_bits": bounds.blocks}
+    return {**tokens, "independent_bits": bounds.independent, **bits}
 
 
-TEXTS = Path(__file__).with_name("page.toml")
 COLUMNS: tuple[Column[EntropyOfCoder], ...] = (
     Column("coder", value=lambda e: e.candidate.name, key="name"),
     Column("site", value=lambda e: str(e.candidate.site)),
     Column("", value=lambda e: e.candidate.site.hook_name, key="hook_name"),
     Column("", value=lambda e: e.candidate.site.hook_name_out, key="hook_name_out"),
-    Column("codes", value=_codes, key="codes"),
+    Column("codes", value=lambda e: CODES[e.figures.stores_values], key="codes"),
     Column("latents", form="d", value=lambda e: e.figures.latents, key="latents"),
     Column("", value=lambda e: e.figures.tokens, key="tokens"),
     Column("L0", form=".1f", value=lambda e: e.figures.l0, key="l0"),
@@ -64,16 +55,6 @@ COLUMNS: tuple[Column[EntropyOfCoder], ...] = (
 
 def entropy_page(found: list[EntropyOfCoder], config: EntropyConfig) -> Analysis:
     """Table, plot and remarks."""
-    return analysis_of(
-        TEXTS,
-        COLUMNS,
-        found,
-        {"Bounds on the entropy": _bounds(found)},
-        {"coders": described(COLUMNS, found)},
-    )
-
-
-def _bounds(found: list[EntropyOfCoder]) -> go.Figure:
     several = len({each.candidate.site for each in found}) > 1
     heights = {
         f"{each.candidate.name}{f' at {each.candidate.site}' * several}": {
@@ -85,4 +66,5 @@ def _bounds(found: list[EntropyOfCoder]) -> go.Figure:
         }
         for each in found
     }
-    return bars(heights, "bits a token")
+    plots = {"Bounds on the entropy": bars(heights, "bits a token")}
+    return analysis_of(__file__, COLUMNS, found, plots, "coders")

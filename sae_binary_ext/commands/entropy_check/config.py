@@ -5,16 +5,12 @@ from pathlib import Path
 
 from sae_binary_ext.checks import check_at_least
 
-# Tokens of a training step.
-BATCH = 512
+BATCH = 512  # states of a training step
 
 
 @dataclass
 class EntropyCheckConfig:
-    """
-    Train coders on synthetic hidden states of known entropy, and compare the entropy of their
-    codes with the truth.
-    """
+    """Train coders on states of known entropy, and compare the entropy of their codes with it."""
 
     output: Path = Path("runs/entropy-check")
     """Folder for entropy-check.json and entropy-check.html."""
@@ -23,8 +19,7 @@ class EntropyCheckConfig:
     dimensions: list[int] = field(default_factory=lambda: [128, 576])
     """Dimensions of a state."""
     variant_directions: list[int] = field(default_factory=lambda: [8, 32])
-    """Numbers of directions for unequal rates, correlated pairs and noise, in the first of the
-    dimensions."""
+    """Numbers of directions for unequal rates, pairs and noise, in the first of the dimensions."""
     training_states: int = 150_000
     """States to train each coder on in each of four rounds, before latents that do not pay are
     removed. Twice as many if there are more than 32 directions."""

@@ -1,14 +1,12 @@
-"""The page of `sae-binary entropy-check`: what it shows of each result."""
+"""The page of `sae-binary entropy-check`: its table and plot."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import plotly.graph_objects as go
 from sae_lens.synthetic import SyntheticDataEvalResult
 
 from sae_binary_ext.commands.entropy_check.known_states import States
 from sae_binary_ext.measure.code_entropy import CodeEntropy
-from sae_binary_ext.report import Analysis, Column, analysis_of, described
+from sae_binary_ext.report import Analysis, Column, analysis_of
 from sae_binary_ext.report.plots import curves, grouped
 
 
@@ -16,8 +14,8 @@ from sae_binary_ext.report.plots import curves, grouped
 class Checked:
     """Figures of a coder trained on states of known entropy; found has SAELens' figures.
 
-    trained and independent are sums of the entropies of the firing rates, in bits, before the
-    first latents were removed and at the end.
+    trained and independent are sums of the entropies of the firing rates, in bits, before any
+    latents were removed and at the end.
     """
 
     states: States
@@ -28,7 +26,6 @@ class Checked:
     found: SyntheticDataEvalResult
 
 
-TEXTS = Path(__file__).with_name("page.toml")
 COLUMNS: tuple[Column[Checked], ...] = (
     Column("states", value=lambda c: c.states.name, key="states"),
     Column("d", form="d", value=lambda c: c.states.dictionary.hidden_dim, key="dimensions"),
@@ -53,27 +50,14 @@ COLUMNS: tuple[Column[Checked], ...] = (
 
 def entropy_check_page(checked: list[Checked]) -> Analysis:
     """Table, plot and remarks."""
-    return analysis_of(
-        TEXTS,
-        COLUMNS,
-        checked,
-        {"Estimate by truth": _by_truth(checked)},
-        {"sources": described(COLUMNS, checked)},
-    )
-
-
-def _by_truth(checked: list[Checked]) -> go.Figure:
     groups = grouped(checked, lambda c: f"{c.states.name}, d = {c.states.dictionary.hidden_dim}")
     points = {name: [(c.states.truth, c.independent) for c in own] for name, own in groups.items()}
-    lowest = {
-        "lower of tree, blocks": [
-            (c.states.truth, min(c.bounds.tree.value, c.bounds.blocks.value)) for c in checked
-        ]
-    }
+    lowest = [(c.states.truth, min(c.bounds.tree.value, c.bounds.blocks.value)) for c in checked]
     ends = [(end([c.states.truth for c in checked]),) * 2 for end in (min, max)]
-    x, y = "truth, bits", "entropy of the codes, bits"
-    figure = curves({"truth": ends}, x, y, mode="lines", line_dash="dot")
-    figure.add_traces(curves(points, x, y, mode="markers", marker_size=10).data)
-    figure.add_traces(curves(lowest, x, y, mode="markers", marker_symbol="line-ew-open").data)
-    figure.update_xaxes(type="log", dtick="D2")
-    return figure.update_yaxes(type="log", dtick="D2")
+    axes = {"x": "truth, bits", "y": "entropy of the codes, bits"}
+    figure = curves({"truth": ends}, **axes, mode="lines", line_dash="dot")
+    figure.add_traces(curves(points, **axes, mode="markers", marker_size=10).data)
+    bounds = {"lower of tree, blocks": lowest}
+    figure.add_traces(curves(bounds, **axes, mode="markers", marker_symbol="line-ew-open").data)
+    figure.update_xaxes(type="log", dtick="D2").update_yaxes(type="log", dtick="D2")
+    return analysis_of(__file__, COLUMNS, checked, {"Estimate by truth": figure}, "sources")

@@ -1,68 +1,36 @@
-"""`sae-binary entropy-check`: does the entropy of trained codes match a known truth?
+"""`sae-binary entropy-check`: compares the entropy of trained codes with a known truth."""
 
-Hidden states are sums of random directions with 0/1 coefficients, so that their entropy is known,
-as in Cho et al. (arXiv 2509.20997). A coder is trained on them, and the entropy of its codes is
-compared with the truth.
-"""
-
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 from sae_lens.synthetic import eval_sae_on_synthetic_data, train_toy_sae
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_binary_ext.coding import FiringRates
+from sae_binary_ext.coding import FiringRates, bernoulli_entropy
 from sae_binary_ext.coding.kernels import seeded
+from sae_binary_ext.commands.entropy_check import known_states
 from sae_binary_ext.commands.entropy_check.config import BATCH, EntropyCheckConfig
 from sae_binary_ext.commands.entropy_check.entropy_check_page import Checked, entropy_check_page
-from sae_binary_ext.commands.entropy_check.known_states import (
-    States,
-    correlated,
-    fair,
-    noisy,
-    unequal,
-)
-from sae_binary_ext.commands.entropy_check.pruning import needed_latents
 from sae_binary_ext.measure.code_entropy import GatheredCodes
 from sae_binary_ext.measure.metrics import measure
-from sae_binary_ext.measure.refit import DecoderFit, refit_decoder, with_latents
+from sae_binary_ext.measure.refit import AnyCoder, DecoderFit, refit_decoder, with_latents
 from sae_binary_ext.report import Analysis, write_analysis
-from sae_binary_ext.saelens import (
-    BinaryEntropyTrainingSAE,
-    BinaryEntropyTrainingSAEConfig,
-    BinaryTrainingSAE,
-)
+from sae_binary_ext.saelens import BinaryEntropyTrainingSAE, BinaryEntropyTrainingSAEConfig
 
 LATENTS_A_DIRECTION = 4
 # Each of r directions has about 1/r of the variance. A bit costs this share of it.
 COST_OF_A_BIT = 0.03
-ROUNDS = 4
-LEARNING_RATE = 1e-2
+ROUNDS, LEARNING_RATE = 4, 1e-2
 STATES_AT_ONCE, MANY_DIRECTIONS = 4096, 32
-
-
-@dataclass(frozen=True)
-class _Start:
-    """One of the coders trained on a source, and its loss."""
-
-    coder: BinaryTrainingSAE
-    trained: float
-    loss: float
+VARIANTS = (known_states.unequal, known_states.correlated, known_states.noisy)
 
 
 def run_entropy_check(config: EntropyCheckConfig) -> Analysis:
-    """Train coders and measure them; files go to config.output.
-
-    Raises:
-        ValueError: training diverged.
-    """
-    sources = [(fair, r, d) for d in config.dimensions for r in config.directions]
-    sources += [
-        (source, directions, config.dimensions[0])
-        for source in (unequal, correlated, noisy)
-        for directions in config.variant_directions
-    ]
+    """Train coders and measure them; files go to config.output. ValueError if training diverges."""
+    sources = [(known_states.fair, r, d) for d in config.dimensions for r in config.directions]
+    first = config.dimensions[0]
+    sources += [(source, r, first) for source in VARIANTS for r in config.variant_directions]
     checked: list[Checked] = []
     for source, directions, dimensions in tqdm(sources, "Sources", unit="sources"):
         with seeded(config.seed, torch.device("cpu")):
@@ -73,42 +41,63 @@ def run_entropy_check(config: EntropyCheckConfig) -> Analysis:
     return analysis
 
 
-def check(states: States, config: EntropyCheckConfig) -> Checked:
+def check(states: known_states.States, config: EntropyCheckConfig) -> Checked:
     """Train coders on states, and measure the entropy of the best one's codes."""
-    starts = [_start(states, config) for _ in range(config.starts)]
+    starts = [_trained(states, config) for _ in range(config.starts)]
     # The best coder is chosen on other states than are measured below.
-    best = min(starts, key=lambda start: start.loss)
-    coder = best.coder
+    _, trained_bits, coder = min(starts, key=lambda start: start[0])
     gathered, rates = GatheredCodes(coder.cfg.d_sae), FiringRates(coder.cfg.d_sae)
     with torch.no_grad():
         for part in torch.arange(config.measured_states).split(STATES_AT_ONCE):
-            codes = coder.encode(states.dictionary(states.generator.sample(len(part))))
+            codes = coder.encode(states.draw(len(part)))
             rates.update(codes)
             # States are drawn independently, so each counts as a document of its own.
             gathered.add(codes != 0, part)
     recovery = eval_sae_on_synthetic_data(
         coder, states.dictionary, states.generator, config.measured_states, STATES_AT_ONCE
     )
-    return Checked(
-        states, best.trained, coder.cfg.d_sae, gathered.entropy(), rates.entropy_bits, recovery
+    bounds, bits = gathered.entropy(), rates.entropy_bits
+    return Checked(states, trained_bits, coder.cfg.d_sae, bounds, bits, recovery)
+
+
+def _trained(
+    states: known_states.States, config: EntropyCheckConfig
+) -> tuple[float, float, BinaryEntropyTrainingSAE]:
+    """A coder's loss, its bits before latents were removed for the first time, and the coder.
+
+    It is trained in rounds. After each one, the latents that cost more than they pay are removed.
+    """
+    directions = states.dictionary.num_features
+    price, bits = COST_OF_A_BIT / directions, 0.0
+    settings = BinaryEntropyTrainingSAEConfig(
+        d_in=states.dictionary.hidden_dim,
+        d_sae=LATENTS_A_DIRECTION * directions,
+        entropy_coefficient=price,
+        entropy_start_step=0,
+        entropy_warm_up_steps=0,
+        normalize_activations="none",
     )
-
-
-def _start(states: States, config: EntropyCheckConfig) -> _Start:
-    """Train a coder in rounds; after each one, remove the latents that cost more than they pay."""
-    price = COST_OF_A_BIT / states.dictionary.num_features
-    coder, trained = _new_coder(states), 0.0
-    for number in range(ROUNDS):
-        _train(coder, states, config)
-        sample = _sample(states, config.measured_states)
-        if number == 0:
-            trained = measure(coder, sample).entropy_bits
+    coder = BinaryEntropyTrainingSAE(settings)
+    number = config.training_states * (1 + (directions > MANY_DIRECTIONS))
+    for training_round in range(ROUNDS):
+        train_toy_sae(
+            coder,
+            states.dictionary,
+            states.generator,
+            training_samples=number,
+            batch_size=BATCH,
+            lr=LEARNING_RATE,
+            lr_decay_steps=number // BATCH // 3,
+        )
+        sample = states.draw(config.measured_states)
+        if training_round == 0:
+            bits = measure(coder, sample).entropy_bits
         coder = _pruned(coder, sample, price)
-    metrics = measure(coder, _sample(states, config.measured_states))
-    return _Start(coder, trained, metrics.fvu + price * metrics.entropy_bits)
+    metrics = measure(coder, states.draw(config.measured_states))
+    return metrics.fvu + price * metrics.entropy_bits, bits, coder
 
 
-def _pruned(coder: BinaryTrainingSAE, sample: Tensor, price: float) -> BinaryTrainingSAE:
+def _pruned(coder: AnyCoder, sample: Tensor, price: float) -> AnyCoder:
     """The coder without latents that do not pay on a sample of states, its decoder refitted."""
     fit = DecoderFit(coder.cfg.d_sae, coder.cfg.d_in)
     # In parts, because each part is copied to float64.
@@ -123,32 +112,30 @@ def _pruned(coder: BinaryTrainingSAE, sample: Tensor, price: float) -> BinaryTra
 
 
 @torch.no_grad()
-def _sample(states: States, number: int) -> Tensor:
-    """Hidden states [number, dimensions]."""
-    return states.dictionary(states.generator.sample(number))
+def needed_latents(fit: DecoderFit, variance: float, price: float, pull: float = 1.0) -> Tensor:
+    """The latents left after removing, one by one, those that cost more than they explain.
 
+    Without latent i the squared error rises by |w_i|^2 / (G^-1)_ii, where G is the Gram matrix of
+    centred codes and w_i the decoder row (optimal brain surgeon, Hassibi and Stork, 1993). Training
+    finds no such latents: the entropy of a latent that fires half of the time has no slope.
 
-def _new_coder(states: States) -> BinaryTrainingSAE:
-    directions = states.dictionary.num_features
-    settings = BinaryEntropyTrainingSAEConfig(
-        d_in=states.dictionary.hidden_dim,
-        d_sae=LATENTS_A_DIRECTION * directions,
-        entropy_coefficient=COST_OF_A_BIT / directions,
-        entropy_start_step=0,
-        entropy_warm_up_steps=0,
-        normalize_activations="none",
-    )
-    return BinaryEntropyTrainingSAE(settings)
-
-
-def _train(coder: BinaryTrainingSAE, states: States, config: EntropyCheckConfig) -> None:
-    number = config.training_states * (1 + (states.dictionary.num_features > MANY_DIRECTIONS))
-    train_toy_sae(
-        coder,
-        states.dictionary,
-        states.generator,
-        training_samples=number,
-        batch_size=BATCH,
-        lr=LEARNING_RATE,
-        lr_decay_steps=number // BATCH // 3,
-    )
+    variance: squared distance of the targets from their mean, summed over all tokens. price: share
+    of it that one bit per token is worth. pull: ridge in tokens, which keeps G invertible if
+    latents repeat each other. Returns int64 [left], ascending.
+    """
+    rates = fit.counts.diagonal().double() / fit.tokens
+    gram = (fit.counts + fit.counts.triu(1).T).double()
+    gram.addr_(rates, rates, alpha=-fit.tokens)
+    wanted = fit.target_sums - torch.outer(rates, fit.target_sum)
+    cost = price * bernoulli_entropy(rates)
+    left = (cost > 0).nonzero()[:, 0]
+    while len(left):
+        ridge = pull * torch.eye(len(left), dtype=gram.dtype, device=gram.device)
+        inverse = torch.linalg.inv(gram[left][:, left] + ridge)
+        explained = (inverse @ wanted[left]).square().sum(1) / inverse.diagonal() / variance
+        saved = cost[left] - explained
+        worst = saved.argmax()
+        if saved[worst] <= 0:
+            break
+        left = torch.cat([left[:worst], left[worst + 1 :]])
+    return left

@@ -4,7 +4,7 @@ They are sums of random directions with 0/1 coefficients, as in Cho et al. (arXi
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from sae_lens.synthetic import ActivationGenerator, FeatureDictionary
@@ -18,43 +18,48 @@ from sae_binary_ext.coding import bernoulli_entropy
 LENGTH = 2.0
 # Standard deviation of the noise on each dimension, as a share of the signal's.
 NOISE = 0.1
-CORRELATION = 0.8
-UNEQUAL = (0.05, 0.5)
+CORRELATION, UNEQUAL = 0.8, (0.05, 0.5)
 
 
-@dataclass(frozen=True)
-class States:
-    """A source of hidden states.
-
-    Attributes:
-        name: of this kind of states.
-        dictionary: SAELens' dictionary of directions.
-        generator: SAELens' generator of coefficients.
-        truth: entropy of the coefficients, in bits.
-    """
+class States(NamedTuple):
+    """A kind of hidden states: SAELens' directions and coefficients, and their entropy in bits."""
 
     name: str
     dictionary: FeatureDictionary
     generator: ActivationGenerator
     truth: float
 
+    @torch.no_grad()
+    def draw(self, number: int) -> Tensor:
+        """Hidden states [number, dimensions]."""
+        return self.dictionary(self.generator.sample(number))
 
-class NoisyDictionary(FeatureDictionary):
-    """Directions whose sums get noise on every dimension."""
+
+class Directions(FeatureDictionary):
+    """Random directions of one length. Their sums may get noise, given as a share of the signal."""
+
+    def __init__(self, directions: int, dimensions: int, noise: float = 0.0) -> None:
+        super().__init__(directions, dimensions, initializer=None)
+        self.feature_vectors.data.mul_(LENGTH)
+        # A coefficient that is 1 half of the time has a variance of 1/4.
+        self.noise = noise * (LENGTH / 2 * math.sqrt(directions / dimensions))
 
     @override
     def forward(self, feature_activations: Tensor) -> Tensor:
-        """States [states, dimensions] of coefficients [states, directions]."""
         states = super().forward(feature_activations)
-        # A coefficient that is 1 half of the time has a variance of 1/4.
-        deviation = LENGTH / 2 * math.sqrt(self.num_features / self.hidden_dim)
-        return states + NOISE * deviation * torch.randn_like(states)
+        return states + self.noise * torch.randn_like(states) if self.noise else states
 
 
-def fair(directions: int, dimensions: int) -> States:
+def fair(directions: int, dimensions: int, noise: float = 0.0) -> States:
     """Coefficients that are 1 half of the time: the entropy is one bit per direction."""
+    dictionary = Directions(directions, dimensions, noise)
     generator = ActivationGenerator(directions, 0.5)
-    return States("fair", _dictionary(directions, dimensions), generator, float(directions))
+    return States("noise" if noise else "fair", dictionary, generator, float(directions))
+
+
+def noisy(directions: int, dimensions: int) -> States:
+    """Fair coefficients, and noise on the states."""
+    return fair(directions, dimensions, NOISE)
 
 
 def unequal(directions: int, dimensions: int) -> States:
@@ -62,7 +67,7 @@ def unequal(directions: int, dimensions: int) -> States:
     rates = torch.linspace(*UNEQUAL, directions)
     generator = ActivationGenerator(directions, rates)
     truth = bernoulli_entropy(rates.double()).sum().item()
-    return States("unequal", _dictionary(directions, dimensions), generator, truth)
+    return States("unequal", Directions(directions, dimensions), generator, truth)
 
 
 def correlated(directions: int, dimensions: int) -> States:
@@ -75,20 +80,4 @@ def correlated(directions: int, dimensions: int) -> States:
     alike = 0.25 + math.asin(CORRELATION) / (2 * math.pi)
     of_pair = 1 + bernoulli_entropy(torch.tensor(2 * alike, dtype=torch.float64)).item()
     truth = directions // 2 * of_pair + directions % 2
-    return States("pairs", _dictionary(directions, dimensions), generator, truth)
-
-
-def noisy(directions: int, dimensions: int) -> States:
-    """Fair coefficients, and noise on the states."""
-    dictionary = NoisyDictionary(directions, dimensions, initializer=_lengthen)
-    return States("noise", dictionary, ActivationGenerator(directions, 0.5), float(directions))
-
-
-def _dictionary(directions: int, dimensions: int) -> FeatureDictionary:
-    return FeatureDictionary(directions, dimensions, initializer=_lengthen)
-
-
-@torch.no_grad()
-def _lengthen(dictionary: FeatureDictionary) -> None:
-    """Scale unit directions to LENGTH."""
-    dictionary.feature_vectors.mul_(LENGTH)
+    return States("pairs", Directions(directions, dimensions), generator, truth)

@@ -14,10 +14,7 @@ BATCH = 256  # tokens of a training step
 
 @dataclass
 class EntropyProfileConfig(ReadingConfig):
-    """
-    Measure the entropy of a model's hidden states along its layers, along the positions of a text,
-    or along the examples of a prompt. A coder is trained for each point.
-    """
+    """Measure the entropy of hidden states along layers, positions of a text, or examples."""
 
     output: Path = Path("runs/entropy-profile")
     """Folder for entropy-profile.json and entropy-profile.html."""

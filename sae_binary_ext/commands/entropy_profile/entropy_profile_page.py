@@ -1,8 +1,7 @@
-"""The page of `sae-binary entropy-profile`: what it shows of each result."""
+"""The page of `sae-binary entropy-profile`: its table and plots."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import plotly.graph_objects as go
 
@@ -26,7 +25,6 @@ class ProfilePoint:
     bounds: CodeEntropy
 
 
-TEXTS = Path(__file__).with_name("page.toml")
 COLUMNS: tuple[Column[ProfilePoint], ...] = (
     Column("layer", form="d", key="layer"),
     Column("at", value=lambda p: str(p.at)),
@@ -48,43 +46,32 @@ COLUMNS: tuple[Column[ProfilePoint], ...] = (
 
 def entropy_profile_page(points: list[ProfilePoint], config: EntropyProfileConfig) -> Analysis:
     """Table, plots and remarks."""
-    return analysis_of(
-        TEXTS,
-        COLUMNS,
-        points,
-        {
-            "Entropy": _curve(points, config, "bits a state", lambda p: p.metrics.entropy_bits),
-            "FVU": _curve(points, config, "FVU", lambda p: p.metrics.fvu),
-        },
-        {"points": described(COLUMNS, points), "saturation": saturation(points)},
-    )
-
-
-def saturation(points: list[ProfilePoint]) -> dict[int, int | str]:
-    """For each layer of several points: the first with 95% of the layer's highest entropy."""
-    found: dict[int, int | str] = {}
-    for layer in dict.fromkeys(point.layer for point in points):
-        own = [point for point in points if point.layer == layer]
-        highest = max(point.metrics.entropy_bits for point in own)
-        reached = (p.at for p in own if p.metrics.entropy_bits >= SATURATED * highest)
-        if len(own) > 1:
-            found[layer] = next(reached)
-    return found
-
-
-def _curve(
-    points: list[ProfilePoint],
-    config: EntropyProfileConfig,
-    title: str,
-    value: Callable[[ProfilePoint], float],
-) -> go.Figure:
+    by_layer = grouped(points, lambda point: point.layer)
     if config.along == "layers":
-        pairs = [(point.layer, value(point)) for point in points]
-        figure = curves({"all positions": pairs}, "layer", title)
+        x, named = "layer", {"all positions": [(point.layer, point) for point in points]}
     else:
-        by_layer = grouped(points, lambda point: f"layer {point.layer}")
+        x = "position" if config.prompts == "text" else "examples before the answer"
         # As text: 0 examples would have no place on a logarithmic axis.
-        pairs = {name: [(str(p.at), value(p)) for p in own] for name, own in by_layer.items()}
-        of = "position" if config.prompts == "text" else "examples before the answer"
-        figure = curves(pairs, of, title).update_xaxes(type="category")
-    return figure.update_yaxes(rangemode="tozero")
+        named = {
+            f"layer {layer}": [(str(point.at), point) for point in own]
+            for layer, own in by_layer.items()
+        }
+
+    def plot(title: str, value: Callable[[ProfilePoint], float]) -> go.Figure:
+        pairs = {name: [(at, value(point)) for at, point in own] for name, own in named.items()}
+        figure = curves(pairs, x, title).update_yaxes(rangemode="tozero")
+        return figure if x == "layer" else figure.update_xaxes(type="category")
+
+    plots = {
+        "Entropy": plot("bits a state", lambda p: p.metrics.entropy_bits),
+        "FVU": plot("FVU", lambda p: p.metrics.fvu),
+    }
+    saturation = {layer: _saturated(own) for layer, own in by_layer.items() if len(own) > 1}
+    results = {"points": described(COLUMNS, points), "saturation": saturation}
+    return analysis_of(__file__, COLUMNS, points, plots, results)
+
+
+def _saturated(points: list[ProfilePoint]) -> int | str:
+    """The first point of a layer with 95% of the layer's highest entropy."""
+    enough = SATURATED * max(point.metrics.entropy_bits for point in points)
+    return next(point.at for point in points if point.metrics.entropy_bits >= enough)

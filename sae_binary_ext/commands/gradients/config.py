@@ -6,16 +6,12 @@ from pathlib import Path
 from sae_binary_ext.checks import check_at_least, check_choice
 from sae_binary_ext.settings import ReadingConfig
 
-# Tokens of a training step.
-BATCH = 256
+BATCH = 256  # tokens of a training step
 
 
 @dataclass
 class GradientsConfig(ReadingConfig):
-    """
-    Train a binary coder with each surrogate, and compare the surrogate's gradient with the change
-    of the true loss over finite steps, at several times of training.
-    """
+    """Train a coder with each surrogate; compare its gradient with the change of the true loss."""
 
     hook: str | None = "blocks.9.hook_resid_pre"
     """SAELens' name of the hook whose activations coders are trained on."""
@@ -46,7 +42,7 @@ class GradientsConfig(ReadingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Here, not above: it imports torch, and help should not wait for that.
+        # Imported here because torch takes seconds, and --help should not wait for it.
         from sae_binary_ext.coding import SELECTIONS, SURROGATES
 
         for surrogate in self.surrogates:
@@ -57,12 +53,8 @@ class GradientsConfig(ReadingConfig):
                 f"selection={self.selection!r}: choose {' or '.join(comparable)}. A selection that "
                 "samples its codes has no loss without noise to compare with."
             )
-        check_at_least(
-            1,
-            probes=self.probes,
-            probe_tokens=self.probe_tokens,
-            probed_latents=self.probed_latents,
-        )
+        check_at_least(1, probes=self.probes, probe_tokens=self.probe_tokens)
+        check_at_least(1, probed_latents=self.probed_latents)
         check_at_least(BATCH, training_states=self.training_states)
 
     def probe_steps(self) -> list[int]:

@@ -1,12 +1,24 @@
 """`sae-binary inspect`: what a folder or a repository of coders holds."""
 
+from argparse import Namespace
+from collections.abc import Iterator
+
 from sae_binary_ext.commands.command import FileCommand, add_source
-from sae_binary_ext.commands.inspect.inspect_run import inspect
+
+
+def _inspect(options: Namespace) -> Iterator[str]:
+    """Yields each coder's name, and a line for each fact about it."""
+    from sae_binary_ext import checkpoints
+
+    for description in checkpoints.describe(options.source, options.hookpoint):
+        yield description.name
+        yield from (f"  {label:<22} {value}" for label, value in description.lines())
+
 
 COMMAND = FileCommand(
     "inspect",
     "what a folder or a Hub repository of coders holds",
-    description="Says what coders are, and checks their files.",
+    description="Describes coders and checks their files.",
     add_arguments=add_source,
-    does=inspect,
+    does=_inspect,
 )

@@ -1,4 +1,4 @@
-"""`sae-binary multi-bit`: several thresholds a latent."""
+"""`sae-binary multi-bit`: several thresholds for each latent."""
 
 from typing import TYPE_CHECKING
 
@@ -6,12 +6,12 @@ from sae_binary_ext.commands.command import MeasuringCommand, imported_late
 from sae_binary_ext.commands.multi_bit.config import MultiBitConfig
 
 if TYPE_CHECKING:
-    from sae_binary_ext.commands.multi_bit.levels import (
+    from sae_binary_ext.commands.multi_bit.multi_bit_run import (
         level_entropy,
         level_thresholds,
+        run_multi_bit,
         with_levels,
     )
-    from sae_binary_ext.commands.multi_bit.multi_bit_run import run_multi_bit
 
 __all__ = [
     "COMMAND",
@@ -22,8 +22,6 @@ __all__ = [
     "with_levels",
 ]
 COMMAND = MeasuringCommand(
-    "multi-bit",
-    "give each latent several thresholds: more bits, less error",
-    settings=MultiBitConfig,
+    "multi-bit", "several thresholds per latent: more bits, less error", settings=MultiBitConfig
 )
-__getattr__ = imported_late(__name__, "levels", "multi_bit_run")
+__getattr__ = imported_late(__name__, "multi_bit_run")

@@ -1,14 +1,12 @@
-"""The page of `sae-binary multi-bit`: what it shows of each result."""
+"""The page of `sae-binary multi-bit`: its table and plot."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-import plotly.graph_objects as go
-
 from sae_binary_ext.commands.multi_bit.config import MultiBitConfig
 from sae_binary_ext.measure.candidates import Candidate
 from sae_binary_ext.measure.figures import CoderFigures
-from sae_binary_ext.report import Analysis, Column, analysis_of, described
+from sae_binary_ext.report import Analysis, Column, analysis_of
 from sae_binary_ext.report.plots import curves, grouped
 
 
@@ -23,7 +21,6 @@ class Leveled:
     folder: Path
 
 
-TEXTS = Path(__file__).with_name("page.toml")
 COLUMNS: tuple[Column[Leveled], ...] = (
     Column("coder", value=lambda c: c.candidate.name, key="name"),
     Column("levels", form="d", key="levels"),
@@ -39,18 +36,9 @@ COLUMNS: tuple[Column[Leveled], ...] = (
 
 def multi_bit_page(found: list[Leveled], config: MultiBitConfig) -> Analysis:
     """Table, plot and remarks."""
-    return analysis_of(
-        TEXTS,
-        COLUMNS,
-        found,
-        {"FVU by bits": _by_bits(found)},
-        {"coders": described(COLUMNS, found)},
-    )
-
-
-def _by_bits(found: list[Leveled]) -> go.Figure:
     points = {
         name: [(each.bits, each.figures.fvu.value, f"{each.levels} levels") for each in own]
         for name, own in grouped(found, lambda each: each.candidate.name).items()
     }
-    return curves(points, "bits a token", "FVU")
+    plots = {"FVU by bits": curves(points, "bits a token", "FVU")}
+    return analysis_of(__file__, COLUMNS, found, plots, "coders")

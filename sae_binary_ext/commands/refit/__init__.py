@@ -1,13 +1,46 @@
-"""`sae-binary refit`: the decoder of least error for a binary coder's codes."""
+"""`sae-binary refit`: replace a binary coder's decoder by the one of least squared error."""
 
-from sae_binary_ext.commands.command import FileCommand
-from sae_binary_ext.commands.refit.refit_run import add_arguments, refit
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from pathlib import Path
+
+from sae_binary_ext.commands.command import FileCommand, add_option, add_source
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    add_source(parser)
+    parser.add_argument("out", type=Path, help="folder of the refitted coder, in the same format")
+    parser.add_argument("--dataset", required=True, help="texts: a Hub id, a file or a folder")
+    parser.add_argument("--model", help="Hub id or folder; if left out, that of the coder's files")
+    parser.add_argument(
+        "--tokens", type=int, default=300_000, help="tokens to fit on (default: %(default)s)"
+    )
+    add_option(
+        parser, "--context_size", type=int, help="tokens per row; by default the coder's, or 256"
+    )
+    parser.add_argument("--split", help="split of the dataset (default: train)")
+    add_option(parser, "--text_column", help="column of the texts (default: text)")
+
+
+def _refit(options: Namespace) -> Iterator[str]:
+    """Yields the error before and after, and the new folder."""
+    from sae_binary_ext import measure
+
+    given = vars(options)
+    source, out, hookpoint = (given.pop(name) for name in ("source", "out", "hookpoint"))
+    done = measure.refit(source, out, measure.Text(**given), hookpoint)
+    yield (
+        f"FVU {done.fvu_before:.4f} -> {done.fvu_after:.4f} on {done.measured_tokens} tokens "
+        f"after the {done.fitted_tokens} fitted on"
+    )
+    yield str(out)
+
 
 COMMAND = FileCommand(
     "refit",
     "give a binary coder the decoder of least error for its codes",
     description="Replaces a binary coder's decoder by the one of least squared error. The codes "
-    "stay the same. Text is read with the coder's model, at the hook its files name.",
-    add_arguments=add_arguments,
-    does=refit,
+    "stay the same. Text is read with the coder's model, at the hook that its files name.",
+    add_arguments=_add_arguments,
+    does=_refit,
 )

@@ -1,6 +1,59 @@
 """`sae-binary run`: a host's module or a script with the binary coders registered."""
 
-from sae_binary_ext.commands.run.host_module import RunCommand
+import os
+import runpy
+import sys
+from argparse import ArgumentParser
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from typing_extensions import override
+
+from sae_binary_ext.commands.command import Command
+
+
+@dataclass(frozen=True)
+class RunCommand(Command):
+    """Gives all arguments after the first ones to the module or the script."""
+
+    @override
+    def run(self, arguments: list[str]) -> tuple[str, ...]:
+        parser = ArgumentParser(
+            prog=self.program,
+            usage="sae-binary run (-m MODULE | SCRIPT) [its arguments ...]",
+            description="Runs a module or script with the binary coders registered with its host.",
+        )
+        if arguments[:1] in (["-h"], ["--help"]):
+            parser.parse_args(["--help"])
+        if arguments in ([], ["-m"]):
+            parser.error("give a script, or -m and the name of a module.")
+        if arguments[0] == "-m":
+            sys.argv = arguments[1:]
+            with _without_gpu(arguments[1]):
+                runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = arguments
+            # As python itself does, so that a script finds its neighbours.
+            sys.path.insert(0, str(Path(arguments[0]).resolve().parent))
+            runpy.run_path(arguments[0], run_name="__main__")
+        return ()
+
+
+def _without_gpu(module: str) -> AbstractContextManager[None]:
+    """If there is no GPU, the hosts whose command lines ask for CUDA run on the CPU."""
+    if module not in ("sparsify", "delphi"):
+        return nullcontext()
+    import torch
+
+    if torch.cuda.is_available():
+        return nullcontext()
+    # Must be set before the next line imports sparsify, which reads it then.
+    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
+    from sae_binary_ext.sparsify.register import cpu_instead_of_cuda
+
+    return cpu_instead_of_cuda()
+
 
 COMMAND = RunCommand(
     "run",

@@ -8,10 +8,7 @@ from sae_binary_ext.settings import ReadingConfig
 
 @dataclass
 class TransferConfig(ReadingConfig):
-    """
-    Apply coders of one layer to other layers: unchanged, to activations scaled to the norm at the
-    coder's own layer, and with the decoder refitted.
-    """
+    """Apply coders of one layer to others: unchanged, rescaled, and with a refitted decoder."""
 
     output: Path = Path("runs/transfer")
     """Folder for transfer.json and transfer.html."""

@@ -1,15 +1,12 @@
-"""The page of `sae-binary transfer`: what it shows of each result."""
+"""The page of `sae-binary transfer`: its table and plots."""
 
 from dataclasses import dataclass
-from pathlib import Path
-
-import plotly.graph_objects as go
 
 from sae_binary_ext.commands.transfer.config import TransferConfig
 from sae_binary_ext.measure.candidates import Candidate
 from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.measure.figures import CoderFigures
-from sae_binary_ext.report import Analysis, Column, analysis_of, described
+from sae_binary_ext.report import Analysis, Column, analysis_of
 from sae_binary_ext.report.plots import curves, grouped
 
 
@@ -28,20 +25,15 @@ class Transferred:
     refitted_fvu: Estimate | None
     shift: float
 
-    @property
-    def fvu(self) -> Estimate:
-        """FVU with the coder unchanged."""
-        return self.figures.fvu
 
-
-TEXTS = Path(__file__).with_name("page.toml")
+KINDS = ("unchanged", "scaled", "refitted")
 COLUMNS: tuple[Column[Transferred], ...] = (
     Column("coder", value=lambda t: t.candidate.name, key="name"),
     Column("layer", value=lambda t: f"{t.layer}{' *' * t.at_home}"),
     Column("", key="layer"),
     Column("", key="at_home"),
     Column("", value=lambda t: t.figures.tokens, key="tokens"),
-    Column("FVU", form=".3f", key="fvu"),
+    Column("FVU", form=".3f", value=lambda t: t.figures.fvu, key="fvu"),
     Column("scaled", form=".3f", key="scaled_fvu"),
     Column("refitted", form=".3f", key="refitted_fvu"),
     Column("L0", form=".1f", value=lambda t: t.figures.l0, key="l0"),
@@ -53,28 +45,16 @@ COLUMNS: tuple[Column[Transferred], ...] = (
 
 def transfer_page(found: list[Transferred], config: TransferConfig) -> Analysis:
     """Table, plots and remarks."""
-    return analysis_of(
-        TEXTS,
-        COLUMNS,
-        found,
-        {"FVU": _fvu(found), "Shift of the firing rates": _shifts(found)},
-        {"coders": described(COLUMNS, found)},
-    )
-
-
-def _fvu(found: list[Transferred]) -> go.Figure:
-    kinds = {"unchanged": "fvu", "scaled": "scaled_fvu", "refitted": "refitted_fvu"}
-    points: dict[str, list[tuple[int, float | None]]] = {}
+    errors: dict[str, list[tuple[int, float | None]]] = {}
+    shifts: dict[str, list[tuple[int, float]]] = {}
     for name, own in grouped(found, lambda each: each.candidate.name).items():
-        for kind, attribute in kinds.items():
-            estimates: list[Estimate | None] = [getattr(each, attribute) for each in own]
-            points[f"{name}, {kind}"] = [
-                (each.layer, fvu and fvu.value) for each, fvu in zip(own, estimates, strict=True)
-            ]
-    return curves(points, "layer", "FVU").update_yaxes(type="log", dtick="D2")
-
-
-def _shifts(found: list[Transferred]) -> go.Figure:
-    by_coder = grouped(found, lambda each: each.candidate.name)
-    points = {name: [(each.layer, each.shift) for each in own] for name, own in by_coder.items()}
-    return curves(points, "layer", "bits a token").update_yaxes(rangemode="tozero")
+        shifts[name] = [(each.layer, each.shift) for each in own]
+        for each in own:
+            found_fvu = (each.figures.fvu, each.scaled_fvu, each.refitted_fvu)
+            for kind, estimate in zip(KINDS, found_fvu, strict=True):
+                point = (each.layer, estimate and estimate.value)
+                errors.setdefault(f"{name}, {kind}", []).append(point)
+    fvu = curves(errors, "layer", "FVU").update_yaxes(type="log", dtick="D2")
+    shift = curves(shifts, "layer", "bits a token").update_yaxes(rangemode="tozero")
+    plots = {"FVU": fvu, "Shift of the firing rates": shift}
+    return analysis_of(__file__, COLUMNS, found, plots, "coders")

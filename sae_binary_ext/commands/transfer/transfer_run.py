@@ -20,52 +20,42 @@ from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 
 def run_transfer(coders: list[str], config: TransferConfig) -> Analysis:
-    """Apply coders to other layers; arguments and errors as analyse_coders has them.
+    """Apply coders to other layers; arguments and errors as analyse_coders.
 
-    Raises:
-        ValueError: also if a hook belongs to no layer, the model lacks a layer, or the text is one
-            document.
+    Also ValueError if a hook or a layer does not exist, or if the text is one document.
     """
     return analyse_coders(coders, config, _measure, transfer_page)
 
 
 def _measure(opened: OpenedModel, config: TransferConfig) -> list[Transferred]:
-    places = {
+    hooks = {
         each.name: layer_hooks(
             opened.model, (each.site.hook_name, each.site.hook_name_out), config.layers
         )
         for each in opened.candidates
     }
-    pairs = dict.fromkeys(pair for own in places.values() for pair in own.values())
-    states = read_halves(opened, config, pairs)
+    states = read_halves(opened, config, (pair for own in hooks.values() for pair in own.values()))
     found: list[Transferred] = []
-    with tqdm(total=sum(map(len, places.values())), desc="Layers", unit="layers") as progress:
+    with tqdm(total=sum(map(len, hooks.values())), desc="Layers", unit="layers") as progress:
         for candidate in opened.candidates:
-            own = places[candidate.name]
-            home = states[own[layer_of(candidate.site.hook_name)]]
+            own = {layer: states[pair] for layer, pair in hooks[candidate.name].items()}
+            home = own[layer_of(candidate.site.hook_name)]
             rates = figures_on(candidate.coder, home.measured).rates
-            for layer, pair in own.items():
-                found.append(transferred(candidate, layer, states[pair], home, rates))
+            for layer, there in own.items():
+                found.append(_transferred(candidate, layer, there, home, rates))
                 progress.update()
     return found
 
 
-def transferred(
+def _transferred(
     candidate: Candidate, layer: int, there: Halves, home: Halves, rates: Tensor
 ) -> Transferred:
-    """Apply a coder to a layer.
-
-    Args:
-        candidate: the coder.
-        layer: the number of that layer.
-        there: activations of that layer.
-        home: activations of the coder's own layer; the same object as there if it is that layer.
-        rates: float64 [latents], firing rates at home.
-    """
+    """Apply a coder to a layer. `rates`, float64 [latents], are its firing rates at home."""
     figures = figures_on(candidate.coder, there.measured)
     scaled = refitted = None
     if not candidate.is_transcoder:
         factor = home.mean_norm() / there.mean_norm()
+        # Error and variance scale alike, so the FVU stays comparable.
         batches = [_scaled(batch, factor) for batch in there.measured]
         scaled = figures_on(candidate.coder, batches).fvu
     if isinstance(candidate.coder, BinaryCoder):
@@ -77,13 +67,10 @@ def transferred(
 
 
 def firing_shift(home: Tensor, there: Tensor) -> float:
-    """Jensen-Shannon divergence of 0/1 codes with these rates, summed over latents, in bits.
+    """Jensen-Shannon divergence of 0/1 codes, summed over latents, in bits; at most 1 bit a latent.
 
     H(m) - (H(p) + H(q)) / 2 for each latent, with m = (p + q) / 2 and H the entropy of a 0/1
-    variable (Lin, 1991). It is at most 1 bit a latent.
-
-    Args:
-        home, there: float64 [latents], firing rates.
+    variable (Lin, 1991). p and q are its firing rates; home and there, float64 [latents].
     """
     middle = bernoulli_entropy((home + there) / 2)
     apart = (bernoulli_entropy(home) + bernoulli_entropy(there)) / 2
@@ -91,6 +78,5 @@ def firing_shift(home: Tensor, there: Tensor) -> float:
 
 
 def _scaled(batch: TokenBatch, factor: float) -> TokenBatch:
-    # Error and variance scale alike, so the FVU stays comparable.
     rows = None if batch.rows is None else batch.rows * factor
     return replace(batch, inputs=batch.inputs * factor, targets=batch.targets * factor, rows=rows)

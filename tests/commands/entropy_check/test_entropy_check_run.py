@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.coding import bernoulli_entropy
-from sae_binary_ext.commands.entropy_check.pruning import needed_latents
+from sae_binary_ext.commands.entropy_check.entropy_check_run import needed_latents
 from sae_binary_ext.measure import DecoderFit
 
 TOKENS, WIDTH = 2000, 24

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_binary_ext.commands.gradients.gradient_probe import (
+from sae_binary_ext.commands.gradients.gradients_run import (
     BUMPS,
     PROMISES,
     _agreement,
@@ -96,7 +96,7 @@ def test_norms_and_fvu_are_those_of_autograd_and_of_the_outputs():
     assert figures.bias_norm == pytest.approx(coder.b_enc.grad.norm().item(), rel=1e-6)
     variance = (x - x.mean(0)).square().sum(1).mean()
     assert figures.fvu == pytest.approx((loss / variance).item(), rel=1e-6)
-    assert [agreement.bump for agreement in figures.agreements] == list(BUMPS)
+    assert list(figures.agreements) == list(BUMPS)
 
 
 def test_what_is_kept_of_a_step_is_the_fall_of_the_loss_over_the_promise():
@@ -131,14 +131,14 @@ def test_a_probe_changes_nothing():
 
 def test_agreement_is_1_with_itself_whatever_the_scale_and_chance_with_noise():
     slopes = torch.randn(2000, dtype=torch.float64)
-    same, scaled = _agreement(0.1, slopes, slopes), _agreement(0.1, 3 * slopes, slopes)
+    same, scaled = _agreement(slopes, slopes), _agreement(3 * slopes, slopes)
     assert same.cosine.value == pytest.approx(1) == scaled.cosine.value
     assert scaled.signs.value == 1
     assert same.signs.value == same.moved == 1
-    opposite = _agreement(0.1, -slopes, slopes)
+    opposite = _agreement(-slopes, slopes)
     assert opposite.cosine.value == pytest.approx(-1)
     assert opposite.signs.value == 0
-    noise = _agreement(0.1, torch.randn(2000), slopes)
+    noise = _agreement(torch.randn(2000), slopes)
     assert noise.cosine.low < 0 < noise.cosine.high
     assert noise.signs.value == pytest.approx(0.5, abs=0.05)
 
@@ -146,6 +146,6 @@ def test_agreement_is_1_with_itself_whatever_the_scale_and_chance_with_noise():
 def test_latents_that_change_nothing_have_no_sign():
     gradient = torch.tensor([1.0, -1.0, 2.0, 0.0])
     slopes = torch.tensor([1.0, 1.0, 0.0, 1.0], dtype=torch.float64)
-    found = _agreement(0.1, gradient, slopes)
+    found = _agreement(gradient, slopes)
     assert found.moved == 0.75
     assert found.signs.value == 0.5
