@@ -5,6 +5,7 @@ Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from sae_binary_ext.coding.kernels import Picks, seeded, sum_over_ranks
 from sae_binary_ext.saving import replacing
 from sae_binary_ext.sparsify import losses, starting
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
-from sae_binary_ext.sparsify.trainer_state import TrainingProgress
 from sae_binary_ext.training import (
     CollapseWatch,
     FiniteRows,
@@ -65,16 +65,12 @@ class BinarySparseCoder(SparseCoder):
             )
         super().__init__(d_in, cfg, device, dtype, decoder=decoder)
         cfg.code_rule().check_latents(self.num_latents)
-        self.log_threshold = nn.Parameter(
-            torch.full(
-                (self.num_latents,),
-                math.log(coding.INITIAL_THRESHOLD),
-                dtype=torch.promote_types(self.dtype, torch.float32),
-                device=device,
-            )
-        )
-        self.register_buffer("firing_rates", torch.zeros_like(self.log_threshold.data))
-        self.progress = TrainingProgress()
+        wide = torch.promote_types(self.dtype, torch.float32)
+        rates = torch.zeros(self.num_latents, dtype=wide, device=device)
+        self.register_buffer("firing_rates", rates)
+        start = math.log(coding.INITIAL_THRESHOLD)
+        self.log_threshold = nn.Parameter(torch.full_like(rates, start))
+        self.progress = losses.TrainingProgress()
         self.start = starting.Start(of_binary_file=cfg.read_from_file)
         self._watch = FiniteWatch()
         self._finite_rows = FiniteRows()
@@ -96,10 +92,7 @@ class BinarySparseCoder(SparseCoder):
 
     @override
     def encode(self, x: Tensor) -> EncoderOutput:
-        """Codes of hidden states, never sampled.
-
-        Args:
-            x: [..., d_in]. One token [d_in] is allowed.
+        """Codes of hidden states x [..., d_in], never sampled.
 
         Returns:
             top_acts [..., m], exactly 0.0 or 1.0; top_indices [..., m]; pre_acts [..., latents].
@@ -119,13 +112,9 @@ class BinarySparseCoder(SparseCoder):
         return EncoderOutput(codes.view(shape), index.view(shape), pre)
 
     def encode_packed(self, x: Tensor) -> Tensor:
-        """Codes of encode's x, one bit each, without gradient.
+        """encode's codes without gradient, one bit each: uint8 [..., latents / 8 rounded up].
 
-        Returns:
-            uint8 [..., latents / 8 rounded up]; coding.unpack turns it into codes.
-
-        Raises:
-            ValueError: x is not d_in wide, or not finite.
+        coding.unpack turns them into 0.0 and 1.0. Errors are those of encode.
         """
         packed = infer_packed(self._inference_encoder(x))
         return packed.view(*x.shape[:-1], packed.shape[-1])
@@ -134,9 +123,7 @@ class BinarySparseCoder(SparseCoder):
         """encode's top_acts and top_indices, both [..., m], without gradient.
 
         If two pre-activations differ by rounding alone, it may pick another than encode does.
-
-        Raises:
-            ValueError: x is not d_in wide, or not finite.
+        Errors are those of encode.
         """
         codes, index = infer_indices(self._inference_encoder(x))
         shape = (*x.shape[:-1], codes.shape[-1])
@@ -167,23 +154,21 @@ class BinarySparseCoder(SparseCoder):
         dead_mask: Tensor | None = None,
         total_variance: Tensor | None = None,
     ) -> ForwardOutput:
-        """Codes, reconstruction and losses of a batch.
+        """Codes, reconstruction and losses of a batch x [..., d_in], as sparsify's ForwardOutput.
 
         gumbel_binary samples its codes in training mode if gradients are on.
 
         Args:
-            x: [..., d_in].
             y: target [..., d_in]. None takes x.
             dead_mask: bool [latents], latents that AuxK trains.
             total_variance: scalar, summed over tokens. None takes that of y.
 
         Returns:
-            sparsify's ForwardOutput. latent_indices [m] has each latent that fired in the batch of
-            all ranks once, and latent_acts [m] is 1. On a GPU latent_indices is [latents], so that
-            no step waits for m: places of latents that did not fire repeat one that did. The
-            losses on codes (entropy, covariance, dense latents) add to the gradient of fvu, not to
-            its value. If the target has no variance (one token, or equal tokens), the three losses
-            are NaN and their gradient is 0.
+            latent_indices [m] has each latent that fired in the batch of all ranks once, and
+            latent_acts [m] is 1. On a GPU m is the number of latents, so that no step waits for a
+            count: one latent that fired is repeated. The losses on codes (entropy, covariance,
+            dense latents) add to the gradient of fvu, not to its value. If the target has no
+            variance, the three losses are NaN and their gradient is 0.
 
         Raises:
             ValueError: x is not d_in wide, x or y is not finite (on a GPU some steps later), or a
@@ -191,62 +176,59 @@ class BinarySparseCoder(SparseCoder):
         """
         check_width(x, self.d_in)
         if x.ndim != 2:
-            rows = x.reshape(-1, self.d_in)
-            targets = None if y is None else y.reshape(-1, self.d_in)
-            output = self.forward(rows, targets, dead_mask=dead_mask, total_variance=total_variance)
+            y = None if y is None else y.reshape(-1, self.d_in)
+            output = self.forward(
+                x.reshape(-1, self.d_in), y, dead_mask=dead_mask, total_variance=total_variance
+            )
             return output._replace(sae_out=output.sae_out.view(x.shape))
-        if not len(x) and (self.progress.first_batch or self.progress.group is None):
+        progress = self.progress
+        if not len(x) and (progress.first_batch or progress.group is None):
             return self._empty_output(x)
         seen = (x,) if y is None else (x, y)
-        if self.cfg.skip_non_finite:
-            rows = self._finite_rows.of(*seen, step=self.progress.step)
-            if rows is not None:
-                y = None if y is None else y[rows]
-                output = self.forward(
-                    x[rows], y, dead_mask=dead_mask, total_variance=total_variance
-                )
-                sae_out = output.sae_out.new_zeros(x.shape)
-                sae_out[rows] = output.sae_out
-                return output._replace(sae_out=sae_out)
-        else:
+        if not self.cfg.skip_non_finite:
             for values in seen:
-                self._watch.check(values, self.progress.step)
+                self._watch.check(values, progress.step)
+        elif (rows := self._finite_rows.of(*seen, step=progress.step)) is not None:
+            y = None if y is None else y[rows]
+            output = self.forward(x[rows], y, dead_mask=dead_mask, total_variance=total_variance)
+            sae_out = output.sae_out.new_zeros(x.shape)
+            sae_out[rows] = output.sae_out
+            return output._replace(sae_out=sae_out)
         x = x.to(self.dtype)
         y = x if y is None else y.to(self.dtype)
         self._start(x, y)
-        with seeded(self.progress.noise_seed, self.device):
+        learns = self.training and torch.is_grad_enabled()
+        with seeded(progress.noise_seed, self.device):
             if dead_mask is not None or self.cfg.multi_topk:
-                encoded, pre = encode_batch(self._encoder(x), noise=self._learns())
+                encoded, pre = encode_batch(self._encoder(x), noise=learns)
             else:
-                encoded, pre = encode_codes(self._encoder(x), noise=self._learns()), None
+                encoded, pre = encode_codes(self._encoder(x), noise=learns), None
         skip = 0.0 if self.W_skip is None else x @ self.W_skip.mT
         sae_out = encoded.decode(self.decoder_weight(), self.b_dec) + skip
-        rates = encoded.firing_rates(self.progress.group)
-        if self._learns():
-            self._update_firing_rates(rates)
-            self._watch_firing(rates, dead_mask)
+        rates = encoded.firing_rates(progress.group)
+        if learns:
+            self._note_firing(rates, dead_mask)
         residual = y - sae_out
-        given = losses.batch_variance(y, total_variance, self.progress, self.cfg.skip_non_finite)
-        variance = coding.summed_variance(y, self.progress.group, given)
-        fvu = losses.over_variance(losses.summed_square(residual, self.progress), variance)
-        extra = losses.regulariser(self.cfg, self.progress, encoded, rates)
+        given = losses.batch_variance(y, total_variance, progress, self.cfg.skip_non_finite)
+        variance = coding.summed_variance(y, progress.group, given)
+        fvu = losses.over_variance(losses.summed_square(residual, progress), variance)
+        extra = losses.regulariser(self.cfg, progress, encoded, rates)
         if extra is not None:
             fvu = attach_to_loss(fvu, extra)
-            if self.progress.regulariser_share:
-                sae_out = attach_to_output(sae_out, extra * self.progress.regulariser_share)
+            if progress.regulariser_share:
+                sae_out = attach_to_output(sae_out, extra * progress.regulariser_share)
+        auxk, multi_topk = residual.new_zeros(()), y.new_zeros(())
+        if pre is not None and dead_mask is not None and dead_mask.any():
+            auxk = self._auxiliary_loss(pre, dead_mask, residual, variance)
+        if pre is not None and self.cfg.multi_topk:
+            multi_topk = self._multi_topk_loss(pre, y - skip, variance)
         fired = self._fired(rates)
-        return ForwardOutput(
-            sae_out,
-            torch.ones_like(fired, dtype=sae_out.dtype),
-            fired,
-            fvu,
-            self._auxiliary_loss(pre, dead_mask, residual, variance),
-            self._multi_topk_loss(pre, y - skip, variance),
-        )
+        acts = torch.ones_like(fired, dtype=sae_out.dtype)
+        return ForwardOutput(sae_out, acts, fired, fvu, auxk, multi_topk)
 
     @override
     def set_decoder_norm_to_unit_norm(self) -> None:
-        """Raise ValueError: unit rows would erase the magnitude of the latents."""
+        """Always an error: unit rows would erase the magnitude of the latents."""
         raise ValueError(
             "set_decoder_norm_to_unit_norm: the magnitude of a binary latent lives in its decoder "
             "row. Leave normalize_decoder at False."
@@ -254,11 +236,7 @@ class BinarySparseCoder(SparseCoder):
 
     @override
     def save_to_disk(self, path: Path | str) -> None:
-        """Write cfg.json and sae.safetensors, both at once (see saving.replacing).
-
-        Raises:
-            ValueError: a parameter is not finite. Then nothing is written.
-        """
+        """Write both files at once; if a parameter is not finite, none and raise ValueError."""
         self.check_saveable()
         with replacing(Path(path)) as new:
             super().save_to_disk(new)
@@ -294,12 +272,11 @@ class BinarySparseCoder(SparseCoder):
                 "The first batch has no token to train on: exclude_tokens leaves out all of them. "
                 "Shuffle the data, raise batch_size, or give fewer exclude_tokens."
             )
-        zero = x.new_zeros((), dtype=self.dtype)
-        none = sum(parameter.sum() for parameter in self.parameters()) * zero
-        sae_out = x.to(self.dtype) + none
+        total = sum(parameter.sum() for parameter in self.parameters())
+        none = total * x.new_zeros((), dtype=self.dtype)
+        sae_out, loss = x.to(self.dtype) + none, none.detach()
         fired = torch.zeros(0, dtype=torch.int64, device=x.device)
-        acts, loss = sae_out.new_zeros(0), none.detach()
-        return ForwardOutput(sae_out, acts, fired, none + torch.nan, loss, loss)
+        return ForwardOutput(sae_out, sae_out.new_zeros(0), fired, none + torch.nan, loss, loss)
 
     def _encoder(self, x: Tensor) -> Encoder:
         origin = self.origin()
@@ -308,30 +285,23 @@ class BinarySparseCoder(SparseCoder):
         weight, bias = self.encoder.weight.T, self.encoder.bias
         return Encoder(centred, weight, bias, self.log_threshold, origin, self.rule)
 
-    def _learns(self) -> bool:
-        return self.training and torch.is_grad_enabled()
-
-    def _update_firing_rates(self, rates: Tensor) -> None:
-        rates = rates.detach().to(self.firing_rates.dtype)
+    def _note_firing(self, rates: Tensor, dead_mask: Tensor | None) -> None:
+        """Update the running firing rates, and look for collapsed codes."""
+        own = rates.detach().to(self.firing_rates.dtype)
         # The first batch finds rates of 0, and sets them.
-        share = torch.where(self.firing_rates.any(), RATE_UPDATE, 1.0).to(rates)
-        self.firing_rates.lerp_(rates, share)
-
-    def _watch_firing(self, rates: Tensor, dead_mask: Tensor | None) -> None:
+        share = torch.where(self.firing_rates.any(), RATE_UPDATE, 1.0).to(own)
+        self.firing_rates.lerp_(own, share)
         if self._collapse_watch.is_due(self.progress.step):
             self._collapse_watch.check(rates, dead_mask, self.progress.step)
 
     def _start(self, x: Tensor, y: Tensor) -> None:
         """Set the initial parameters on a Trainer's first batch."""
-        progress = self.progress
-        if self.cfg.skip_non_finite and progress.step == 0:
+        fits, self.progress.fit_start = self.progress.fit_start, False
+        if self.cfg.skip_non_finite and self.progress.step == 0:
             starting.mend_start(self, x, y)
-        if not progress.fit_start:
-            return
-        progress.fit_start = False
-        if self.start.of_stock:
+        if fits and self.start.of_stock:
             starting.start_from_stock(self, x)
-        else:
+        elif fits:
             starting.start_from_data(self, x, y)
 
     def _fired(self, rates: Tensor) -> Tensor:
@@ -343,21 +313,16 @@ class BinarySparseCoder(SparseCoder):
         return torch.where(rates > 0, torch.arange(len(rates), device=rates.device), other)
 
     def _auxiliary_loss(
-        self, pre: Tensor | None, dead_mask: Tensor | None, residual: Tensor, variance: Tensor
+        self, pre: Tensor, dead_mask: Tensor, residual: Tensor, variance: Tensor
     ) -> Tensor:
-        if pre is None or dead_mask is None or not dead_mask.any():
-            return residual.new_zeros(())
-        margin = pre - self.log_threshold.exp()
-        error = coding.auxiliary_error(
-            margin, dead_mask, residual, self.decoder_weight(), self.rule
-        )
+        """FVU of the residual [tokens, d_in] reconstructed by dead latents (AuxK)."""
+        margin, weight = pre - self.log_threshold.exp(), self.decoder_weight()
+        error = coding.auxiliary_error(margin, dead_mask, residual, weight, self.rule)
         return losses.over_variance(sum_over_ranks(error, self.progress.group), variance)
 
-    def _multi_topk_loss(self, pre: Tensor | None, target: Tensor, variance: Tensor) -> Tensor:
-        if pre is None or not self.cfg.multi_topk:
-            return target.new_zeros(())
-        decoder = (self.decoder_weight(), self.b_dec)
-        error = losses.multi_topk_error(
-            pre, target, decoder, self.log_threshold, self.rule, self.progress
-        )
-        return losses.over_variance(error, variance)
+    def _multi_topk_loss(self, pre: Tensor, target: Tensor, variance: Tensor) -> Tensor:
+        """FVU of codes with four times as many latents."""
+        rule = replace(self.rule, k=min(4 * self.rule.k, self.num_latents))
+        codes = coding.binarise(pre, self.log_threshold, rule)
+        error = target - coding.decode(codes, self.decoder_weight(), self.b_dec)
+        return losses.over_variance(losses.summed_square(error, self.progress), variance)

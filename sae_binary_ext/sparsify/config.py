@@ -20,11 +20,10 @@ from sae_binary_ext.training.fields import EntropyFields, FiniteFields, Learning
 _PICKING_LARGEST = " and ".join(
     kind.activation for kind in SELECTIONS.values() if kind.picks_largest
 )
-
-
-def check_activation(activation: object) -> None:
-    """Raise ValueError if this is neither a binary activation nor one of sparsify's own."""
-    check_choice(ACTIVATIONS, activation=activation)
+_NOT_NEGATIVE = (
+    "entropy_alpha", "covariance_alpha", "covariance_sample", "entropy_start_step",
+    "entropy_warm_up_steps", "dense_alpha",
+)  # fmt: skip
 
 
 @dataclass
@@ -87,7 +86,7 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
         if self.activation in paper_names.STOCK_ACTIVATIONS:
             self._check_stock()
             return
-        check_activation(self.activation)
+        check_choice(ACTIVATIONS, activation=self.activation)
         if self.normalize_decoder:
             raise ValueError(
                 f"normalize_decoder=True with activation={self.activation!r}: the magnitude of a "
@@ -101,15 +100,7 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
                 f"latents, which {_PICKING_LARGEST} alone selects. Leave it out."
             )
         self._check_surrogate()
-        check_at_least(
-            0,
-            entropy_alpha=self.entropy_alpha,
-            covariance_alpha=self.covariance_alpha,
-            covariance_sample=self.covariance_sample,
-            entropy_start_step=self.entropy_start_step,
-            entropy_warm_up_steps=self.entropy_warm_up_steps,
-            dense_alpha=self.dense_alpha,
-        )
+        check_at_least(0, **{name: getattr(self, name) for name in _NOT_NEGATIVE})
         check_rate(dense_rate=self.dense_rate)
         if self.initial_firing_rate is not None and not 0 <= self.initial_firing_rate < 1:
             raise ValueError(
@@ -154,15 +145,13 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
     def from_dict(cls, obj: dict[str, Any], drop_extra_fields: bool | None = None) -> Self:
         """Make a config of a dict, also of the config in the first paper's files.
 
-        Args:
-            obj: field names and values.
-            drop_extra_fields: sparsify's loaders give True, for the config in a file. Then
-                subtract_b_dec, if it is missing, is as the first paper trained the activation.
+        sparsify's loaders give drop_extra_fields=True, for the config in a file. If subtract_b_dec
+        is missing there, it is as the first paper trained the activation.
 
         Raises:
             ValueError: a key is no field, or this package does not implement its value.
         """
-        check_activation(obj.get("activation", cls.activation))
+        check_choice(ACTIVATIONS, activation=obj.get("activation", cls.activation))
         known = {field.name for field in fields(cls)}
         settings = {key: value for key, value in obj.items() if key in known}
         for key, value in obj.items():
@@ -185,10 +174,9 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
 
     @classmethod
     def quirke2025(cls, **changes: Any) -> Self:
-        """The settings of Quirke et al. (arXiv 2509.25596). train_config adds their optimizer.
+        """The settings of Quirke et al. (arXiv 2509.25596), with changes to any field.
 
-        Args:
-            changes: fields that differ, for example activation, k or transcode.
+        train_config adds their optimizer.
         """
         plain = cls(**changes)
         settings: dict[str, Any] = {
@@ -203,14 +191,12 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
 
     @classmethod
     def cho2025(cls, **changes: Any) -> Self:
-        """The settings of Cho et al. (arXiv 2509.20997). train_config adds their optimizer.
+        """The settings of Cho et al. (arXiv 2509.20997), with changes to any field.
 
-        Their coefficients are in units of mean squared error. In units of FVU they are the same if
-        inputs have unit variance in each dimension. They start the entropy loss after a quarter of
-        training: set entropy_start_step to a quarter of your steps.
-
-        Args:
-            changes: fields that differ, for example entropy_alpha.
+        train_config adds their optimizer. Their coefficients are in units of mean squared error. In
+        units of FVU they are the same if inputs have unit variance in each dimension. They start
+        the entropy loss after a quarter of training: set entropy_start_step to a quarter of your
+        steps.
         """
         settings: dict[str, Any] = {
             "activation": "binary",
@@ -224,11 +210,7 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
         return cls._preset({**settings, **changes}, **training)
 
     def train_config(self, **settings: Any) -> TrainConfig:
-        """sparsify's TrainConfig of this coder with its preset's optimizer.
-
-        Args:
-            settings: further fields of TrainConfig. They replace the preset's.
-        """
+        """sparsify's TrainConfig with this config, its preset's optimizer and other settings."""
         return TrainConfig(sae=self, **{**self._training, **settings})
 
     @classmethod
@@ -262,13 +244,13 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
         if self.normalize_decoder is None:
             stock = SparseCoderConfig.normalize_decoder
             self.normalize_decoder = stock  # pyright: ignore[reportIncompatibleVariableOverride]
-        ours = {field.name for field in fields(self)} - {f.name for f in fields(SparseCoderConfig)}
+        stock_fields = {field.name for field in fields(SparseCoderConfig)}
         for field in fields(self):
-            if field.name in ours and getattr(self, field.name) != field.default:
+            value = getattr(self, field.name)
+            if field.name not in stock_fields and value != field.default:
                 raise ValueError(
-                    f"{field.name}={getattr(self, field.name)!r} with activation="
-                    f"{self.activation!r}: it has no effect on sparsify's own coders. Leave it "
-                    "out or choose a binary activation."
+                    f"{field.name}={value!r} with activation={self.activation!r}: it has no effect "
+                    "on sparsify's own coders. Leave it out or choose a binary activation."
                 )
 
 

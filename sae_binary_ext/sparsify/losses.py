@@ -1,31 +1,48 @@
-"""Losses of a binary coder in sparsify, in units of FVU."""
+"""Losses of a binary coder in sparsify, in units of FVU, and the Trainer's state for them."""
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from sae_binary_ext import coding
 from sae_binary_ext.coding.forms import Encoded
 from sae_binary_ext.coding.kernels import sum_over_ranks
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
-from sae_binary_ext.sparsify.trainer_state import TrainingProgress
+
+
+@dataclass
+class TrainingProgress:
+    """State of the Trainer. register.py keeps it up to date."""
+
+    # Optimizer steps done.
+    step: int = 0
+    # The ranks that share a batch (DistributedDataParallel).
+    group: ProcessGroup | None = None
+    # Weight of the losses on codes in the gradient of the reconstruction. It is 0 if training
+    # minimises the FVU, which then carries these losses, and not the model's loss (ce, kl).
+    regulariser_share: float = 0.0
+    first_batch: bool = False
+    # Set the initial parameters on the next batch.
+    fit_start: bool = False
+    # The batch's size over that of its part (micro_acc_steps), a number or a scalar. The losses on
+    # codes are divided by it, as the FVU is.
+    parts: float | Tensor = 1.0
+    # Summed over the tokens of the whole batch, a scalar. None if sparsify's own is exact enough.
+    variance: Tensor | None = None
+    # Seed of this batch's samples (gumbel_binary), because sparsify saves no random state. None
+    # draws from torch's own state.
+    noise_seed: int | None = None
 
 
 def regulariser(
     cfg: BinarySparseCoderConfig, progress: TrainingProgress, encoded: Encoded, rates: Tensor
 ) -> Tensor | None:
-    """Weighted sum of the losses on codes alone: entropy, covariance and dense latents.
+    """Weighted sum of the losses on codes alone (entropy, covariance, dense latents), a scalar.
 
-    Args:
-        cfg: has the weights.
-        progress: has the step, and the number of parts of the batch.
-        encoded: codes of a part of the batch.
-        rates: [latents], firing rates over all ranks.
-
-    Returns:
-        A scalar, or None if all are off. Summed over the parts of a batch, it is the mean of the
-        parts' losses, as the parts' FVUs add up to the batch's.
+    `encoded` has the codes of a part of the batch, `rates` [latents] the firing rates over all
+    ranks. Summed over the parts, it is the mean of the parts' losses. None if all losses are off.
     """
     share = coding.ramp(progress.step, cfg.entropy_start_step, cfg.entropy_warm_up_steps)
     losses: list[Tensor] = []
@@ -33,20 +50,15 @@ def regulariser(
         losses.append(share * cfg.entropy_alpha * coding.bernoulli_entropy(rates).sum())
     # A part of one token has no covariance.
     if share and cfg.covariance_alpha and (encoded.tokens > 1 or progress.group is not None):
-        penalty = _covariance_penalty(cfg, progress, encoded.dense())
+        codes, sample, group = encoded.dense(), cfg.covariance_sample, progress.group
+        if sample:
+            penalty = coding.sampled_covariance_penalty(codes, sample, progress.step, group)
+        else:
+            penalty = coding.covariance_penalty(codes, group)
         losses.append(share * cfg.covariance_alpha * penalty)
     if cfg.dense_alpha:
         losses.append(cfg.dense_alpha * coding.excess_rate(rates, cfg.dense_rate))
     return torch.stack(losses).sum() / progress.parts if losses else None
-
-
-def _covariance_penalty(
-    cfg: BinarySparseCoderConfig, progress: TrainingProgress, codes: Tensor
-) -> Tensor:
-    if not cfg.covariance_sample:
-        return coding.covariance_penalty(codes, progress.group)
-    sample = cfg.covariance_sample
-    return coding.sampled_covariance_penalty(codes, sample, progress.step, progress.group)
 
 
 def summed_square(error: Tensor, progress: TrainingProgress) -> Tensor:
@@ -55,43 +67,14 @@ def summed_square(error: Tensor, progress: TrainingProgress) -> Tensor:
     return sum_over_ranks(wide.square().sum(), progress.group)
 
 
-def multi_topk_error(
-    pre: Tensor,
-    target: Tensor,
-    decoder: tuple[Tensor, Tensor],
-    log_threshold: Tensor,
-    rule: coding.CodeRule,
-    progress: TrainingProgress,
-) -> Tensor:
-    """Summed squared error of codes with four times as many latents.
-
-    Args:
-        pre: pre-activations [tokens, latents].
-        target: [tokens, d_in].
-        decoder: weight [latents, d_in] and bias [d_in].
-        log_threshold: [latents].
-        rule: the coder's.
-        progress: has the ranks.
-    """
-    wider = replace(rule, k=min(4 * rule.k, pre.shape[-1]))
-    codes = coding.binarise(pre, log_threshold, wider)
-    return summed_square(target - coding.decode(codes, *decoder), progress)
-
-
 def batch_variance(
     y: Tensor, given: Tensor | None, progress: TrainingProgress, skipping: bool
 ) -> Tensor | None:
-    """Variance by which the errors of a part of a batch are divided.
+    """The variance to divide the errors of finite targets y [tokens, d_in] by.
 
-    Args:
-        y: finite targets of the part, [tokens, d_in].
-        given: sparsify's own variance of the batch, a scalar in the model's dtype. It overflows in
-            float16, and is NaN if a token is not finite. None if y is the whole batch.
-        progress: has the batch's variance or else its number of parts.
-        skipping: tokens that are not finite are left out.
-
-    Returns:
-        A scalar summed over tokens, float32 or wider, or None if y is the whole batch.
+    y is a part of a batch if `given` is sparsify's own variance of the batch. That one overflows
+    in float16, and is NaN if a token is not finite, which `skipping` allows. Returns a scalar
+    summed over tokens, float32 or wider, or None if y is the whole batch.
     """
     narrow = given is not None and given.dtype.itemsize < torch.float32.itemsize
     known = progress.variance if narrow else given

@@ -1,12 +1,12 @@
 """Makes sparsify build, load and train binary coders. This file makes all changes to sparsify.
 
 sparsify has no registry: its Trainer and its loaders name SparseCoder and SparseCoderConfig. Each
-function replaced below calls sparsify's own, and does more only for binary activations.
+function with an argument `stock` replaces one of sparsify's functions, which is `stock`. It calls
+`stock`, and does more only for binary activations.
 """
 
 import functools
-import logging
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,15 @@ from torch import distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
 
-from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION
+from sae_binary_ext.checks import check_choice
+from sae_binary_ext.coding.paper_names import ACTIVATIONS, SELECTION_OF_ACTIVATION
 from sae_binary_ext.registration import Host
 from sae_binary_ext.saving import replacing
-from sae_binary_ext.sparsify import steps
+from sae_binary_ext.sparsify import starting, steps
 from sae_binary_ext.sparsify.coder import BinarySparseCoder
-from sae_binary_ext.sparsify.config import (
-    BinarySparseCoderConfig,
-    CommandLineCoderConfig,
-    check_activation,
-)
-from sae_binary_ext.sparsify.starting import is_stock, prepare_start
-from sae_binary_ext.sparsify.trainer_state import TrainingProgress, WholeBatch
-from sae_binary_ext.training.untouched import InitialParameters
-
-logger = logging.getLogger(__name__)
+from sae_binary_ext.sparsify.config import BinarySparseCoderConfig, CommandLineCoderConfig
+from sae_binary_ext.sparsify.losses import TrainingProgress
+from sae_binary_ext.training import InitialParameters
 
 _REGISTERED = "_sae_binary_ext_registered"
 # The private names of sparsify, all used in this file.
@@ -47,6 +41,7 @@ HOST = Host(
     newest="1.3.3",
     private=("sparsify.trainer:Trainer._checkpoint", "sparsify.trainer:DDP"),
 )
+Stock = Callable[..., Any]
 
 
 def register() -> None:
@@ -57,208 +52,42 @@ def register() -> None:
     """
     if hasattr(sparsify, _REGISTERED):
         return
-    _build_binary_coders()
+    SparseCoder.__new__ = staticmethod(_new)  # pyright: ignore[reportAttributeAccessIssue]
     _read_binary_configs()
-    _offer_binary_fields()
+    _change(TrainConfig, "__post_init__", _check_config_of_training)
     if HOST.is_usable():
-        _check_before_building()
-        _inform_while_training()
-        _resume_where_training_was()
-        _save_checkpoints_at_once()
-        _save_no_spoilt_coder()
-        _take_losses_over_all_ranks()
+        _change(Trainer, "__init__", _build_trainer)
+        _change(Trainer, "fit", _fit)
+        _change(Trainer, "load_state", _load_state)
+        _change(Trainer, "_checkpoint", _write_checkpoint)
+        _change(Trainer, "save", _save)
+        _change(Trainer, "save_best", _save)
+        _change(sparsify.trainer, "DDP", _share_losses)
     setattr(sparsify, _REGISTERED, True)
 
 
-def _build_binary_coders() -> None:
+def _change(owner: Any, name: str, changed: Callable[..., Any]) -> None:
+    """Replace a function of sparsify by one that gets the replaced one as its first argument."""
+    stock = getattr(owner, name)
+
+    @functools.wraps(stock)
+    def function(*args: Any, **kwargs: Any) -> Any:
+        return changed(stock, *args, **kwargs)
+
+    setattr(owner, name, function)
+
+
+def _new(cls: type[SparseCoder], *args: Any, **kwargs: Any) -> SparseCoder:
     """SparseCoder(d_in, config) makes a BinarySparseCoder if the config's activation is binary."""
-
-    def new(cls: type[SparseCoder], *args: Any, **kwargs: Any) -> SparseCoder:
-        cfg = kwargs.get("cfg", args[1] if len(args) > 1 else None)
-        _check_config(cfg)
-        if isinstance(cfg, BinarySparseCoderConfig) and cfg.is_binary():
-            HOST.check()
-            cls = BinarySparseCoder if cls is SparseCoder else cls
-        return object.__new__(cls)
-
-    SparseCoder.__new__ = staticmethod(new)  # pyright: ignore[reportAttributeAccessIssue]
+    cfg = kwargs.get("cfg", args[1] if len(args) > 1 else None)
+    _check_class(cfg)
+    if isinstance(cfg, BinarySparseCoderConfig) and cfg.is_binary():
+        HOST.check()
+        cls = BinarySparseCoder if cls is SparseCoder else cls
+    return object.__new__(cls)
 
 
-def _read_binary_configs() -> None:
-    """SparseCoderConfig.from_dict, which loaders call, chooses the class by the activation."""
-    stock_from_dict = SparseCoderConfig.from_dict.__func__
-
-    def from_dict(
-        cls: type[SparseCoderConfig], obj: dict[str, Any], drop_extra_fields: bool | None = None
-    ) -> SparseCoderConfig:
-        activation = obj.get("activation", SparseCoderConfig.activation)
-        if activation in SELECTION_OF_ACTIVATION:
-            return BinarySparseCoderConfig.from_dict(obj, drop_extra_fields)
-        check_activation(activation)
-        return stock_from_dict(cls, obj, drop_extra_fields)
-
-    SparseCoderConfig.from_dict = classmethod(from_dict)  # pyright: ignore
-    # TrainConfig.from_dict decodes its field sae by these functions.
-    for config in (SparseCoderConfig, CommandLineCoderConfig):
-        register_decoding_fn(config, SparseCoderConfig.from_dict, overwrite=True)
-
-
-def _offer_binary_fields() -> None:
-    """The command line takes the binary fields too: it reads the type of TrainConfig.sae."""
-    TrainConfig.__dataclass_fields__["sae"].type = CommandLineCoderConfig
-    TrainConfig.__annotations__["sae"] = CommandLineCoderConfig
-    stock_post_init = TrainConfig.__post_init__
-
-    @functools.wraps(stock_post_init)
-    def post_init(self: TrainConfig) -> None:
-        stock_post_init(self)
-        _check_config(self.sae)
-        if isinstance(self.sae, BinarySparseCoderConfig):
-            self.sae = self.sae.for_training()
-
-    TrainConfig.__post_init__ = post_init
-
-
-def _check_before_building() -> None:
-    """The Trainer refuses settings that binary coders cannot have, and sets their learning rate."""
-    stock_init = Trainer.__init__
-
-    @functools.wraps(stock_init)
-    def init(self: Trainer, cfg: TrainConfig, *args: Any, **kwargs: Any) -> None:
-        if isinstance(cfg.sae, BinarySparseCoderConfig):
-            _check_k_decay(cfg.sae, cfg.k_decay_steps)
-            _check_seeds(cfg)
-        stock_init(self, cfg, *args, **kwargs)
-        if not isinstance(cfg.sae, BinarySparseCoderConfig):
-            return
-        if cfg.optimizer == "signum":
-            steps.set_signum_rates(self)
-        if isinstance(self.best_loss, dict):
-            # sparsify names best losses by hookpoint, but save_best looks them up by coder.
-            self.best_loss = dict.fromkeys(self.saes, float("inf"))
-        for name, coder in _binary_coders(self).items():
-            coder.start.initial = InitialParameters(coder)
-            if cfg.finetune is not None:
-                coder.start.takes_stock = is_stock(Path(cfg.finetune, name))
-                coder.start.of_binary_file = not coder.start.takes_stock
-
-    Trainer.__init__ = init
-
-
-def _inform_while_training() -> None:
-    """The Trainer tells binary coders its step before each forward pass."""
-    stock_fit = Trainer.fit
-
-    @functools.wraps(stock_fit)
-    def fit(self: Trainer) -> None:
-        binary = _binary_coders(self)
-        whole = WholeBatch(self)
-        handles = whole.watch() if binary and self.cfg.micro_acc_steps > 1 else []
-        for name, coder in binary.items():
-            inform = functools.partial(_inform, self, name, whole)
-            handles.append(coder.register_forward_pre_hook(inform, with_kwargs=True))
-            if self.global_step == 0:
-                prepare_start(name, coder)
-        if binary and self.global_step == 0:
-            steps.one_group_each(self)
-        try:
-            stock_fit(self)
-        finally:
-            for handle in handles:
-                handle.remove()
-            for coder in binary.values():
-                coder.progress = TrainingProgress()
-
-    Trainer.fit = fit
-
-
-def _resume_where_training_was() -> None:
-    """A resumed run of binary coders trains the same weights as an unbroken run."""
-    stock_load = Trainer.load_state
-
-    @functools.wraps(stock_load)
-    def load_state(self: Trainer, path: str) -> None:
-        if not isinstance(self.cfg.sae, BinarySparseCoderConfig):
-            stock_load(self, path)
-            return
-        steps.group_as_saved(self, Path(path))
-        stock_load(self, path)
-        steps.load_counters(self, Path(path))
-        steps.skip_trained_batch(self)
-        steps.resume_schedule_free(self)
-
-    Trainer.load_state = load_state
-
-
-def _save_checkpoints_at_once() -> None:
-    """A checkpoint replaces the old one at once: a killed save leaves no mixture of two steps."""
-    stock_checkpoint = Trainer._checkpoint  # pyright: ignore[reportPrivateUsage]
-
-    @functools.wraps(stock_checkpoint)
-    def checkpoint(self: Trainer, saes: dict[str, SparseCoder], path: str, rank_zero: bool) -> None:
-        # With distribute_modules each rank writes coders of its own, and all meet only at the end.
-        if not isinstance(self.cfg.sae, BinarySparseCoderConfig) or self.cfg.distribute_modules:
-            stock_checkpoint(self, saes, path, rank_zero)
-            return
-        with replacing(Path(path)) as new:
-            stock_checkpoint(self, saes, str(new), rank_zero)
-
-    Trainer._checkpoint = checkpoint  # pyright: ignore[reportPrivateUsage]
-
-
-def _save_no_spoilt_coder() -> None:
-    """Saving a coder with a parameter that is not finite is an error, also for save_best.
-
-    save_best itself would skip this coder without a word, because its loss NaN is never the lowest.
-    """
-    stock_save, stock_save_best = Trainer.save, Trainer.save_best
-
-    @functools.wraps(stock_save)
-    def save(self: Trainer) -> None:
-        _check_saveable(self)
-        stock_save(self)
-
-    @functools.wraps(stock_save_best)
-    def save_best(self: Trainer, avg_loss: float | dict[str, float]) -> None:
-        _check_saveable(self)
-        stock_save_best(self, avg_loss)
-
-    Trainer.save, Trainer.save_best = save, save_best
-
-
-def _check_saveable(trainer: Trainer) -> None:
-    for name, coder in _binary_coders(trainer).items():
-        try:
-            coder.check_saveable()
-        except ValueError as error:
-            error.add_note(f"This is coder {name}. Nothing was saved; earlier saves are kept.")
-            raise
-
-
-def _take_losses_over_all_ranks() -> None:
-    """Binary coders in DistributedDataParallel take losses over the tokens of all ranks."""
-    stock_ddp = sparsify.trainer.DDP
-
-    def ddp(module: nn.Module, **kwargs: Any) -> nn.Module:
-        if isinstance(module, BinarySparseCoder):
-            module.progress.group = dist.group.WORLD
-            # sparsify names a GPU even on the CPU, and DDP refuses that.
-            if module.device.type == "cpu":
-                kwargs.pop("device_ids", None)
-        return stock_ddp(module, **kwargs)
-
-    sparsify.trainer.DDP = ddp  # pyright: ignore[reportPrivateImportUsage]
-
-
-def _check_k_decay(sae: BinarySparseCoderConfig, k_decay_steps: int) -> None:
-    if k_decay_steps and sae.is_binary() and sae.code_rule().kind.groups:
-        raise ValueError(
-            f"k_decay_steps={k_decay_steps} with activation={sae.activation!r}: k is the number "
-            "of groups. It must divide the number of latents, so it cannot decay. Give 0."
-        )
-
-
-def _check_config(cfg: object) -> None:
+def _check_class(cfg: object) -> None:
     """Raise ValueError if sparsify's own config class has a binary activation."""
     activation = getattr(cfg, "activation", None)
     if activation in SELECTION_OF_ACTIVATION and not isinstance(cfg, BinarySparseCoderConfig):
@@ -269,13 +98,64 @@ def _check_config(cfg: object) -> None:
         )
 
 
-def _check_seeds(cfg: TrainConfig) -> None:
+def _read_binary_configs() -> None:
+    """Loaders and the command line choose the class of a config by its activation."""
+    stock = SparseCoderConfig.from_dict.__func__
+
+    def from_dict(
+        cls: type[SparseCoderConfig], obj: dict[str, Any], drop_extra_fields: bool | None = None
+    ) -> SparseCoderConfig:
+        activation = obj.get("activation", SparseCoderConfig.activation)
+        if activation in SELECTION_OF_ACTIVATION:
+            return BinarySparseCoderConfig.from_dict(obj, drop_extra_fields)
+        check_choice(ACTIVATIONS, activation=activation)
+        return stock(cls, obj, drop_extra_fields)
+
+    SparseCoderConfig.from_dict = classmethod(from_dict)  # pyright: ignore
+    # TrainConfig.from_dict decodes its field sae by these functions.
+    for kind in (SparseCoderConfig, CommandLineCoderConfig):
+        register_decoding_fn(kind, SparseCoderConfig.from_dict, overwrite=True)
+    # The command line reads the type of TrainConfig.sae, and so takes the binary fields too.
+    TrainConfig.__dataclass_fields__["sae"].type = CommandLineCoderConfig
+    TrainConfig.__annotations__["sae"] = CommandLineCoderConfig
+
+
+def _check_config_of_training(stock: Stock, train_config: TrainConfig) -> None:
+    stock(train_config)
+    _check_class(train_config.sae)
+    if isinstance(train_config.sae, BinarySparseCoderConfig):
+        train_config.sae = train_config.sae.for_training()
+
+
+def _build_trainer(
+    stock: Stock, trainer: Trainer, cfg: TrainConfig, *args: Any, **kwargs: Any
+) -> None:
+    """Refuse settings that binary coders cannot have, and note where each coder starts."""
+    if not isinstance(cfg.sae, BinarySparseCoderConfig):
+        stock(trainer, cfg, *args, **kwargs)
+        return
+    if cfg.k_decay_steps and cfg.sae.is_binary() and cfg.sae.code_rule().kind.groups:
+        raise ValueError(
+            f"k_decay_steps={cfg.k_decay_steps} with activation={cfg.sae.activation!r}: k is the "
+            "number of groups. It must divide the number of latents, so it cannot decay. Give 0."
+        )
     if cfg.loss_fn in ("ce", "kl") and len(cfg.init_seeds) > 1:
         raise ValueError(
             f"init_seeds={cfg.init_seeds} with loss_fn={cfg.loss_fn!r}: only one coder can take a "
             "module's place when training minimises the model's loss. The others would be saved "
             "untrained. Give one seed in each run."
         )
+    stock(trainer, cfg, *args, **kwargs)
+    if cfg.optimizer == "signum":
+        steps.set_signum_rates(trainer)
+    if isinstance(trainer.best_loss, dict):
+        # sparsify names best losses by hookpoint, but save_best looks them up by coder.
+        trainer.best_loss = dict.fromkeys(trainer.saes, float("inf"))
+    for name, coder in _binary_coders(trainer).items():
+        coder.start.initial = InitialParameters(coder)
+        if cfg.finetune is not None:
+            coder.start.takes_stock = starting.is_stock(Path(cfg.finetune, name))
+            coder.start.of_binary_file = not coder.start.takes_stock
 
 
 def _binary_coders(trainer: Trainer) -> dict[str, BinarySparseCoder]:
@@ -284,16 +164,31 @@ def _binary_coders(trainer: Trainer) -> dict[str, BinarySparseCoder]:
     }
 
 
+def _fit(stock: Stock, trainer: Trainer) -> None:
+    """Tell binary coders the Trainer's step before each forward pass."""
+    binary = _binary_coders(trainer)
+    whole = steps.WholeBatch(trainer)
+    handles = whole.watch() if binary and trainer.cfg.micro_acc_steps > 1 else []
+    for name, coder in binary.items():
+        inform = functools.partial(_inform, trainer, name, coder, whole)
+        handles.append(coder.register_forward_pre_hook(inform, with_kwargs=True))
+        if trainer.global_step == 0:
+            starting.prepare_start(name, coder)
+    if binary and trainer.global_step == 0:
+        steps.one_group_each(trainer)
+    try:
+        stock(trainer)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for coder in binary.values():
+            coder.progress = TrainingProgress()
+
+
 def _inform(
-    trainer: Trainer,
-    name: str,
-    whole: WholeBatch,
-    coder: nn.Module,
-    inputs: tuple[Any, ...],
-    named: dict[str, Any],
+    trainer: Trainer, name: str, coder: BinarySparseCoder, whole: steps.WholeBatch, *arguments: Any
 ) -> None:
-    if not isinstance(coder, BinarySparseCoder):
-        return
+    _, inputs, named = arguments
     x = inputs[0] if inputs else named["x"]
     y = inputs[1] if len(inputs) > 1 else named.get("y")
     cfg, progress = trainer.cfg, coder.progress
@@ -301,8 +196,7 @@ def _inform(
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     progress.noise_seed = trainer.global_step * ranks + rank
     # sparsify divides the model's loss by grad_acc_steps, so losses added to its gradient are too.
-    end_to_end = cfg.loss_fn in ("ce", "kl")
-    progress.regulariser_share = 1 / cfg.grad_acc_steps if end_to_end else 0.0
+    progress.regulariser_share = 1 / cfg.grad_acc_steps if cfg.loss_fn in ("ce", "kl") else 0.0
     if cfg.micro_acc_steps > 1:
         whole.inform(progress, name.partition("/")[0], len(x))
     progress.first_batch = trainer.global_step == 0
@@ -311,6 +205,54 @@ def _inform(
         # The first paper's start (initial_firing_rate=0) keeps sparsify's absolute lengths.
         if cfg.lr is None and coder.cfg.initial_firing_rate != 0:
             steps.scale_steps(trainer, coder, x, x if y is None else y)
+
+
+def _load_state(stock: Stock, trainer: Trainer, path: str) -> None:
+    """Resume so that binary coders end with the same weights as in an unbroken run."""
+    if not isinstance(trainer.cfg.sae, BinarySparseCoderConfig):
+        stock(trainer, path)
+        return
+    steps.group_as_saved(trainer, Path(path))
+    stock(trainer, path)
+    steps.load_counters(trainer, Path(path))
+    steps.skip_trained_batch(trainer)
+    steps.resume_schedule_free(trainer)
+
+
+def _write_checkpoint(
+    stock: Stock, trainer: Trainer, saes: dict[str, SparseCoder], path: str, rank_zero: bool
+) -> None:
+    """Replace the old checkpoint at once: a killed save leaves no mixture of two steps."""
+    # With distribute_modules each rank writes coders of its own, and all meet only at the end.
+    if not isinstance(trainer.cfg.sae, BinarySparseCoderConfig) or trainer.cfg.distribute_modules:
+        stock(trainer, saes, path, rank_zero)
+        return
+    with replacing(Path(path)) as new:
+        stock(trainer, saes, str(new), rank_zero)
+
+
+def _save(stock: Stock, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+    """Raise ValueError if a parameter is not finite, also in save_best.
+
+    sparsify's save_best skips this coder without a word, because its loss NaN is never the lowest.
+    """
+    for name, coder in _binary_coders(trainer).items():
+        try:
+            coder.check_saveable()
+        except ValueError as error:
+            error.add_note(f"This is coder {name}. Nothing was saved; earlier saves are kept.")
+            raise
+    stock(trainer, *args, **kwargs)
+
+
+def _share_losses(stock: Stock, module: nn.Module, **kwargs: Any) -> nn.Module:
+    """Let binary coders in DistributedDataParallel take losses over the tokens of all ranks."""
+    if isinstance(module, BinarySparseCoder):
+        module.progress.group = dist.group.WORLD
+        # sparsify names a GPU even on the CPU, and DDP refuses that.
+        if module.device.type == "cpu":
+            kwargs.pop("device_ids", None)
+    return stock(module, **kwargs)
 
 
 @contextmanager
@@ -327,11 +269,8 @@ def cpu_instead_of_cuda() -> Generator[None]:
             kwargs["device_map"] = {"": "cpu"}
         return stock_load(cls, *args, **kwargs)
 
-    def set_device(device: int) -> None:
-        pass
-
     with (
-        patch.object(torch.cuda, "set_device", set_device),
+        patch.object(torch.cuda, "set_device"),
         patch.object(dist, "init_process_group", init_process_group),
         patch.object(PreTrainedModel, "from_pretrained", classmethod(from_pretrained)),
     ):

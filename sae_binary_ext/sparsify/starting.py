@@ -1,4 +1,4 @@
-"""Where a binary coder starts in sparsify's Trainer."""
+"""Initial parameters of a binary coder in sparsify's Trainer."""
 
 from __future__ import annotations
 
@@ -30,66 +30,49 @@ SET_TO_MEANS = ("b_dec", "encoder.bias")
 
 @dataclass
 class Start:
-    """Where a coder's parameters come from, before its first batch.
+    """Where a coder's parameters come from, before its first batch."""
 
-    Attributes:
-        initial: the initial parameters. None if no Trainer has built the coder.
-        loaded: load_state_dict was called.
-        takes_stock: weights of sparsify's own coder may be loaded (the Trainer's finetune).
-        of_stock: weights of sparsify's own coder were loaded.
-        of_binary_file: the weights to load are in a file with a binary activation.
-        scaled: the default learning rates are already in units of the activations.
-        kept: the user's values of parameters that the Trainer sets to means.
-    """
-
+    # None if no Trainer has built the coder.
     initial: InitialParameters | None = None
+    # load_state_dict was called.
     loaded: bool = False
+    # Weights of sparsify's own coder may be loaded (the Trainer's finetune), or were loaded.
     takes_stock: bool = False
     of_stock: bool = False
+    # The weights to load are in a file with a binary activation.
     of_binary_file: bool = False
+    # The default learning rates are already in units of the activations.
     scaled: bool = False
+    # The user's values of parameters that the Trainer sets to means.
     kept: dict[str, Tensor] = field(default_factory=dict)
 
     def set_by_user(self, coder: nn.Module) -> list[str]:
-        """Names of the parameters that the user has set, without log_threshold.
-
-        The start from data keeps thresholds, so they do not count.
-        """
+        """Parameters that the user has set, but thresholds, which a start from data keeps."""
         names = [name for name, _ in coder.named_parameters()]
         if not self.loaded and self.initial is not None:
             names = self.initial.changed(coder)
         return [name for name in names if name != "log_threshold"]
 
-    def keep(self, coder: nn.Module) -> None:
-        """Copy the parameters that sparsify's Trainer is about to overwrite."""
-        parameters = dict(coder.named_parameters())
-        self.kept = {name: parameters[name].detach().clone() for name in SET_TO_MEANS}
-
     @torch.no_grad()
     def restore(self, coder: nn.Module) -> None:
-        """Set the copied parameters back."""
+        """Set back the parameters that sparsify's Trainer has overwritten."""
         for name, values in self.kept.items():
             coder.get_parameter(name).copy_(values)
 
 
 def prepare_start(name: str, coder: BinarySparseCoder) -> None:
-    """Decide, before a Trainer's first batch, whether data set the coder's initial parameters.
-
-    Args:
-        name: the coder's, for the log.
-        coder: its progress and its start are changed.
-    """
+    """Decide, before a Trainer's first batch, whether data set the coder's initial parameters."""
     chosen = coder.start.set_by_user(coder)
     if not chosen:
         coder.progress.fit_start = coder.cfg.initial_firing_rate != 0
         return
-    coder.start.keep(coder)
+    coder.start.kept = {name: coder.get_parameter(name).detach().clone() for name in SET_TO_MEANS}
     coder.progress.fit_start = coder.start.of_stock
     if coder.start.of_stock:
         logger.warning(
-            "%s: the weights are those of one of sparsify's own coders, which has no thresholds "
-            "and whose activations are not 0 or 1. Its encoder and decoder directions are kept. "
-            "The first batch sets biases, encoder scale and lengths of decoder rows.",
+            "%s: the weights are those of one of sparsify's own coders. Its encoder and decoder "
+            "directions are kept. The first batch sets biases, encoder scale and lengths of "
+            "decoder rows.",
             name,
         )
         return
@@ -99,8 +82,8 @@ def prepare_start(name: str, coder: BinarySparseCoder) -> None:
 def is_stock(folder: Path) -> bool:
     """Whether the config in a folder is that of one of sparsify's own coders."""
     path = folder / "cfg.json"
-    config = json.loads(path.read_text()) if path.is_file() else {}
-    return config.get("activation") not in SELECTION_OF_ACTIVATION
+    activation = json.loads(path.read_text()).get("activation") if path.is_file() else None
+    return activation not in SELECTION_OF_ACTIVATION
 
 
 def with_thresholds(coder: BinarySparseCoder, state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -108,10 +91,7 @@ def with_thresholds(coder: BinarySparseCoder, state: Mapping[str, Any]) -> Mappi
 
     The first paper's gumbel_binary files have none: their latents fire at any pre-activation.
     sparsify's own coders have none: the first batch makes their weights those of a binary coder.
-
-    Raises:
-        ValueError: the weights are those of sparsify's own coder, but the Trainer's finetune does
-            not name it.
+    ValueError if they come from anywhere but the Trainer's finetune.
     """
     lacking = "log_threshold" not in state and {"encoder.weight", "W_dec"} <= set(state)
     coder.start.of_stock = lacking and coder.start.takes_stock
@@ -123,22 +103,15 @@ def with_thresholds(coder: BinarySparseCoder, state: Mapping[str, Any]) -> Mappi
         return {**state, "log_threshold": torch.full_like(coder.log_threshold, -torch.inf)}
     raise ValueError(
         f"The weights {sorted(state)} have no log_threshold, which activation "
-        f"{coder.cfg.activation!r} needs. If they are of one of sparsify's own coders and you "
-        "want to train a binary coder from them, give their folder as the Trainer's finetune "
-        "(--finetune). If they are of the first paper's earliest coders, load them with "
-        "sae_binary_ext.checkpoints.load_coder, which says how to add the thresholds."
+        f"{coder.cfg.activation!r} needs. To train from one of sparsify's own coders, give its "
+        "folder as the Trainer's finetune (--finetune). Load the first paper's earliest coders "
+        "with sae_binary_ext.checkpoints.load_coder, which says how to add the thresholds."
     )
 
 
 @torch.no_grad()
 def start_from_data(coder: BinarySparseCoder, x: Tensor, y: Tensor) -> None:
-    """Set the parameters of a new coder on its first batch.
-
-    Args:
-        coder: new. The Trainer has set b_dec.
-        x: [tokens, d_in].
-        y: target [tokens, d_in].
-    """
+    """Set a new coder's parameters on its first batch: x and target y, both [tokens, d_in]."""
     rule, group = coder.rule, coder.progress.group
     rows = gather_rows(sample_rows(x - coder.origin()), group)
     rate = coder.cfg.initial_firing_rate or coding.starting_rate(rule, coder.num_latents)
@@ -160,12 +133,8 @@ def start_from_stock(coder: BinarySparseCoder, x: Tensor) -> None:
     """Turn the weights of one of sparsify's own coders into those of a binary coder.
 
     The same latents fire. A decoder row is multiplied by its latent's mean activation over the
-    tokens where it fires. topk and groupmax compare pre-activations, which stay in proportion. For
-    activation binary, one cutoff lets about k latents fire on a token.
-
-    Args:
-        coder: has a stock coder's encoder, W_dec and b_dec.
-        x: first batch [tokens, d_in].
+    tokens of x [tokens, d_in] where it fires. topk and groupmax compare pre-activations, which stay
+    in proportion. For activation binary, one cutoff lets about k latents fire on a token.
     """
     rows = gather_rows(sample_rows(x), coder.progress.group)
     weight, bias = coder.encoder.weight.float(), coder.encoder.bias.float()
@@ -175,8 +144,8 @@ def start_from_stock(coder: BinarySparseCoder, x: Tensor) -> None:
     scale = acts.std(0).square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
     cutoff = torch.zeros_like(scale)
     if coder.rule.kind.alone:
-        most = min(coder.cfg.k, coder.num_latents)
-        cutoff = acts.topk(most, dim=-1).values[:, -1].mean() / scale
+        largest = acts.topk(min(coder.cfg.k, coder.num_latents), dim=-1).values
+        cutoff = largest[:, -1].mean() / scale
     shift = coder.log_threshold.float().exp() - cutoff
     codes = binarise(acts / scale + shift, coder.log_threshold.float(), coder.rule)
 
@@ -193,15 +162,9 @@ def start_from_stock(coder: BinarySparseCoder, x: Tensor) -> None:
 
 @torch.no_grad()
 def mend_start(coder: BinarySparseCoder, x: Tensor, y: Tensor) -> None:
-    """Set biases that are not finite to the means that the Trainer set them to.
+    """Set biases that are not finite to means over finite tokens x and targets y [tokens, d_in].
 
-    The Trainer takes the means of the whole first batch, tokens that are not finite included. All
-    ranks call this.
-
-    Args:
-        coder: its biases are changed in place.
-        x: finite tokens [tokens, d_in].
-        y: their targets [tokens, d_in], finite.
+    The Trainer's means include tokens that are not finite. All ranks call this.
     """
     group = coder.progress.group
     tokens = batch_tokens(len(x), x.device, group)

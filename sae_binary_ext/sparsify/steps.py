@@ -1,26 +1,65 @@
-"""Optimizer steps of sparsify's Trainer: their lengths, and where a resumed run goes on.
+"""Batches and optimizer steps of sparsify's Trainer, and where a resumed run goes on.
 
-sparsify's optimizers move each weight by a length that does not depend on the gradient's. Encoder
-weights are in units of 1 / (deviation of the input), decoder weights in units of the target's
-deviation. The default length suits activations of deviation 1. It is far too long for decoder rows
-of a target of deviation 0.02.
+sparsify's optimizers move each weight by a length that does not depend on the gradient's length.
+The default length suits activations of deviation 1. It is far too long for decoder rows if the
+target has deviation 0.02. So steps are in units of the weights: encoder weights in 1 / (deviation
+of the input), decoder weights in the target's deviation.
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from schedulefree import ScheduleFreeWrapper
 from sparsify import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed import ProcessGroup
+from torch.utils.hooks import RemovableHandle
 
-from sae_binary_ext.coding import sample_rows
+from sae_binary_ext.coding import sample_rows, summed_variance
 from sae_binary_ext.sparsify.coder import BinarySparseCoder
+from sae_binary_ext.sparsify.losses import TrainingProgress
 
 logger = logging.getLogger(__name__)
+
+
+class WholeBatch:
+    """Tokens and variance of a Trainer's batch; coders see one part at a time (micro_acc_steps)."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._mask = torch.ones(0, 0, dtype=torch.bool)
+        self._tokens = torch.zeros(())
+        self._variances: dict[str, Tensor] = {}
+
+    def watch(self) -> list[RemovableHandle]:
+        """Hook the model before the Trainer does. The caller removes the hooks."""
+        trainer, model = self._trainer, self._trainer.model
+        handles = [model.register_forward_pre_hook(self._count)]
+        # In float32 and wider, sparsify's own sum of squares is exact enough.
+        if model.dtype.itemsize < torch.float32.itemsize and not trainer.cfg.distribute_modules:
+            for name in trainer.local_hookpoints():
+                module = model.base_model.get_submodule(name)
+                handles.append(module.register_forward_hook(partial(self._measure, name)))
+        return handles
+
+    def inform(self, progress: TrainingProgress, hookpoint: str, tokens: int) -> None:
+        """Tell a coder of the batch that its part, of this many tokens, belongs to."""
+        progress.parts = self._tokens / max(tokens, 1)
+        progress.variance = self._variances.get(hookpoint)
+
+    def _count(self, _: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._mask = torch.isin(inputs[0], self._trainer.exclude_tokens, invert=True)
+        self._tokens = self._mask.sum()
+        if self._trainer.cfg.distribute_modules:
+            dist.all_reduce(self._tokens)
+
+    def _measure(self, hookpoint: str, _: nn.Module, inputs: Any, outputs: Any) -> None:
+        outputs = outputs[0] if isinstance(outputs, tuple) else outputs
+        self._variances[hookpoint] = summed_variance(outputs[self._mask], None)
 
 
 def one_group_each(trainer: Trainer) -> None:
@@ -29,16 +68,14 @@ def one_group_each(trainer: Trainer) -> None:
     sparsify's muon takes parameters from a set, whose order differs from run to run. A resumed run
     would give one parameter the momentum of another.
     """
-    order = [parameter for coder in trainer.saes.values() for parameter in coder.parameters()]
-    place = {parameter: number for number, parameter in enumerate(order)}
     for optimizer in trainer.optimizers:
-        groups: list[dict[str, Any]] = [
-            {**group, "params": [parameter]}
+        own: dict[Tensor, dict[str, Any]] = {
+            parameter: {**group, "params": [parameter]}
             for group in optimizer.param_groups
             for parameter in group["params"]
-        ]
-        groups.sort(key=lambda group: place[group["params"][0]])
-        optimizer.param_groups[:] = groups
+        }
+        order = [parameter for coder in trainer.saes.values() for parameter in coder.parameters()]
+        optimizer.param_groups[:] = [own[each] for each in order if each in own]
     for scheduler in trainer.lr_schedulers:
         groups = scheduler.optimizer.param_groups
         scheduler.base_lrs = [group["initial_lr"] for group in groups]
@@ -46,10 +83,7 @@ def one_group_each(trainer: Trainer) -> None:
 
 
 def group_as_saved(trainer: Trainer, folder: Path) -> None:
-    """Group a new trainer's parameters as in a checkpoint's folder.
-
-    Checkpoints of earlier versions have sparsify's own groups, one for each coder.
-    """
+    """Group a new trainer's parameters as in a checkpoint: old ones have one group a coder."""
     saved = torch.load(folder / "optimizer_0.pt", map_location="cpu", weights_only=True, mmap=True)
     if len(saved["param_groups"]) > len(trainer.optimizers[0].param_groups):
         one_group_each(trainer)
@@ -58,11 +92,8 @@ def group_as_saved(trainer: Trainer, folder: Path) -> None:
 def scale_steps(trainer: Trainer, coder: BinarySparseCoder, x: Tensor, y: Tensor) -> None:
     """Multiply the learning rate of each parameter of a coder by the parameter's unit.
 
-    Args:
-        trainer: its optimizers have one group for each parameter.
-        coder: one of the trainer's.
-        x: first batch [tokens, d_in].
-        y: target [tokens, d_in].
+    x is the first batch, y its target, both [tokens, d_in]. Each parameter has its own group in the
+    optimizers.
     """
     if coder.start.scaled:
         return
@@ -71,44 +102,29 @@ def scale_steps(trainer: Trainer, coder: BinarySparseCoder, x: Tensor, y: Tensor
     source, target = _deviation(x, group), _deviation(y, group)
     if not 0 < source * target < float("inf"):
         return
-    units = {
-        "encoder.weight": 1 / source,
-        "W_dec": target,
-        "b_dec": target,
-        "W_skip": target / source,
-    }
+    units = {"encoder.weight": 1 / source, "W_dec": target, "b_dec": target}
+    units["W_skip"] = target / source
     named = {parameter: name for name, parameter in coder.named_parameters()}
     for optimizer in trainer.optimizers:
         for number, settings in enumerate(optimizer.param_groups):
-            unit = units.get(named.get(settings["params"][0], ""))
-            if unit is not None:
-                _scale(trainer, optimizer, number, settings, unit)
-    logger.info(
-        "The standard deviation of the input is %.3g, that of the target %.3g. The default "
-        "learning rate is in these units.",
-        source,
-        target,
-    )
-
-
-def _scale(
-    trainer: Trainer, optimizer: Any, number: int, settings: dict[str, Any], unit: float
-) -> None:
-    settings["lr"] *= unit
-    # Muon's decay is lr x weight_decay, a share of the weight. The unit must not change it.
-    if "weight_decay" in settings:
-        settings["weight_decay"] /= unit
-    for scheduler in trainer.lr_schedulers:
-        if scheduler.optimizer is optimizer:
-            settings["initial_lr"] *= unit
-            scheduler.base_lrs[number] *= unit
+            if (unit := units.get(named.get(settings["params"][0], ""))) is None:
+                continue
+            settings["lr"] *= unit
+            # Muon's decay is lr x weight_decay, a share of the weight. The unit must not change it.
+            if "weight_decay" in settings:
+                settings["weight_decay"] /= unit
+            for scheduler in trainer.lr_schedulers:
+                if scheduler.optimizer is optimizer:
+                    settings["initial_lr"] *= unit
+                    scheduler.base_lrs[number] *= unit
+    message = "The default learning rate is in these deviations: %.3g of input, %.3g of target."
+    logger.info(message, source, target)
 
 
 def _deviation(x: Tensor, group: ProcessGroup | None) -> float:
     """Standard deviation over tokens, averaged over dimensions and ranks.
 
-    In language models a few dimensions are far larger than all others. They would dominate a root
-    mean square.
+    A root mean square would follow the few dimensions of language models that are far larger.
     """
     rows = sample_rows(x).to(torch.promote_types(x.dtype, torch.float32))
     rows = rows[rows.isfinite().all(-1)]
@@ -124,16 +140,15 @@ def set_signum_rates(trainer: Trainer) -> None:
     if trainer.cfg.lr is not None:
         return
     groups = trainer.optimizers[0].param_groups
-    for group, coder in zip(groups, trainer.saes.values(), strict=True):
+    for group, (name, coder) in zip(groups, trainer.saes.items(), strict=True):
         group["lr"] = 3e-3 / (coder.num_latents / 2**15) ** 0.5
-    rates = sorted({group["lr"] for group in groups})
-    logger.info("Learning rates of the binary coders: %s", [f"{rate:.2e}" for rate in rates])
+        logger.info("%s: the learning rate is %.2e.", name, group["lr"])
 
 
 def load_counters(trainer: Trainer, path: Path) -> None:
-    """Load tokens since each latent fired, and best losses, of the coders of all seeds.
+    """Load tokens since each latent fired, and best losses, by the coders' names.
 
-    sparsify looks for them by hookpoint, but the coders of several seeds have other names.
+    sparsify looks for them by hookpoint, and the coders of several seeds have other names.
     """
     device = trainer.model.device
     for file in path.glob("rank_*_state.pt"):
@@ -145,24 +160,15 @@ def load_counters(trainer: Trainer, path: Path) -> None:
 
 
 def skip_trained_batch(trainer: Trainer) -> None:
-    """Do not train on a batch twice.
-
-    sparsify writes a periodic checkpoint after a batch's optimizer step, but before it counts the
-    batch. It writes the checkpoint at the end of training after the count.
-    """
+    """Do not train on a batch twice: a periodic checkpoint is written before its batch counts."""
+    optimizer_steps = trainer.optimizers[0].param_groups[0].get("k", 0)
     if trainer.lr_schedulers:
         optimizer_steps = trainer.lr_schedulers[0].last_epoch
-    else:
-        optimizer_steps = trainer.optimizers[0].param_groups[0].get("k", 0)
     trainer.global_step = max(trainer.global_step, optimizer_steps * trainer.cfg.grad_acc_steps)
 
 
 def resume_schedule_free(trainer: Trainer) -> None:
-    """Turn the averaged weights of a checkpoint back into those that training goes on from.
-
-    A checkpoint holds the averaged weights of schedule-free SGD, and sparsify takes its next
-    gradient at them.
-    """
+    """Turn a checkpoint's averaged weights of schedule-free SGD into those that it trains."""
     for optimizer in trainer.optimizers:
         if isinstance(optimizer, ScheduleFreeWrapper):
             optimizer.train_mode = False
