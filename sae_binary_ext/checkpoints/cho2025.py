@@ -21,7 +21,6 @@ from sae_binary_ext.checkpoints.pickles import PickleError, make_number, read_pi
 from sae_binary_ext.checkpoints.portable import PortableCoder, Shape, notes_of, read_notes
 from sae_binary_ext.checkpoints.torch_files import Saved, read_saved
 from sae_binary_ext.coding.selection import CodeRule
-from sae_binary_ext.coding.selections.threshold import THRESHOLD
 from sae_binary_ext.saving import NOTES_KEY
 
 logger = logging.getLogger(__name__)
@@ -177,7 +176,7 @@ def _read_rule(kept: dict[str, Any], path: Path) -> CodeRule:
     surrogate = fields.take("surrogate", str, "sigmoid")
     temperature = fields.take("surrogate_temperature", float, 1.0)
     fields.finish()
-    return CodeRule(THRESHOLD.name, k, surrogate, temperature)
+    return CodeRule("threshold", k, surrogate, temperature)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
