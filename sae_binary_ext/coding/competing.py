@@ -37,7 +37,7 @@ def find_cutoff(picked: Tensor, latents: int) -> Tensor:
 def learn_through(
     gradient: Tensor, margin: Tensor, rule: CodeRule, cutoff: Tensor | None
 ) -> Tensor:
-    """The gradient of the margins, of that of the codes; all are [..., latents].
+    """The gradient of the margins, from the gradient of the codes; all are [..., latents].
 
     cutoff is [..., 1], see find_cutoff; None if latents do not compete.
     """
@@ -52,7 +52,7 @@ def learn_through(
 
 
 def competing_codes(margin: Tensor, rule: CodeRule) -> Tensor:
-    """Codes of margins, both [..., latents], with the gradient above."""
+    """Codes of margins, both [..., latents], with the gradient of this file's first lines."""
     latents = margin.shape[-1]
     if not rule.every_latent_learns:
         _, index = pick_and_next(margin.detach().clone(), rule, rule.next_learners(latents))

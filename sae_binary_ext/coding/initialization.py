@@ -1,8 +1,8 @@
 """Where training starts: a coder that fires at the wanted rate on its first batch.
 
-A zero bias puts a latent's firing rate at 1/2, where its entropy has no slope, and a step does not
-see the scale of its input. So scale, mean and quantiles are read off the first batch. Cho et al.
-(arXiv 2509.20997) start at 1/2 and stay there.
+With a zero bias a latent fires on half of the tokens, where its entropy has no slope. And a code
+does not show the scale of its input. So scale, mean and quantiles are read off the first batch. The
+coders of Cho et al. (arXiv 2509.20997) start at a firing rate of 1/2 and stay there.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ THRESHOLD_STARTING_RATE = 0.02
 # layer 9).
 PICKED_STARTING_RATE = 0.05
 PART = 1024  # tokens whose codes are made at once
-# More tokens tell no more about scale and quantiles, and a host's step may have 65536.
+# Scale and quantiles need no more tokens, and a host's step may have 65536.
 MOST_TOKENS = 4096
 # Tokens differ by more than float32's rounding if their standard deviation, divided by their root
 # mean square, is above this.

@@ -84,15 +84,6 @@ class BoundsAbove:
         return cls(tried[torch.stack(work).argmin()], most)
 
     def __call__(self, bounds: Tensor) -> Candidates:
-        above, least = self._above(bounds)
-        starts, column = _entries(above)
-        counts = starts.diff()
-        if counts.max() > self.most:
-            starts, column = _entries(above & (counts <= self.most).unsqueeze(-1))
-        return Candidates(starts, column, least)
-
-    def _above(self, bounds: Tensor) -> tuple[Tensor, Tensor]:
-        """Which bounds are above the cut, bool [tokens, latents], and the cuts [tokens]."""
         above = torch.empty_like(bounds, dtype=torch.bool)
         leasts: list[Tensor] = []
         size = rows_of_part(bounds.shape[1])
@@ -101,10 +92,13 @@ class BoundsAbove:
         for part, out in zip(bounds.split(size), above.split(size), strict=True):
             wide = room[: len(part)].copy_(part)
             mean, deviation = spread(wide)
-            least = mean + self.deviations * deviation
-            torch.ge(wide, least.unsqueeze(-1), out=out)
-            leasts.append(least)
-        return above, torch.cat(leasts)
+            leasts.append(mean + self.deviations * deviation)
+            torch.ge(wide, leasts[-1].unsqueeze(-1), out=out)
+        starts, column = _entries(above)
+        counts = starts.diff()
+        if counts.max() > self.most:
+            starts, column = _entries(above & (counts <= self.most).unsqueeze(-1))
+        return Candidates(starts, column, torch.cat(leasts))
 
 
 def spread(bounds: Tensor) -> tuple[Tensor, Tensor]:

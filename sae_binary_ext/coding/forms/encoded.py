@@ -77,9 +77,9 @@ class DenseCodes(Encoded):
 
 @dataclass(eq=False)
 class PickedCodes(Encoded):
-    """Codes [tokens, m] of the m latents that learn from each token, and of which latents (picks).
+    """Codes [tokens, m] of the m latents that learn from each token; picks has these latents.
 
-    margin, [tokens, m], has no gradient; threshold is [latents].
+    margin, [tokens, m], has no gradient. threshold is [latents].
     """
 
     codes: Tensor
@@ -117,7 +117,7 @@ class PickedCodes(Encoded):
 class ThresholdCodes(Encoded):
     """Codes from which each latent learns (see coding.forms.every_latent).
 
-    pre_activation, [tokens, latents], is what encoder made.
+    encoder made the pre_activation [tokens, latents].
     """
 
     pre_activation: Tensor
@@ -134,7 +134,7 @@ class ThresholdCodes(Encoded):
         else:
             # A difference of two floats is positive exactly if the first is larger.
             self._active = pre > threshold
-        # Stands for the codes: its gradient is theirs.
+        # A placeholder that carries the gradient of the codes.
         inputs = (*self.encoder.learned(), pre, cutoff, self.encoder.rule)
         self._learning = cast(Tensor, ToLearn.apply(*inputs))
 

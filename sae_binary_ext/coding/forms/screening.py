@@ -54,7 +54,7 @@ def pick(encoder: Encoder, more: int = 0) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def pick_from_all(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
-    """What pick returns, from all margins."""
+    """As pick, from all margins."""
     parts = margins_in_parts(encoder)
     values, index = _joined(pick_and_next(margin, encoder.rule, more) for margin in parts)
     return values, index
@@ -62,7 +62,7 @@ def pick_from_all(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def pick_screened(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
-    """What pick returns, from the margins of candidates for the tokens whose pick is proven."""
+    """As pick, from the margins of candidates if a token's pick is proven, else from all."""
     screen = Screen.of(encoder)
     rows, k = encoder.centred.reshape(-1, encoder.centred.shape[-1]), encoder.rule.k
     find = screen.finder(rows, k + more)
@@ -150,7 +150,7 @@ class Screen:
         bounds = self.upper_bounds(probed, self.room(PROBED))
         index = largest(bounds, wanted)[1].flatten()
         starts = torch.arange(0, len(index) + 1, wanted, device=index.device)
-        # The wanted-th largest margin is at least this, lowered by bfloat16's rounding.
+        # A lower bound of each token's smallest wanted margin; it allows for bfloat16's rounding.
         least = self._margins(probed, starts, index).view(PROBED, wanted).amin(-1)
         least = least - least.abs() * BFLOAT16
         if latents < WIDE * wanted:
