@@ -19,7 +19,7 @@ from sae_binary_ext.saelens import (
     BinaryTranscoderTrainingSAEConfig,
 )
 from sae_binary_ext.sparsify import BinarySparseCoderConfig
-from sae_binary_ext.training import FiniteWatch
+from sae_binary_ext.training.finite import FiniteWatch
 
 D_IN, LATENTS, K, TOKENS = 16, 512, 8, 64
 LOSSES = {

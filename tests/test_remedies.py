@@ -33,7 +33,7 @@ from sae_binary_ext.saelens import (
 )
 from sae_binary_ext.saelens.pairs import split_pairs
 from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig
-from sae_binary_ext.training.finite import FiniteBatches
+from sae_binary_ext.training.finite import finite_tokens
 from tests.integration.saelens_helpers import hooked_transformer
 from tests.remedies import Remedy, settings
 from tests.saelens.helpers import trainer_for
@@ -141,7 +141,7 @@ def finetuned(root: Path, *, by_trainer: bool) -> None:
 def estimate(batches: int) -> None:
     """Reads batches of eight tokens, where it needs twenty."""
     stream = iter(torch.randn(batches, 8, D))
-    list(FiniteBatches(stream, "scale", skip=False, count=batches, needed=20))
+    list(finite_tokens(stream, "scale", skip=False, count=batches, needed=20))
 
 
 def rates_of(codes: torch.Tensor) -> torch.Tensor:

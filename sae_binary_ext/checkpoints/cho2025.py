@@ -22,7 +22,6 @@ from sae_binary_ext.checkpoints.pickles import PickleError, make_number, read_pi
 from sae_binary_ext.checkpoints.portable import PortableCoder, Shape, notes_of, read_notes
 from sae_binary_ext.checkpoints.torch_files import Saved, read_saved
 from sae_binary_ext.coding.selection import CodeRule
-from sae_binary_ext.coding.selections.threshold import THRESHOLD
 from sae_binary_ext.saving import NOTES_KEY
 
 logger = logging.getLogger(__name__)

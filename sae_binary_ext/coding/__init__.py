@@ -25,51 +25,19 @@ from sae_binary_ext.coding.packing import pack, pack_indices, packed_width, unpa
 from sae_binary_ext.coding.selection import (
     SELECTIONS,
     CodeRule,
+    Selection,
     pick_latents,
     scatter_codes,
     select_codes,
 )
-from sae_binary_ext.coding.selections import Selection
 from sae_binary_ext.coding.surrogate import SURROGATES, Surrogate, fired, step
 from sae_binary_ext.coding.variance import summed_variance, total_variance
 
-__all__ = [
-    "INITIAL_THRESHOLD",
-    "SELECTIONS",
-    "SURROGATES",
-    "CodeRule",
-    "Encoder",
-    "FiringRates",
-    "FittedStart",
-    "Selection",
-    "Surrogate",
-    "auxiliary_error",
-    "bernoulli_entropy",
-    "binarise",
-    "burstiness",
-    "check_width",
-    "covariance_penalty",
-    "decode",
-    "decode_indices",
-    "excess_rate",
-    "fired",
-    "firing_rates",
-    "fit_decoder",
-    "fit_start",
-    "minibatch_entropy",
-    "pack",
-    "pack_indices",
-    "packed_width",
-    "pick_latents",
-    "pre_activations",
-    "ramp",
-    "sample_rows",
-    "sampled_covariance_penalty",
-    "scatter_codes",
-    "select_codes",
-    "starting_rate",
-    "step",
-    "summed_variance",
-    "total_variance",
-    "unpack",
-]
+__all__ = ["Encoder", "binarise", "check_width", "decode", "decode_indices", "pre_activations"]
+__all__ += ["SELECTIONS", "CodeRule", "Selection", "pick_latents", "scatter_codes", "select_codes"]
+__all__ += ["SURROGATES", "Surrogate", "fired", "step"]
+__all__ += ["FiringRates", "bernoulli_entropy", "burstiness", "excess_rate", "firing_rates"]
+__all__ += ["auxiliary_error", "covariance_penalty", "minibatch_entropy", "ramp"]
+__all__ += ["sampled_covariance_penalty", "summed_variance", "total_variance"]
+__all__ += ["INITIAL_THRESHOLD", "FittedStart", "fit_decoder", "fit_start", "sample_rows"]
+__all__ += ["pack", "pack_indices", "packed_width", "starting_rate", "unpack"]

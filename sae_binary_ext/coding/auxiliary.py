@@ -16,30 +16,26 @@ from sae_binary_ext.coding.surrogate import fired
 def auxiliary_error(
     margin: Tensor, dead: Tensor, residual: Tensor, decoder_weight: Tensor, rule: CodeRule
 ) -> Tensor:
-    """Squared error of the dead latents' reconstruction of the residual.
+    """Squared error of the dead latents' reconstruction of the residual, summed over tokens.
 
     Each token takes the dead latents with the largest margins, half as many as the output has
-    dimensions. If fewer are dead, the error shrinks in proportion.
+    dimensions. If fewer are dead, the error shrinks in proportion. It is a scalar, float32 or
+    wider, in squared units of the residual.
 
     Args:
-        margin: [tokens, latents], pre-activations minus thresholds; its gradient is the rule's
-            surrogate at each margin taken.
+        margin: [tokens, latents], pre-activations minus thresholds; learns by the rule's surrogate.
         dead: bool [latents], at least one True.
         residual: [tokens, d_out], target minus reconstruction; no gradient flows into it.
         decoder_weight: [latents, d_out].
         rule: gives the surrogate.
-
-    Returns:
-        A scalar summed over tokens, float32 or wider, in squared units of the residual.
     """
     dead_latents = dead.nonzero().squeeze(-1)
     most = residual.shape[-1] // 2
     taken = min(most, len(dead_latents))
     values, place = margin[:, dead_latents].topk(taken, dim=-1, sorted=False)
     codes = fired(values, rule.surrogate, rule.surrogate_temperature)
-    no_bias = torch.zeros_like(residual[0])
     picks = Picks(dead_latents[place], len(decoder_weight))
-    predicted = decode_indices(codes, picks, decoder_weight, no_bias)
+    predicted = decode_indices(codes, picks, decoder_weight, torch.zeros_like(residual[0]))
     error = predicted - residual.detach()
     error = error.to(torch.promote_types(error.dtype, torch.float32))
     return error.square().sum() * (taken / most)

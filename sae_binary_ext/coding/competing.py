@@ -25,11 +25,9 @@ from sae_binary_ext.coding.surrogate import SURROGATES
 
 
 def find_cutoff(picked: Tensor, latents: int) -> Tensor:
-    """The smallest margin that fires, or 0 if fewer than k margins are positive: [..., 1].
+    """The smallest margin that fires, of picked margins [..., k]: [..., 1].
 
-    Args:
-        picked: [..., k], the margins of the picked latents.
-        latents: how many latents compete. If it is k, the cutoff is 0.
+    It is 0 if fewer than k margins are positive, or if no more than k latents compete.
     """
     if picked.shape[-1] == latents:
         return torch.zeros_like(picked[..., :1])
@@ -39,13 +37,9 @@ def find_cutoff(picked: Tensor, latents: int) -> Tensor:
 def learn_through(
     gradient: Tensor, margin: Tensor, rule: CodeRule, cutoff: Tensor | None
 ) -> Tensor:
-    """The gradient of the margins, [..., latents].
+    """The gradient of the margins, from the gradient of the codes; all are [..., latents].
 
-    Args:
-        gradient: [..., latents], of the codes.
-        margin: [..., latents].
-        rule: has the surrogate.
-        cutoff: [..., 1], see find_cutoff; None if latents do not compete.
+    cutoff is [..., 1], see find_cutoff; None if latents do not compete.
     """
     slope = SURROGATES[rule.surrogate].slope
     if cutoff is None:
@@ -58,7 +52,7 @@ def learn_through(
 
 
 def competing_codes(margin: Tensor, rule: CodeRule) -> Tensor:
-    """Codes of margins, both [..., latents], with the gradient above."""
+    """Codes of margins, both [..., latents], with the gradient of this file's first lines."""
     latents = margin.shape[-1]
     if not rule.every_latent_learns:
         _, index = pick_and_next(margin.detach().clone(), rule, rule.next_learners(latents))
@@ -71,12 +65,8 @@ def competing_codes(margin: Tensor, rule: CodeRule) -> Tensor:
 def compete_near(margin: Tensor, rule: CodeRule) -> Tensor:
     """Codes of the m latents near to firing, which compete with each other only.
 
-    Args:
-        margin: [..., m], the k picked first (see pick_and_next).
-        rule: has k and the surrogate.
-
-    Returns:
-        [..., m], 1.0 for each picked latent whose margin is positive, else 0.0.
+    margin is [..., m], the k picked first (see pick_and_next). The codes are [..., m], 1.0 for each
+    picked latent whose margin is positive, else 0.0.
     """
     near = margin.detach()
     picked = torch.arange(near.shape[-1], device=near.device) < rule.k

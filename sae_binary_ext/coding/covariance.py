@@ -1,8 +1,8 @@
 """The covariance penalty, in blocks of latents.
 
 Source: Cho et al. (arXiv 2509.20997). The plain way takes a matrix of latents x latents and three
-matrix products in each step. Here a block of the matrix's columns is made at a time, together with
-its part of the gradient, which needs the signs of the covariances only.
+matrix products in each step. This file makes one block of the matrix's columns at a time, together
+with its part of the gradient, which needs the signs of the covariances only.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from sae_binary_ext.coding.kernels.cache_blocks import cached_parts
+from sae_binary_ext.coding.kernels.processor import cached_parts
 from sae_binary_ext.coding.kernels.ranks import sum_over_ranks
 from sae_binary_ext.coding.kernels.seeding import seeded
 from sae_binary_ext.coding.kernels.sparse import whole_matrix
@@ -25,15 +25,13 @@ NARROWEST_BLOCK = 64
 def covariance_penalty(codes: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """Sum over pairs i != j of |cov(h_i, h_j)|, unbiased over the batch (the paper's C).
 
-    For codes of 0 and 1 the sign of each covariance is exact, and the value is exact up to the
-    rounding of its last sum. The gradient of a covariance of zero is zero.
+    It is a scalar, float32 or the wider dtype of codes. For codes of 0 and 1 the sign of each
+    covariance is exact, and the value is exact up to the rounding of its last sum. The gradient of
+    a covariance of zero is zero.
 
     Args:
         codes: [..., latents], at least two rows.
         group: the ranks whose batches make up one; None for a single process.
-
-    Returns:
-        A scalar, float32 or the wider dtype of codes.
 
     Raises:
         ValueError: fewer than two rows, whose covariance is undefined.
@@ -48,16 +46,13 @@ def sampled_covariance_penalty(
 ) -> Tensor:
     """Unbiased estimate of covariance_penalty, from the covariances of some latents with all.
 
-    On average over seeds its gradient is that of the penalty.
+    On average over seeds its gradient is that of the penalty. Dtype and group are as there.
 
     Args:
         codes: [..., latents], at least two rows.
-        sample: how many latents to draw. If the coder has no more, the penalty is exact.
+        sample: number of latents to draw. If the coder has no more, the penalty is exact.
         seed: of the draw; all ranks must give the same.
         group: the ranks whose batches make up one; None for a single process.
-
-    Returns:
-        A scalar, float32 or the wider dtype of codes.
 
     Raises:
         ValueError: fewer than two rows, or a sample of none.
@@ -97,13 +92,17 @@ class _Penalty(torch.autograd.Function):
         new = torch.empty_like if whole else torch.zeros_like
         gradient = new(rows) if ctx.needs_input_grad[0] else None
         total = rows.new_zeros((), dtype=torch.float64)
-        width = _block_width(matrix.is_sparse and whole, latents)
+        block_size = SPARSE_BLOCK if matrix.is_sparse and whole else DENSE_BLOCK
+        width = max(NARROWEST_BLOCK, block_size // latents)
         for start, block in zip(range(0, len(columns), width), columns.split(width), strict=True):
             # A slice copies nothing.
             place = slice(start, start + width) if whole else block
             part = rows[:, place]
             joint = sum_over_ranks(matrix.transposed_times(part), group).to(counts.dtype)
-            scaled = _scaled_covariance(joint, counts, block, tokens)
+            # The covariances times tokens * (tokens - 1), 0 on the diagonal. In place, since fresh
+            # memory takes longer than the sums.
+            scaled = joint.mul_(tokens.to(joint.dtype)).addr_(counts, counts[block], alpha=-1)
+            scaled[block, torch.arange(len(block), device=block.device)] = 0
             for some in cached_parts(scaled):
                 total += torch.linalg.vector_norm(some.double(), 1)
             if gradient is not None:
@@ -129,18 +128,3 @@ class _Penalty(torch.autograd.Function):
         (gradient,) = ctx.saved_tensors
         # Times the ranks, over which DistributedDataParallel averages.
         return (gradient * (grad_outputs[0] * ctx.ranks)).to(ctx.dtype), None, None
-
-
-def _scaled_covariance(joint: Tensor, counts: Tensor, block: Tensor, tokens: Tensor) -> Tensor:
-    """tokens * (tokens - 1) times the covariances of a block of columns, 0 on the diagonal.
-
-    joint [latents, width] has the sums over tokens of products of two codes, and is overwritten.
-    """
-    # In place, since fresh memory takes longer than the sums.
-    scaled = joint.mul_(tokens.to(joint.dtype)).addr_(counts, counts[block], alpha=-1)
-    scaled[block, torch.arange(len(block), device=block.device)] = 0
-    return scaled
-
-
-def _block_width(sums_rows: bool, latents: int) -> int:
-    return max(NARROWEST_BLOCK, (SPARSE_BLOCK if sums_rows else DENSE_BLOCK) // latents)

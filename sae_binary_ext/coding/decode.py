@@ -22,14 +22,7 @@ def decode(codes: Tensor, decoder_weight: Tensor, decoder_bias: Tensor) -> Tenso
 def decode_indices(
     codes: Tensor, picks: Picks, decoder_weight: Tensor, decoder_bias: Tensor
 ) -> Tensor:
-    """Reconstruction [tokens, d_out] of codes in index form, with the same gradients.
-
-    Args:
-        codes: [tokens, k], 0/1.
-        picks: the latents that the codes belong to.
-        decoder_weight: [latents, d_out].
-        decoder_bias: [d_out].
-    """
+    """As decode, of codes [tokens, k] in index form; picks has the latents they belong to."""
     return _RowSum.apply(codes, decoder_weight, picks) + decoder_bias  # pyright: ignore
 
 

@@ -22,18 +22,14 @@ def check_width(x: Tensor, width: int) -> None:
 def pre_activations(
     centred: Tensor, encoder_weight: Tensor, encoder_bias: Tensor, origin: Tensor | None = None
 ) -> Tensor:
-    """The linear encoder.
+    """The linear encoder: pre-activations [..., latents].
 
     Args:
         centred: [tokens, d_in], or [..., d_in] without origin: the coder's input minus origin.
         encoder_weight: [d_in, latents].
         encoder_bias: [latents].
         origin: [d_in], what was subtracted from the input (b_dec). Its gradient flows through this
-            argument, as a matrix-vector product. Through centred it would take a matrix product as
-            large as the encoder's.
-
-    Returns:
-        [..., latents].
+            argument, as a matrix-vector product. Through centred it would be a matrix product.
     """
     if origin is not None:
         return _LinearGradient.apply(centred, encoder_weight, encoder_bias, origin)  # pyright: ignore
@@ -70,8 +66,7 @@ class Encoder:
         weight: [d_in, latents].
         bias: [latents].
         log_threshold: [latents], float32 or wider: in bfloat16 an optimiser's steps round away.
-        origin: [d_in], what was subtracted, or zeros. Its gradient flows through this attribute
-            and not through centred.
+        origin: [d_in], what was subtracted, or zeros. Its gradient does not flow through centred.
         rule: selection and surrogate.
     """
 
@@ -104,20 +99,17 @@ class Encoder:
 def binarise(
     pre_activation: Tensor, log_threshold: Tensor, rule: CodeRule, noise: bool = False
 ) -> Tensor:
-    """Codes of pre-activations: 1 if a selected latent exceeds exp(log_threshold), else 0.
+    """Codes of pre-activations: 1.0 if a selected latent exceeds exp(log_threshold), else 0.0.
 
     Quirke et al. (arXiv 2509.25596). A log_threshold of -inf gives the zero threshold of Cho et
-    al. (arXiv 2509.20997).
+    al. (arXiv 2509.20997). Gradients reach the pre-activations and log_threshold through the rule's
+    surrogate.
 
     Args:
-        pre_activation: [..., latents], any floating dtype.
+        pre_activation: [..., latents], any floating dtype; the codes' shape and dtype.
         log_threshold: [latents], float32 or wider: in bfloat16 an optimiser's steps round away.
         rule: selection and surrogate.
         noise: whether a selection that samples does so; for training steps only.
-
-    Returns:
-        [..., latents] in the pre-activations' dtype, exactly 0.0 or 1.0. Gradients reach the
-        pre-activations and log_threshold through the rule's surrogate.
     """
     margin = pre_activation - log_threshold.exp()
     codes = competing_codes(margin, rule) if rule.competes else select_codes(margin, rule, noise)

@@ -15,11 +15,9 @@ from sae_binary_ext.coding.kernels.ranks import sum_over_ranks
 def bernoulli_entropy(rate: Tensor) -> Tensor:
     """Entropy of a 0/1 variable, in bits: -p log2 p - (1 - p) log2 (1 - p), elementwise.
 
-    Value and gradient are 0 at rates 0 and 1. There the true slope is infinite and points outside
-    the interval: a latent that never fires in a batch has no entropy left to lose.
-
-    Args:
-        rate: any shape, floating point, in [0, 1].
+    rate has any shape, and values in [0, 1]. Value and gradient are 0 at rates 0 and 1. There the
+    true slope is infinite and points outside the interval: a latent that never fires in a batch has
+    no entropy left to lose.
     """
     inside = (rate > 0) & (rate < 1)
     # Replace the rate before the logarithm: otherwise backward has inf * 0 = NaN.
@@ -29,63 +27,43 @@ def bernoulli_entropy(rate: Tensor) -> Tensor:
 
 
 def firing_rates(codes: Tensor, group: ProcessGroup | None = None) -> Tensor:
-    """Mean code of each latent over the batch, with gradient.
+    """Mean code of each latent over the batch, with gradient: [latents], float32 or wider.
 
     Args:
         codes: 0/1, shape [..., latents]; all dimensions but the last are the batch.
         group: the ranks whose batches make up one; None for a single process.
-
-    Returns:
-        [latents], float32 or the wider dtype of codes.
     """
     rows = codes.flatten(0, -2)
-    total = rows.sum(0, dtype=_accumulator(codes))
-    return sum_over_ranks(total, group) / batch_tokens(len(rows), rows.device, group)
+    counts = sum_over_ranks(sum_over_tokens(rows), group)
+    return counts / batch_tokens(len(rows), rows.device, group)
 
 
 def minibatch_entropy(codes: Tensor, group: ProcessGroup | None = None) -> Tensor:
-    """Sum over latents of the entropy of their mean code over the batch (the paper's H).
+    """Sum over latents of the entropy of their firing rate (the paper's H): a scalar in bits.
 
-    Args:
-        codes: 0/1, shape [..., latents]; all dimensions but the last are the batch.
-        group: the ranks whose batches make up one; None for a single process.
-
-    Returns:
-        A scalar in bits, float32 or the wider dtype of codes.
+    Arguments and dtype are as for firing_rates.
     """
     return bernoulli_entropy(firing_rates(codes, group)).sum()
 
 
 def excess_rate(rates: Tensor, limit: float) -> Tensor:
-    """Sum over latents of the part of their firing rate above a limit: a scalar.
-
-    Args:
-        rates: any shape, floating point, in [0, 1].
-        limit: a latent at or below this rate adds nothing.
-    """
+    """Sum over latents of the part of their firing rate [latents] above a limit: a scalar."""
     return (rates - limit).clamp_min(0).sum()
 
 
 def burstiness(codes: Tensor, rates: Tensor) -> Tensor:
-    """log2 |h - mean of h|: how far each code is from its latent's mean code.
+    """log2 |h - mean of h| of codes h [..., latents], with their firing rates [latents].
 
-    A 0 of a latent that nearly always fires is as bursty as a 1 of a rare latent. The value is -inf
-    if a latent's codes are all equal.
-
-    Args:
-        codes: 0/1, shape [..., latents].
-        rates: shape [latents], firing rates over the data set.
+    It says how far each code is from its latent's mean code. A 0 of a latent that nearly always
+    fires is as bursty as a 1 of a rare latent. It is -inf if a latent's codes are all equal.
     """
     return (codes - rates).abs().log2()
 
 
 def ramp(step: int, start: int, warm_up: int) -> float:
-    """The factor of a loss's coefficient at a training step: 0 before start, then up to 1.
+    """The factor of a loss's coefficient, after step training steps.
 
-    Args:
-        step: number of training steps done.
-        start: first step at which the loss counts.
-        warm_up: steps over which the factor rises linearly; with 0 it is 1 from start on.
+    It is 0 before start. Then it rises linearly to 1 over warm_up steps, or at once if these are 0.
     """
     if step < start:
         return 0.0
@@ -96,8 +74,7 @@ class FiringRates:
     """Exact firing rates of a stream of codes, for any batch sizes.
 
     Attributes:
-        counts: float64 [latents], tokens on which each latent was active. float64 counts exactly
-            up to 2^53 tokens.
+        counts: float64 [latents], tokens on which each latent was active; exact up to 2^53 tokens.
         tokens: tokens seen.
     """
 
@@ -131,6 +108,6 @@ def batch_tokens(tokens: int, device: torch.device, group: ProcessGroup | None) 
     return sum_over_ranks(torch.tensor(tokens, device=device), group)
 
 
-def _accumulator(codes: Tensor) -> torch.dtype:
-    # A bfloat16 sum of ones stalls at 256.
-    return torch.promote_types(codes.dtype, torch.float32)
+def sum_over_tokens(codes: Tensor) -> Tensor:
+    """Sum [latents] of codes [tokens, latents], in float32 or wider: bfloat16 stalls at 256."""
+    return codes.sum(0, dtype=torch.promote_types(codes.dtype, torch.float32))

@@ -1,8 +1,8 @@
 """Where training starts: a coder that fires at the wanted rate on its first batch.
 
-A zero bias puts a latent's firing rate at 1/2, where its entropy has no slope, and a step does not
-see the scale of its input. So scale, mean and quantiles are read off the first batch. Cho et al.
-(arXiv 2509.20997) start at 1/2 and stay there.
+With a zero bias a latent fires on half of the tokens, where its entropy has no slope. And a code
+does not show the scale of its input. So scale, mean and quantiles are read off the first batch. The
+coders of Cho et al. (arXiv 2509.20997) start at a firing rate of 1/2 and stay there.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,15 @@ from sae_binary_ext.coding.selection import CodeRule
 INITIAL_THRESHOLD = 0.004  # of the first paper's code
 # Far from 1/2, at which entropy has no slope.
 THRESHOLD_STARTING_RATE = 0.02
-# Above k / latents, so that more than k latents of a token may fire. With k / latents = 0.007, topk
-# coders ended with twice as many dead latents and an FVU of 0.275 instead of 0.266 (4608 latents,
-# SmolLM2 layer 9).
+# Above k / latents, so that more than k latents of a token may fire. At k / latents = 0.007, topk
+# coders ended with twice as many dead latents, FVU 0.275 and not 0.266 (4608 latents, SmolLM2
+# layer 9).
 PICKED_STARTING_RATE = 0.05
-# How many tokens' codes are made at once.
-PART = 1024
-# More tokens tell no more about scale and quantiles, and a host's step may have 65536.
+PART = 1024  # tokens whose codes are made at once
+# Scale and quantiles need no more tokens, and a host's step may have 65536.
 MOST_TOKENS = 4096
-# Tokens differ by more than float32's rounding if their standard deviation is above this share of
-# their root mean square.
+# Tokens differ by more than float32's rounding if their standard deviation, divided by their root
+# mean square, is above this.
 LEAST_SPREAD = 1e-6
 
 
@@ -43,10 +42,7 @@ def sample_rows(x: Tensor) -> Tensor:
 
 
 def has_spread(x: Tensor) -> bool:
-    """Whether tokens [tokens, d] differ by more than rounding, so that they have a scale.
-
-    A GPU waits for the answer.
-    """
+    """Whether tokens [tokens, d] differ by more than rounding; a GPU waits for the answer."""
     rows = x.double()
     spread = (rows - rows.mean(0)).square().sum()
     return bool(spread > LEAST_SPREAD**2 * rows.square().sum())
@@ -74,24 +70,25 @@ def fit_start(
 ) -> FittedStart:
     """Initial parameters of an autoencoder whose latents fire at a given rate on a batch.
 
-    All are finite. If all tokens are equal they have no scale, and the encoder's directions get
-    norm 1.
+    All are finite, and have the dtype of encoder_weight; the work is done in float32. If all tokens
+    are equal they have no scale, and the encoder's directions get norm 1.
 
     Args:
-        centred: [tokens, d_in], inputs minus what the coder subtracts.
+        centred: [tokens, d_in], inputs minus the vector that the coder subtracts.
         encoder_weight: [d_in, latents], initial directions.
         log_threshold: [latents].
         rule: selection and surrogate.
         rate: wanted firing rate, between 0 and 1.
-
-    Returns:
-        Parameters in the dtype of encoder_weight; the work is done in float32.
     """
     centred = sample_rows(centred).float()
     directions = encoder_weight.float()
     directions = directions / directions.norm(dim=0).clamp_min(torch.finfo(torch.float32).tiny)
     projections = centred @ directions
-    scale = _spread(projections)
+    scale = projections.new_ones(())
+    if len(projections) > 1:
+        # Root mean square of the latents' standard deviations over tokens.
+        spread = projections.std(dim=0).square().mean().sqrt()
+        scale = torch.where(spread > torch.finfo(spread.dtype).tiny, spread, 1.0)
     directions = directions / scale
     projections /= scale
 
@@ -114,28 +111,13 @@ def fit_start(
     return FittedStart(directions.to(dtype), bias.to(dtype), (directions.T * fit).to(dtype))
 
 
-def _spread(projections: Tensor) -> Tensor:
-    """Root mean square of the latents' standard deviations over tokens; 1 if that is 0."""
-    if len(projections) < 2:
-        return projections.new_ones(())
-    spread = projections.std(dim=0).square().mean().sqrt()
-    return torch.where(spread > torch.finfo(spread.dtype).tiny, spread, 1.0)
-
-
 @torch.no_grad()
 def fit_decoder(codes: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """A decoder for codes whose encoder knows nothing of the target.
+    """A decoder of codes [tokens, latents] for a target [tokens, d_out] that their encoder ignores.
 
     Each row is the target's mean over the tokens on which its latent fires, minus the mean over all
-    tokens. One factor for all rows gives the least squared error.
-
-    Args:
-        codes: [tokens, latents], 0/1.
-        target: [tokens, d_out].
-
-    Returns:
-        Decoder weight [latents, d_out] and bias [d_out], in the dtype of target; the work is done
-        in float32.
+    tokens. One factor for all rows gives the least squared error. Weight [latents, d_out] and bias
+    [d_out] have the dtype of target; the work is done in float32.
     """
     codes, wanted = codes.float(), target.float()
     mean = wanted.mean(0)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Eight bytes of 0 or 1, read as one integer, times this: their bits are the product's highest byte,
-# the first byte's the lowest. No two bits of the product meet.
+# Read eight bytes of 0 or 1 as one integer, and multiply it by this number. The product's highest
+# byte has their bits, the first byte's lowest. No two bits of the product meet.
 _GATHER_BITS = 0x0102040810204080
 
 
@@ -15,14 +15,10 @@ def packed_width(latents: int) -> int:
 
 
 def pack(codes: Tensor) -> Tensor:
-    """Codes, a bit each.
+    """Codes [..., latents], a bit each: uint8 [..., packed_width(latents)].
 
-    Args:
-        codes: [..., latents], bool or 0/1 of any dtype; each value but 0 counts as 1.
-
-    Returns:
-        uint8 [..., packed_width(latents)]. Latent j is bit j % 8 of byte j // 8, as in
-        numpy.packbits(bitorder="little"); bits past the last latent are 0.
+    The codes are bool or any dtype; each value but 0 counts as 1. Latent j is bit j % 8 of byte
+    j // 8, as in numpy.packbits(bitorder="little"). Bits past the last latent are 0.
     """
     active = codes if codes.dtype is torch.bool else codes != 0
     active = F.pad(active, (0, -active.shape[-1] % 8)).contiguous()
@@ -31,36 +27,21 @@ def pack(codes: Tensor) -> Tensor:
 
 
 def pack_indices(codes: Tensor, index: Tensor, latents: int) -> Tensor:
-    """The same for codes in index form, without an array of latents.
+    """As pack, of 0/1 codes [..., m] in index form, without an array of all latents.
 
-    Args:
-        codes: [..., m], 0/1.
-        index: int64 [..., m], the latents that the codes belong to, none twice in a row.
-        latents: number of latents.
-
-    Returns:
-        uint8 [..., packed_width(latents)].
+    index is int64 [..., m], the latents that the codes belong to, none twice in a row.
     """
-    packed = torch.zeros(
-        (*codes.shape[:-1], packed_width(latents)), dtype=torch.uint8, device=codes.device
-    )
+    shape = (*codes.shape[:-1], packed_width(latents))
+    packed = torch.zeros(shape, dtype=torch.uint8, device=codes.device)
     bits = (codes != 0).to(torch.uint8) << (index % 8).to(torch.uint8)
     return packed.scatter_add_(-1, index // 8, bits)
 
 
 def unpack(packed: Tensor, latents: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The codes that pack or pack_indices packed.
-
-    Args:
-        packed: uint8 [..., packed_width(latents)].
-        latents: number of latents.
-        dtype: of the codes.
-
-    Returns:
-        [..., latents], 0 or 1.
+    """The codes [..., latents], 0 or 1, of packed codes, uint8 [..., packed_width(latents)].
 
     Raises:
-        ValueError: packed does not have the width or dtype of so many latents' codes.
+        ValueError: packed does not have the width or dtype of packed codes of that many latents.
     """
     if packed.dtype is not torch.uint8 or packed.shape[-1] != packed_width(latents):
         raise ValueError(

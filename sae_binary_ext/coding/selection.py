@@ -1,24 +1,144 @@
 """From margins to codes: the table of selections, and CodeRule, which names one.
 
-To add a selection, write a file in coding/selections and list it in SELECTIONS below.
+The selections are those of Quirke et al. (arXiv 2509.25596). To add one, write a function below and
+a row of _KINDS.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from sae_binary_ext.checks import check_choice, check_positive
-from sae_binary_ext.coding.kernels.largest import largest_and_next
-from sae_binary_ext.coding.selections import Selection
-from sae_binary_ext.coding.selections.groupmax import GROUPMAX
-from sae_binary_ext.coding.selections.gumbel import GUMBEL
-from sae_binary_ext.coding.selections.threshold import THRESHOLD
-from sae_binary_ext.coding.selections.topk import TOPK
+from sae_binary_ext.coding.kernels.largest import largest, largest_and_next
 from sae_binary_ext.coding.surrogate import SURROGATES, step
 
-SELECTIONS: dict[str, Selection] = {
-    selection.name: selection for selection in (TOPK, GROUPMAX, THRESHOLD, GUMBEL)
-}
+
+@dataclass(frozen=True)
+class Selection:
+    """A rule that says which latents may fire, and all that depends on which rule it is.
+
+    It has either pick or make_codes. The last three attributes are facts of Quirke et al. (arXiv
+    2509.25596) that their files do not state. Other selections leave them out.
+
+    Attributes:
+        name: its name in configs of SAELens.
+        activation: its name in configs and files of sparsify, and in the first paper's files.
+        pick: (margins [..., latents], k) to the picked margins and their latents, both [..., k].
+            No latent stands twice in a row. A picked latent fires if its margin is positive, and
+            it receives a gradient in any case.
+        make_codes: (margins [..., latents], rule, noise) to codes [..., latents], for a selection
+            that does not pick k latents. noise is True in training steps only. A selection that
+            samples must give the same codes each time without noise.
+        picks_largest: whether pick returns the k largest margins of a token.
+        uses_k: whether k limits the number of latents that fire.
+        groups: whether the latents are split into k contiguous groups of equal size.
+        alone: whether a latent's code is the step of its own margin and of no other.
+        samples: whether make_codes draws random numbers if noise is True.
+        surrogates: the surrogates that it takes; None for all.
+        subtracts_b_dec: whether the paper's autoencoders subtract b_dec from their input.
+        has_thresholds: whether the paper's files hold thresholds. Without them they are zero.
+        paper_temperature: the surrogate's temperature in the paper.
+    """
+
+    name: str
+    activation: str
+    pick: Callable[[Tensor, int], tuple[Tensor, Tensor]] | None = None
+    make_codes: Callable[[Tensor, "CodeRule", bool], Tensor] | None = None
+    picks_largest: bool = False
+    uses_k: bool = True
+    groups: bool = False
+    alone: bool = False
+    samples: bool = False
+    surrogates: tuple[str, ...] | None = None
+    subtracts_b_dec: bool = True
+    has_thresholds: bool = True
+    paper_temperature: float = 2.0
+
+    @property
+    def default_learners(self) -> str:
+        """The surrogate_latents of a coder in training if its config names none."""
+        return "near" if self.picks_largest else "selected"
+
+
+def pick_largest_of_groups(margin: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """groupmax: the largest margin of each of k contiguous groups may fire, so L0 is at most k."""
+    values, place = margin.unflatten(-1, (k, -1)).max(dim=-1)
+    group_size = margin.shape[-1] // k
+    return values, place + torch.arange(k, device=margin.device) * group_size
+
+
+def step_each(margin: Tensor, rule: "CodeRule", noise: bool) -> Tensor:
+    """threshold: each latent fires if its margin is positive; L0 has no limit.
+
+    The paper calls it binary. With a threshold of zero it is also the step of Cho et al. (arXiv
+    2509.20997).
+    """
+    return step(margin, rule.surrogate, rule.surrogate_temperature)
+
+
+def one_of_each_group(margin: Tensor, rule: "CodeRule", noise: bool) -> Tensor:
+    """gumbel: one latent of each of k contiguous groups fires, so L0 is k.
+
+    With noise it is a sample of the group's softmax at temperature 1, else the group's largest. The
+    gradient is that of the softmax at the rule's temperature, with the noise held fixed.
+    """
+    groups = margin.unflatten(-1, (rule.k, -1))
+    if noise:
+        # -log of an exponential sample is a Gumbel sample.
+        groups = groups - torch.empty_like(groups).exponential_().log()
+    return _OneHot.apply(groups, rule.surrogate_temperature).flatten(-2)  # pyright: ignore
+
+
+class _OneHot(torch.autograd.Function):
+    """Exact one-hot of the largest entry; backward through softmax(logits / T).
+
+    torch's own gumbel_softmax(hard=True) returns hard - soft + soft, which rounds to values that
+    are not exactly 0 or 1.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, temperature: float) -> Tensor:
+        ctx.save_for_backward(logits)
+        ctx.temperature = temperature
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (logits,) = ctx.saved_tensors
+        probability = torch.softmax(logits / ctx.temperature, dim=-1)
+        centred = grad_outputs[0] - (probability * grad_outputs[0]).sum(-1, keepdim=True)
+        return probability * centred / ctx.temperature, None
+
+
+THRESHOLD = Selection(
+    "threshold",
+    activation="binary",
+    make_codes=step_each,
+    uses_k=False,
+    alone=True,
+    subtracts_b_dec=False,
+)
+_KINDS = (
+    # The k largest margins of a token may fire, so L0 is at most k.
+    Selection("topk", activation="topk_binary", pick=largest, picks_largest=True),
+    Selection("groupmax", activation="groupmax_binary", pick=pick_largest_of_groups, groups=True),
+    THRESHOLD,
+    Selection(
+        "gumbel",
+        activation="gumbel_binary",
+        make_codes=one_of_each_group,
+        groups=True,
+        samples=True,
+        # The softmax's gradient is the sigmoid surrogate's for more than two outcomes.
+        surrogates=("sigmoid",),
+        has_thresholds=False,
+        paper_temperature=0.5,
+    ),
+)
+SELECTIONS: dict[str, Selection] = {kind.name: kind for kind in _KINDS}
 SURROGATE_LATENTS = ("selected", "near", "all")
 # With surrogate_latents "near", the latents that compete for each of a token's k places. A coder of
 # k = 32 and 4608 latents had an FVU of 0.157 with 2 and of 0.161 with 4 (see
@@ -45,7 +165,7 @@ class CodeRule:
         ValueError: a field is out of range; the message names it, its value and the remedy.
     """
 
-    selection: str = TOPK.name
+    selection: str = "topk"
     k: int = 32
     surrogate: str = "sigmoid"
     surrogate_temperature: float = 1.0
@@ -122,18 +242,10 @@ def pick_latents(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
 
 
 def pick_and_next(margin: Tensor, rule: CodeRule, more: int) -> tuple[Tensor, Tensor]:
-    """Picked margins, the largest margins after these, and the latents of both.
+    """As pick_latents, with the `more` largest margins after the picked: both [..., k + more].
 
-    Args:
-        margin: [..., latents], without gradient; overwritten if more is not 0.
-        rule: its selection picks k latents.
-        more: how many come after the picked; not 0 only if the selection picks the largest.
-
-    Returns:
-        Margins and latents, both [..., k + more], the k picked first.
-
-    Raises:
-        ValueError: the rule's selection does not pick k latents.
+    The margins [..., latents] have no gradient, and are overwritten if more is not 0. A selection
+    that does not pick the largest takes 0 only.
     """
     return largest_and_next(margin, rule.k, more) if more else pick_latents(margin, rule)
 

@@ -67,35 +67,27 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, margin: Tensor, surrogate: str, temperature: float) -> Tensor:
         ctx.save_for_backward(margin)
-        ctx.surrogate = surrogate
-        ctx.temperature = temperature
+        ctx.slope, ctx.temperature = SURROGATES[surrogate].slope, temperature
         return (margin > 0).to(margin.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (margin,) = ctx.saved_tensors
-        slope = SURROGATES[ctx.surrogate].slope(margin, ctx.temperature)
-        return grad_outputs[0] * slope, None, None
+        return grad_outputs[0] * ctx.slope(margin, ctx.temperature), None, None
 
 
 def step(margin: Tensor, surrogate: str, temperature: float) -> Tensor:
-    """1.0 if the margin is positive, else 0.0, with a surrogate gradient.
+    """Exactly 1.0 if the margin is positive, else 0.0, with a surrogate gradient.
 
     Args:
-        margin: any shape, floating point; pre-activation minus threshold.
+        margin: any shape, floating point; pre-activation minus threshold. Codes have its dtype.
         surrogate: a key of SURROGATES.
         temperature: positive width of the surrogate, in units of the margin.
-
-    Returns:
-        Codes of the margin's shape and dtype, exactly 0.0 or 1.0.
     """
     return _Step.apply(margin, surrogate, temperature)  # pyright: ignore[reportReturnType]
 
 
 def fired(margin: Tensor, surrogate: str, temperature: float) -> Tensor:
-    """1.0 everywhere, with the surrogate gradient of step; arguments as for step.
-
-    It is for a loss that takes latents as fired although they did not fire.
-    """
+    """1.0 everywhere, with the gradient of step: for a loss on latents that did not fire."""
     codes = step(margin, surrogate, temperature)
     return codes + (1 - codes).detach()

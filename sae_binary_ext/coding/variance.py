@@ -8,13 +8,9 @@ from sae_binary_ext.coding.kernels.ranks import sum_over_ranks
 
 
 def total_variance(x: Tensor) -> Tensor:
-    """Variance of a batch summed over its dimensions: the denominator of FVU, without gradient.
+    """Variance of a batch x [..., d] summed over its dimensions: the denominator of FVU.
 
-    Args:
-        x: [..., d].
-
-    Returns:
-        A scalar, float32 or the wider dtype of x.
+    It is a scalar without gradient, float32 or the wider dtype of x.
     """
     rows = x.detach().flatten(0, -2)
     rows = rows.to(torch.promote_types(x.dtype, torch.float32))
@@ -27,15 +23,13 @@ def summed_variance(
 ) -> Tensor:
     """Squared distances of all ranks' targets from their common mean, summed.
 
+    It is a scalar in squared units of the target, float32 or wider; 0 if there is no token.
+
     Args:
         target: [tokens, d], this rank's.
         group: the ranks; None for a single process.
         of_whole_batch: scalar, the same sum over this rank's whole batch, if target is only a part
             of it. The distance between the ranks' means is then estimated from the part.
-
-    Returns:
-        A scalar, float32 or the wider dtype of target, in squared units of the target; 0 if there
-        is no token.
     """
     target = target.to(torch.promote_types(target.dtype, torch.float32))
     own_sum = target.sum(0)

@@ -24,7 +24,7 @@ from sae_binary_ext.coding.decode import decode
 from sae_binary_ext.coding.encode import Encoder, binarise, check_width, pre_activations
 from sae_binary_ext.coding.entropy import bernoulli_entropy
 from sae_binary_ext.coding.forms.encoded import DenseCodes, Encoded, encode_codes
-from sae_binary_ext.coding.forms.inference import infer_indices, infer_packed
+from sae_binary_ext.coding.forms.picked import infer_indices, infer_packed
 from sae_binary_ext.coding.initialization import INITIAL_THRESHOLD, fit_start, starting_rate
 from sae_binary_ext.coding.selection import SELECTIONS, CodeRule
 from sae_binary_ext.coding.surrogate import SURROGATES

@@ -8,7 +8,7 @@ from sae_lens.training.types import DataProvider
 from torch import Tensor
 from typing_extensions import override
 
-from sae_binary_ext.training.finite import FiniteBatches
+from sae_binary_ext.training.finite import finite_tokens
 
 # The modes of normalize_activations whose statistics SAELens estimates before training.
 SCALE, WHITENING = "expected_average_only_in", "covariance_whitening"
@@ -22,7 +22,7 @@ _FEWEST_TOKENS = {SCALE: 1, WHITENING: 2}
 
 def finite_batches(
     batches: Iterator[Tensor], mode: str, count: int, *, skip_non_finite: bool
-) -> FiniteBatches:
+) -> Iterator[Tensor]:
     """What an estimate reads.
 
     Args:
@@ -31,7 +31,7 @@ def finite_batches(
         count: how many batches the estimate reads.
         skip_non_finite: leave tokens out that are not finite, instead of stopping.
     """
-    return FiniteBatches(
+    return finite_tokens(
         batches, _NAMES[mode], skip=skip_non_finite, count=count, needed=_FEWEST_TOKENS[mode]
     )
 
@@ -99,5 +99,5 @@ class FiniteScaler(ActivationScaler):
         batches = self._finite(data_provider, WHITENING, count)
         super().estimate_whitening(d_in, batches, count, eps)
 
-    def _finite(self, batches: Iterator[Tensor], mode: str, count: int) -> FiniteBatches:
+    def _finite(self, batches: Iterator[Tensor], mode: str, count: int) -> Iterator[Tensor]:
         return finite_batches(batches, mode, count, skip_non_finite=self.skip_non_finite)

@@ -24,15 +24,9 @@ from sae_binary_ext.coding.kernels import Picks, seeded, sum_over_ranks
 from sae_binary_ext.saving import replacing
 from sae_binary_ext.sparsify import losses, starting
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
-from sae_binary_ext.training import (
-    CollapseWatch,
-    FiniteRows,
-    FiniteWatch,
-    attach_to_loss,
-    attach_to_output,
-    check_finite,
-    check_parameters,
-)
+from sae_binary_ext.training.attach import attach_to_loss, attach_to_output
+from sae_binary_ext.training.collapse import CollapseWatch
+from sae_binary_ext.training.finite import FiniteRows, FiniteWatch, check_finite, check_parameters
 
 # Share of the newest batch in the running firing rates.
 RATE_UPDATE = 0.01

@@ -11,8 +11,7 @@ from typing_extensions import override
 from sae_binary_ext.checks import check_at_least, check_choice, check_positive, check_rate
 from sae_binary_ext.coding import paper_names
 from sae_binary_ext.coding.paper_names import ACTIVATIONS, SELECTION_OF_ACTIVATION, SURROGATE_OF_STE
-from sae_binary_ext.coding.selection import SELECTIONS, SURROGATE_LATENTS, CodeRule
-from sae_binary_ext.coding.selections import Selection
+from sae_binary_ext.coding.selection import SELECTIONS, SURROGATE_LATENTS, CodeRule, Selection
 from sae_binary_ext.coding.surrogate import SURROGATES
 from sae_binary_ext.saving import NOTES_KEY
 from sae_binary_ext.training.fields import EntropyFields, FiniteFields, LearningFields

@@ -29,7 +29,7 @@ from sae_binary_ext.sparsify import starting, steps
 from sae_binary_ext.sparsify.coder import BinarySparseCoder
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig, CommandLineCoderConfig
 from sae_binary_ext.sparsify.losses import TrainingProgress
-from sae_binary_ext.training import InitialParameters
+from sae_binary_ext.training.untouched import InitialParameters
 
 _REGISTERED = "_sae_binary_ext_registered"
 # The private names of sparsify, all used in this file.

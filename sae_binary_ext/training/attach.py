@@ -1,4 +1,4 @@
-"""Losses added to a host's own, for hosts whose training step sums a fixed set of terms."""
+"""Adds losses to a host's own loss, if its training step sums a fixed set of terms."""
 
 from typing import Any
 
@@ -7,22 +7,21 @@ from torch import Tensor
 
 
 def attach_to_loss(loss: Tensor, extra: Tensor) -> Tensor:
-    """The scalar loss; its gradient is that of loss + extra."""
+    """The scalar loss with its value unchanged and the gradient of loss + extra."""
     return loss + (extra - extra.detach())
 
 
 def attach_to_output(output: Tensor, extra: Tensor) -> Tensor:
-    """The output, any shape; backward through it also adds the gradient of the scalar extra."""
+    """The output, any shape. Backward through it also adds the gradient of the scalar extra."""
     return _Attached.apply(output, extra)  # pyright: ignore[reportReturnType]
 
 
 class _Attached(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, output: Tensor, extra: Tensor) -> Tensor:
-        ctx.save_for_backward(extra)
+        ctx.extra = torch.ones_like(extra)
         return output.view_as(output)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor]:
-        (extra,) = ctx.saved_tensors
-        return grad_outputs[0], torch.ones_like(extra)
+        return grad_outputs[0], ctx.extra

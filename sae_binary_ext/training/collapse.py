@@ -1,4 +1,4 @@
-"""Warns during training if nearly all latents of a coder stop firing, or fire all the time."""
+"""Warns during training if nearly all latents of a coder are dead, or nearly all always fire."""
 
 import logging
 
@@ -6,15 +6,14 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-# Steps between two checks, each of which makes a GPU wait.
-EVERY = 100
-# A latent that fires on more than this share of the tokens tells little. A coder with more than
-# this share of dead latents is a much smaller coder.
+EVERY = 100  # steps between two checks, since each makes a GPU wait
+# A latent above this firing rate tells little. Above this share of dead latents, a coder is in
+# effect a much smaller one.
 MOST = 0.9
 
 
 class CollapseWatch:
-    """Logs a warning when a coder collapses, and one when it has recovered."""
+    """Logs one warning when a coder collapses, and one when it has recovered."""
 
     def __init__(self) -> None:
         self._collapsed = False
@@ -25,35 +24,32 @@ class CollapseWatch:
         return step > 0 and step % EVERY == 0
 
     def check(self, rates: Tensor, dead: Tensor | None, step: int) -> None:
-        """Check a step; a GPU waits for it.
+        """Check the firing rates [latents] of a step's batch, and its dead latents, bool [latents].
 
-        Args:
-            rates: [latents], firing rates of the step's batch.
-            dead: bool [latents], the latents that have not fired for long; None if unknown.
-            step: number of the training step.
+        dead is None if the trainer does not know them. A GPU waits for this check.
         """
-        what = _collapse(rates, dead)
-        if what and not self._collapsed:
-            logger.warning("Training step %d: %s", step, what)
-        if self._collapsed and not what:
+        fault = _collapse(rates, dead)
+        if fault and not self._collapsed:
+            logger.warning("Training step %d: %s", step, fault)
+        if self._collapsed and not fault:
             logger.warning("Training step %d: the latents' firing has recovered.", step)
-        self._collapsed = bool(what)
+        self._collapsed = bool(fault)
 
 
 def _collapse(rates: Tensor, dead: Tensor | None) -> str:
-    """What is wrong with the firing rates and what to try; empty if nothing is wrong."""
+    """The text of the warning: the fault and what to try. Empty if there is no fault."""
     active = rates.sum().item()
     if active < 1:
         return (
-            f"{active:.2g} of {len(rates)} latents are active a token, fewer than one. Lower the "
-            "entropy loss's weight or the learning rate, or start at a higher "
-            "initial_firing_rate."
+            f"{active:.2g} of {len(rates)} latents are active on a token on average, fewer than "
+            "one. Lower the weight of the entropy loss or the learning rate, or start with a "
+            "higher initial_firing_rate."
         )
     always = (rates > MOST).float().mean().item()
     if always > 0.5:
         return (
             f"{always:.0%} of the latents are active on more than nine of ten tokens. Raise the "
-            "entropy loss's weight, or choose topk."
+            "weight of the entropy loss, or set selection to topk."
         )
     silent = 0.0 if dead is None else dead.float().mean().item()
     if silent > MOST:

@@ -1,16 +1,16 @@
-"""Fields of training that both hosts' configs have under one name, described once."""
+"""Training fields with the same name in both hosts' configs, described once."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class FiniteFields:
-    """What a run does with activations that are not finite.
+    """The field for activations that are not finite.
 
     Args:
-        skip_non_finite: leave tokens out of training whose activations are NaN or infinite, and
-            count them, instead of stopping with an error that names the step. On a GPU each step
-            then waits for the one before.
+        skip_non_finite: if True, training leaves out tokens whose activations are NaN or infinite,
+            and counts them. On a GPU each step then waits for the one before. If False, such a
+            token stops training with an error that names the step.
     """
 
     skip_non_finite: bool = False
@@ -18,14 +18,14 @@ class FiniteFields:
 
 @dataclass
 class LearningFields:
-    """What trains the decoder bias, and which latents are dense.
+    """The fields for the decoder bias and for dense latents.
 
     Args:
-        encoder_trains_b_dec: let b_dec learn through the encoder too, where it is subtracted from
-            the input. Stock coders do. More latents then end dead or dense, because its gradient
-            there is a sum over all latents.
-        dense_rate: firing rate, between 0 and 1, above which the dense loss counts a latent as
-            dense. The default keeps rates over many batches below 0.1: those of one batch scatter.
+        encoder_trains_b_dec: if True, b_dec also learns through the encoder, if the encoder
+            subtracts it from the input. Stock coders learn this way. More latents then end dead or
+            dense, because this gradient of b_dec is a sum over all latents.
+        dense_rate: firing rate, between 0 and 1. The dense loss acts on each latent above it. The
+            rates of one batch scatter, so the default keeps rates over many batches below 0.1.
     """
 
     encoder_trains_b_dec: bool = False
@@ -34,15 +34,14 @@ class LearningFields:
 
 @dataclass
 class EntropyFields:
-    """When the entropy and covariance losses act, and what the second one sums over.
+    """The fields that say when the entropy and covariance losses act, and on which latents.
 
     Args:
-        covariance_sample: number of latents whose covariances with all others are summed, drawn
-            anew in each step, in coders that have more. The estimate has no bias. 0 sums over all
-            pairs.
-        entropy_start_step: training step at which both losses start.
-        entropy_warm_up_steps: number of steps over which both then rise linearly to their full
-            weight.
+        covariance_sample: number of latents that each step draws at random, if the coder has more.
+            The covariance loss then sums their covariances with all other latents, which estimates
+            the full sum without bias. 0 takes the sum over all pairs.
+        entropy_start_step: the training step at which both losses start.
+        entropy_warm_up_steps: number of steps in which both losses rise linearly to full weight.
     """
 
     covariance_sample: int = 0

@@ -1,11 +1,10 @@
-"""Finds non-finite values in training without making a GPU wait, or leaves them out."""
+"""Finds NaN and infinite values in training, without a wait for the GPU, and can leave them out."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 logger = logging.getLogger(__name__)
 
@@ -13,12 +12,10 @@ logger = logging.getLogger(__name__)
 class FiniteWatch:
     """Raises an error soon after a training step with NaN or infinite values.
 
-    On the CPU the step itself raises. On a GPU no step waits: each starts a copy of one flag to the
-    host, and reads the flag of an earlier step whose copy has ended. The error then comes a few
-    steps late and names the step it belongs to.
-
-    Args:
-        error_of: makes the error from a step's number; None for the error about activations.
+    On the CPU the step itself raises. On a GPU no step waits: each starts to copy one flag to the
+    host, and reads the flag of an earlier step whose copy is done. The error comes a few steps
+    late, and names the step that it belongs to.
+    error_of makes the error from a step's number; None makes the error about activations.
     """
 
     def __init__(self, error_of: Callable[[int], ValueError] | None = None) -> None:
@@ -31,10 +28,10 @@ class FiniteWatch:
         return FiniteWatch(self._error_of)
 
     def check(self, values: Tensor, step: int) -> None:
-        """Look at the activations of a training step, any shape.
+        """Check the values of a training step, any shape.
 
         Raises:
-            ValueError: these values, or on a GPU those of an earlier step, are not all finite.
+            ValueError: a value of this step is not finite, or on a GPU one of an earlier step.
         """
         finite = _all_finite(values)
         if not values.is_cuda:
@@ -48,7 +45,7 @@ class FiniteWatch:
         self._poll(self._first_bad_step)
 
     def check_now(self) -> None:
-        """Wait for all steps so far. Call it before a save, which must not keep spoilt weights."""
+        """Wait for all steps so far. Call it before a save, so that no spoilt weights are saved."""
         if self._first_bad_step is not None:
             self._raise_if_bad(self._first_bad_step)
 
@@ -71,11 +68,7 @@ class FiniteWatch:
 
 
 class FiniteRows:
-    """Finds the finite tokens of a batch, so that training can leave the others out.
-
-    Attributes:
-        skipped: how many tokens were left out so far.
-    """
+    """Finds the finite tokens of each batch, and counts the others in skipped."""
 
     def __init__(self) -> None:
         self.skipped = 0
@@ -84,109 +77,78 @@ class FiniteRows:
     def of(self, *values: Tensor, step: int) -> Tensor | None:
         """The finite tokens of a batch, bool [tokens]; None if all are finite. A GPU waits for it.
 
-        Args:
-            values: [tokens, ...] each; a token is finite if it is finite in all of them.
-            step: number of the training step, for the messages.
+        Each of values is [tokens, ...]. A token is finite if all of them are finite there.
 
         Raises:
-            ValueError: no token is finite.
+            ValueError: no token is finite; the error names the training step.
         """
         if all(_all_finite(array) for array in values):
             return None
-        finite = torch.stack([_finite_rows(array) for array in values]).all(0)
+        finite = torch.stack([array.flatten(1).isfinite().all(-1) for array in values]).all(0)
         if not finite.any():
             raise non_finite_activations(step)
         self.skipped += int((~finite).sum().item())
-        # Warn each time the number has doubled: a model that overflows does so in every batch.
+        # Warn when the number has doubled: a model that overflows does so in each batch.
         if self.skipped >= self._next_warning:
             self._next_warning = 2 * self.skipped
             logger.warning(
-                "Training step %d: %d tokens so far had NaN or infinite activations and were left "
-                "out.",
+                "Training step %d: %d tokens with NaN or infinite activations were left out so "
+                "far.",
                 step,
                 self.skipped,
             )
         return finite
 
 
-class FiniteBatches(Iterator[Tensor]):
-    """Batches for an estimate, without the tokens that are not finite.
+def finite_tokens(
+    batches: Iterator[Tensor], estimate: str, *, skip: bool, count: int, needed: int = 1
+) -> Iterator[Tensor]:
+    """Batches for an estimate, in float32 or wider, without the tokens that are not finite.
 
     Args:
-        batches: yields [tokens, ...], all values of a token in its row.
+        batches: yields [tokens, ...].
         estimate: names the estimate in errors.
-        skip: whether to leave out tokens that are not finite, instead of stopping.
-        count: how many batches the estimate reads.
+        skip: leave out tokens that are not finite, instead of stopping. A batch may become empty.
+        count: number of batches that the estimate reads.
         needed: the fewest tokens that the estimate takes.
 
-    Attributes:
-        tokens: how many tokens were passed on so far.
-        skipped: how many were left out.
+    Raises:
+        ValueError: a token is not finite and skip is False, or too few tokens are left.
     """
-
-    def __init__(
-        self, batches: Iterator[Tensor], estimate: str, *, skip: bool, count: int, needed: int = 1
-    ) -> None:
-        self._batches = batches
-        self._estimate = estimate
-        self._skip = skip
-        self._count = count
-        self._needed = needed
-        self._read = 0
-        self.tokens = 0
-        self.skipped = 0
-
-    @override
-    def __next__(self) -> Tensor:
-        """The next batch, [tokens, ...], float32 or its wider dtype; it may have no tokens.
-
-        Raises:
-            ValueError: it is not finite and such tokens are not skipped; or it is the last batch
-                and there were too few tokens.
-        """
-        batch = next(self._batches)
-        # float16 has no room for a norm.
-        batch = batch.to(torch.promote_types(batch.dtype, torch.float32))
-        self._read += 1
-        if not _all_finite(batch):
-            if not self._skip:
+    tokens = skipped = 0
+    for number, batch in enumerate(batches, start=1):
+        # A norm can overflow in float16.
+        kept = batch.to(torch.promote_types(batch.dtype, torch.float32))
+        if not _all_finite(kept):
+            if not skip:
                 raise ValueError(
-                    f"The estimate of {self._estimate} read NaN or infinite activations in its "
-                    f"batch {self._read}. Look at the model's dtype (float16 overflows where "
-                    "bfloat16 does not), or leave such tokens out with skip_non_finite=True."
+                    f"The estimate of {estimate} read NaN or infinite activations in its batch "
+                    f"{number}. Look at the model's dtype (float16 overflows where bfloat16 does "
+                    "not), or leave out such tokens with skip_non_finite=True."
                 )
-            finite = _finite_rows(batch)
-            self.skipped += int((~finite).sum().item())
-            batch = batch[finite]
-        self.tokens += len(batch)
-        if self._read == self._count:
-            self._check_tokens()
-        return batch
-
-    def _check_tokens(self) -> None:
-        if self.tokens < self._needed:
+            kept = kept[kept.flatten(1).isfinite().all(-1)]
+        tokens += len(kept)
+        skipped += len(batch) - len(kept)
+        if number == count and tokens < needed:
             raise ValueError(
-                f"The estimate of {self._estimate} had {self.tokens} tokens with finite "
-                f"activations in {self._read} batches, and needs {self._needed}. Give it more "
-                "batches (n_batches_for_norm_estimate), or look at the model's dtype."
+                f"The estimate of {estimate} had {tokens} tokens with finite activations in "
+                f"{count} batches, and needs {needed}. Give it more batches "
+                "(n_batches_for_norm_estimate), or look at the model's dtype."
             )
-        if self.skipped:
-            logger.warning(
-                "The estimate of %s left out %d tokens with NaN or infinite activations.",
-                self._estimate,
-                self.skipped,
-            )
+        if number == count and skipped:
+            text = "The estimate of %s left out %d tokens with NaN or infinite activations."
+            logger.warning(text, estimate, skipped)
+        yield kept
 
 
 def check_parameters(parameters: Iterable[tuple[str, Tensor]]) -> None:
     """Refuse to save a coder with NaN or infinite values; a GPU waits for it.
 
     Args:
-        parameters: names and values of any shape. A log_threshold may be -inf, which is a threshold
-            of zero.
+        parameters: names and values, any shape. -inf in log_threshold is a threshold of 0: allowed.
 
     Raises:
-        ValueError: it names each parameter with a value that is NaN or infinite.
+        ValueError: a parameter is not finite. The error names each.
     """
     spoilt = [name for name, values in parameters if not _may_be_saved(name, values.detach())]
     if spoilt:
@@ -215,19 +177,14 @@ def check_finite(values: Tensor) -> None:
 
 
 def _all_finite(values: Tensor) -> Tensor:
-    """Bool scalar, in one pass: both extremes are NaN if any value is."""
+    """Bool scalar, in one pass: the smallest and the largest value are NaN if any value is."""
     if not values.numel():
         return torch.ones((), dtype=torch.bool, device=values.device)
     return torch.stack(values.aminmax()).isfinite().all()
 
 
-def _finite_rows(values: Tensor) -> Tensor:
-    """Bool [tokens] of [tokens, ...]."""
-    return values.flatten(1).isfinite().all(-1)
-
-
 def non_finite_activations(step: int) -> ValueError:
-    """The error of a training step whose activations cannot be trained on."""
+    """The error for a step with activations that a coder cannot learn from."""
     return ValueError(
         f"Training step {step} received NaN or infinite activations, or a token of norm 0 under "
         "constant_norm_rescale. Look at the model's dtype (float16 overflows where bfloat16 does "
@@ -236,7 +193,7 @@ def non_finite_activations(step: int) -> ValueError:
 
 
 def non_finite_loss(step: int) -> ValueError:
-    """The error of a training step whose activations are finite and whose loss is not."""
+    """The error for a step with finite activations and a loss that is not finite."""
     return ValueError(
         f"Training step {step} has a loss that is NaN or infinite. Look at how large the "
         "activations of its batch are, scale them (normalize_activations), or lower the learning "

@@ -3,7 +3,6 @@ import torch
 from torch import Tensor
 
 import sae_binary_ext.coding.covariance as module
-import sae_binary_ext.coding.kernels.cache_blocks as parts
 from sae_binary_ext.coding import covariance_penalty, reference, sampled_covariance_penalty
 from sae_binary_ext.coding.kernels import processor
 from tests.limits import little_memory
@@ -14,8 +13,8 @@ def in_narrow_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     """Blocks of three latents, by matrix products, by sums of rows or by products of bytes; added
     up a few rows at a time.
     """
-    monkeypatch.setattr(parts, "FEWEST_ROWS", 3)
-    monkeypatch.setattr(parts, "PART", 1)
+    monkeypatch.setattr(processor, "FEWEST_ROWS", 3)
+    monkeypatch.setattr(processor, "PART", 1)
     monkeypatch.setattr(processor, "SPARSE_DENSITY", float(request.param == "sums of rows"))
     monkeypatch.setattr(processor, "multiplies_bytes", lambda: request.param == "bytes")
     monkeypatch.setattr(processor, "BYTE_DENSITY", 0.0)

@@ -6,7 +6,7 @@ from sae_binary_ext.coding import reference
 from sae_binary_ext.coding.encode import Encoder, binarise, check_width, pre_activations
 from sae_binary_ext.coding.forms.margins import active_latents
 from sae_binary_ext.coding.forms.picked import encode_indices, picks_indices
-from sae_binary_ext.coding.kernels import cache_blocks as parts
+from sae_binary_ext.coding.kernels import processor
 from sae_binary_ext.coding.selection import CodeRule, scatter_codes, select_codes
 from tests.cases import LATENTS, each_indexed_rule, each_rule
 
@@ -135,8 +135,8 @@ def test_the_index_form_holds_every_firing_once(
     rule: CodeRule, in_parts: bool, monkeypatch: pytest.MonkeyPatch
 ):
     if in_parts:
-        monkeypatch.setattr(parts, "FEWEST_ROWS", 7)
-        monkeypatch.setattr(parts, "PART", 1)
+        monkeypatch.setattr(processor, "FEWEST_ROWS", 7)
+        monkeypatch.setattr(processor, "PART", 1)
     pre, threshold = torch.randn(50, LATENTS).requires_grad_(), torch.rand(LATENTS)
     codes, index = active_latents(pre, threshold, rule)
     dense = select_codes(pre - threshold, rule, noise=False)

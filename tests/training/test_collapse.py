@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from sae_binary_ext.training import CollapseWatch
+from sae_binary_ext.training.collapse import CollapseWatch
 
 HEALTHY = torch.full((200,), 0.05)
 ALIVE = torch.zeros(200, dtype=torch.bool)
@@ -18,7 +18,7 @@ def seen(caplog: pytest.LogCaptureFixture) -> list[str]:
 @pytest.mark.parametrize(
     ("rates", "dead", "said"),
     [
-        (torch.full((200,), 0.004), None, "0.8 of 200 latents are active a token"),
+        (torch.full((200,), 0.004), None, "0.8 of 200 latents are active on a token"),
         (torch.cat([torch.ones(101), torch.zeros(99)]), None, "more than nine of ten tokens"),
         (HEALTHY, torch.arange(200) < 190, "95% of the latents are dead"),
     ],

@@ -70,7 +70,7 @@ def test_finite_rows_are_found_and_the_others_counted(caplog: pytest.LogCaptureF
     assert [message.split(":")[0] for message in messages] == [
         f"Training step {step}" for step in (1, 2, 4)
     ]
-    assert "8 tokens so far" in messages[-1]
+    assert ": 8 tokens with NaN" in messages[-1]
 
 
 def test_a_batch_without_a_finite_row_is_refused():

@@ -1,18 +1,13 @@
 """The same codes, reconstructions and gradients as the plain mathematics, at less cost."""
 
 from sae_binary_ext.coding.forms.encoded import Encoded, encode_batch, encode_codes
-from sae_binary_ext.coding.forms.inference import infer_indices, infer_packed
-from sae_binary_ext.coding.forms.margins import active_latents
-from sae_binary_ext.coding.forms.picked import encode_indices, encode_picks, picks_indices
+from sae_binary_ext.coding.forms.picked import (
+    encode_indices,
+    encode_picks,
+    infer_indices,
+    infer_packed,
+    picks_indices,
+)
 
-__all__ = [
-    "Encoded",
-    "active_latents",
-    "encode_batch",
-    "encode_codes",
-    "encode_indices",
-    "encode_picks",
-    "infer_indices",
-    "infer_packed",
-    "picks_indices",
-]
+__all__ = ["Encoded", "encode_batch", "encode_codes", "encode_indices", "encode_picks"]
+__all__ += ["infer_indices", "infer_packed", "picks_indices"]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding.kernels.cache_blocks import cached_parts, rows_of_part
 from sae_binary_ext.coding.kernels.largest import largest
+from sae_binary_ext.coding.kernels.processor import cached_parts, rows_of_part
 
 # How many probe tokens may lack candidates: the cut of the cheapest of these numbers is taken.
-# PRICE is the time of a candidate over the time of a latent if all margins are made.
+# PRICE is the time of a candidate, divided by the time of a latent if all margins are made.
 SHORT, PRICE = (0, 1, 2, 3, 5, 8, 13, 21, 32), 2.5
 
 
@@ -22,12 +22,9 @@ SHORT, PRICE = (0, 1, 2, 3, 5, 8, 13, 21, 32), 2.5
 class Candidates:
     """Some latents of each token.
 
-    Attributes:
-        starts: int64 [tokens + 1], the start of each token's latents in column, and the end of the
-            last token's.
-        column: int64 [entries], latents, none twice for a token.
-        others: float32 [tokens], at least as large as each other latent's bound. It means nothing
-            for a token without candidates.
+    column, int64 [entries], has the latents, none twice for a token. starts, int64 [tokens + 1],
+    has the place where each token's latents start, and where the last token's end. others, float32
+    [tokens], is at least the bound of each other latent, or undefined if there are no candidates.
     """
 
     starts: Tensor
@@ -35,10 +32,7 @@ class Candidates:
     others: Tensor
 
     def rows(self, fewest: int) -> Tensor:
-        """Places in column, int64 [tokens, places], a row for each token.
-
-        A row has at least `fewest` places. Those past a token's latents hold len(column).
-        """
+        """Places in column, int64 [tokens, at least fewest]; len(column) past a token's latents."""
         counts = self.starts.diff()
         place = torch.arange(max(int(counts.max()), fewest), device=counts.device)
         entry = self.starts[:-1].unsqueeze(-1) + place
@@ -66,9 +60,7 @@ class LargestBounds:
 class BoundsAbove:
     """All bounds above a cut: the token's mean plus some standard deviations.
 
-    Attributes:
-        deviations: how many standard deviations, float32 scalar.
-        most: a token with more candidates than this gets none.
+    deviations is a float32 scalar. A token with more than `most` candidates gets none.
     """
 
     deviations: Tensor
@@ -76,10 +68,10 @@ class BoundsAbove:
 
     @classmethod
     def of_least_work(cls, bounds: Tensor, least: Tensor, most: int) -> "BoundsAbove":
-        """The cut that takes the least time on some probe tokens, more than the last of SHORT.
+        """The cut that takes the least time on the probe tokens, which must exceed SHORT[-1].
 
-        Each token's bounds from `least` on must be candidates. A lower cut finds more candidates,
-        and leaves fewer tokens that need all margins.
+        A token whose bounds of at least `least` [tokens] are not all above the cut needs all
+        margins. A lower cut finds more candidates, and leaves fewer such tokens.
         """
         tokens, latents = bounds.shape
         mean, deviation = spread(bounds)
@@ -92,15 +84,6 @@ class BoundsAbove:
         return cls(tried[torch.stack(work).argmin()], most)
 
     def __call__(self, bounds: Tensor) -> Candidates:
-        above, least = self._above(bounds)
-        starts, column = _entries(above)
-        counts = starts.diff()
-        if counts.max() > self.most:
-            starts, column = _entries(above & (counts <= self.most).unsqueeze(-1))
-        return Candidates(starts, column, least)
-
-    def _above(self, bounds: Tensor) -> tuple[Tensor, Tensor]:
-        """Which bounds are above the cut, bool [tokens, latents], and the cuts [tokens]."""
         above = torch.empty_like(bounds, dtype=torch.bool)
         leasts: list[Tensor] = []
         size = rows_of_part(bounds.shape[1])
@@ -109,10 +92,13 @@ class BoundsAbove:
         for part, out in zip(bounds.split(size), above.split(size), strict=True):
             wide = room[: len(part)].copy_(part)
             mean, deviation = spread(wide)
-            least = mean + self.deviations * deviation
-            torch.ge(wide, least.unsqueeze(-1), out=out)
-            leasts.append(least)
-        return above, torch.cat(leasts)
+            leasts.append(mean + self.deviations * deviation)
+            torch.ge(wide, leasts[-1].unsqueeze(-1), out=out)
+        starts, column = _entries(above)
+        counts = starts.diff()
+        if counts.max() > self.most:
+            starts, column = _entries(above & (counts <= self.most).unsqueeze(-1))
+        return Candidates(starts, column, torch.cat(leasts))
 
 
 def spread(bounds: Tensor) -> tuple[Tensor, Tensor]:

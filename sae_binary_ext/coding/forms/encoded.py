@@ -13,7 +13,7 @@ from typing_extensions import override
 from sae_binary_ext.coding.competing import find_cutoff
 from sae_binary_ext.coding.decode import decode, decode_indices
 from sae_binary_ext.coding.encode import Encoder, binarise
-from sae_binary_ext.coding.entropy import batch_tokens
+from sae_binary_ext.coding.entropy import batch_tokens, sum_over_tokens
 from sae_binary_ext.coding.forms.every_latent import Decode, Dense, ToLearn
 from sae_binary_ext.coding.forms.margins import pick_above
 from sae_binary_ext.coding.forms.picked import encode_indices, encode_picks, picks_indices
@@ -35,27 +35,22 @@ class Encoded(ABC):
 
     @abstractmethod
     def for_host(self) -> tuple[Tensor, Tensor]:
-        """Codes and pre-activations as SAELens' trainer takes them, without gradient.
+        """Codes and pre-activations for SAELens' trainer, both [tokens, latents], without gradient.
 
-        Returns:
-            Both [tokens, latents]: sparse COO if the form knows the entries, else dense. A sparse
-            tensor of pre-activations has the codes' entries only.
+        They are sparse COO if the form knows the entries. Sparse pre-activations have the entries
+        of the codes only.
         """
 
     @abstractmethod
     def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
         """Reconstruction [tokens, d_out]; see coding.decode."""
 
-    @abstractmethod
     def counts(self) -> Tensor:
         """Sum of the codes over tokens, [latents], with gradient; float32 or wider."""
+        return sum_over_tokens(self.dense())
 
     def firing_rates(self, group: ProcessGroup | None = None) -> Tensor:
-        """Mean code of each latent over the tokens of the batch, or of all ranks of the group.
-
-        Returns:
-            [latents], with gradient, float32 or wider.
-        """
+        """Mean code of each latent over the tokens of all ranks: [latents], as counts."""
         counts = sum_over_ranks(self.counts(), group)
         return counts / batch_tokens(self.tokens, counts.device, group)
 
@@ -79,20 +74,12 @@ class DenseCodes(Encoded):
     def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
         return decode(self.codes, decoder_weight, decoder_bias)
 
-    @override
-    def counts(self) -> Tensor:
-        return _sum_over_tokens(self.codes)
-
 
 @dataclass(eq=False)
 class PickedCodes(Encoded):
-    """Codes of the m latents that learn from each token.
+    """Codes [tokens, m] of the m latents that learn from each token; picks has these latents.
 
-    Attributes:
-        codes: [tokens, m], 0.0 or 1.0.
-        picks: the latents that the codes belong to.
-        margin: [tokens, m], the latents' margins, without gradient.
-        threshold: [latents].
+    margin, [tokens, m], has no gradient. threshold is [latents].
     """
 
     codes: Tensor
@@ -130,9 +117,7 @@ class PickedCodes(Encoded):
 class ThresholdCodes(Encoded):
     """Codes from which each latent learns (see coding.forms.every_latent).
 
-    Attributes:
-        pre_activation: [tokens, latents].
-        encoder: made the pre-activations.
+    encoder made the pre_activation [tokens, latents].
     """
 
     pre_activation: Tensor
@@ -149,7 +134,7 @@ class ThresholdCodes(Encoded):
         else:
             # A difference of two floats is positive exactly if the first is larger.
             self._active = pre > threshold
-        # Stands for the codes: its gradient is theirs.
+        # A placeholder that carries the gradient of the codes.
         inputs = (*self.encoder.learned(), pre, cutoff, self.encoder.rule)
         self._learning = cast(Tensor, ToLearn.apply(*inputs))
 
@@ -183,20 +168,13 @@ class ThresholdCodes(Encoded):
     @override
     def counts(self) -> Tensor:
         # A reconstruction has counted already, at no cost.
-        if self._decoded_counts is None:
-            return _sum_over_tokens(self.dense())
-        return self._decoded_counts
+        return super().counts() if self._decoded_counts is None else self._decoded_counts
 
 
 def encode_batch(encoder: Encoder, noise: bool = False) -> tuple[Encoded, Tensor]:
-    """Codes of a training batch and all pre-activations.
+    """Codes of a training batch, and pre-activations [tokens, latents] with gradient.
 
-    Args:
-        encoder: of tokens [tokens, d_in].
-        noise: whether a selection that samples does so.
-
-    Returns:
-        Codes, and pre-activations [tokens, latents] with gradient.
+    noise says whether a selection that samples does so.
     """
     shape = (len(encoder.centred), encoder.latents)
     if picks_indices(encoder.rule, encoder.latents):
@@ -210,19 +188,12 @@ def encode_batch(encoder: Encoder, noise: bool = False) -> tuple[Encoded, Tensor
 
 
 def encode_codes(encoder: Encoder, noise: bool = False) -> Encoded:
-    """Codes of a training batch, without pre-activations; arguments as for encode_batch.
-
-    In index form it never makes all pre-activations at once.
-    """
+    """As encode_batch, without pre-activations: index form never makes all of them at once."""
     if not picks_indices(encoder.rule, encoder.latents):
         return encode_batch(encoder, noise)[0]
     codes, picks, margin = encode_picks(encoder)
     shape = (len(encoder.centred), encoder.latents)
     return PickedCodes(*shape, codes, picks, margin, encoder.threshold)
-
-
-def _sum_over_tokens(codes: Tensor) -> Tensor:
-    return codes.sum(0, dtype=torch.promote_types(codes.dtype, torch.float32))
 
 
 def _coo(entry: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:

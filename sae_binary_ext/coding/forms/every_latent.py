@@ -1,9 +1,9 @@
 """Training with codes from which each latent learns: threshold, and topk with competing latents.
 
 Few of these codes are 1, so the decoder sums rows. But the surrogate gives each latent of each
-token a gradient. The gradients of reconstruction, counts and codes are added up in one array, which
-goes through the surrogate and the encoder's products once. A zero-stride placeholder stands for the
-codes in the graph and carries their gradient there.
+token a gradient. A zero-stride placeholder carries the gradient of the codes in the graph. There
+the gradients of reconstruction, counts and codes are added up in one array, which goes through the
+surrogate and the encoder's products once.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.coding.competing import learn_through
-from sae_binary_ext.coding.kernels.cache_blocks import cached_parts
+from sae_binary_ext.coding.kernels.processor import cached_parts
 from sae_binary_ext.coding.kernels.sparse import CodeMatrix
 
 

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.coding.encode import Encoder
-from sae_binary_ext.coding.kernels.cache_blocks import cached_parts
-from sae_binary_ext.coding.kernels.processor import product_dtype
+from sae_binary_ext.coding.kernels.processor import cached_parts, product_dtype
 from sae_binary_ext.coding.selection import CodeRule, pick_and_next, select_codes
 from sae_binary_ext.coding.surrogate import step
 
@@ -32,17 +31,11 @@ def pick_above(
 def active_latents(
     pre_activation: Tensor, threshold: Tensor, rule: CodeRule
 ) -> tuple[Tensor, Tensor]:
-    """Noise-free codes in index form, for every selection.
+    """Noise-free codes in index form, for each selection, of [tokens, latents] minus [latents].
 
-    Args:
-        pre_activation: [tokens, latents].
-        threshold: [latents].
-        rule: selection and surrogate.
-
-    Returns:
-        Codes, 0.0 or 1.0 in the pre-activations' dtype, and the latents they belong to, both
-        [tokens, m]. m is k if the selection picks k latents. Otherwise it is the largest number of
-        latents that fire on a token, at least 1. No latent stands twice in a row.
+    Codes, 0.0 or 1.0 in the pre-activations' dtype, and their latents are both [tokens, m]. m is k
+    if the selection picks k latents. Otherwise it is the largest number of latents that fire on a
+    token, at least 1. No latent stands twice in a row.
     """
     if rule.kind.pick is not None:
         values, index = pick_above(pre_activation, threshold, rule)
@@ -60,11 +53,9 @@ def block_rows(latents: int) -> int:
 
 
 def margins_in_parts(encoder: Encoder) -> Iterator[Tensor]:
-    """Pre-activations minus threshold, without gradient, a few tokens at a time.
+    """Margins [a few tokens, latents] of all tokens, part by part, without gradient.
 
-    Returns:
-        [a few tokens, latents] each. Use each before the next, which may overwrite it; the caller
-        may overwrite it too.
+    Use each part before the next, which may overwrite it. The caller may overwrite it too.
     """
     rows = encoder.centred.reshape(-1, encoder.centred.shape[-1])
     bias, threshold = encoder.bias, encoder.threshold
@@ -81,14 +72,9 @@ def margins_in_parts(encoder: Encoder) -> Iterator[Tensor]:
 
 
 def ones_first(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Index form of dense codes.
+    """The index form of bool codes [..., latents]: uint8 codes and their latents, both [..., m].
 
-    Args:
-        codes: bool [..., latents].
-
-    Returns:
-        uint8 codes and the latents they belong to, both [..., m]. m is the largest number of ones
-        in a row, at least 1. No latent stands twice in a row.
+    m is the largest number of ones in a row, at least 1. No latent stands twice in a row.
     """
     most = int(codes.sum(-1).max().item()) if codes.numel() else 1
     ones, index = codes.to(torch.uint8).topk(max(most, 1), dim=-1)

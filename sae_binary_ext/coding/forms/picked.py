@@ -1,5 +1,6 @@
-"""The encoder in index form: the codes of the latents that learn from a token, if these are few."""
+"""Codes in index form: those of a few latents of each token, and which latents these are."""
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -7,15 +8,16 @@ from torch import Tensor
 
 from sae_binary_ext.coding.competing import compete_near
 from sae_binary_ext.coding.encode import Encoder
-from sae_binary_ext.coding.forms.margins import pick_above
+from sae_binary_ext.coding.forms.margins import margins_in_parts, ones_first, pick_above
 from sae_binary_ext.coding.forms.screening import pick
 from sae_binary_ext.coding.kernels.sparse import Picks
-from sae_binary_ext.coding.selection import CodeRule
+from sae_binary_ext.coding.packing import pack, pack_indices, packed_width
+from sae_binary_ext.coding.selection import CodeRule, select_codes
 from sae_binary_ext.coding.surrogate import step
 
 
 def picks_indices(rule: CodeRule, latents: int) -> bool:
-    """Whether a rule has an index form, and it is faster than the dense form.
+    """Whether a rule has an index form that is faster than the dense form.
 
     On two CPU cores forward and backward take 0.74 to 0.84 of the dense form's time if k is an
     eighth of the latents, and 1.1 to 1.2 if it is a quarter (benchmarks/paths.py).
@@ -25,15 +27,11 @@ def picks_indices(rule: CodeRule, latents: int) -> bool:
 
 
 def encode_indices(encoder: Encoder) -> tuple[Tensor, Picks, Tensor, Tensor]:
-    """The codes in index form; only the latents that learn get a gradient.
-
-    Args:
-        encoder: its selection picks k latents (topk, groupmax).
+    """Codes in index form, of a selection that picks k latents.
 
     Returns:
         Codes [tokens, m], 0.0 or 1.0, of the m latents of each token that learn; which these are;
-        their margins [tokens, m], without gradient; and all pre-activations [tokens, latents],
-        with gradient.
+        their margins [tokens, m], without gradient; all pre-activations [tokens, latents].
     """
     pre = encoder.pre_activations()
     with torch.no_grad():
@@ -44,10 +42,7 @@ def encode_indices(encoder: Encoder) -> tuple[Tensor, Picks, Tensor, Tensor]:
 
 
 def encode_picks(encoder: Encoder) -> tuple[Tensor, Picks, Tensor]:
-    """What encode_indices returns, without the pre-activations.
-
-    It makes the pre-activations of a block of tokens at a time and does not keep them.
-    """
+    """As encode_indices, but it does not return or keep the pre-activations."""
     values, index = pick(encoder, encoder.rule.next_learners(encoder.latents))
     picks = Picks(index, encoder.latents, fire=encoder.rule.k)
     return _codes_of_picks(values, encoder, picks).to(encoder.weight.dtype), picks, values
@@ -63,7 +58,7 @@ def _codes_of_picks(values: Tensor, encoder: Encoder, picks: Picks) -> Tensor:
 
 
 class _PickedGradient(torch.autograd.Function):
-    """Returns the picked margins; backward gives the encoder the gradient of the picks alone."""
+    """The picked margins, whose gradient goes to the encoder without an array of all margins."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -88,3 +83,42 @@ class _PickedGradient(torch.autograd.Function):
             None,
             None,
         )
+
+
+@torch.no_grad()
+def infer_indices(encoder: Encoder) -> tuple[Tensor, Tensor]:
+    """Noise-free codes of tokens [..., d_in], 0.0 or 1.0, and their latents, int64.
+
+    Both are [..., m]; see margins.active_latents. No array of tokens x latents is made.
+    """
+    if encoder.rule.kind.pick is not None:
+        values, index = pick(encoder)
+        codes = values > 0
+    else:
+        codes, index = ones_first(torch.cat(list(_active_in_parts(encoder))))
+    shape = (*encoder.centred.shape[:-1], codes.shape[-1])
+    return codes.to(encoder.weight.dtype).view(shape), index.view(shape)
+
+
+@torch.no_grad()
+def infer_packed(encoder: Encoder) -> Tensor:
+    """Noise-free codes of tokens [..., d_in], uint8 [..., packed_width(latents)]; see packing.pack.
+
+    No array of tokens x latents is made.
+    """
+    if encoder.rule.kind.pick is not None:
+        values, index = pick(encoder)
+        packed = pack_indices(values > 0, index, encoder.latents)
+    else:
+        packed = torch.cat([pack(active) for active in _active_in_parts(encoder)])
+    # The width must be named: torch cannot infer it if there are no tokens.
+    return packed.view(*encoder.centred.shape[:-1], packed_width(encoder.latents))
+
+
+def _active_in_parts(encoder: Encoder) -> Iterator[Tensor]:
+    """Codes, bool [a few tokens, latents]."""
+    for margin in margins_in_parts(encoder):
+        if encoder.rule.kind.alone:
+            yield margin > 0
+        else:
+            yield select_codes(margin, encoder.rule, noise=False) != 0

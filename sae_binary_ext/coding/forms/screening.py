@@ -23,14 +23,13 @@ from torch.nn import functional as F
 from sae_binary_ext.coding.encode import Encoder
 from sae_binary_ext.coding.forms.bounds import BoundsAbove, Finder, LargestBounds
 from sae_binary_ext.coding.forms.margins import block_rows, margins_in_parts
-from sae_binary_ext.coding.kernels.cache_blocks import rows_of_part
 from sae_binary_ext.coding.kernels.largest import largest, largest_and_next
-from sae_binary_ext.coding.kernels.processor import screens_in_bfloat16
+from sae_binary_ext.coding.kernels.processor import rows_of_part, screens_in_bfloat16
 from sae_binary_ext.coding.kernels.sparse import row_dots
 from sae_binary_ext.coding.selection import pick_and_next
 
-# Screen only if there are at least so many latents for each candidate. With 6.5 the time is 0.83 to
-# 0.91 of that of all margins, with 4.9 it is 0.95 to 1.13 (2304 and 4608 latents, 4096 tokens).
+# Screen only if there are at least this many latents for each candidate. With 6.5 the time is 0.83
+# to 0.91 of that of all margins, with 4.9 it is 0.95 to 1.13 (2304 and 4608 latents, 4096 tokens).
 FEWEST_LATENTS = 6
 # The fewest and the most candidates for each wanted latent.
 MORE_CANDIDATES, MOST_CANDIDATES = 1.25, 4
@@ -49,21 +48,13 @@ BFLOAT16 = 2.0**-7
 
 
 def pick(encoder: Encoder, more: int = 0) -> tuple[Tensor, Tensor]:
-    """The latents that the encoder's rule picks, and the next ones.
-
-    Args:
-        encoder: its selection picks k latents.
-        more: how many come after these; not 0 only if the selection picks the largest.
-
-    Returns:
-        Margins, without gradient, and their latents, both [tokens, k + more], the k picked first.
-    """
+    """As selection.pick_and_next, of tokens: margins and latents, both [tokens, k + more]."""
     return (pick_screened if may_screen(encoder, more) else pick_from_all)(encoder, more)
 
 
 @torch.no_grad()
 def pick_from_all(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
-    """What pick returns, from all margins."""
+    """As pick, from all margins."""
     parts = margins_in_parts(encoder)
     values, index = _joined(pick_and_next(margin, encoder.rule, more) for margin in parts)
     return values, index
@@ -71,7 +62,7 @@ def pick_from_all(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def pick_screened(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
-    """What pick returns, from the margins of candidates for the tokens whose pick is proven."""
+    """As pick, from the margins of candidates if a token's pick is proven, else from all."""
     screen = Screen.of(encoder)
     rows, k = encoder.centred.reshape(-1, encoder.centred.shape[-1]), encoder.rule.k
     find = screen.finder(rows, k + more)
@@ -84,8 +75,7 @@ def pick_screened(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
     values, index, proven = _joined(picked)
     others = (~proven).nonzero().squeeze(-1)
     if len(others):
-        of_others = pick_from_all(replace(encoder, centred=rows[others]), more)
-        values[others], index[others] = of_others
+        values[others], index[others] = pick_from_all(replace(encoder, centred=rows[others]), more)
     return values, index
 
 
@@ -106,10 +96,8 @@ def _joined(parts: Iterable[tuple[Tensor, ...]]) -> Iterator[Tensor]:
 class Screen:
     """An encoder's weights, rounded, with columns that bound the rounding.
 
-    Attributes:
-        factor: bfloat16 [latents, d_in + COLUMNS].
-        weight: float32 [latents, d_in].
-        offset: bias minus threshold, float32 [latents].
+    factor is bfloat16 [latents, d_in + COLUMNS], weight float32 [latents, d_in], and offset, bias
+    minus threshold, float32 [latents].
     """
 
     factor: Tensor
@@ -123,7 +111,8 @@ class Screen:
         latents, d_in = weight.shape
         offset = encoder.bias - encoder.threshold
         factor = weight.new_empty(latents, d_in + COLUMNS, dtype=torch.bfloat16)
-        error = _sum_error(d_in)
+        # The largest error of both products' float32 sums, as a share of the product of norms.
+        error = 4 * (d_in + COLUMNS) * 2.0**-24
         size = rows_of_part(d_in)
         for rows, out in zip(weight.split(size), factor.split(size), strict=True):
             rounded = out[:, :d_in].copy_(rows).float()
@@ -150,7 +139,7 @@ class Screen:
         return torch.mm(factor, self.factor.T, out=room)
 
     def finder(self, centred: Tensor, wanted: int) -> Finder | None:
-        """The finder that has the wanted largest margins of some probe tokens among its candidates.
+        """A finder whose candidates hold the wanted largest margins of probe tokens.
 
         None if there would be too many candidates.
         """
@@ -159,7 +148,11 @@ class Screen:
         places = torch.linspace(0, len(centred) - 1, PROBED, device=centred.device)
         probed = centred[places.long()]
         bounds = self.upper_bounds(probed, self.room(PROBED))
-        least = self._least(probed, largest(bounds, wanted)[1])
+        index = largest(bounds, wanted)[1].flatten()
+        starts = torch.arange(0, len(index) + 1, wanted, device=index.device)
+        # A lower bound of each token's smallest wanted margin; it allows for bfloat16's rounding.
+        least = self._margins(probed, starts, index).view(PROBED, wanted).amin(-1)
+        least = least - least.abs() * BFLOAT16
         if latents < WIDE * wanted:
             most = MOST_CANDIDATES * wanted
             find = BoundsAbove.of_least_work(bounds.float(), least, most)
@@ -171,20 +164,13 @@ class Screen:
             find = LargestBounds(count)
         return find if count * FEWEST_LATENTS <= latents else None
 
-    def _least(self, centred: Tensor, index: Tensor) -> Tensor:
-        """[tokens]: the smallest margin of the latents at index, lowered by bfloat16's rounding."""
-        starts = torch.arange(0, index.numel() + 1, index.shape[-1], device=index.device)
-        least = self._margins(centred, starts, index.flatten()).view(index.shape).amin(-1)
-        return least - least.abs() * BFLOAT16
-
     def pick(
         self, centred: Tensor, k: int, more: int, find: Finder, room: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The k largest margins of each token's candidates and the next ones; room is overwritten.
 
-        Returns:
-            Margins and their latents, both [tokens, k + more], and bool [tokens]: whether these are
-            proven to be the token's largest, and no other latent has the margin of the k-th.
+        The margins and their latents are both [tokens, k + more]. Bool [tokens] says whether they
+        are proven to be the token's largest, and no other latent has the margin of the k-th.
         """
         wanted, next_ones = k + more, max(more, 1)
         found = find(self.upper_bounds(centred, room))
@@ -203,11 +189,6 @@ class Screen:
         """Margins [entries] of the latents in column; see Candidates for starts."""
         offset = self.offset.index_select(0, column)
         return row_dots(centred, self.weight, starts, column).add_(offset)
-
-
-def _sum_error(d_in: int) -> float:
-    """The largest error of both products' float32 sums, as a share of the product of norms."""
-    return 4 * (d_in + COLUMNS) * 2.0**-24
 
 
 def _rounded_up(values: Tensor) -> Tensor:

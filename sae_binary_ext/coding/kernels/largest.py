@@ -11,22 +11,17 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding.kernels.processor import searches_in_pieces
+from sae_binary_ext.coding.kernels.processor import on_cpu
 
 FEWEST_PIECES, MOST_PIECES = 4, 63
 
 
 def largest(margin: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest margins of each token.
+    """The k largest margins of each token of [..., latents], and their latents.
 
-    Args:
-        margin: [..., latents].
-        k: at most the number of latents.
-
-    Returns:
-        Margins, with gradient, and their latents, both [..., k], in no order.
+    Both are [..., k], in no order. The margins carry a gradient.
     """
-    pieces = _pieces(margin.shape[-1], k) if searches_in_pieces(margin) else 1
+    pieces = _pieces(margin.shape[-1], k) if on_cpu(margin) else 1
     if pieces == 1:
         values, index = margin.topk(k, dim=-1, sorted=False)
         return values, index
@@ -42,15 +37,9 @@ def largest(margin: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def largest_and_next(margin: Tensor, k: int, more: int) -> tuple[Tensor, Tensor]:
     """The k largest margins of each token, as largest finds them, then the next ones.
 
-    One search for all would not tell which of several equal margins largest finds first.
-
-    Args:
-        margin: [..., latents], without gradient; overwritten.
-        k: how many come first.
-        more: how many come after these, at most k.
-
-    Returns:
-        Margins and their latents, both [..., k + more], the k largest first.
+    One search for all would not tell which of several equal margins largest finds first. margin is
+    [..., latents], without gradient, and is overwritten. more is at most k. The margins and their
+    latents are both [..., k + more], the k largest first.
     """
     values, index = largest(margin, k)
     next_values, next_index = largest(margin.scatter_(-1, index, -torch.inf), more)
@@ -59,12 +48,12 @@ def largest_and_next(margin: Tensor, k: int, more: int) -> tuple[Tensor, Tensor]
 
 @cache
 def _pieces(latents: int, k: int) -> int:
-    """In how many pieces of equal length to look for the k largest; 1 for torch's own topk.
+    """The number of pieces in which to look for the k largest; 1 for torch's own topk.
 
-    The two searches go over latents / pieces and pieces * k numbers. Their sum is least near the
-    square root of latents / k. The number must not depend on the tokens or threads: with another
-    one the search may find other latents of equal margins.
+    It must not depend on the tokens or threads: with another number the search may find other
+    latents of equal margins.
     """
+    # The searches go over latents / pieces and pieces * k numbers. Their sum is least near this.
     best = math.sqrt(latents / k)
     most = min(latents // k, MOST_PIECES)
     possible = [pieces for pieces in range(FEWEST_PIECES, most + 1) if latents % pieces == 0]

@@ -27,21 +27,30 @@ CACHED = 2**22
 # entries: with 50 the time is 0.72 to 0.83 of that without blocks, with 25 it is 1 to 3 (128 to
 # 1024 dimensions).
 BLOCK, BLOCK_ENTRIES = 2**18, 40
+# Entries of a cached part, 2 MB in float32, and its fewest rows: calls take time too.
+PART, FEWEST_ROWS = 2**19, 64
 # Screen margins in bfloat16 only with at least this many tokens and dimensions, since rounding the
 # weights takes time too.
 FEWEST_TOKENS, FEWEST_DIMENSIONS = 1024, 256
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether the processor has instructions for products of bfloat16.
+def on_cpu(x: Tensor) -> bool:
+    """Whether sizes and the share of ones decide. A GPU gets torch's dense operation."""
+    return x.device.type == "cpu"
 
-    Without them torch multiplies bfloat16 slower than float32.
-    """
+
+def draws_on_gpu(device: torch.device) -> bool:
+    """Whether random numbers for this device come from a GPU's own generator."""
+    return device.type == "cuda"
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether products of bfloat16 have instructions. Without them float32 is faster."""
     return _has("avx512_bf16") or _has("amx_bf16")
 
 
 def multiplies_bytes() -> bool:
-    """Whether the processor has instructions for products of whole numbers of a byte."""
+    """Whether products of whole numbers of a byte have instructions."""
     return _has("avx512_vnni") or _has("amx_int8")
 
 
@@ -51,78 +60,55 @@ def _has(capability: str) -> bool:
     return getattr(torch.cpu, "get_capabilities", dict[str, bool])().get(capability, False)
 
 
-def works_in_parts(rows: Tensor) -> bool:
-    """Whether to take a few rows at a time, so that they are in cache for the next operation."""
-    return _on_cpu(rows)
+def cached_parts(rows: Tensor) -> tuple[Tensor, ...]:
+    """Views of a few rows each of [tokens, latents]; on a GPU one view of all rows.
+
+    The output of one operation on a part is then still in cache for the next operation.
+    """
+    return rows.split(rows_of_part(rows.shape[1])) if on_cpu(rows) else (rows,)
 
 
-def searches_in_pieces(margin: Tensor) -> bool:
-    """Whether to look for the largest of a row piece by piece, instead of with torch.topk only."""
-    return _on_cpu(margin)
+def rows_of_part(latents: int) -> int:
+    """How many rows a whole part has."""
+    return max(FEWEST_ROWS, PART // latents)
 
 
 def samples_products(factor: Tensor) -> bool:
     """Whether torch's sampled product makes single entries of a product with this factor."""
-    return _on_cpu(factor) and factor.dtype in (torch.float32, torch.float64)
+    return on_cpu(factor) and factor.dtype in (torch.float32, torch.float64)
 
 
 def reads_in_order_of_tokens(factor: Tensor) -> bool:
-    """Whether a factor's rows are read in the order of the tokens, and not in their own."""
+    """Whether to read a factor's rows in the order of the tokens, and not in their own."""
     return factor.numel() <= CACHED
 
 
 def rows_of_block(dense: Tensor, width: int, entries: int) -> int:
-    """How many rows of a factor to sum at once.
+    """How many rows of dense [tokens, d] to sum at once; all, if blocks are no faster.
 
-    Args:
-        dense: [tokens, d].
-        width: number of sums.
-        entries: how many sums each row enters.
-
-    Returns:
-        As many as caches hold if blocks are faster, else all.
+    There are `width` sums, and each row enters `entries` of them.
     """
     size = max(BLOCK // dense.shape[1], 1)
     # embedding_bag adds up bfloat16 in float32, and blocks would round in between.
     pays = size * entries >= BLOCK_ENTRIES * width and dense.dtype.itemsize >= 4
-    return size if pays and _on_cpu(dense) else len(dense)
+    return size if pays and on_cpu(dense) else len(dense)
 
 
-def may_sum_rows(codes: Tensor) -> bool:
-    """Whether sums of rows may be faster than products, so that counting ones is worth it."""
-    return _on_cpu(codes)
-
-
-def sums_rows(active: Tensor) -> bool:
-    """Whether sums of rows are faster than dense products with bool codes on the CPU."""
-    return bool(active.count_nonzero() <= SPARSE_DENSITY * active.numel())
+def has_few_ones(active: Tensor, most: float) -> bool:
+    """Whether at most this share of bool codes is True; a GPU would wait for it."""
+    return bool(active.count_nonzero() <= most * active.numel())
 
 
 def may_multiply_bytes(codes: Tensor) -> bool:
     """Whether products of bytes may be the fastest for codes [tokens, latents]."""
     # With a single row or column, torch 2.13's products of bytes read past a factor's end.
-    return _on_cpu(codes) and min(codes.shape) >= 2 and multiplies_bytes()
-
-
-def sums_rows_before_bytes(active: Tensor) -> bool:
-    """Whether sums of rows are faster than products of bytes with bool codes on the CPU."""
-    return bool(active.count_nonzero() <= BYTE_DENSITY * active.numel())
-
-
-def counts_pairs_one_by_one(entries: int, tokens: int, latents: int) -> bool:
-    """Whether to count each pair of ones of a token apart, and not by sums of rows."""
-    return entries <= PAIRED_DENSITY * tokens * latents
+    return on_cpu(codes) and min(codes.shape) >= 2 and multiplies_bytes()
 
 
 def screens_in_bfloat16(centred: Tensor, weight: Tensor) -> bool:
-    """Whether a product in bfloat16 may tell the largest margins from the others.
-
-    Args:
-        centred: [..., d_in], the encoder's input.
-        weight: [d_in, latents].
-    """
+    """Whether bfloat16 may find the largest margins of [..., d_in] @ [d_in, latents]."""
     return (
-        _on_cpu(weight)
+        on_cpu(weight)
         and centred.dtype == weight.dtype == torch.float32
         and product_dtype(centred) == torch.float32
         and not torch.compiler.is_compiling()
@@ -138,12 +124,3 @@ def product_dtype(factor: Tensor) -> torch.dtype:
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
     return factor.dtype
-
-
-def draws_on_gpu(device: torch.device) -> bool:
-    """Whether random numbers for this device come from a GPU's own generator."""
-    return device.type == "cuda"
-
-
-def _on_cpu(x: Tensor) -> bool:
-    return x.device.type == "cpu"

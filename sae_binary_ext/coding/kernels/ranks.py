@@ -9,15 +9,11 @@ from torch.distributed import ProcessGroup
 
 
 def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """Sum of each rank's x; x itself if group is None.
+    """Sum of each rank's x, which has one shape on all ranks; x itself if group is None.
 
     It is for losses that each rank computes over the tokens of all ranks. Its gradient is
     multiplied by the number of ranks: DistributedDataParallel averages the ranks' gradients, and
     the average is then the gradient of the loss over the global batch.
-
-    Args:
-        x: any shape, the same on every rank.
-        group: the ranks; None for a single process.
     """
     return x if group is None else _SumOverRanks.apply(x, group)  # pyright: ignore
 
@@ -36,11 +32,9 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def gather_rows(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """Every rank's rows one after another, without gradient; x itself if group is None.
+    """The rows of all ranks' x, [rows, ...], without gradient; x itself if group is None.
 
-    Args:
-        x: [rows, ...]; the number of rows may differ between ranks.
-        group: the ranks; None for a single process.
+    The number of rows may differ between ranks.
     """
     if group is None:
         return x

@@ -11,11 +11,9 @@ from sae_binary_ext.coding.kernels.processor import draws_on_gpu
 
 @contextmanager
 def seeded(seed: int | None, device: torch.device) -> Generator[None]:
-    """Torch draws from this seed inside, and goes on after it as if nothing had been drawn.
+    """Inside, torch draws from this seed on this device; None changes nothing.
 
-    Args:
-        seed: None changes nothing.
-        device: the device on which numbers are drawn.
+    After it, torch goes on as if nothing had been drawn.
     """
     if seed is None:
         yield
@@ -24,12 +22,12 @@ def seeded(seed: int | None, device: torch.device) -> Generator[None]:
     with torch.random.fork_rng([device] if on_gpu else []):
         # torch.manual_seed would seed all devices, which fork_rng does not restore, and its notes
         # for devices that are missing take a third of a small coder's step.
-        (_gpu_generator(device) if on_gpu else torch.default_generator).manual_seed(seed)
+        generator = torch.default_generator
+        if on_gpu:
+            torch.cuda.init()
+            # The index of torch.device("cuda") is None, although torch's type says int.
+            index = cast(int | None, device.index)
+            number = torch.cuda.current_device() if index is None else index
+            generator = torch.cuda.default_generators[number]
+        generator.manual_seed(seed)
         yield
-
-
-def _gpu_generator(device: torch.device) -> torch.Generator:
-    torch.cuda.init()
-    # The index of torch.device("cuda") is None, although torch's type says int.
-    index = cast(int | None, device.index)
-    return torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]

@@ -7,25 +7,20 @@ dimensions it takes 2 ms. The dense product takes 39, a CSR product 6 and a COO 
 import warnings
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sae_binary_ext.coding.kernels import processor
-from sae_binary_ext.coding.kernels.cache_blocks import cached_parts
 
 
 @dataclass(frozen=True)
 class Picks:
-    """The places of the entries of a matrix S [tokens, width] that may not be zero, k in each row.
+    """The places of the k entries of each row of a matrix S [tokens, width] that may not be zero.
 
-    Attributes:
-        index: int64 [tokens, k], their columns, none twice in a row.
-        width: columns of S.
-        fire: how many of the k, from the first on, may hold codes of 1; None for all. The others
-            learn but do not fire.
+    index is int64 [tokens, k]: their columns, none twice in a row. The first `fire` of the k (None:
+    all) may hold codes of 1. The others learn but do not fire.
     """
 
     index: Tensor
@@ -63,15 +58,15 @@ class Picks:
             return _sampled_product(left, right, starts, column).view(self.index.shape)
         return _dots_by_column(left, right, *self._columns).view(self.index.shape)
 
-    def _blocks(self, size: int) -> tuple["Picks", ...]:
+    def _blocks(self, size: int) -> list["Picks"]:
         """Picks of size tokens each; kept, since both decoder and encoder sort them backward."""
         if size not in self._blocks_of_size:
-            blocks = (Picks(index, self.width) for index in self.index.split(size))
-            self._blocks_of_size[size] = tuple(blocks)
+            blocks = self.index.split(size)
+            self._blocks_of_size[size] = [Picks(index, self.width) for index in blocks]
         return self._blocks_of_size[size]
 
     @cached_property
-    def _blocks_of_size(self) -> dict[int, tuple["Picks", ...]]:
+    def _blocks_of_size(self) -> dict[int, list["Picks"]]:
         return {}
 
     @cached_property
@@ -90,13 +85,10 @@ class Picks:
 
 
 def row_dots(left: Tensor, right: Tensor, starts: Tensor, column: Tensor) -> Tensor:
-    """Entries [entries] of left @ right.T, on the CPU, in float32 or float64.
+    """Entries of left [rows, d] @ right [columns, d].T, on the CPU, in float32 or float64.
 
-    Args:
-        left: [rows, d].
-        right: [columns, d].
-        starts: int64 [rows + 1], where each row's entries start and where the last row's end.
-        column: int64 [entries], their columns.
+    starts is int64 [rows + 1]: where each row's entries start, and where the last row's end. column
+    is int64 [entries], their columns.
     """
     if processor.reads_in_order_of_tokens(right):
         return _sampled_product(left, right, starts, column)
@@ -127,10 +119,7 @@ def _sampled_product(left: Tensor, right: Tensor, starts: Tensor, column: Tensor
 
 @cache
 def _spend_sparse_warning() -> None:
-    """Silence torch's warning about its beta state, which the first sparse matrix raises.
-
-    Users of a coder would think that it warns of their own code.
-    """
+    """Silence the warning of torch's first sparse matrix: users would think it is of their code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1), device="cpu", check_invariants=False)
@@ -145,82 +134,11 @@ def _by_column(column: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return order, torch.searchsorted(columns, every)
 
 
-class CodeMatrix(Protocol):
-    """Codes [tokens, latents] as a factor of matrix products."""
-
-    @property
-    def is_sparse(self) -> bool:
-        """Whether the products are sums of rows."""
-        ...
-
-    def times(self, dense: Tensor) -> Tensor:
-        """Codes @ dense: [latents, d] to [tokens, d], in the dtype of dense."""
-        ...
-
-    def transposed_times(self, dense: Tensor) -> Tensor:
-        """Codes.T @ dense: [tokens, d] to [latents, d], in the dtype of dense."""
-        ...
-
-    def counts(self) -> Tensor:
-        """The number of tokens on which each latent is active, int64 [latents]."""
-        ...
-
-    def add_pair_counts(self, counts: Tensor) -> None:
-        """Add the number of tokens on which each two latents are active together.
-
-        Args:
-            counts: int32 [latents, latents]; its upper triangle, i <= j, is added to. Exact for
-                fewer than 2^24 tokens, up to which float32 counts exactly.
-        """
-        ...
-
-
-def code_matrix(codes: Tensor) -> CodeMatrix:
-    """Codes in the form whose products are faster.
-
-    Args:
-        codes: [tokens, latents], without gradient. Give bool if all codes are 0 or 1: it is faster.
-    """
-    if processor.may_sum_rows(codes) and processor.sums_rows(active := _active(codes)):
-        return _sparse_matrix(codes, active)
-    return DenseMatrix(codes)
-
-
-def _active(codes: Tensor) -> Tensor:
-    return codes if codes.dtype is torch.bool else codes != 0
-
-
-def _sparse_matrix(codes: Tensor, active: Tensor) -> CodeMatrix:
-    row, column = active.nonzero(as_tuple=True)
-    values = None if codes.dtype is torch.bool else codes[row, column]
-    return SparseMatrix(row, column, values, *codes.shape)
-
-
-def whole_matrix(codes: Tensor) -> CodeMatrix:
-    """Codes in the form whose products with whole numbers from -128 to 127 are faster.
-
-    Args:
-        codes: [tokens, latents], without gradient; bool or floating point.
-    """
-    if not processor.may_multiply_bytes(codes):
-        return code_matrix(codes)
-    active = _active(codes)
-    if processor.sums_rows_before_bytes(active):
-        return _sparse_matrix(codes, active)
-    return ByteMatrix(active.view(torch.int8)) if _only_ones(codes, active) else code_matrix(codes)
-
-
-def _only_ones(codes: Tensor, active: Tensor) -> bool:
-    parts = zip(cached_parts(codes), cached_parts(active), strict=True)
-    return all(torch.equal(part, ones.to(part.dtype)) for part, ones in parts)
-
-
 @dataclass(frozen=True)
 class ByteMatrix:
     """Codes of 0 and 1 that multiply whole numbers from -128 to 127 as bytes, exactly.
 
-    Attributes:
-        codes: int8 [tokens, latents].
+    codes is int8 [tokens, latents].
     """
 
     codes: Tensor
@@ -245,43 +163,42 @@ class ByteMatrix:
 
 @dataclass(frozen=True)
 class DenseMatrix:
-    """Codes whose products are matrix products.
-
-    Attributes:
-        codes: [tokens, latents], bool or floating point.
-    """
+    """Codes [tokens, latents], bool or floating point, whose products are matrix products."""
 
     codes: Tensor
     is_sparse = False
 
     def times(self, dense: Tensor) -> Tensor:
+        """Codes @ dense: [latents, d] to [tokens, d], in the dtype of dense."""
         return self.codes.to(dense.dtype) @ dense
 
     def transposed_times(self, dense: Tensor) -> Tensor:
+        """Codes.T @ dense: [tokens, d] to [latents, d], in the dtype of dense."""
         return self.codes.to(dense.dtype).T @ dense
 
     def counts(self) -> Tensor:
+        """The number of tokens on which each latent is active, int64 [latents]."""
         # count_nonzero(0) takes ten times as long on the CPU.
         counts = self.codes.new_zeros(self.codes.shape[1], dtype=torch.int64)
-        for part in cached_parts(self.codes):
+        for part in processor.cached_parts(self.codes):
             counts += _active(part).float().sum(0).to(torch.int64)
         return counts
 
     def add_pair_counts(self, counts: Tensor) -> None:
+        """Add the number of tokens on which each two latents i <= j are active together.
+
+        counts is int32 [latents, latents]. It is exact for fewer than 2^24 tokens, as float32 is.
+        """
         active = self.codes.bool().float()
         counts += (active.T @ active).triu_().to(torch.int32)
 
 
 @dataclass(frozen=True)
 class SparseMatrix:
-    """Codes whose products are sums of rows.
+    """Codes [tokens, latents] whose products are sums of rows.
 
-    Attributes:
-        row: int64 [entries], the tokens of the entries, ascending.
-        column: int64 [entries], their latents.
-        values: [entries], or None if all are 1.
-        tokens: number of rows.
-        latents: number of columns.
+    row and column, int64 [entries], are the tokens (ascending) and latents of the entries. values
+    is [entries], or None if all are 1.
     """
 
     row: Tensor
@@ -303,7 +220,7 @@ class SparseMatrix:
         return starts.diff(append=starts.new_tensor([len(self.column)]))
 
     def add_pair_counts(self, counts: Tensor) -> None:
-        if not processor.counts_pairs_one_by_one(len(self.column), self.tokens, self.latents):
+        if len(self.column) > processor.PAIRED_DENSITY * self.tokens * self.latents:
             active = counts.new_zeros(self.tokens, self.latents, dtype=torch.float32)
             active[self.row, self.column] = 1
             row, starts, _ = self._columns
@@ -330,6 +247,45 @@ class SparseMatrix:
         order, starts = _by_column(self.column, self.latents)
         values = None if self.values is None else self.values.index_select(0, order)
         return self.row.index_select(0, order), starts, values
+
+
+# Codes [tokens, latents] as a factor of matrix products, with the methods of DenseMatrix.
+CodeMatrix = ByteMatrix | DenseMatrix | SparseMatrix
+
+
+def code_matrix(codes: Tensor) -> CodeMatrix:
+    """Codes [tokens, latents], without gradient, in the form whose products are faster.
+
+    Give bool if all codes are 0 or 1: it is faster.
+    """
+    if processor.on_cpu(codes):
+        active = _active(codes)
+        if processor.has_few_ones(active, processor.SPARSE_DENSITY):
+            return _sparse_matrix(codes, active)
+    return DenseMatrix(codes)
+
+
+def _active(codes: Tensor) -> Tensor:
+    return codes if codes.dtype is torch.bool else codes != 0
+
+
+def _sparse_matrix(codes: Tensor, active: Tensor) -> CodeMatrix:
+    row, column = active.nonzero(as_tuple=True)
+    values = None if codes.dtype is torch.bool else codes[row, column]
+    return SparseMatrix(row, column, values, *codes.shape)
+
+
+def whole_matrix(codes: Tensor) -> CodeMatrix:
+    """As code_matrix, for products with whole numbers from -128 to 127."""
+    if not processor.may_multiply_bytes(codes):
+        return code_matrix(codes)
+    active = _active(codes)
+    if processor.has_few_ones(active, processor.BYTE_DENSITY):
+        return _sparse_matrix(codes, active)
+    parts = zip(processor.cached_parts(codes), processor.cached_parts(active), strict=True)
+    if all(torch.equal(part, ones.to(part.dtype)) for part, ones in parts):
+        return ByteMatrix(active.view(torch.int8))
+    return code_matrix(codes)
 
 
 def _sum_rows(dense: Tensor, which: Tensor, starts: Tensor, weights: Tensor | None) -> Tensor:

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.coding.forms.bounds import BoundsAbove, Candidates, LargestBounds
-from sae_binary_ext.coding.kernels import cache_blocks as parts
+from sae_binary_ext.coding.kernels import processor
 
 TOKENS, LATENTS = 40, 600
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parts, "FEWEST_ROWS", 7)
-    monkeypatch.setattr(parts, "PART", 1)
+    monkeypatch.setattr(processor, "FEWEST_ROWS", 7)
+    monkeypatch.setattr(processor, "PART", 1)
 
 
 @pytest.fixture

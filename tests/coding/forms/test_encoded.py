@@ -14,7 +14,6 @@ from sae_binary_ext.coding.forms.encoded import (
     encode_batch,
     encode_codes,
 )
-from sae_binary_ext.coding.kernels import cache_blocks as parts
 from sae_binary_ext.coding.kernels import processor
 from sae_binary_ext.coding.selection import CodeRule
 from tests.cases import each_code_rule, each_gradient_case
@@ -73,8 +72,8 @@ def test_each_gradient_is_the_reference_s_for_a_loss_of_any_output(
     rule: CodeRule, taken: tuple[str, ...], encode: str, way: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(processor, "SPARSE_DENSITY", WAYS[way])
-    monkeypatch.setattr(parts, "FEWEST_ROWS", 3)
-    monkeypatch.setattr(parts, "PART", 1)
+    monkeypatch.setattr(processor, "FEWEST_ROWS", 3)
+    monkeypatch.setattr(processor, "PART", 1)
     monkeypatch.setattr(margins, "ROWS", 9)
     shapes = {
         "reconstruction": (TOKENS, D_IN),

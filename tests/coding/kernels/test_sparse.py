@@ -4,7 +4,6 @@ import sys
 import pytest
 import torch
 
-from sae_binary_ext.coding.kernels import cache_blocks as parts
 from sae_binary_ext.coding.kernels import processor
 from sae_binary_ext.coding.kernels.sparse import (
     ByteMatrix,
@@ -86,8 +85,8 @@ def test_code_matrices_equal_the_dense_products(
     form: type, values: str, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(processor, "SPARSE_DENSITY", float(form is SparseMatrix))
-    monkeypatch.setattr(parts, "FEWEST_ROWS", 7)
-    monkeypatch.setattr(parts, "PART", 1)
+    monkeypatch.setattr(processor, "FEWEST_ROWS", 7)
+    monkeypatch.setattr(processor, "PART", 1)
     active = torch.rand(TOKENS, LATENTS) < 0.2
     active[3], active[:, 5], active[-1], active[:, -1] = False, False, False, False
     codes = active.double() * (torch.randn(TOKENS, LATENTS) if values == "any" else 1)
