@@ -21,7 +21,7 @@ from sae_binary_ext.checkpoints.files import Fields, clearly, open_config, short
 from sae_binary_ext.checkpoints.pickles import PickleError, make_number, read_pickle
 from sae_binary_ext.checkpoints.portable import PortableCoder, Shape, notes_of, read_notes
 from sae_binary_ext.checkpoints.torch_files import Saved, read_saved
-from sae_binary_ext.coding.selection import CodeRule
+from sae_binary_ext.coding.selection import THRESHOLD, CodeRule
 from sae_binary_ext.saving import NOTES_KEY
 
 logger = logging.getLogger(__name__)
