@@ -1,14 +1,15 @@
 """The second paper's files: a state dict and a pickled dict, under two pairs of names.
 
 Cho, Yang, Li, Kurkoski, Inoue, Binary Autoencoder for Mechanistic Interpretability of Large
-Language Models (arXiv 2509.20997). Its training script writes report_T/model_T.pt and log_T.pkl,
-where T is a time. Its evaluation reads model.pt and config.pkl. All are pickles, which could run
-any code, so pickles.py and torch_files.py read them without running anything.
+Language Models (arXiv 2509.20997). Its training script writes model_T.pt and log_T.pkl, where T is
+a time. Its evaluation reads model.pt and config.pkl. Pickles could run any code, so pickles.py and
+torch_files.py read them without running anything.
 """
 
 import logging
 import math
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,12 @@ FORMAT = "cho2025"
 PAPER_CODE = "https://github.com/hc495/Binary_Autoencoder"
 # The name of each tensor in the state dict. decoder.weight is stored transposed.
 PARAMETERS = {
-    "encoder_weight": "encoder.weight",
-    "encoder_bias": "encoder.bias",
-    "decoder_weight": "decoder.weight",
-    "decoder_bias": "decoder.bias",
-}
+    "encoder_weight": "encoder.weight", "encoder_bias": "encoder.bias",
+    "decoder_weight": "decoder.weight", "decoder_bias": "decoder.bias",
+}  # fmt: skip
 DECODER_BIAS = "decoder.bias"
 # Prefixes that DataParallel and torch.compile add to each name.
-WRAPPERS = ("module.", "_orig_mod.")
+WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 # A log needs nine bytes for each step and curve: 84 MB for 2,000 epochs over a million tokens.
 LARGEST_LOG_BYTES = 4 * 2**30
 # Both are the step at zero, and differ in their gradients only. "squarewave" is not a step.
@@ -57,11 +56,7 @@ RUN_FIELDS = (
 
 
 def read(folder: Path) -> PortableCoder:
-    """Read the coder of a folder.
-
-    Raises:
-        CheckpointError: a file is missing, damaged or unsafe, or the coder has no 0/1 step.
-    """
+    """Read the coder of a folder. CheckpointError if its files are damaged, or it has no step."""
     found = sorted({*folder.glob(WEIGHTS), *folder.glob(REPORT_WEIGHTS)})
     if len(found) != 1:
         raise CheckpointError(
@@ -69,19 +64,37 @@ def read(folder: Path) -> PortableCoder:
             "its own. Move each with its config (log_T.pkl belongs to model_T.pt) into a folder."
         )
     (weights,) = found
-    saved = _read_saved(weights)
+    try:
+        saved = read_saved(weights)
+    # A damaged archive can raise any error. Nothing in the file is run.
+    except Exception as error:
+        raise CheckpointError(
+            f"{weights}: cannot be read as a state dict: {error}. If it is yours, load it where "
+            "you saved it and save only its weights: "
+            f"torch.save(model.state_dict(), '{WEIGHTS}')."
+        ) from error
     state = _state(saved, weights)
-    path = _config_beside(weights)
+    # The log of the same time, config.pkl, or the only log.
+    own_log, logs = f"log{weights.stem.removeprefix('model')}.pkl", list(folder.glob(REPORT_CONFIG))
+    candidates = [folder / own_log, folder / CONFIG, *(logs if len(logs) == 1 else [])]
+    path = next((path for path in candidates if path.is_file()), None)
     config = _without_config(saved, weights) if path is None else _read_config(path)
     return clearly(folder, lambda: _portable(config, state, path or weights))
 
 
-def _config_beside(weights: Path) -> Path | None:
-    """The config of a weights file: the log of the same time, config.pkl, or the only log."""
-    folder, time = weights.parent, weights.stem.removeprefix("model")
-    logs = sorted(folder.glob(REPORT_CONFIG))
-    candidates = [folder / f"log{time}.pkl", folder / CONFIG, *(logs if len(logs) == 1 else [])]
-    return next((path for path in candidates if path.is_file()), None)
+def _state(saved: Saved, path: Path) -> dict[str, Tensor]:
+    """The tensors by the paper's names. decoder.bias may be missing."""
+    stored = {WRAPPERS.sub("", name): name for name in saved.places}
+    names = set(PARAMETERS.values())
+    if not names - {DECODER_BIAS} <= stored.keys() <= names:
+        raise CheckpointError(
+            f"{path}: holds weights {sorted(stored)}, where {sorted(names)} are expected "
+            f"({DECODER_BIAS} may be missing)."
+        )
+    try:
+        return {name: saved.tensor(stored[name]) for name in stored}
+    except PickleError as error:
+        raise CheckpointError(f"{path}: {error}.") from error
 
 
 def _without_config(saved: Saved, weights: Path) -> dict[str, Any]:
@@ -97,89 +110,6 @@ def _without_config(saved: Saved, weights: Path) -> dict[str, Any]:
     return {**UNSAID, **told}
 
 
-def _portable(config: dict[str, Any], state: dict[str, Tensor], path: Path) -> PortableCoder:
-    # A config written by hand, as in the paper's readme, has the parameters at its top.
-    params = Fields(config, path).take("params", dict) if "params" in config else config
-    _check_params(params, path)
-    for name in ("encoder.weight", "decoder.weight"):
-        if state[name].ndim != 2:
-            raise CheckpointError(f"{name}: {state[name].ndim} dimensions where 2 are expected.")
-    latents, d_in = state["encoder.weight"].shape
-    rate = params.get("inner_expand_rate")
-    if rate is not None and latents != d_in * rate:
-        raise CheckpointError(
-            f"inner_expand_rate={rate}, but encoder.weight is {[latents, d_in]}. Expected {rate} "
-            f"times {d_in} latents."
-        )
-    place, rates, settings = read_notes(config.get(NOTES_KEY))
-    rule = _read_rule(settings.pop("code_rule", {}), path)
-    kept = {key: value for key, value in params.items() if _is_plain(value)}
-    if DECODER_BIAS not in state:
-        kept["bias"] = False
-        state[DECODER_BIAS] = state["decoder.weight"].new_zeros(len(state["decoder.weight"]))
-    tensors = {key: state[name] for key, name in PARAMETERS.items()}
-    tensors["decoder_weight"] = tensors["decoder_weight"].T
-    # The step is at zero, and the logarithm of zero is -inf.
-    dtype = torch.promote_types(state["encoder.weight"].dtype, torch.float32)
-    tensors["log_threshold"] = torch.full((latents,), -torch.inf, dtype=dtype)
-    shape = Shape(d_in, d_in, latents, rule)
-    return PortableCoder(shape, tensors, place, rates, {**settings, FORMAT: kept})
-
-
-def _check_params(params: dict[str, Any], path: Path) -> None:
-    """Raise CheckpointError if a coder is not a step at zero."""
-    _refuse_others(params, path)
-    fields = Fields(params, path)
-    fields.take_choice("binarization_type", dict.fromkeys(BINARIZATIONS, True))
-    fields.take_choice("output_activation", {"none": True}, "none")
-    fields.take_size("inner_expand_rate", 1)
-    fields.finish(ignored=(*RUN_FIELDS, NOTES_KEY))
-
-
-def _refuse_others(params: dict[str, Any], path: Path) -> None:
-    """Raise CheckpointError for the paper's other coders, with the class that loads them."""
-    binarization, activation = (params.get(name) for name in UNSAID)
-    loader = "BinarizedAutoencoder of module/binarized_autoencoder.py"
-    if "inner_activation" in params:
-        reason = (
-            f"inner_activation={shortened(params['inner_activation'])}: one of the paper's "
-            "baselines, whose latents have values"
-        )
-        loader = "SAE of module/SAE_baseline.py"
-    elif binarization == "squarewave":
-        reason = (
-            "binarization_type='squarewave': a code is 1 if the pre-activation modulo 2 is below "
-            "1, which is not a step"
-        )
-    elif activation in ("sigmoid", "tanh", "relu"):
-        reason = (
-            f"output_activation={activation!r}: coders of SAELens and sparsify have no output "
-            "activation"
-        )
-    else:
-        return
-    raise CheckpointError(
-        f"{path}: {reason}. Load it with {loader} ({PAPER_CODE}). This package loads coders that "
-        "were trained with --binarization_type sign or sign_s and --output_activation none."
-    )
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether JSON can hold a setting."""
-    finite = not isinstance(value, float) or math.isfinite(value)
-    return finite and isinstance(value, bool | int | float | str | None)
-
-
-def _read_rule(kept: dict[str, Any], path: Path) -> CodeRule:
-    """The step at zero, with the paper's surrogate gradient unless the notes name another."""
-    fields = Fields(kept, path)
-    k = fields.take_size("k", 32)
-    surrogate = fields.take("surrogate", str, "sigmoid")
-    temperature = fields.take("surrogate_temperature", float, 1.0)
-    fields.finish()
-    return CodeRule(THRESHOLD.name, k, surrogate, temperature)
-
-
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         with open_config(path, LARGEST_LOG_BYTES) as stream:
@@ -193,48 +123,84 @@ def _read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _read_saved(path: Path) -> Saved:
-    try:
-        return read_saved(path)
-    # A damaged archive can raise any error. Nothing in the file is run.
-    except Exception as error:
+def _portable(config: dict[str, Any], state: dict[str, Tensor], path: Path) -> PortableCoder:
+    # A config written by hand, as in the paper's readme, has the parameters at its top.
+    params = Fields(config, path).take("params", dict) if "params" in config else config
+    _refuse_others(params, path)
+    fields = Fields(params, path)
+    fields.take_choice("binarization_type", dict.fromkeys(BINARIZATIONS, True))
+    fields.take_choice("output_activation", {"none": True}, "none")
+    fields.take_size("inner_expand_rate", 1)
+    fields.finish(ignored=(*RUN_FIELDS, NOTES_KEY))
+    for name in ("encoder.weight", "decoder.weight"):
+        if state[name].ndim != 2:
+            raise CheckpointError(f"{name}: {state[name].ndim} dimensions where 2 are expected.")
+    latents, d_in = state["encoder.weight"].shape
+    rate = params.get("inner_expand_rate")
+    if rate is not None and latents != d_in * rate:
         raise CheckpointError(
-            f"{path}: cannot be read as a state dict: {error}. If it is yours, load it where you "
-            f"saved it and save only its weights: torch.save(model.state_dict(), '{WEIGHTS}')."
-        ) from error
-
-
-def _state(saved: Saved, path: Path) -> dict[str, Tensor]:
-    """The tensors by the paper's names. decoder.bias may be missing."""
-    stored = {_without_wrappers(name): name for name in saved.places}
-    names = set(PARAMETERS.values())
-    if not names - {DECODER_BIAS} <= stored.keys() <= names:
-        raise CheckpointError(
-            f"{path}: holds weights {sorted(stored)}, where {sorted(names)} are expected "
-            f"({DECODER_BIAS} may be missing)."
+            f"inner_expand_rate={rate}, but encoder.weight is {[latents, d_in]}. Expected {rate} "
+            f"times {d_in} latents."
         )
-    try:
-        return {name: saved.tensor(stored[name]) for name in stored}
-    except PickleError as error:
-        raise CheckpointError(f"{path}: {error}.") from error
+    place, rates, settings = read_notes(config.get(NOTES_KEY))
+    rule = _read_rule(settings.pop("code_rule", {}), path)
+    # JSON can hold these.
+    kept = {
+        key: value
+        for key, value in params.items()
+        if isinstance(value, bool | int | str | None)
+        or (isinstance(value, float) and math.isfinite(value))
+    }
+    if DECODER_BIAS not in state:
+        kept["bias"] = False
+        state[DECODER_BIAS] = state["decoder.weight"].new_zeros(len(state["decoder.weight"]))
+    tensors = {key: state[name] for key, name in PARAMETERS.items()}
+    tensors["decoder_weight"] = tensors["decoder_weight"].T
+    # The step is at zero, and the logarithm of zero is -inf.
+    dtype = torch.promote_types(state["encoder.weight"].dtype, torch.float32)
+    tensors["log_threshold"] = torch.full((latents,), -torch.inf, dtype=dtype)
+    shape = Shape(d_in, d_in, latents, rule)
+    return PortableCoder(shape, tensors, place, rates, {**settings, FORMAT: kept})
 
 
-def _without_wrappers(name: str) -> str:
-    while name.startswith(WRAPPERS):
-        name = name.partition(".")[2]
-    return name
+def _refuse_others(params: dict[str, Any], path: Path) -> None:
+    """Raise CheckpointError for the paper's other coders, with the class that loads them."""
+    binarization, activation = (params.get(name) for name in UNSAID)
+    loader = "BinarizedAutoencoder of module/binarized_autoencoder.py"
+    if "inner_activation" in params:
+        told = f"inner_activation={shortened(params['inner_activation'])}"
+        reason = f"{told}: one of the paper's baselines, whose latents have values"
+        loader = "SAE of module/SAE_baseline.py"
+    elif binarization == "squarewave":
+        rule = "a code is 1 if the pre-activation modulo 2 is below 1, which is not a step"
+        reason = f"binarization_type='squarewave': {rule}"
+    elif activation in ("sigmoid", "tanh", "relu"):
+        without = "coders of SAELens and sparsify have no output activation"
+        reason = f"output_activation={activation!r}: {without}"
+    else:
+        return
+    raise CheckpointError(
+        f"{path}: {reason}. Load it with {loader} ({PAPER_CODE}). This package loads coders that "
+        "were trained with --binarization_type sign or sign_s and --output_activation none."
+    )
+
+
+def _read_rule(kept: dict[str, Any], path: Path) -> CodeRule:
+    """The step at zero, with the paper's surrogate gradient unless the notes name another."""
+    fields = Fields(kept, path)
+    k = fields.take_size("k", 32)
+    surrogate = fields.take("surrogate", str, "sigmoid")
+    temperature = fields.take("surrogate_temperature", float, 1.0)
+    fields.finish()
+    return CodeRule(THRESHOLD.name, k, surrogate, temperature)
 
 
 def write(coder: PortableCoder, folder: Path) -> None:
-    """Save a coder as the paper's code does.
-
-    Raises:
-        CheckpointError: the paper's files cannot store a setting of the coder.
-    """
+    """Save a coder as the paper's code does. CheckpointError if its files cannot store it."""
     shape, rule = coder.shape, coder.shape.rule
     _refuse_inexpressible(coder)
     before = coder.settings.get(FORMAT, {})
-    params: dict[str, Any] = {
+    params = {
         **{key: value for key, value in before.items() if key in RUN_FIELDS},
         "inner_expand_rate": shape.latents // shape.d_in,
         "binarization_type": before.get("binarization_type", BINARIZATIONS[0]),
@@ -255,25 +221,22 @@ def write(coder: PortableCoder, folder: Path) -> None:
 
 def _refuse_inexpressible(coder: PortableCoder) -> None:
     shape = coder.shape
+    normalized, reshaped = shape.normalize_activations, shape.reshape_activations
+    multiple = f"d_sae={shape.latents}, not a multiple of d_in={shape.d_in}"
     reasons = {
         "a coder with values": not shape.binary,
         "a transcoder": shape.transcoder,
         "a skip connection": shape.skip,
         f"selection={shape.rule.selection!r}": not shape.rule.kind.alone,
         "apply_b_dec_to_input=True": shape.subtracts_decoder_bias,
-        f"normalize_activations={shape.normalize_activations!r}": (
-            shape.normalize_activations != "none"
-        ),
-        f"reshape_activations={shape.reshape_activations!r}": shape.reshape_activations != "none",
-        f"d_sae={shape.latents}, not a multiple of d_in={shape.d_in}": (
-            shape.latents % shape.d_in != 0
+        f"normalize_activations={normalized!r}": normalized != "none",
+        f"reshape_activations={reshaped!r}": reshaped != "none",
+        multiple: shape.latents % shape.d_in != 0,
+        "thresholds other than zero": (
+            shape.binary and bool((coder.tensors["log_threshold"] != -torch.inf).any())
         ),
     }
-    if shape.binary:
-        above = bool((coder.tensors["log_threshold"] != -torch.inf).any())
-        reasons["thresholds other than zero"] = above
-    found = [reason for reason, applies in reasons.items() if applies]
-    if found:
+    if found := [reason for reason, applies in reasons.items() if applies]:
         raise CheckpointError(
             f"{'; '.join(found)}: the second paper's files hold binary autoencoders with a step at "
             "zero that encode the raw input. Choose another format."

@@ -1,34 +1,39 @@
-"""What a coder on disk or on the Hub is, without a host."""
+"""Describes a coder on disk or on the Hub without a host, and on the Hub without its weights."""
 
-from dataclasses import dataclass, replace
+import json
+import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from huggingface_hub import HfApi, snapshot_download
 from torch import Tensor
 
-from sae_binary_ext.checkpoints import saelens, stock
+from sae_binary_ext.checkpoints import files, saelens, sources, stock
 from sae_binary_ext.checkpoints.errors import CheckpointError
-from sae_binary_ext.checkpoints.files import Fields, has_values, read_tensors
 from sae_binary_ext.checkpoints.formats import format_of
-from sae_binary_ext.checkpoints.headers import described_folders
-from sae_binary_ext.checkpoints.portable import PortableCoder, Shape
-from sae_binary_ext.checkpoints.sources import SPARSITY_FILE, read_coder, stated_place
+from sae_binary_ext.checkpoints.normalization import STORE_STATE, normalization_lines
+from sae_binary_ext.checkpoints.portable import Place, PortableCoder, Shape
 from sae_binary_ext.coding.entropy import bernoulli_entropy
 from sae_binary_ext.coding.paper_names import STOCK_ACTIVATIONS
 
-# SAELens writes the decimal logarithm of a rate plus this.
+# SAELens writes the decimal logarithm of a firing rate plus this.
 SPARSITY_OFFSET = 1e-10
 DENSE_RATE = 0.1
+# Weights files that hold at most a number for each latent: they are downloaded whole.
+SMALL_FILES = (sources.SPARSITY_FILE, STORE_STATE)
+
+Lines = list[tuple[str, str]]
 
 
-@dataclass(frozen=True)
-class Firing:
+class Firing(NamedTuple):
     """How a coder's latents fired when that was recorded, in training or after it.
 
-    Attributes:
-        l0: mean active latents a token.
-        dead: latents that never fired.
-        dense: latents active on more than 10% of the tokens.
-        entropy_bits: entropy of the firing rates, summed over latents, in bits a token.
+    l0 is the mean of active latents a token. dead latents never fired, and dense ones were active
+    on more than 10% of the tokens. entropy_bits sums the firing rates' entropies, in bits a token.
     """
 
     l0: float
@@ -45,11 +50,11 @@ class Description:
         name: of its folder in the source.
         format: a key of FORMATS.
         architecture: in a few words.
-        coder: what it is and how it is built; None for an architecture that only its host knows. Of
-            a repository its tensors are on the meta device, without values.
-        firing: recorded statistics, or None.
+        coder: the coder itself. None for an architecture that only its host knows. For a
+            repository its tensors are on the meta device, without values.
+        firing: recorded statistics. None if there are none.
         details: lines on a coder that only its host knows, each with its label.
-        normalization: likewise, what happens to activations before they are encoded.
+        normalization: the line on what happens to activations before they are encoded, if any.
         unread: its weights are on the Hub, and only their header was read.
     """
 
@@ -62,139 +67,150 @@ class Description:
     normalization: tuple[tuple[str, str], ...] = ()
     unread: bool = False
 
-    def lines(self) -> list[tuple[str, str]]:
-        """What to show, each with its label."""
+    def lines(self) -> Lines:
+        """The lines to show, each with its label."""
         lines = [("format", self.format), ("architecture", self.architecture)]
         if self.coder is not None:
-            lines += [*_shape_lines(self.coder), *self.normalization, *_place_lines(self.coder)]
+            place = _place_lines(self.coder.place)
+            lines += [*_shape_lines(self.coder), *self.normalization, *place]
         lines += self.details
         if self.unread:
             lines.append(("weights", "names, sizes and dtypes checked; values not downloaded"))
-        if self.firing is not None:
-            firing = self.firing
-            lines.append(
-                (
-                    "recorded firing",
-                    f"L0 {firing.l0:.1f}, {firing.dead} dead, {firing.dense} denser than "
-                    f"{DENSE_RATE:.0%}, {firing.entropy_bits:.0f} bits a token",
-                )
-            )
+        if (firing := self.firing) is not None:
+            told = f"L0 {firing.l0:.1f}, {firing.dead} dead, {firing.dense} denser than "
+            told += f"{DENSE_RATE:.0%}, {firing.entropy_bits:.0f} bits a token"
+            lines.append(("recorded firing", told))
         return lines
 
 
 def describe(source: str | Path, hookpoint: str | None = None) -> list[Description]:
-    """The coders of a source; it and hookpoint are as load_coder takes them.
+    """The coders of a source. Its arguments are as load_coder takes them.
 
-    Of a repository on the Hub only configs and the headers of weights are downloaded.
+    For a repository on the Hub, only configs and the headers of weights are downloaded.
 
     Raises:
         CheckpointError: there are none, or a coder's files are damaged.
     """
-    with described_folders(source, hookpoint) as found:
-        return [
-            replace(
-                describe_folder(name, folder, hookpoint),
-                unread=not all(map(has_values, folder.glob("*.safetensors"))),
-            )
-            for name, folder in found.items()
-        ]
+    with _described_folders(source, hookpoint) as found:
+        return [describe_folder(name, folder, hookpoint) for name, folder in found.items()]
 
 
 def describe_folder(name: str, folder: Path, hookpoint: str | None = None) -> Description:
-    """The coder of a folder that every_coder found under this name.
+    """Describe the coder of a folder that find_coders found under this name.
 
-    Raises:
-        CheckpointError: its files are damaged, or belong at another place than hookpoint.
+    CheckpointError if its files are damaged, or tell another place than hookpoint.
     """
-    stated = stated_place(name, hookpoint)
-    name = folder.resolve().name if name == "." else name
+    stated = sources.stated_place(name, hookpoint)
+    name = folder.resolve().name if name == sources.ROOT else name
     form = format_of(folder)
     if form is None:
         raise CheckpointError(f"{folder}: holds no coder.")
+    unread = not all(map(files.has_values, folder.glob("*.safetensors")))
     if form == "saelens" and saelens.is_stock(folder):
-        return _describe_stock(name, form, folder)
-    coder = read_coder(folder, stated)
+        words, latents, details = stock.described(folder)
+        firing = _recorded_firing(folder, latents, None)
+        return Description(name, form, words, None, firing, tuple(details), unread=unread)
+    coder = sources.read_coder(folder, stated)
+    firing = _recorded_firing(folder, coder.shape.latents, coder.firing_rates)
     scaling = saelens.scaling(folder) if form == "saelens" else None
-    return Description(
-        name,
-        form,
-        in_words(coder.shape),
-        coder,
-        _recorded_firing(folder, coder.shape.latents, coder.firing_rates),
-        normalization=tuple(stock.normalization_lines(coder.shape.normalize_activations, scaling)),
-    )
+    scaled = tuple(normalization_lines(coder.shape.normalize_activations, scaling))
+    return Description(name, form, _in_words(coder.shape), coder, firing, (), scaled, unread)
 
 
-def _describe_stock(name: str, form: str, folder: Path) -> Description:
-    config = stock.current_config(folder)
-    fields = Fields(config, folder / "cfg.json")
-    details = tuple(stock.lines(folder, config))
-    architecture = fields.take("architecture", str)
-    return Description(
-        name,
-        form,
-        stock.in_words(architecture),
-        firing=_recorded_firing(folder, fields.take_size("d_sae"), None),
-        details=details,
-    )
+@contextmanager
+def _described_folders(source: str | Path, hookpoint: str | None) -> Generator[dict[str, Path]]:
+    """The folders of a source's coders by name. For a repository they hold configs and headers."""
+    listed = None
+    if sources.is_repository(source):
+        with files.errors_told(f"{source}: cannot be downloaded"):
+            listed = sources.reachable_files(str(source))
+    if listed is None:
+        yield sources.find_coders(source, hookpoint, checkpoints=True)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        root = Path(temporary) / str(source).rpartition("/")[2]
+        with files.errors_told(f"{source}: cannot be downloaded"):
+            names = sources.choose(str(source), hookpoint, listed, checkpoints=True)
+            headers = _download(str(source), names, set(listed), root)
+        with files.headers_alone(headers):
+            yield {name: root / name for name in names}
+
+
+def _download(repository: str, names: list[str], listed: set[str], root: Path) -> list[Path]:
+    """Write configs and headers below a folder. Returns the files that are only a header."""
+    paths = sources.beside(names) & listed
+    weights = {path for path in paths if path.endswith(".safetensors")}
+    headers = sorted(path for path in weights if not path.endswith(SMALL_FILES))
+    small = paths.difference(headers) | sources.run_configs(names) & listed
+    snapshot = Path(snapshot_download(repository, allow_patterns=sorted(small)))
+    for path in small.union(headers):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+    for path in small:
+        shutil.copyfile(snapshot / path, root / path)
+    for path in headers:
+        _write_header(repository, path, root / path)
+    return [root / path for path in headers]
+
+
+def _write_header(repository: str, name: str, path: Path) -> None:
+    """Write a safetensors file whose values are a hole in the file, which takes no space."""
+    header = HfApi().parse_safetensors_file_metadata(repository, name)
+    entries = {
+        name: {"dtype": one.dtype, "shape": one.shape, "data_offsets": one.data_offsets}
+        for name, one in header.tensors.items()
+    }
+    text = json.dumps(entries).encode()
+    size = max((one.data_offsets[1] for one in header.tensors.values()), default=0)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + size)
 
 
 def _recorded_firing(folder: Path, latents: int, rates: Tensor | None) -> Firing | None:
-    if (folder / SPARSITY_FILE).is_file():
-        rates = _saelens_rates(folder / SPARSITY_FILE, latents)
-    # Rates of a coder that never trained are all zero.
-    recorded = rates is not None and not rates.is_meta and rates.any()
-    return _firing(rates) if rates is not None and recorded else None
+    """The statistics of SAELens' file, or else of the coder's own rates, float [latents]."""
+    path = folder / sources.SPARSITY_FILE
+    if path.is_file():
+        logarithms = files.read_tensors(path, {"sparsity": (latents,)})["sparsity"].double()
+        if not logarithms.isfinite().all():
+            raise CheckpointError(f"{path}: holds values that are not finite.")
+        rates = (10**logarithms - SPARSITY_OFFSET).clamp(0, 1)
+    # The rates of a coder that never trained are all zero.
+    if rates is None or rates.is_meta or not rates.any():
+        return None
+    rates = rates.double()
+    return Firing(
+        l0=rates.sum().item(),
+        # The rounding of SAELens' offset leaves tiny rates for dead latents.
+        dead=int((rates < SPARSITY_OFFSET).sum()),
+        dense=int((rates > DENSE_RATE).sum()),
+        entropy_bits=bernoulli_entropy(rates).sum().item(),
+    )
 
 
-def in_words(shape: Shape) -> str:
-    """What kind of coder it is."""
+def _in_words(shape: Shape) -> str:
+    """The kind of a coder."""
     kind = "transcoder" if shape.transcoder else "autoencoder"
     skip = " with skip connection" if shape.skip else ""
     codes = "binary" if shape.binary else STOCK_ACTIVATIONS[shape.rule.selection]
     return f"{codes} {kind}{skip}"
 
 
-def _shape_lines(coder: PortableCoder) -> list[tuple[str, str]]:
+def _shape_lines(coder: PortableCoder) -> Lines:
     shape, rule = coder.shape, coder.shape.rule
-    selection = f"{rule.selection}, k={rule.k}" if rule.kind.uses_k else rule.selection
     lines = [
         ("sizes", f"{shape.d_in} -> {shape.latents} latents -> {shape.d_out}"),
         ("dtype", str(coder.dtype).removeprefix("torch.")),
-        ("selection", selection),
+        ("selection", f"{rule.selection}, k={rule.k}" if rule.kind.uses_k else rule.selection),
     ]
     if shape.binary:
-        temperature = f"temperature {rule.surrogate_temperature:g}"
-        lines.append(("surrogate", f"{rule.surrogate}, {temperature}"))
+        surrogate = f"{rule.surrogate}, temperature {rule.surrogate_temperature:g}"
+        lines.append(("surrogate", surrogate))
     if not shape.transcoder:
         lines.append(("encodes", "input - b_dec" if shape.subtracts_decoder_bias else "input"))
     return lines
 
 
-def _place_lines(coder: PortableCoder) -> list[tuple[str, str]]:
-    place = coder.place
-    named = {
-        "model": place.model_name,
-        "hookpoint (sparsify)": place.hookpoint,
-        "hook (SAELens)": place.hook_name,
-        "output hook (SAELens)": place.hook_name_out,
-    }
-    return [(label, name) for label, name in named.items() if name is not None]
-
-
-def _saelens_rates(path: Path, latents: int) -> Tensor:
-    logarithms = read_tensors(path, {"sparsity": (latents,)})["sparsity"].double()
-    if not logarithms.isfinite().all():
-        raise CheckpointError(f"{path}: holds values that are not finite.")
-    return (10**logarithms - SPARSITY_OFFSET).clamp(0, 1)
-
-
-def _firing(rates: Tensor) -> Firing:
-    rates = rates.double()
-    return Firing(
-        l0=rates.sum().item(),
-        # The offset's own rounding is no firing.
-        dead=int((rates < SPARSITY_OFFSET).sum()),
-        dense=int((rates > DENSE_RATE).sum()),
-        entropy_bits=bernoulli_entropy(rates).sum().item(),
-    )
+def _place_lines(place: Place) -> Lines:
+    labels = ("model", "hookpoint (sparsify)", "hook (SAELens)", "output hook (SAELens)")
+    names = (place.model_name, place.hookpoint, place.hook_name, place.hook_name_out)
+    return [(label, name) for label, name in zip(labels, names, strict=True) if name is not None]

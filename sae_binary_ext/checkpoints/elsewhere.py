@@ -2,23 +2,22 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sae_binary_ext.checkpoints.errors import CheckpointError
 
 SHARDS = "weights in several files"
 MODEL = "a whole model's weights, as transformers saves them"
+PICKLES = "pickles of SAELens' first months (2024)"
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """A layout, recognised by the path of one of its files.
 
     Attributes:
         what: a name for its coders.
-        pattern: regular expression of a weights file's path. Its group `at` is the coder's folder
-            in SAELens' words.
+        pattern: regular expression of a weights file's path. `at` is the folder for SAELens.
         converter: SAELens' name for its loader of the layout. None if it has none.
         beside: another file that must exist, if the pattern says too little. It may use {at}.
     """
@@ -33,134 +32,111 @@ _BY_HAND = (
     "Put the tensors that code one activation into a coder of SAELens (sae_lens.StandardSAE, "
     "TopKSAE, JumpReLUSAE, …). Its save_model(FOLDER) writes a folder that loads here."
 )
+_CLT_OF_GEMMA = "Gemma Scope 2 cross-layer transcoders"
+_OF_TRACER = "transcoders of circuit-tracer"
+_OPENMOSS = "coders of OpenMOSS' Language-Model-SAEs"
 # The first line that fits is taken.
 LAYOUTS = (
-    Layout(SHARDS, r"(.*/)?(sae|sae_weights)-\d+-of-\d+\.safetensors"),
-    Layout(SHARDS, r"(.*/)?(sae|sae_weights)\.safetensors\.index\.json"),
+    Layout(SHARDS, r"(.*/)?(sae|sae_weights)(-\d+-of-\d+\.safetensors|\.safetensors\.index\.json)"),
     Layout("Gemma Scope transcoders", r"(?P<at>.*transcoder.*)/params\.npz", "gemma_2_transcoder"),
     Layout("Gemma Scope SAEs", r"(?P<at>.+)/params\.npz", "gemma_2"),
     Layout("a Gemma Scope SAE without its folder", r"params\.npz"),
     Layout("Gemma Scope 2 coders", r"(?P<at>.+)/params\.safetensors", "gemma_3"),
+    Layout(_CLT_OF_GEMMA, r"(?P<at>.*clt.*/params_layer_\d+)\.safetensors", "gemma_3"),
     Layout(
-        "Gemma Scope 2 cross-layer transcoders",
-        r"(?P<at>.*clt.*/params_layer_\d+)\.safetensors",
-        "gemma_3",
-    ),
-    Layout(
-        "Llama Scope SAEs",
-        r"(?P<at>.+)/checkpoints/final\.safetensors",
-        "llama_scope",
+        "Llama Scope SAEs", r"(?P<at>.+)/checkpoints/final\.safetensors", "llama_scope",
         "{at}/hyperparams.json",
     ),
     Layout(
-        "coders of OpenMOSS' Language-Model-SAEs",
-        r"(?P<at>.+)/sae_weights\.safetensors",
-        "llama_scope_r1_distill",
+        _OPENMOSS, r"(?P<at>.+)/sae_weights\.safetensors", "llama_scope_r1_distill",
         "{at}/config.json",
     ),
     Layout("SAEs of dictionary_learning", r"(?P<at>.+)/ae\.pt", "dictionary_learning_1"),
     Layout("an SAE of dictionary_learning without its folder", r"ae\.pt"),
     Layout(
-        "cross-layer transcoders of circuit-tracer",
-        r"(.*/)?W_(enc|dec)_(?P<at>\d+)\.safetensors",
+        f"cross-layer {_OF_TRACER}", r"(.*/)?W_(enc|dec)_(?P<at>\d+)\.safetensors",
         "mntss_clt_layer_transcoder",
     ),
-    Layout(
-        "transcoders of circuit-tracer",
-        r"(?P<at>(.*/)?layer_\d+\.safetensors)",
-        "mwhanna_transcoder",
-    ),
+    Layout(_OF_TRACER, r"(?P<at>(.*/)?layer_\d+\.safetensors)", "mwhanna_transcoder"),
     Layout("Qwen Scope SAEs", r"(?P<at>(.*/)?layer\d+\.sae\.pt)", "qwen_scope"),
     Layout("SAEs of qresearch", r"(?P<at>.*DeepSeek.*SAE-l\d+\.pth?)", "deepseek_r1"),
     Layout("Goodfire's SAEs", r"(?P<at>.*SAE-l\d+\.pth?)", "goodfire"),
     Layout("temporal SAEs", r"(?P<at>.+)/latest_ckpt\.safetensors", "temporal", "{at}/conf.yaml"),
+    Layout(PICKLES, r"(.*/)?(final_)?sparse_autoencoder_.*\.pt|.*_log_feature_sparsity\.pt"),
     Layout(
-        "pickles of SAELens' first months (2024)",
-        r"(.*/)?(final_)?sparse_autoencoder_(?P<at>.*)\.pt|.*_log_feature_sparsity\.pt",
-    ),
-    Layout(
-        "attention SAEs of Kissane and others",
-        r"(?P<at>(?P<stem>.*)\.pt)",
-        "connor_rob_hook_z",
+        "attention SAEs of Kissane and others", r"(?P<at>(?P<stem>.*)\.pt)", "connor_rob_hook_z",
         "{stem}_cfg.json",
     ),
     Layout("a crosscoder", r".*(crosscoder|cc_weights).*\.(safetensors|pt|pth|bin)"),
     Layout(MODEL, r"(.*/)?(pytorch_)?model(-.*)?\.(safetensors|pt|pth|bin)"),
-)
+)  # fmt: skip
 WEIGHTS_ENDINGS = (".safetensors", ".pt", ".pth", ".npz", ".bin", ".ckpt", ".pkl", ".h5", ".npy")
 
 
 def no_coder(source: object, files: Iterable[str], expected: Iterable[str]) -> CheckpointError:
     """The error for a source without a coder of a format that this package reads.
 
-    Args:
-        source: a folder or a repository's id, as the user gave it.
-        files: paths of all its files.
-        expected: file names of the weights that this package reads.
+    files: paths of all its files. expected: file names of the weights that this package reads.
     """
     listed = sorted(files)
-    found = _recognised(listed)
     start = f"{source}: holds no coder; expected one of {sorted(expected)}."
+    found = _recognised(listed)
     if found is None:
         return CheckpointError(f"{start} {_unknown(listed)}")
     layout, match = found
     if layout.what == SHARDS:
-        remedy = _joining(source, match)
+        remedy = _joining(source, match[0])
     elif layout.converter is not None:
-        call = _call(_repository(str(source)), match["at"], layout.converter)
+        call = _call(str(source), match["at"], layout.converter)
         remedy = f"SAELens loads it from the Hub: {call}."
+    elif gpt2 := re.search(r"gpt2-small_(blocks\.\d+\.hook_resid_pre)_24576", match[0]):
+        call = f"SAE.from_pretrained('gpt2-small-res-jb', '{gpt2[1]}')"
+        remedy = f"Load the author's newer release: {call}."
+    elif layout.what == MODEL:
+        remedy = "Give the folder or repository of a coder. The model of a coder goes to --model."
+    elif layout.what == PICKLES:
+        remedy = (
+            "A pickle can run any code, so this package does not read it. Look for the same coder "
+            "in SAELens' list, which SAE.from_pretrained loads from: "
+            "sae_lens.loading.pretrained_saes_directory.get_pretrained_saes_directory()."
+        )
     else:
-        remedy = _without_loader(layout, match)
+        remedy = f"Neither this package nor SAELens reads it. {_BY_HAND}"
     return CheckpointError(f"{start} It holds {layout.what}: {match[0]}. {remedy}")
 
 
-def is_openmoss(folder: str, files: Iterable[str]) -> bool:
-    """Whether OpenMOSS' library, which uses the same file name, wrote sae_weights.safetensors."""
-    names = set(files)
-    prefix = "" if folder == "." else f"{folder}/"
-    here = {f"{prefix}sae_weights.safetensors", f"{prefix}config.json"}
-    return here <= names and f"{prefix}cfg.json" not in names
-
-
 def _recognised(files: list[str]) -> tuple[Layout, re.Match[str]] | None:
-    names = set(files)
+    """The layout of the files, and the match of its weights file. None if no layout fits."""
     for layout in LAYOUTS:
-        for name in files:
-            match = re.fullmatch(layout.pattern, name)
-            if match is None:
-                continue
-            if layout.beside is None or layout.beside.format(**match.groupdict()) in names:
+        for match in filter(None, (re.fullmatch(layout.pattern, name) for name in files)):
+            if layout.beside is None or layout.beside.format(**match.groupdict()) in files:
                 return layout, match
     return None
 
 
 def _unknown(files: list[str]) -> str:
+    """What a source of no known layout holds."""
     weights = [name for name in files if name.endswith(WEIGHTS_ENDINGS)]
-    if not files:
-        return "It is empty."
-    if not weights:
-        return f"It holds no weights file, only {_some(files)}."
-    return f"Its weights are in an unknown layout: {_some(weights)}. {_BY_HAND}"
+    names = weights or files
+    some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    if weights:
+        return f"Its weights are in an unknown layout: {some}. {_BY_HAND}"
+    return f"It holds no weights file, only {some}." if files else "It is empty."
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _joining(source: object, match: re.Match[str]) -> str:
+def _joining(source: object, shard: str) -> str:
     """The lines of Python that join a coder's shards into one file."""
-    folder, _, name = match[0].rpartition("/")
+    folder, _, name = shard.rpartition("/")
     stem = re.split(r"-\d+-of-|\.safetensors", name)[0]
     local, start = Path(str(source)), "Join"
     if not local.exists():
         local = Path("FOLDER")
         start = f"Download it (hf download {source} --local-dir FOLDER) and join"
-    local /= folder
     return (
         f"{start} them:\n"
         "  from pathlib import Path\n"
         "  from safetensors.torch import load_file, save_file\n"
-        f"  folder = Path({str(local)!r})\n"
+        f"  folder = Path({str(local / folder)!r})\n"
         "  tensors = {}\n"
         f"  for shard in folder.glob('{stem}-*-of-*.safetensors'):\n"
         "      tensors |= load_file(shard)\n"
@@ -168,22 +144,15 @@ def _joining(source: object, match: re.Match[str]) -> str:
     )
 
 
-def _repository(source: str) -> str | None:
-    """The Hub's id of a source. None for a folder outside the Hub's cache."""
-    cached = re.search(r"models--([^/]+?)--([^/]+)", source)
-    if cached is not None:
-        return f"{cached[1]}/{cached[2]}"
-    return None if Path(source).exists() else source
-
-
-def _call(repository: str | None, at: str, converter: str) -> str:
+def _call(source: str, at: str, converter: str) -> str:
     """The call that loads a coder, and the number of other releases that may be meant."""
-    known = _releases(repository, at)
-    if known:
-        release, name = known[0]
+    repository = None if Path(source).exists() else source
+    if cached := re.search(r"models--([^/]+?)--([^/]+)", source):
+        repository = f"{cached[1]}/{cached[2]}"
+    if known := _releases(repository, at):
         more = len(known) - 1
         others = f" ({more} more releases have a coder of this name)" if more else ""
-        return f"SAE.from_pretrained({release!r}, {name!r}){others}"
+        return f"SAE.from_pretrained{known[0]}{others}"
     try:
         from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
     except ModuleNotFoundError:
@@ -205,25 +174,7 @@ def _releases(repository: str | None, at: str) -> list[tuple[str, str]]:
         return []
     found: dict[str, tuple[str, str]] = {}
     for release, listed in get_pretrained_saes_directory().items():
-        if repository not in (None, listed.repo_id):
-            continue
         for name, path in listed.saes_map.items():
-            if path == at:
+            if path == at and repository in (None, listed.repo_id):
                 found.setdefault(listed.repo_id, (release, name))
     return list(found.values())
-
-
-def _without_loader(layout: Layout, match: re.Match[str]) -> str:
-    gpt2 = re.search(r"gpt2-small_(blocks\.\d+\.hook_resid_pre)_24576", match[0])
-    if gpt2 is not None:
-        call = f"SAE.from_pretrained('gpt2-small-res-jb', '{gpt2[1]}')"
-        return f"Load the author's newer release: {call}."
-    if layout.what == MODEL:
-        return "Give the folder or repository of a coder. The model that it reads goes to --model."
-    if "pickles" in layout.what:
-        return (
-            "A pickle can run any code, so this package does not read it. Look for the same coder "
-            "in SAELens' list, which SAE.from_pretrained loads from: "
-            "sae_lens.loading.pretrained_saes_directory.get_pretrained_saes_directory()."
-        )
-    return f"Neither this package nor SAELens reads it. {_BY_HAND}"

@@ -169,3 +169,16 @@ def clearly(source: Path, call: Callable[[], T]) -> T:
         if isinstance(error, CheckpointError) and str(error).startswith(str(source)):
             raise
         raise CheckpointError(f"{source}: {error}") from error
+
+
+@contextmanager
+def errors_told(problem: str) -> Generator[None]:
+    """Inside it, any error of another library becomes a CheckpointError about the problem."""
+    try:
+        yield
+    except (CheckpointError, ModuleNotFoundError):
+        raise
+    # A host can raise any error for an unexpected value. huggingface_hub also raises the errors of
+    # its HTTP library, which differs by its version.
+    except Exception as error:
+        raise CheckpointError(f"{problem}: {type(error).__name__}: {error}") from error

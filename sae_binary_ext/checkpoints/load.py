@@ -1,39 +1,24 @@
-"""Coders of any format, as either host has them."""
+"""Loads coders of any format into either host, and converts them."""
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from sae_binary_ext.checkpoints import saelens, sparsify, stock
+from torch import Tensor
+
+from sae_binary_ext.checkpoints import hook_names, saelens, sources, sparsify, stock
 from sae_binary_ext.checkpoints.errors import CheckpointError
+from sae_binary_ext.checkpoints.files import errors_told
 from sae_binary_ext.checkpoints.formats import FORMATS, format_of
-from sae_binary_ext.checkpoints.hook_names import (
-    model_class_of,
-    place_in_saelens,
-    place_in_sparsify,
-    stated_hook,
-)
 from sae_binary_ext.checkpoints.normalization import with_decoder_norms_folded
 from sae_binary_ext.checkpoints.portable import Place, PortableCoder
 from sae_binary_ext.checkpoints.runs import SEED, with_text_settings
-from sae_binary_ext.checkpoints.sources import (
-    METRICS_FILE,
-    SPARSITY_FILE,
-    check_name,
-    check_stated,
-    find_coder,
-    find_coders,
-    is_told,
-    read_coder,
-    stated_place,
-)
 from sae_binary_ext.saving import replacing
 
-# What was recorded of a coder holds for it in any format.
-RECORDS = (SPARSITY_FILE, METRICS_FILE)
+# Files of records of a coder. They hold for it in any format.
+RECORDS = (sources.SPARSITY_FILE, sources.METRICS_FILE)
 
 Host = Literal["saelens", "sparsify"]
 
@@ -49,7 +34,7 @@ def load_coder(
         hookpoint: the coder's folder in the source ("." for its root). If the source is a coder's
             own folder whose files and name do not tell where it belongs, its hookpoint (layers.9)
             or SAELens' name of its hook.
-        host: whose coder to return.
+        host: the library whose coder to return.
         device: where to put it.
 
     Returns:
@@ -61,189 +46,206 @@ def load_coder(
         ModuleNotFoundError: the host is not installed; the message says how to install it.
     """
     _check_host(host, ("saelens", "sparsify"))
-    name, folder = find_coder(source, hookpoint)
-    stated = stated_place(name, hookpoint)
-    load_stock = _stock_loader(folder, host)
-    if load_stock is not None:
-        return _at_place(_plainly(folder, lambda: load_stock(device)), stated, folder)
-    coder = read_coder(folder, stated)
+    name, folder = sources.find_coder(source, hookpoint)
+    stated = sources.stated_place(name, hookpoint)
+    if _is_stock(folder, host):
+        return _load_stock(folder, stated, device)
+    coder = sources.read_coder(folder, stated)
     if host == "sparsify":
         coder = with_decoder_norms_folded(coder)
-        return _plainly(folder, lambda: sparsify.for_inference(coder)).to(device)
-    return _plainly(folder, lambda: saelens.to_coder(placed(coder, "saelens"))).to(device)
+        with errors_told(f"{folder}: its host refuses it"):
+            return sparsify.for_inference(coder).to(device)
+    coder = placed(coder, host)
+    with errors_told(f"{folder}: its host refuses it"):
+        return saelens.to_coder(coder).to(device)
 
 
 def load_candidate(folder: Path, hook: str | None, device: str = "cpu") -> Any:
-    """A coder for SAELens, of a folder that find_coders found.
+    """A coder of a folder for SAELens. If its files tell no place, it belongs at the hook."""
+    if _is_stock(folder, "saelens") or sources.is_told(sources.read_coder(folder).place):
+        hook = None
+    return load_coder(folder, hook, device=device)
 
-    Args:
-        folder: the coder's own.
-        hook: a hook or a hookpoint, where it belongs if its files do not tell.
-        device: where to put it.
+
+def hub_converter(
+    repo_id: str,
+    folder_name: str,
+    device: str = "cpu",
+    force_download: bool = False,
+    cfg_overrides: dict[str, Any] | None = None,
+) -> tuple[dict[str, Any], dict[str, Tensor], None]:
+    """Read a coder of any format: SAE.from_pretrained(repo, folder, converter=hub_converter).
+
+    force_download downloads files again that are already here. cfg_overrides are config fields that
+    replace the coder's. Returns the config, the tensors by SAELens' names, and no firing rates.
 
     Raises:
-        CheckpointError: as load_coder.
+        CheckpointError: see load_coder.
     """
-    untold = _stock_loader(folder, "saelens") is None and not is_told(read_coder(folder).place)
-    return load_coder(folder, hook if untold else None, device=device)
+    if force_download:
+        from huggingface_hub import snapshot_download
+
+        snapshot_download(repo_id, allow_patterns=f"{folder_name}/*", force_download=True)
+    return *disk_converter(repo_id, device, cfg_overrides, hookpoint=folder_name), None
+
+
+def disk_converter(
+    path: str | Path,
+    device: str = "cpu",
+    cfg_overrides: dict[str, Any] | None = None,
+    hookpoint: str | None = None,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a coder of any format: SAE.load_from_disk(folder, converter=disk_converter).
+
+    cfg_overrides are config fields that replace the coder's, and hookpoint is as load_coder takes
+    it. Returns the config and the tensors by SAELens' names.
+
+    Raises:
+        CheckpointError: see load_coder.
+    """
+    coder = load_coder(path, hookpoint, host="saelens", device=device)
+    config = {**coder.cfg.to_dict(), "device": device, **(cfg_overrides or {})}
+    return config, coder.state_dict()
 
 
 def convert(
     source: str | Path, out: str | Path, host: str = "saelens", hookpoint: str | None = None
 ) -> list[Path]:
-    """Write coders down in another format.
+    """Write coders in another format.
 
     Args:
         source: as load_coder takes it.
-        out: the folder of the new coder. Where the source holds several coders and none was chosen,
+        out: the folder of the new coder. If the source holds several coders and none was chosen,
             the folder of their folders, each named as the format's host names its hook.
-        host: the format, of saelens, sparsify, and the papers' cho2025 and quirke2025.
+        host: the format: saelens, sparsify, or the papers' cho2025 and quirke2025.
         hookpoint: as load_coder takes it.
 
     Returns:
-        The folders written. Each appears, or replaces an earlier conversion, all at once; what was
-        recorded of a coder (sparsity.safetensors, metrics.json) goes with it.
+        The folders written. Each is complete when it appears, or replaces an earlier conversion.
+        A coder's records (sparsity.safetensors, metrics.json) are copied with it.
 
     Raises:
-        CheckpointError: as load_coder, or the format cannot tell a coder; the message says why.
+        CheckpointError: as load_coder, or the format cannot store a coder; the message says why.
         ModuleNotFoundError: the format's host is not installed.
     """
     _check_host(host, tuple(FORMATS))
-    found = find_coders(source, hookpoint)
+    found = sources.find_coders(source, hookpoint)
     if len(found) == 1:
         targets = {Path(out): folder for folder in found.values()}
     else:
         targets = _targets(found, Path(out), host)
-    (name, *_) = found
+    stated = sources.stated_place(next(iter(found)), hookpoint)
     for target, folder in targets.items():
-        stated = stated_place(name, hookpoint)
-        records = [folder / name for name in RECORDS]
-        load_stock = _stock_loader(folder, host)
-        if load_stock is not None:
-            write = _at_place(load_stock("cpu"), stated, folder).save_model
-        else:
-            coder = _expressible(_to_convert(folder, stated, host), host)
-            write = partial(FORMATS[host].write, coder)
-        _plainly(folder, partial(_write_at_once, write, target, host, records))
+        coder = _to_convert(folder, stated, host)
+        with errors_told(f"{folder}: its host refuses it"):
+            write_coder(coder, target, host, [folder / record for record in RECORDS])
     return list(targets)
 
 
-def _to_convert(folder: Path, stated: str | None, host: str) -> PortableCoder:
-    """The coder of a folder, at the place stated if its own hook has no name in the format."""
-    if stated is not None and FORMATS[host].named_by_folder:
-        coder = read_coder(folder)
+def _to_convert(folder: Path, stated: str | None, host: str) -> Any:
+    """The coder of a folder as write_coder takes it, at the stated place if there is one."""
+    if _is_stock(folder, host):
+        return _load_stock(folder, stated, "cpu")
+    coder = sources.read_coder(folder)
+    if stated is not None:
+        nameless = False
         try:
             placed(coder, host)
-        except CheckpointError:
-            return replace(coder, place=replace(coder.place, hookpoint=stated))
-    return read_coder(folder, stated)
-
-
-def _expressible(coder: PortableCoder, host: str) -> PortableCoder:
-    """The coder with its place in a format's words, and nothing that SAELens alone computes."""
+        except CheckpointError:  # the coder's own hook has no name in the format
+            nameless = FORMATS[host].named_by_folder
+        if nameless:
+            coder = replace(coder, place=replace(coder.place, hookpoint=stated))
+        else:
+            coder = sources.read_coder(folder, stated)
     coder = placed(coder, host)
     return coder if host == "saelens" else with_decoder_norms_folded(coder)
 
 
 def _targets(found: dict[str, Path], out: Path, host: str) -> dict[Path, Path]:
-    """Of each new folder, named as its host names the coder's hook, the old one."""
+    """The old folder of each new one. New folders are named by their hooks in the host's words."""
     targets: dict[Path, Path] = {}
     for name, folder in found.items():
-        target = out / _new_name(name, folder, host)
+        if _is_stock(folder, host):
+            hook_name = stock.current_config(folder).get("metadata", {}).get("hook_name")
+            own = Place(hook_name=hook_name if isinstance(hook_name, str) else None)
+            known = own.hook_name
+        else:
+            coder = sources.read_coder(folder)
+            own, place = coder.place, placed(coder, host).place
+            known = place.hookpoint if FORMATS[host].named_by_folder else place.hook_name
+        target = out / _renamed(name, own, known or name)
         if target in targets:
             raise CheckpointError(
-                f"{folder.name} and {targets[target].name} belong both at {target.name}: convert "
+                f"{folder.name} and {targets[target].name} both belong at {target.name}: convert "
                 "them one at a time, naming each with hookpoint=..."
             )
         targets[target] = folder
     return targets
 
 
-def _new_name(name: str, folder: Path, host: str) -> str:
-    """A coder's path among conversions, by its host's name of its hook."""
-    if _stock_loader(folder, host) is not None:
-        hook_name = stock.current_config(folder).get("metadata", {}).get("hook_name")
-        own = Place(hook_name=hook_name if isinstance(hook_name, str) else None)
-        return renamed(name, own, own.hook_name or name)
-    coder = read_coder(folder)
-    place = placed(coder, host).place
-    known = place.hookpoint if FORMATS[host].named_by_folder else place.hook_name
-    return renamed(name, coder.place, known or name)
+def _renamed(name: str, place: Place, known: str) -> str:
+    """A coder's path in which the folder that its place named has a new name.
 
-
-def renamed(name: str, place: Place, known: str) -> str:
-    """A coder's path with the folder that its place named renamed.
-
-    What stands before (best) and after it (seed0) tells coders of one place apart. Without such a
-    folder the new name is the whole path, or stands above a seed's.
+    The folders before it (best) and after it (seed0) tell coders of one place apart. Without such a
+    folder the new name is the whole path, except for the folder of a seed.
     """
     parts = PurePosixPath(name).parts
     seed = [part for part in parts[-1:] if SEED.fullmatch(part)]
     own = [index for index, part in enumerate(parts) if part in (place.hookpoint, place.hook_name)]
     kept = [*parts[: own[0]], known, *parts[own[-1] + 1 :]] if own else [known, *seed]
-    check_name("/".join(kept))
+    sources.check_name("/".join(kept))
     return "/".join(kept)
 
 
-def write_coder(coder: PortableCoder, target: Path, host: str, records: Iterable[Path]) -> None:
-    """Write a coder down, all at once.
+def write_coder(coder: Any, target: Path, host: str, records: Iterable[Path]) -> None:
+    """Write a coder into a new folder, or over one of the same format, all at once.
 
-    Args:
-        coder: with its place in the format's words.
-        target: its folder, new or written in the same format before.
-        host: the format, a key of FORMATS.
-        records: files of records that go with it, where they exist.
-
-    Raises:
-        CheckpointError: the format cannot tell the coder, or the folder holds other things.
+    coder is portable, with its place in the format's words, or SAELens' own. records are files to
+    copy, if they exist. CheckpointError if the format cannot store the coder, or the folder holds
+    other files.
     """
-    _write_at_once(partial(FORMATS[host].write, coder), target, host, records)
-
-
-def _write_at_once(
-    write: Callable[[Path], object], target: Path, host: str, records: Iterable[Path]
-) -> None:
     written = (FORMATS[host].config, FORMATS[host].weights, *RECORDS)
-    others = [path.name for path in target.iterdir()] if target.is_dir() else []
-    if not set(others) <= set(written):
+    present = {path.name for path in target.iterdir()} if target.is_dir() else set[str]()
+    if others := sorted(present.difference(written)):
         raise CheckpointError(
-            f"{target}: holds {sorted(set(others).difference(written))}. Choose a new folder, or "
-            "one that a coder was written to in the same format before."
+            f"{target}: holds {others}. Choose a new folder, or one that a coder was written to in "
+            "the same format before."
         )
     with replacing(target) as new:
-        write(new)
+        if isinstance(coder, PortableCoder):
+            FORMATS[host].write(coder, new)
+        else:
+            coder.save_model(new)
         for record in records:
             if record.is_file():
                 shutil.copyfile(record, new / record.name)
 
 
 def placed(coder: PortableCoder, host: str) -> PortableCoder:
-    """The coder with its place in a format's words."""
+    """The coder with its place in a format's words.
+
+    For SAELens also with the class of models that has its hook, if only one has.
+    """
     if FORMATS[host].named_by_folder:
-        return replace(coder, place=place_in_sparsify(coder.place, coder.shape.transcoder))
-    coder = replace(coder, place=place_in_saelens(coder.place, coder.shape.transcoder))
-    return _with_model_class(coder) if host == "saelens" else coder
-
-
-def _with_model_class(coder: PortableCoder) -> PortableCoder:
-    """The coder with the class of models that has its hook, where only one has."""
-    name = model_class_of(coder.place.hook_name)
-    told = coder.settings.get("saelens", {})
-    if name is None or "model_class_name" in told:
-        return coder
-    settings = {**coder.settings, "saelens": {**told, "model_class_name": name}}
-    return replace(coder, settings=settings)
+        place = hook_names.place_in_sparsify(coder.place, coder.shape.transcoder)
+        return replace(coder, place=place)
+    place = hook_names.place_in_saelens(coder.place, coder.shape.transcoder)
+    settings, class_name = coder.settings, hook_names.model_class_of(place.hook_name)
+    told = settings.get("saelens", {})
+    if host == "saelens" and class_name is not None and "model_class_name" not in told:
+        settings = {**settings, "saelens": {**told, "model_class_name": class_name}}
+    return replace(coder, place=place, settings=settings)
 
 
 def coder_to_saelens(
     coder: Any, hookpoint: str | None = None, model_name: str | None = None
 ) -> Any:
-    """A sparsify coder as SAELens has it: a coder of its own, with the same codes and outputs.
+    """A SAELens coder with the codes and outputs of a sparsify coder.
 
     Args:
         coder: a SparseCoder of activation topk or a binary one.
         hookpoint: where it belongs; translated into SAELens' names.
-        model_name: the model it belongs to, where names depend on it.
+        model_name: the model it belongs to, if names depend on it.
 
     Raises:
         CheckpointError: SAELens has no such architecture, or no name for the hookpoint.
@@ -255,15 +257,12 @@ def coder_to_saelens(
 
 
 def coder_to_sparsify(coder: Any) -> Any:
-    """A SAELens coder as sparsify has it: a coder of its own, with the same codes and outputs.
+    """A sparsify coder with the codes and outputs of a SAELens coder, binary or topk.
 
-    save_to_disk writes it; sparsify and delphi look for it in a folder named by its hookpoint.
-
-    Args:
-        coder: of one of this package's architectures, or topk.
+    save_to_disk writes it. sparsify and delphi look for it in a folder named by its hookpoint.
 
     Raises:
-        CheckpointError: sparsify has no place for something of it; the message names it.
+        CheckpointError: sparsify cannot store a setting of it; the message names the setting.
     """
     return sparsify.to_coder(with_decoder_norms_folded(saelens.from_coder(coder)))
 
@@ -273,28 +272,17 @@ def _check_host(host: str, choices: tuple[str, ...]) -> None:
         raise CheckpointError(f"host={host!r}: choose one of {sorted(choices)}.")
 
 
-def _stock_loader(folder: Path, host: str) -> Callable[[str], Any] | None:
-    """SAELens' own loader, for its own architectures and files."""
-    if host != "saelens" or format_of(folder) != "saelens" or not saelens.is_stock(folder):
-        return None
-    return partial(stock.load, folder)
+def _is_stock(folder: Path, host: str) -> bool:
+    """Whether SAELens' own loader must load a folder's coder for a host."""
+    return host == "saelens" and format_of(folder) == "saelens" and saelens.is_stock(folder)
 
 
-def _at_place(coder: Any, stated: str | None, folder: Path) -> Any:
-    """SAELens' own coder, after its files were found to belong where its user states."""
+def _load_stock(folder: Path, stated: str | None, device: str) -> Any:
+    """SAELens' own coder. CheckpointError if its files tell another place than the stated one."""
+    coder = stock.load(folder, device)
     metadata = coder.cfg.metadata
     if stated is not None and metadata.hook_name is None:
-        metadata.hook_name = stated_hook(stated, metadata.model_name)
+        metadata.hook_name = hook_names.stated_hook(stated, metadata.model_name)
     elif stated is not None:
-        check_stated(folder, [metadata.hook_name], stated, metadata.model_name)
+        sources.check_stated(folder, [metadata.hook_name], stated, metadata.model_name)
     return coder
-
-
-def _plainly(folder: Path, load: Callable[[], Any]) -> Any:
-    try:
-        return load()
-    except (CheckpointError, ModuleNotFoundError):
-        raise
-    # A host raises whatever an unexpected value leads to.
-    except Exception as error:
-        raise CheckpointError(f"{folder}: its host cannot have it: {error}") from error

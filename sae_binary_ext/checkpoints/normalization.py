@@ -7,7 +7,7 @@ ends. An earlier checkpoint computes the right codes only after its scale is fol
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -23,13 +23,10 @@ SCALING_FILES = (SCALER, WHITENING, STORE_STATE)
 SCALED, WHITENED = "expected_average_only_in", "covariance_whitening"
 
 
-@dataclass(frozen=True)
-class Whitening:
+class Whitening(NamedTuple):
     """An affine map z = (x - mean) @ matrix, undone by x = z @ inverse + mean.
 
-    Attributes:
-        mean: [d], float64 as SAELens estimates it.
-        matrix, inverse: [d, d], float64.
+    mean [d]; matrix, inverse: [d, d]. All are float64, as SAELens estimates them.
     """
 
     mean: Tensor
@@ -38,9 +35,8 @@ class Whitening:
 
     def part(self, columns: slice) -> "Whitening":
         """One diagonal block."""
-        return Whitening(
-            self.mean[columns], self.matrix[columns, columns], self.inverse[columns, columns]
-        )
+        square = (columns, columns)
+        return Whitening(self.mean[columns], self.matrix[square], self.inverse[square])
 
 
 @dataclass(frozen=True)
@@ -58,34 +54,30 @@ class Scaling:
     target: float = 1.0
     whitening: Whitening | None = None
 
-    def in_words(self) -> str:
-        """The scaling as `inspect` describes it."""
-        if self.whitening is not None:
-            done = "whitened"
-        elif self.input == self.target:
-            done = f"scaled by {self.input:.4g}"
-        else:
-            done = f"inputs scaled by {self.input:.4g}, targets by {self.target:.4g}"
-        return f"{done} ({self.file}), folded on load"
+
+def normalization_lines(mode: Any, scaling: Scaling | None) -> list[tuple[str, str]]:
+    """The line of `inspect` on normalize_activations. Empty if activations are not scaled."""
+    if scaling is None:
+        when = "at run time"
+        if mode in (SCALED, WHITENED):
+            when = "but no file holds the scale: activations are not scaled"
+        return [] if mode in (None, "none") else [("normalization", f"{mode}, {when}")]
+    done = f"scaled by {scaling.input:.4g}"
+    if scaling.whitening is not None:
+        done = "whitened"
+    elif scaling.input != scaling.target:
+        done = f"inputs scaled by {scaling.input:.4g}, targets by {scaling.target:.4g}"
+    return [("normalization", f"{done} ({scaling.file}), folded on load")]
 
 
 def scaling_of(folder: Path, mode: object, d_in: int, d_out: int | None = None) -> Scaling | None:
-    """Read the scaling that a checkpoint's weights do not contain yet.
+    """Read the scaling that a checkpoint's weights do not contain yet. None if there is none.
 
-    Args:
-        folder: the checkpoint's.
-        mode: normalize_activations of its config.
-        d_in: width of its inputs.
-        d_out: width of a transcoder's targets. None for an autoencoder.
-
-    Returns:
-        The scaling. None if the config asks for none, or no file holds it.
-
-    Raises:
-        CheckpointError: a file is damaged, or holds no usable scale.
+    The mode is normalize_activations of the config, and d_out the width of a transcoder's targets.
+    CheckpointError if a file is damaged, or holds no usable scale.
     """
     if mode == WHITENED:
-        return _whitening(folder, d_in + (d_out or 0))
+        return _whitening(folder / WHITENING, d_in + (d_out or 0))
     if mode != SCALED:
         return None
     path = folder / SCALER
@@ -94,10 +86,9 @@ def scaling_of(folder: Path, mode: object, d_in: int, d_out: int | None = None) 
     else:
         path = folder / STORE_STATE
         value = _factor_of_store(path)
-    return None if value is None else _factors(path, value, d_out is not None)
-
-
-def _factors(path: Path, value: Any, pair: bool) -> Scaling:
+    if value is None:
+        return None
+    pair = d_out is not None
     stated: list[Any] = list(value) if pair and isinstance(value, list) else [value]
     largest = sys.float_info.max
     usable = all(type(one) in (int, float) and 0 < one <= largest for one in stated)
@@ -119,25 +110,21 @@ def _factor_of_store(path: Path) -> float | None:
         raise CheckpointError(f"{path}: cannot be read as safetensors: {error}.") from error
 
 
-def _whitening(folder: Path, width: int) -> Scaling | None:
-    path = folder / WHITENING
+def _whitening(path: Path, width: int) -> Scaling | None:
     if not path.is_file():
         return None
     square = (width, width)
     stored = read_tensors(path, {"mean": (width,), "matrix": square, "inverse_matrix": square})
-    tensors = {name: tensor.double() for name, tensor in stored.items()}
-    if has_values(path) and not all(tensor.isfinite().all() for tensor in tensors.values()):
+    if has_values(path) and not all(tensor.isfinite().all() for tensor in stored.values()):
         raise CheckpointError(f"{path}: holds values that are not finite.")
-    whitening = Whitening(tensors["mean"], tensors["matrix"], tensors["inverse_matrix"])
+    whitening = Whitening(*(stored[name].double() for name in ("mean", "matrix", "inverse_matrix")))
     return Scaling(WHITENING, whitening=whitening)
 
 
 def folded(coder: PortableCoder, scaling: Scaling | None) -> PortableCoder:
     """The coder that gives for raw activations the codes that this one gives for scaled ones.
 
-    Args:
-        coder: as its file stores it.
-        scaling: from scaling_of. None returns the coder unchanged.
+    A scaling of None leaves the coder unchanged.
     """
     if scaling is None:
         return coder
@@ -154,19 +141,16 @@ def folded(coder: PortableCoder, scaling: Scaling | None) -> PortableCoder:
         if coder.shape.skip:
             ratio = scaling.input / scaling.target
             changed["skip_weight"] = coder.tensors["skip_weight"] * ratio
-    return replace(
-        coder,
-        shape=replace(coder.shape, normalize_activations="none"),
-        tensors=coder.tensors | changed,
-    )
+    shape = replace(coder.shape, normalize_activations="none")
+    return replace(coder, shape=shape, tensors=coder.tensors | changed)
 
 
 def _whitened(coder: PortableCoder, whitening: Whitening) -> dict[str, Tensor]:
     """The tensors that a whitening changes, computed in float64."""
     wide = {name: tensor.double() for name, tensor in coder.tensors.items()}
-    d_in = coder.shape.d_in
     source = target = whitening
     if coder.shape.transcoder:
+        d_in = coder.shape.d_in
         source, target = whitening.part(slice(None, d_in)), whitening.part(slice(d_in, None))
     encoder = (source.matrix @ wide["encoder_weight"].T).T
     changed = {
@@ -196,8 +180,5 @@ def with_decoder_norms_folded(coder: PortableCoder) -> PortableCoder:
         "encoder_bias": coder.tensors["encoder_bias"] * norms[:, 0],
         "decoder_weight": coder.tensors["decoder_weight"] / norms,
     }
-    return replace(
-        coder,
-        shape=replace(coder.shape, rescales_by_decoder_norm=False),
-        tensors=coder.tensors | changed,
-    )
+    shape = replace(coder.shape, rescales_by_decoder_norm=False)
+    return replace(coder, shape=shape, tensors=coder.tensors | changed)

@@ -100,7 +100,7 @@ def push(
     Raises:
         CheckpointError: a coder is damaged, its model has no Hub id, or the Hub refused.
     """
-    with sources.errors_of_hub(f"repo_id={repo_id!r}"):
+    with files.errors_told(f"repo_id={repo_id!r}"):
         validate_repo_id(repo_id)
     if not Path(path).is_dir():
         raise CheckpointError(f"{path}: is not a folder.")
@@ -110,7 +110,7 @@ def push(
         upload = _stage(Path(path), repo_id, given, staged, online=not dry_run)
         if not dry_run:
             failed = f"{repo_id}: the upload did not end, run the same again to go on"
-            with sources.errors_of_hub(failed):
+            with files.errors_told(failed):
                 api = HfApi()
                 api.create_repo(repo_id, private=private, exist_ok=True)
                 message = "Add sparse coders"
@@ -187,7 +187,7 @@ def _with_names(coder: PortableCoder, facts: Facts) -> PortableCoder:
 def _published(repo_id: str) -> set[str]:
     """Folders of the coders that the repository already has."""
     weights = {form.weights for form in FORMATS.values()}
-    with sources.errors_of_hub(f"{repo_id}: cannot be reached"):
+    with files.errors_told(f"{repo_id}: cannot be reached"):
         try:
             paths = [path.rpartition("/") for path in sources.repository_files(repo_id)]
         except RepositoryNotFoundError:

@@ -62,6 +62,8 @@ def read(folder: Path) -> PortableCoder:
     sizes["W_enc"] = sizes["W_enc"][::-1]
     stored = _in_dtype_of(config, read_tensors(folder / WEIGHTS, sizes), path)
     coder = clearly(folder, lambda: _portable(shape, stored, config, path))
+    if shape.normalize_activations == "none":
+        return coder
     return folded(coder, _scaling(folder, shape))
 
 
@@ -109,7 +111,8 @@ def _portable(
 
 
 def _read_shape(config: dict[str, Any], path: Path) -> Shape:
-    stock.refuse(config.get("architecture"), path)
+    if config.get("architecture") not in tuple(ARCHITECTURES):
+        stock.refuse(config.get("architecture"), path)
     fields = Fields(config, path)
     binary, transcoder = fields.take_choice("architecture", ARCHITECTURES)
     d_in = fields.take_size("d_in")

@@ -16,7 +16,6 @@ from sae_binary_ext.checkpoints import runs
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import Fields, clearly, read_json, read_tensors
 from sae_binary_ext.checkpoints.portable import PortableCoder, Shape, notes_of, read_notes
-from sae_binary_ext.checkpoints.sparsify_forks import OF_FORKS, SIGNED, VARIANTS, refuse_forks
 from sae_binary_ext.checks import check_choice
 from sae_binary_ext.coding import paper_names
 from sae_binary_ext.coding.selection import CodeRule
@@ -30,6 +29,19 @@ PARAMETERS = {
 }  # fmt: skip
 RATES, THRESHOLD = "firing_rates", "log_threshold"
 QUIRKE2025 = "quirke2025"
+SOURCE = "https://github.com/EleutherAI/sparsify"
+NO_HOST = "SAELens and sparsify cannot load it. Load it with the code that wrote it"
+# What the fields of a fork do. If such a field is off, the coder is an ordinary one of sparsify.
+OF_FORKS = {
+    "batch_topk": "the k largest latents a token on average over a batch",
+    "sample_topk": "the k largest latents a token on average over a row",
+    "input_unit_norm": "inputs scaled to unit norm",
+}
+# Fields of cross-layer transcoders.
+OF_CLT = {
+    "n_targets", "n_sources", "normalize_io", "divide_cross_layer", "train_post_encoder",
+    "post_encoder_scale", "coalesce_topk", "topk_coalesced",
+}  # fmt: skip
 # Further fields of the first paper's files. None changes what a coder computes.
 IDLE_FIELDS: dict[str, Any] = {
     "expansion_factor": 32, "normalize_decoder": False, "multi_topk": False,
@@ -107,7 +119,7 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
     binary = activation in paper_names.SELECTION_OF_ACTIVATION
     # The first paper's files lack this field.
     subtracts = fields.take("subtract_b_dec", bool, not binary or rule.kind.subtracts_b_dec)
-    refuse_forks(config, path)
+    _refuse_forks(config, path)
     for name, kinds in TRAINING_FIELDS.items():
         fields.skip(name, kinds)
     if not binary:
@@ -121,9 +133,12 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
 
 def _refuse_variants(fields: Fields, activation: str) -> None:
     """Raise CheckpointError for coders of the paper's branches that compute something else."""
-    for name, reason in VARIANTS.items():
-        if fields.take(name, bool, False):
-            raise CheckpointError(f"{name}=True: {reason}")
+    if fields.take("tied_decoder", bool, False):
+        raise CheckpointError(
+            "tied_decoder=True: the decoder is the encoder's weight, and the file holds one of the "
+            "two. Store it under both names, encoder.weight and W_dec, and set tied_decoder to "
+            "false: codes and outputs stay the same."
+        )
     # It changed only the training loss: codes and outputs are those of a plain coder.
     fields.skip("matryoshka", (bool,))
     if fields.skip("ste_thresh_est", (bool,)) and activation == "topk_binary":
@@ -134,11 +149,27 @@ def _refuse_variants(fields: Fields, activation: str) -> None:
         )
 
 
+def _refuse_forks(config: dict[str, Any], path: Path) -> None:
+    """Raise CheckpointError for a config of a fork whose coders compute something else."""
+    if found := sorted(OF_CLT & config.keys()):
+        raise CheckpointError(
+            f"{path}: has {', '.join(found)}: a cross-layer transcoder of sparsify's branch clt. "
+            f"{NO_HOST}: pip install git+{SOURCE}@clt, then "
+            "sparsify.SparseCoder.load_from_disk(folder)."
+        )
+    if found := [f"{name} ({what})" for name, what in OF_FORKS.items() if config.get(name)]:
+        fork = f"a fork of sparsify with {'; '.join(found)}"
+        raise CheckpointError(f"{path}: is of {fork}. {NO_HOST}.")
+
+
 def _read_rule(fields: Fields, activation: str) -> CodeRule:
     k = fields.take_size("k", 32)
     if activation in paper_names.STOCK_ACTIVATIONS:
         if fields.take("signed", bool, False):
-            raise CheckpointError(SIGNED)
+            raise CheckpointError(
+                f"signed=True: its codes may be negative. {NO_HOST}: pip install git+{SOURCE}"
+                "@signed, then sae.Sae.load_from_disk(folder)."
+            )
         return CodeRule(activation, k)
     check_choice(paper_names.ACTIVATIONS, activation=activation)
     surrogate = fields.take_choice("ste", paper_names.SURROGATE_OF_STE, "sigmoid")

@@ -125,7 +125,7 @@ def test_missing_files_and_repositories_are_named(hub: Hub, tmp_path: Path):
         load_coder(REPO, "b")
     with pytest.raises(CheckpointError, match="me/nowhere: cannot be downloaded"):
         load_coder("me/nowhere", "a")
-    with pytest.raises(CheckpointError, match="is no folder and no repository's id"):
+    with pytest.raises(CheckpointError, match="is neither a folder nor a repository's id"):
         load_coder("nowhere")
 
 

@@ -133,7 +133,7 @@ def test_stock_coders_that_only_their_host_has_load_there_alone(tmp_path: Path):
         load_coder(tmp_path / "jumprelu", host="sparsify")
     assert describe(tmp_path / "jumprelu")[0].architecture == "jumprelu, of SAELens only"
     (tmp_path / "jumprelu" / "sae_weights.safetensors").write_bytes(b"no weights")
-    with pytest.raises(CheckpointError, match="its host cannot have it"):
+    with pytest.raises(CheckpointError, match="its host refuses it"):
         load_coder(tmp_path / "jumprelu")
 
 
@@ -160,7 +160,7 @@ def test_a_run_s_coders_are_converted_each_to_a_folder_of_its_own(tmp_path: Path
 def test_coders_of_the_same_hook_do_not_overwrite_each_other(tmp_path: Path):
     for name in ("a", "b"):
         CASES["saelens topk"].make().save_model(tmp_path / "coders" / name)
-    with pytest.raises(CheckpointError, match=r"b and a belong both at layers.3.mlp"):
+    with pytest.raises(CheckpointError, match=r"b and a both belong at layers.3.mlp"):
         convert(tmp_path / "coders", tmp_path / "out", SPARSIFY)
     assert not (tmp_path / "out").exists()
     convert(tmp_path / "coders", tmp_path / "out", SPARSIFY, hookpoint="b")

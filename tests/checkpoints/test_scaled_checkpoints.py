@@ -199,7 +199,7 @@ def test_a_factor_that_older_versions_kept_in_the_store_s_state(tmp_path: Path):
     (tmp_path / "cfg.json").write_text(json.dumps(config))
     unscaled = load_coder(tmp_path)  # as SAELens has it
     assert torch.equal(unscaled.W_enc, coder.W_enc)
-    assert "activations as they are" in dict(describe(tmp_path)[0].lines())["normalization"]
+    assert "activations are not scaled" in dict(describe(tmp_path)[0].lines())["normalization"]
     state = {"estimated_norm_scaling_factor": torch.tensor(factor), "n": torch.zeros(1)}
     save_file(state, tmp_path / "activations_store_state.safetensors")
     assert_raw(load_coder(tmp_path), in_training(coder, scaler, x), x)

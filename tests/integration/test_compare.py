@@ -228,7 +228,7 @@ def test_what_cannot_be_compared_is_refused(
         ([coders[0], "--dataset", str(empty)], "holds no text"),
         ([coders[0], *text, "--tokens", "0"], "tokens=0"),
         ([coders[0], *text, "--first_position", "255"], "first_position=255"),
-        ([str(tmp_path / "nothing")], "is no folder and no repository's id"),
+        ([str(tmp_path / "nothing")], "is neither a folder nor a repository's id"),
     ):
         with pytest.raises(SystemExit) as status:
             main(["compare", *arguments, *common])
