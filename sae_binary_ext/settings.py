@@ -134,7 +134,7 @@ class JudgeFields:
     judge_model: str | None = None
     """Name of the language model on that server."""
     judge_tokens: int = 10_000_000
-    """Tokens, read and written, after which the judge is asked nothing more."""
+    """Stop asking the judge after this many tokens, read and written."""
     judge_parallel: int = 8
     """How many requests to send at once."""
     judge_timeout: float = 120.0
