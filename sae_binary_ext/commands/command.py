@@ -25,7 +25,6 @@ class Command(ABC):
     """A command parses its arguments, does its work, and returns the text to print.
 
     Attributes:
-        name: the word that users type.
         summary: one or more lines for the list of commands.
         goes_on: the same command continues an interrupted run.
         shows_tracebacks: errors come from a user's or a host's code, so show where they arose.
@@ -55,7 +54,6 @@ class MeasuringCommand(Command):
 
     Attributes:
         settings: dataclass of config.py, which imports no host, so that help is quick.
-        takes_coders: whether the arguments are coders.
         result, result_label: file below settings.output that is named at the end, NAME.html if
             empty; and what to call that file.
     """
@@ -67,14 +65,13 @@ class MeasuringCommand(Command):
 
     @override
     def run(self, arguments: list[str]) -> Iterator[str]:
-        parser = ArgumentParser(
-            prog=self.program, add_option_string_dash_variants=DashVariant.UNDERSCORE_AND_DASH
-        )
+        both = DashVariant.UNDERSCORE_AND_DASH
+        parser = ArgumentParser(prog=self.program, add_option_string_dash_variants=both)
         if self.takes_coders:
             parser.add_argument("coders", metavar="CODER", nargs="+", help=CODERS_HELP)
         parser.add_arguments(self.settings, dest="settings")
         options = parser.parse_args(arguments)
-        room = self.settings.__module__.removesuffix(".config")
+        room = self.settings.__module__.rpartition(".")[0]
         run_room = getattr(import_module(room), f"run_{room.rpartition('.')[2]}")
         given = (options.coders,) if self.takes_coders else ()
         yield str(run_room(*given, options.settings))
@@ -124,9 +121,8 @@ def add_option(parser: StandardParser, name: str, **settings: Any) -> None:
 
 def add_source(parser: StandardParser) -> None:
     """Add the argument and the option that name coders."""
-    parser.add_argument(
-        "source", help="a coder's folder, a folder of them, or a Hub id (user/name)"
-    )
+    source_help = "a coder's folder, a folder of them, or a Hub id (user/name)"
+    parser.add_argument("source", help=source_help)
     parser.add_argument(
         "--hookpoint",
         help="the coder's folder inside the source; or, if the source is one coder whose files "

@@ -9,6 +9,7 @@ codes, which is at most log2 N for N tokens.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -107,8 +108,7 @@ class GatheredCodes:
         return [estimate_of(sums.sums[:, of] / sums.sums[:, 0]) for of in (1, 2, 3)]
 
 
-@dataclass(frozen=True)
-class _Models:
+class _Models(NamedTuple):
     """Bits that codes take under three models.
 
     The number of latents stands for a missing parent or member, and reads a column of zeros.
@@ -206,8 +206,7 @@ def _block_bits(packed: Tensor, latents: int, members: Tensor, rates: Tensor) ->
     return -(counts / (len(packed) + BLOCK_PRIOR)).log2()
 
 
-@dataclass(frozen=True)
-class Pairs:
+class Pairs(NamedTuple):
     """Pairs of latents `one` and `other`, int64 [pairs], and their mutual information in bits."""
 
     one: Tensor

@@ -191,9 +191,8 @@ class OutlyingTokens:
     arXiv 2402.17762). From layer 12 of SmolLM2 on, one token in a thousand has 190 times the
     median norm. Ten of 20,000 tokens hold four fifths of the variance there.
 
-    `limit` is the largest norm, in medians; inf leaves no token out. The median of a hook comes
-    from the first batch, so that reading more text changes no token. `left_out` counts the tokens
-    found since `start`.
+    `limit` is the largest norm, in medians of the first batch; inf leaves no token out. `left_out`
+    counts the tokens found since `start`.
     """
 
     def __init__(self, limit: float) -> None:
@@ -215,6 +214,7 @@ class OutlyingTokens:
         left = where
         for hook, activations in found.items():
             norms = activations.float().norm(dim=-1).cpu()
+            # The first batch decides, so that reading more text changes no token.
             median = self._medians.setdefault(hook, norms[where].median().item())
             left = left & (norms <= self._limit * median)
         self.left_out += int((where & ~left).sum())

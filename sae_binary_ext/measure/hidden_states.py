@@ -30,11 +30,11 @@ QUESTION, ANSWER = "{} ->", " {}\n"
 # How many of the most frequent words are used.
 WORDS = 2000
 POSITIONS = (1, 2, 4, 8, 16, 32, 63)
-# Lines before the last question, and the numbers of lines after which states are read.
+# Examples before the last question; after how many examples states are read.
 EXAMPLES = 15
 LAST_EXAMPLES = (0, 1, 2, 4, 8, 15)
 FEWEST_ROWS = 10
-# By layer, and by position, number of examples, or "all".
+# The keys are a layer, and a position, a number of examples, or "all".
 States = dict[tuple[int, int | str], Tensor]
 
 

@@ -19,7 +19,6 @@ from sae_binary_ext.settings import JudgeFields
 
 # Used to estimate tokens before the start, and for servers that do not count them.
 CHARACTERS_A_TOKEN = 4
-KEY_VARIABLE = "OPENAI_API_KEY"
 # How often a request is repeated if the server's response is malformed.
 MALFORMED_ASKED_AGAIN = 2
 # Fields of a message that hold reasoning, and kinds of its parts that hold the answer.
@@ -88,7 +87,7 @@ class Judge:
         self.budget, self.parallel = fields.judge_tokens, fields.judge_parallel
         self._client = self._openai.AsyncOpenAI(
             base_url=self._url,
-            api_key=os.environ.get(KEY_VARIABLE, "none"),
+            api_key=os.environ.get("OPENAI_API_KEY", "none"),
             timeout=fields.judge_timeout,
             max_retries=fields.judge_retries,
         )
@@ -104,11 +103,8 @@ class Judge:
     async def ask(self, messages: Messages, **settings: Any) -> str:
         """The answer without reasoning; empty if the model wrote only reasoning.
 
-        The settings are temperature and max_tokens.
-
-        Raises:
-            JudgeStoppedError: the budget is spent, or the server does not answer.
-            MalformedAnswerError: the server's response holds no answer.
+        Settings are temperature and max_tokens. JudgeStoppedError says that the budget is spent or
+        the server does not answer; MalformedAnswerError, that its response holds no answer.
         """
         request = json.dumps([self.model, messages, settings], sort_keys=True)
         key = hashlib.sha256(request.encode()).hexdigest()

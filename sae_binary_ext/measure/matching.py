@@ -12,10 +12,10 @@ FIRINGS_AT_ONCE = 4096
 
 @dataclass(frozen=True)
 class Matches:
-    """The latents of another coder, int64 [n], that fire most like some latents of one coder.
+    """The latents of another coder, int64 [n], that fire most like some latents of a coder.
 
-    `correlations`, float64 [n], are of the firing of each pair. They are -inf if the latent of the
-    one coder never or always fires.
+    `correlations`, float64 [n], are of the firing of each pair; -inf if a latent of the first coder
+    never or always fires.
     """
 
     latents: Tensor
@@ -25,7 +25,7 @@ class Matches:
 class JointCounts(nn.Module):
     """Counts of the tokens on which latents of two coders are active together.
 
-    Buffer: counts, float64 [latents of the one, latents of the other].
+    Buffer: counts, float64 [latents of the first coder, latents of the other].
     """
 
     counts: Tensor
@@ -35,7 +35,7 @@ class JointCounts(nn.Module):
         self.register_buffer("counts", torch.zeros(ones, others, dtype=torch.float64))
 
     def add(self, ones: Tensor, others: Tensor) -> None:
-        """Count a batch: bool [tokens, latents] of the one coder and of the other."""
+        """Count a batch: bool [tokens, latents] of the first coder and of the other."""
         token, latent = ones.nonzero(as_tuple=True)
         if len(token) > MOST_FIRINGS_A_TOKEN * len(ones):
             self.counts += ones.T.float() @ others.float()

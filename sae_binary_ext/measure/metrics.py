@@ -24,8 +24,8 @@ class CoderMetrics:
         latents: width of the code.
         dead: latents active on no token.
         dense_10, dense_50: latents active on more than 10% and 50% of the tokens.
-        entropy_bits: entropy of the firing rates, summed over latents, in bits a token. The values
-            of a coder with values are not counted.
+        entropy_bits: entropy of the firing rates, summed over latents, in bits a token; values of
+            active latents are not counted.
         rates: float64 [latents], firing rates.
     """
 

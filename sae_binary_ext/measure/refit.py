@@ -141,13 +141,7 @@ def _decoder_target(coder: Any, x: Tensor, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Refitted:
-    """Result of a refit.
-
-    Attributes:
-        fitted_tokens: tokens that the decoder was fitted to.
-        measured_tokens: tokens after these, on which the FVU was measured.
-        fvu_before, fvu_after: FVU with the old decoder and with the new one.
-    """
+    """FVU with the old decoder and with the new one, on tokens after those fitted to."""
 
     fitted_tokens: int
     measured_tokens: int

@@ -107,10 +107,7 @@ def analysis_of(
 
 
 def write_analysis(analysis: Analysis, run: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write COMMAND.json, and COMMAND.html, which needs no network; returns both files.
-
-    `run` has the command's settings. The folder is made if it does not exist.
-    """
+    """Write COMMAND.json and COMMAND.html, with the command's settings; returns both files."""
     folder.mkdir(parents=True, exist_ok=True)
     data, page = (folder / f"{analysis.command}.{ending}" for ending in ("json", "html"))
     document = {
@@ -129,10 +126,9 @@ def write_analysis(analysis: Analysis, run: Mapping[str, Any], folder: Path) -> 
 def write_page(
     path: Path, template: str, plots: Mapping[str, Mapping[str, go.Figure]], **shown: Any
 ) -> None:
-    """Write a page that needs no network. The first plot includes plotly's library.
+    """Write a page that needs no network, from a template in report/templates.
 
-    The template stands in report/templates. It gets the plots of each site by title, as HTML, and
-    the other values.
+    The template gets the plots of each site by title, as HTML, and the other values.
     """
     first = next((plot for of_site in plots.values() for plot in of_site.values()), None)
     html = {

@@ -15,9 +15,10 @@ from sae_binary_ext.measure.comparison import ComparedCoder
 from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.measure.samples import STRATA
 from sae_binary_ext.report.plots import grouped
-from sae_binary_ext.report.tables import Column, Table, as_json, finite, table_of, write_figures
+from sae_binary_ext.report.tables import Column, Table, as_json, table_of, write_figures
 
-DENSE_RATE, ULTRA_HIGH_RATE = 0.1, 0.5
+# Firing rates above which latents count as dense and as ultra-high.
+DENSE, ULTRA = 0.1, 0.5
 # Above this cosine two decoder rows count as similar; above this correlation two latents count as
 # firing together.
 SIMILAR_COSINE, DUPLICATE_CORRELATION = 0.9, 0.9
@@ -32,10 +33,6 @@ def _column(
     label: str, key: str, value: Callable[[ComparedCoder], Any], form: str = ""
 ) -> Column[ComparedCoder]:
     return Column(label, MEANINGS[label or key], form, value, key)
-
-
-def _firing_above(rate: float) -> Callable[[ComparedCoder], int]:
-    return lambda coder: int((coder.figures.rates > rate).sum())
 
 
 def _explained(coder: ComparedCoder) -> Estimate:
@@ -74,10 +71,6 @@ def _duplicate(coder: ComparedCoder) -> Tensor:
     return _similar(coder) & (coder.figures.neighbour_correlations > DUPLICATE_CORRELATION)
 
 
-def _neighbour_cosine(coder: ComparedCoder) -> float:
-    return coder.figures.neighbour_cosines.median().item()
-
-
 NAME: Column[ComparedCoder] = Column("coder", value=lambda coder: coder.candidate.name)
 COLUMNS = (
     _column("latents", "latents", lambda c: c.figures.latents, "d"),
@@ -101,12 +94,14 @@ COLUMNS = (
     _column("L0", "l0", lambda c: c.figures.l0, ".1f"),
     _column("±", "l0_deviation", lambda c: c.figures.l0_deviation, ".1f"),
     _column("dead", "dead", lambda c: int((c.figures.rates == 0).sum()), "d"),
-    _column("dense", "dense", _firing_above(DENSE_RATE), "d"),
-    _column("ultra-high", "ultra_high_frequency", _firing_above(ULTRA_HIGH_RATE), "d"),
+    _column("dense", "dense", lambda c: int((c.figures.rates > DENSE).sum()), "d"),
+    _column(
+        "ultra-high", "ultra_high_frequency", lambda c: int((c.figures.rates > ULTRA).sum()), "d"
+    ),
     _column("entropy, bits", "entropy_bits", lambda c: c.figures.entropy_bits, ".0f"),
     _column("bits a token", "bits", lambda c: c.figures.bits, ".0f"),
     *map(_rate_quantile, (0.05, 0.25, 0.5, 0.75, 0.95)),
-    _column("", "neighbour_cosine_median", _neighbour_cosine),
+    _column("", "neighbour_cosine_median", lambda c: c.figures.neighbour_cosines.median().item()),
     _column("similar", "similar", lambda c: int(_similar(c).sum()), "d"),
     _column("duplicates", "duplicates", lambda c: int(_duplicate(c).sum()), "d"),
     *map(_predictable, STRATA),
@@ -126,10 +121,7 @@ def comparison_table(coders: list[ComparedCoder]) -> str:
 
 
 def write_comparison(coders: list[ComparedCoder], run: dict[str, Any], folder: Path) -> None:
-    """Write metrics.json and metrics.csv, every figure unrounded (docs/compare.md has the keys).
-
-    `run` has the comparison's settings.
-    """
+    """Write metrics.json and metrics.csv with unrounded figures (docs/compare.md has the keys)."""
     entries: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for coder in coders:
@@ -180,7 +172,7 @@ def _matches(coder: ComparedCoder) -> dict[str, Any]:
         known = matches.correlations[matches.correlations.isfinite()]
         found[name] = {
             "latents": len(known),
-            "median_correlation": finite(known.median().item()) if len(known) else None,
+            "median_correlation": as_json(known.median().item()) if len(known) else None,
             "above_0.7": int((known > MATCHED).sum()),
         }
     return found

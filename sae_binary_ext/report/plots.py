@@ -10,6 +10,7 @@ from markupsafe import Markup
 from sae_binary_ext.measure.comparison import ComparedCoder
 from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.measure.samples import STRATA
+from sae_binary_ext.report.tables import number_of
 
 # The lowest firing rate on the logarithmic axis is 10 to this power.
 LOWEST_RATE_EXPONENT, BINS_PER_DECADE = -5, 4
@@ -54,13 +55,12 @@ def bars(heights: Mapping[str, Mapping[str, Estimate]], y: str) -> go.Figure:
 
 def _along(axis: str, values: Sequence[Any]) -> dict[str, Any]:
     """Values along x or y in plotly's form, with error bars if all are estimates."""
-    estimates = [each for each in values if isinstance(each, Estimate)]
-    if len(estimates) < len(values):
-        return {axis: [each.value if isinstance(each, Estimate) else each for each in values]}
-    above = [each.high - each.value for each in estimates]
-    below = [each.value - each.low for each in estimates]
-    errors = {"array": above, "arrayminus": below}
-    return {axis: [each.value for each in estimates], f"error_{axis}": errors}
+    along = {axis: list(map(number_of, values))}
+    if not all(isinstance(each, Estimate) for each in values):
+        return along
+    above = [each.high - each.value for each in values]
+    below = [each.value - each.low for each in values]
+    return along | {f"error_{axis}": {"array": above, "arrayminus": below}}
 
 
 def coder_plots(coders: list[ComparedCoder]) -> dict[str, go.Figure]:

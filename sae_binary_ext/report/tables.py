@@ -55,18 +55,14 @@ class Table:
 
     def __str__(self) -> str:
         """The table for the terminal, intervals included."""
-        return self._text(intervals=True)
+        rows = [tuple(column.label for column in self.columns)]
+        for cells in self.for_page():
+            rows.append(tuple(" ".join(filter(None, cell[:2])) for cell in cells))
+        return f"{self.caption}\n\n{aligned(rows)}" if self.caption else aligned(rows)
 
     def without_intervals(self) -> str:
         """The table for the terminal, without intervals, for tables of many columns."""
-        return self._text(intervals=False)
-
-    def _text(self, *, intervals: bool) -> str:
-        rows = [tuple(column.label for column in self.columns)]
-        for cells in self.for_page():
-            shows = [(text, interval if intervals else "") for text, interval, _ in cells]
-            rows.append(tuple(" ".join(filter(None, each)) for each in shows))
-        return f"{self.caption}\n\n{aligned(rows)}" if self.caption else aligned(rows)
+        return str(replace(self, rows=[list(map(number_of, row)) for row in self.rows]))
 
     @property
     def heads(self) -> list[tuple[str, str]]:
@@ -77,10 +73,7 @@ class Table:
         """For each cell: its text, its interval and the value by which the page sorts."""
         forms = [column.form for column in self.columns]
         return [
-            [
-                (*shown(value, form), value.value if isinstance(value, Estimate) else value)
-                for value, form in zip(row, forms, strict=True)
-            ]
+            [(*shown(each, form), number_of(each)) for each, form in zip(row, forms, strict=True)]
             for row in self.rows
         ]
 
@@ -105,53 +98,50 @@ def described(columns: Sequence[Column[T]], things: Iterable[T]) -> list[dict[st
     return [{column.key: column.of(thing) for column in keyed} for thing in things]
 
 
+def number_of(value: Any) -> Any:
+    """The value of an estimate; anything else unchanged."""
+    return value.value if isinstance(value, Estimate) else value
+
+
 def shown(value: Value, form: str = "") -> tuple[str, str]:
     """A value as text, and its interval as text; each is empty if there is none."""
     if isinstance(value, str):
         return value, ""
-    number = value.value if isinstance(value, Estimate) else value
+    number = number_of(value)
     if number is None:
         return "", ""
     # An undefined figure reads "nan": an empty cell says that the thing has no such figure.
     text = format(number, form) if math.isfinite(number) else str(float(number))
-    if not isinstance(value, Estimate) or None in (finite(value.low), finite(value.high)):
-        return text, ""
-    return text, f"[{format(value.low, form)}, {format(value.high, form)}]"
+    if isinstance(value, Estimate) and math.isfinite(value.low) and math.isfinite(value.high):
+        return text, f"[{format(value.low, form)}, {format(value.high, form)}]"
+    return text, ""
 
 
 def aligned(rows: list[tuple[str, ...]]) -> str:
     """Rows of cells in columns of even width; the first row is the header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines: list[str] = []
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]))
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def finite(value: float) -> float | None:
-    """The value, or None instead of NaN and infinity, which JSON cannot hold."""
-    return value if math.isfinite(value) else None
+    line = "  ".join([f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])])
+    head, *others = (line.format(*row) for row in rows)
+    return "\n".join([head, "-" * len(head), *others])
 
 
 def as_json(value: Any) -> Any:
     """Figures as JSON can hold them: an estimate becomes its value and interval, NaN null."""
     if isinstance(value, Estimate):
-        return {"value": finite(value.value), "interval": [finite(value.low), finite(value.high)]}
+        return as_json({"value": value.value, "interval": [value.low, value.high]})
     if isinstance(value, Mapping):
         return {str(key): as_json(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
         return [as_json(each) for each in value]
-    return finite(value) if isinstance(value, float) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_figures(
     path: Path, schema_version: int, run: Mapping[str, Any], resampled: str, **figures: Any
 ) -> None:
-    """Write figures of coders as JSON, with the command's settings.
+    """Write figures of coders as JSON, with the command's settings and further keys.
 
-    `schema_version` is the version of the keys. `resampled` says what intervals are over, such as
-    documents. `figures` are further keys of the file, as JSON can hold them.
+    `schema_version` is the version of the keys. `resampled` says what intervals are over.
     """
     document = {
         "schema_version": schema_version,
