@@ -1,4 +1,4 @@
-"""Every table of speed and memory: python -m benchmarks, or make bench."""
+"""Print all tables of speed and memory: python -m benchmarks, or make bench."""
 
 from benchmarks import covariance, inference, paths, screening, steps
 from benchmarks.measure import machine

@@ -1,10 +1,10 @@
-"""What `sae-binary compare` costs beside the model's own forward passes.
+"""Time of `sae-binary compare` beside the time of the model's own forward passes.
 
-python -m benchmarks.comparison FOLDER MODEL [--tokens 8000] [--rounds 3]: up to four coders of a
-folder, and their model's.
+python -m benchmarks.comparison FOLDER MODEL [--tokens 8000] [--rounds 3]
 
-Ours is one pass over the text for all coders, without what the model loses with them in place,
-which takes a forward pass a coder. Theirs is the model's forward pass over the same rows alone.
+The first four coders in FOLDER are compared. MODEL is the model they belong to. "Ours" is one pass
+over the text for all coders, without the model's loss with a coder in place: that takes one more
+forward pass for each coder. "Theirs" is the model's forward pass alone, over the same rows.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def seconds_of(run: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """Seconds that one call takes."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Entropy and covariance losses, value and gradient, against the formulas written plainly.
+"""Times of the entropy and covariance losses, beside plain implementations of their formulas.
 
 Usage: python -m benchmarks.covariance
 """
@@ -24,8 +24,8 @@ from sae_binary_ext.coding import (
 )
 from sae_binary_ext.coding.forms import encode_codes
 
-# Tokens, latents, share of ones. A trained coder has 1% to 2%, one without an entropy loss up to
-# half (the paper's start).
+# Tokens, latents, share of ones. A trained coder has 1% to 2% of ones. A coder without an entropy
+# loss has up to a half (the start of the paper's training).
 SHAPES = (
     (4096, 2304, 0.015),
     (4096, 2304, 0.05),
@@ -38,7 +38,7 @@ SAMPLE = 2048
 
 
 def plain_penalty(codes: Tensor) -> Tensor:
-    """Sum over i != j of |cov|, with all covariances at once."""
+    """Sum of |covariance| over all pairs of different latents, all computed at once."""
     # The mean's own gradient sums to zero over the batch.
     centred = codes - codes.detach().mean(0)
     covariance = centred.T @ centred / (len(codes) - 1)
@@ -61,7 +61,7 @@ def penalty_rows() -> Iterator[tuple[object, ...]]:
 
 
 def step_rows() -> Iterator[tuple[object, ...]]:
-    """A coder's whole forward and backward pass, with both losses."""
+    """Times of a coder's whole forward and backward pass, with both losses."""
     rule = CodeRule("threshold")
     for tokens, latents, density in SHAPES:
         generator = torch.Generator().manual_seed(0)
@@ -92,7 +92,7 @@ def step_rows() -> Iterator[tuple[object, ...]]:
 
 
 def wide_penalty(sample: int) -> Runner:
-    """Value and gradient at a width whose covariances would take 16 GB."""
+    """Value and gradient for so many latents that all covariances would take 16 GB."""
     codes = random_codes(*WIDE)
 
     def run(times: int) -> list[float]:

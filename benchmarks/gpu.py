@@ -1,13 +1,13 @@
-"""Measure on a GPU what make bench measures on the CPU, and the Triton kernels.
+"""Measure the training steps of make bench, and the Triton kernels, on a GPU.
 
 Usage: python -m benchmarks.gpu
 
-Kernels' results are compared with those in float64, and their times with torch's. The hosts'
-training steps come in each of the settings that make them fast. Without a GPU,
+The kernels' results are compared with results in float64, and their times with torch's times. The
+hosts' training steps are measured with each setting that makes them fast. Without a GPU, run
 
     TRITON_INTERPRET=1 python -m benchmarks.gpu
 
-goes through the same steps at one small size. Its times mean nothing; it shows that all steps run.
+It runs the same steps at one small size. Its times mean nothing, but it shows that all steps run.
 """
 
 from collections.abc import Iterator
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def copied_bytes_a_second() -> float:
-    """Bytes read and written."""
+    """Bytes per second that a copy reads and writes."""
     source = torch.empty(2**30 if DEVICE == "cuda" else 2**20, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     return 2 * len(source) / median_seconds(repeat(lambda: target.copy_(source), DEVICE))
@@ -72,7 +72,7 @@ def copied_bytes_a_second() -> float:
 def step_rows(
     trainer: Trainer, pair: Pair, settings: dict[str, Settings]
 ) -> Iterator[tuple[object, ...]]:
-    """A row of the table for each size and settings, as it is measured, and one of the fastest."""
+    """Yields a row of the table for each size and each setting, and one for the fastest setting."""
     for latents, tokens, k in SIZES:
         product = f"{1e3 * encoder_product(latents, tokens):.3f}"
         all_times: list[Compared] = []
@@ -89,7 +89,7 @@ def step_rows(
 
 
 def cells(times: Compared) -> tuple[str, str, str]:
-    """In milliseconds."""
+    """Both times in milliseconds, and their ratio."""
     return f"{1e3 * times.ours:.2f}", f"{1e3 * times.theirs:.2f}", f"**{times.ratio:.2f}**"
 
 
@@ -101,7 +101,7 @@ def encoder_product(latents: int, tokens: int) -> float:
 
 
 def peak_mebibytes(run: Runner) -> float:
-    """The most of the GPU's memory that running holds above what was held before."""
+    """Peak of the GPU's memory during a run, less the memory that was in use before, in MiB."""
     if DEVICE == "cpu":
         return float("nan")
     before = torch.cuda.memory_allocated()

@@ -1,4 +1,4 @@
-"""Training steps of both hosts' own trainers, stock coders and binary ones alike."""
+"""Training steps of both hosts' own trainers, for stock coders and binary coders."""
 
 import contextlib
 import io
@@ -28,10 +28,10 @@ class Settings:
     """How a host trains.
 
     Attributes:
-        device: torch's name of it.
+        device: torch's name of the device.
         autocast: whether SAELens' trainer runs its forward pass under autocast, in bfloat16.
             sparsify's stock coder does on a GPU in any case.
-        compiled: whether that pass is compiled, as SAELens' compile_sae has it.
+        compiled: whether that pass is compiled, as SAELens does with compile_sae.
     """
 
     device: str = "cpu"
@@ -43,7 +43,7 @@ PLAIN = Settings()
 
 
 def random_activations(batches: int, tokens: int, device: str = "cpu") -> Tensor:
-    """Normal numbers [batches, tokens, WIDTH]: the time of a step depends on their number alone."""
+    """Normal numbers [batches, tokens, WIDTH]. The time of a step does not depend on the values."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batches, tokens, WIDTH, generator=generator).to(device)
 
@@ -67,7 +67,7 @@ def saelens_steps(config: TrainingSAEConfig, tokens: int, settings: Settings = P
 
 
 def saelens_optimiser(config: TrainingSAEConfig, tokens: int) -> Runner:
-    """The optimiser alone, which no step can do without."""
+    """Steps of the optimiser alone: no training step can be faster."""
     trainer = _saelens_trainer(config, random_activations(1, tokens), PLAIN)
     return _optimiser(trainer.sae, trainer.optimizer)
 
@@ -98,7 +98,7 @@ def _saelens_trainer(
 def _optimiser(coder: nn.Module, optimiser: Any) -> Runner:
     for parameter in coder.parameters():
         parameter.grad = torch.randn_like(parameter)
-    # The method itself would not keep its optimiser, which SAELens' scheduler wraps.
+    # Not the bound method: it would not keep alive the optimiser, which SAELens' scheduler wraps.
     return repeat(lambda: optimiser.step())
 
 
@@ -108,7 +108,7 @@ class TableConfig(PretrainedConfig):
 
 
 class ActivationTable(PreTrainedModel):
-    """A model whose first layer's activations are looked up, so that it costs next to nothing."""
+    """A model whose first layer looks up its activations, so that it takes almost no time."""
 
     config_class = TableConfig
 
@@ -131,8 +131,8 @@ class OnlyTraining(Trainer):
 def sparsify_steps(config: SparseCoderConfig, tokens: int, settings: Settings = PLAIN) -> Runner:
     """Steps of sparsify's Trainer with its default optimiser, from one batch to the next.
 
-    Each call of the runner trains a new coder; the first two steps, of which one fits the start,
-    are not counted.
+    Each call of the runner trains a new coder. The first two steps are not counted, because one of
+    them also initialises the coder.
     """
     device = settings.device
     activations = random_activations(MANY_BATCHES, tokens, device).flatten(0, 1)
@@ -146,14 +146,14 @@ def sparsify_steps(config: SparseCoderConfig, tokens: int, settings: Settings = 
         taken = torch.arange((times + 3) * rows_a_batch) % len(rows)
         with quiet():
             _sparsify_trainer(config, model, rows[taken], rows_a_batch).fit()
-        # The model's own warm-up forwards come first.
+        # The Trainer first runs forward passes of the model to warm up.
         return [after - before for before, after in itertools.pairwise(starts)][-times:]
 
     return run
 
 
 def sparsify_optimiser(config: SparseCoderConfig, tokens: int) -> Runner:
-    """The optimiser alone, which no step can do without."""
+    """Steps of the optimiser alone: no training step can be faster."""
     rows = torch.arange(tokens).view(-1, CONTEXT)
     model = ActivationTable(random_activations(1, tokens).flatten(0, 1))
     with quiet():

@@ -1,4 +1,4 @@
-"""Codes of trained coders: in index form and packed, against the stock TopK coders' encode.
+"""Times of encoding with trained coders, as indices and packed, beside stock TopK coders.
 
 Usage: python -m benchmarks.inference
 """

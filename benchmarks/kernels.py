@@ -1,6 +1,6 @@
-"""Our Triton kernels against their torch twins: results, and times on a GPU.
+"""Our Triton kernels beside their torch twins: results, and times on a GPU.
 
-Usage: python -m benchmarks.gpu, of which this is a part.
+Usage: python -m benchmarks.gpu prints these tables too.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,20 +30,20 @@ COLUMNS = (
     "kernel's error",
     "torch's error",
 )
-# Latents of a block of covariances.
+# Number of latents in a block of covariances.
 BLOCK = 2048
 
 
 @dataclass(frozen=True)
 class Case:
-    """A product, made in three ways.
+    """A product that is computed in three ways.
 
     Attributes:
         name: of the product.
-        kernel: makes it with a kernel of ours.
-        twin: makes it with torch.
-        exact: makes it in float64 or whole numbers.
-        moved: bytes, each operand read once and the result written once.
+        kernel: computes it with our Triton kernel.
+        twin: computes it with torch.
+        exact: computes it in float64 or in whole numbers.
+        moved: bytes, if each operand is read once and the result is written once.
     """
 
     name: str
@@ -59,11 +59,11 @@ def kernel_rows(
     """A row of the table for each product.
 
     Args:
-        latents: of the coder, which is WIDTH wide.
-        tokens: of a batch.
-        k: latents a token.
-        device: torch's name of it.
-        bandwidth: bytes that a copy reads and writes in a second.
+        latents: latents of the coder, whose inputs have WIDTH dimensions.
+        tokens: tokens in a batch.
+        k: active latents per token.
+        device: torch's name of the device.
+        bandwidth: bytes per second that a copy reads and writes.
     """
     with torch.device(device):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: in turns, as medians of ratios, each peak of memory in a fork."""
+"""How benchmarks measure: in turns, as medians of ratios, and memory in a process of its own."""
 
 import ctypes
 import multiprocessing
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-# Runs so many times and returns the seconds that each took.
+# Takes a number of runs and returns the seconds of each run.
 Runner = Callable[[int], list[float]]
-# Makes a runner. A module's function, so that a fork can be given it.
+# Makes a runner. It must be a function of a module, so that another process can import it.
 MakeRunner = Callable[..., Runner]
 
 ROUNDS, REPEATS = 3, 3
@@ -20,7 +20,7 @@ ROUNDS, REPEATS = 3, 3
 
 @dataclass(frozen=True)
 class Compared:
-    """Ours against theirs.
+    """Times of our code beside those of the code it is compared with.
 
     Attributes:
         ours: median seconds.
@@ -38,7 +38,10 @@ class Compared:
 
 
 def compare(ours: Runner, theirs: Runner) -> Compared:
-    """Both take turns, so that a slow spell of the machine meets both; a first round warms up."""
+    """Run both in turns, so that a slow phase of the machine affects both.
+
+    The first round warms up and is not counted.
+    """
     rounds = [
         (statistics.median(ours(REPEATS)), statistics.median(theirs(REPEATS)))
         for _ in range(ROUNDS + 1)
@@ -51,7 +54,7 @@ def compare(ours: Runner, theirs: Runner) -> Compared:
 
 
 def now(device: str = "cpu") -> float:
-    """Seconds, once the device has done all it was told."""
+    """The time in seconds, after the device has finished its work."""
     if device != "cpu":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -72,17 +75,17 @@ def repeat(run: Callable[[], object], device: str = "cpu") -> Runner:
 
 
 def median_seconds(runner: Runner) -> float:
-    """Of one runner alone, after a run to warm up."""
+    """Median seconds of one runner alone, after one run to warm up."""
     runner(1)
     return statistics.median(runner(REPEATS * ROUNDS))
 
 
 def peak_mebibytes(make: MakeRunner, *arguments: object) -> float:
-    """The most that running holds above what was held before it, in MiB.
+    """Peak of memory during a run, less the memory in use before it, in MiB.
 
     Args:
-        make: makes the runner, in a process of its own: weights and data are there before.
-        arguments: for make.
+        make: makes the runner in another process, with its weights and data.
+        arguments: arguments of make.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.hosts"])
@@ -99,27 +102,27 @@ def peak_mebibytes(make: MakeRunner, *arguments: object) -> float:
 def _measure_peak(sender: object, make: MakeRunner, arguments: tuple[object, ...]) -> None:
     run = make(*arguments)
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from what is held now
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the memory in use now
     before = status("VmRSS")
     run(2)
     sender.send((status("VmHWM") - before) / 1024)  # pyright: ignore
 
 
 def status(field: str) -> int:
-    """A line of this process's status, in KiB."""
+    """A field of this process's status, in KiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1])
-    raise ValueError(f"{field}: this system does not tell it.")
+    raise ValueError(f"{field}: /proc/self/status has no such field. Run this on Linux.")
 
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What no step can be faster than.
+    """Times that no training step can go below.
 
     Attributes:
-        product: seconds of the encoder's product alone, into memory that is there already.
-        copy: seconds to read and write an array as large as the pre-activations once.
+        product: seconds of the encoder's matrix product alone, into existing memory.
+        copy: seconds to read and write once an array as large as the pre-activations.
     """
 
     product: float
@@ -127,7 +130,7 @@ class Ceilings:
 
 
 def ceilings(tokens: int, width: int, latents: int) -> Ceilings:
-    """Measured now, on this machine."""
+    """Measure the ceilings on this machine."""
     x, weight = torch.randn(tokens, width), torch.randn(width, latents)
     out, other = torch.empty(tokens, latents), torch.zeros(tokens, latents)
     return Ceilings(
@@ -137,7 +140,7 @@ def ceilings(tokens: int, width: int, latents: int) -> Ceilings:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """As Markdown."""
+    """Print a table in Markdown, row by row."""
     print(f"\n### {title}\n")
     print("| " + " | ".join(columns) + " |")
     print("|" + "---|" * len(columns), flush=True)
@@ -146,7 +149,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 def machine() -> str:
-    """The machine and what it runs, for the head of a table."""
+    """Names the processor and torch's version, for the heading of a table."""
     model = "unknown processor"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

@@ -1,17 +1,17 @@
-"""Codes of several bits a latent beside single bits, at equal description length.
+"""Codes of several bits per latent beside codes of one bit, at equal description length.
 
 python -m benchmarks.multi_bit FOLDER
 
-FOLDER is that of benchmarks.reconstruction: activations of SmolLM2's layer 9, of the same tokens.
-Two ways to give a latent more bits than one:
+FOLDER is the folder of benchmarks.reconstruction, with activations of SmolLM2's layer 9. Two ways
+give a latent more than one bit:
 
-- levels: several thresholds of one pre-activation, at quantiles of it where the latent is active,
-  each with a decoder row of its own. The code of a latent is how many of them it passes.
-- stack: a second coder trained on what the first one leaves, each of half the latents.
+- levels: each latent has several thresholds, at quantiles of its pre-activation where it is active.
+  Each threshold has a decoder row. The code of a latent is the number of thresholds it exceeds.
+- stack: a second coder is trained on the error of the first. Each has half of the latents.
 
-All decoders are solved for together at the end (least squares on the training tokens). Bits are the
-entropy of each latent's levels, summed over latents; beside each stands what a coder of single bits
-has at as many bits, between the two measured in benchmarks/reconstruction/results.jsonl.
+All decoder rows are solved for together at the end, by least squares on the training tokens. Bits
+are the entropy of each latent's levels, summed over latents. Beside each FVU stands that of a coder
+of single bits with as many bits, interpolated from benchmarks/reconstruction/results.jsonl.
 """
 
 import argparse
@@ -37,14 +37,14 @@ from sae_binary_ext.measure.refit import PULL
 TOKENS_A_BATCH = 2048
 LEVELS = (1, 2, 4)
 SINGLE = ("4.3e-4", "1.85e-4", "8e-5")
-# Of the first coder, and of the second in what a bit may cost of the first one's input.
+# Price of a bit of the first coder, and of the second, both as a share of the first one's variance.
 STACKS = (("8.6e-4", 4.3e-4), ("4.3e-4", 4.3e-4), ("4.3e-4", 1.85e-4))
 Encoder = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What codes of several bits do on held-out tokens."""
+    """Bits per token and FVU of a code on held-out tokens."""
 
     name: str
     bits: float
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def report(measured: Measured) -> None:
-    """A row of the table."""
+    """Print a row of the table."""
     single = single_bits(measured.bits)
     print(
         f"| {measured.name} | {measured.bits:.0f} | {measured.fvu:.4f} | {single:.4f} "
@@ -77,13 +77,13 @@ def report(measured: Measured) -> None:
 
 
 def trained(case: Case, split: Split) -> Any:
-    """A coder of this case, seed 0."""
+    """Train a coder of this case with seed 0."""
     with tempfile.TemporaryDirectory() as folder:
         return train(case, MAIN_SITE, split, seed=0, folder=Path(folder))[0]
 
 
 def leveled(name: str, coder: Any, levels: int, split: Split) -> Measured:
-    """A coder's latents with several thresholds each; one level is the coder as it is."""
+    """Measure a coder whose latents have several thresholds. With one level it is unchanged."""
     batches = (batch.float() for batch in split.train.split(TOKENS_A_BATCH))
     wide = with_levels(coder, level_thresholds(coder, batches, levels))
     fvu, rates = solve_and_measure(lambda x: wide.encode(x) != 0, wide.cfg.d_sae, split)
@@ -91,11 +91,11 @@ def leveled(name: str, coder: Any, levels: int, split: Split) -> Measured:
 
 
 def stack(price: str, of_second: float, split: Split) -> Measured:
-    """A coder of half the latents, and one as wide of what it leaves."""
+    """Measure two coders of half the latents. The second is trained on the first one's error."""
     half = LATENTS // 2
     first = trained(replace(sparing(price), latents=half), split)
     left = replace(split, train=residual(first, split.train))
-    # A bit of the second may cost more of its own input, of less variance than the first one's.
+    # The second coder's input has less variance, so the same price is a larger share of it.
     own_price = of_second * variance(split.train) / variance(left.train)
     second = trained(replace(sparing(f"{own_price:.3g}"), latents=half), left)
 
@@ -110,20 +110,22 @@ def stack(price: str, of_second: float, split: Split) -> Measured:
 
 @torch.no_grad()
 def residual(coder: Any, activations: Tensor) -> Tensor:
-    """Activations [tokens, width] less the coder's output, float16."""
+    """Error of a coder: activations [tokens, width] less its output, float16."""
     parts = activations.split(TOKENS_A_BATCH)
     return torch.cat([(part - coder(part.float())).half() for part in parts])
 
 
 def variance(activations: Tensor) -> float:
-    """Summed over dimensions."""
+    """Variance of activations, summed over dimensions."""
     return activations.float().var(dim=0).sum().item()
 
 
 @torch.no_grad()
 def solve_and_measure(encode: Encoder, latents: int, split: Split) -> tuple[float, Tensor]:
-    """FVU on held-out tokens with the decoder of least squared error on the training ones, and the
-    rates at which the latents are active there, float64 [latents]."""
+    """Solve for the decoder on training tokens, and measure it on held-out tokens.
+
+    Returns the FVU and the firing rates, float64 [latents], on the held-out tokens.
+    """
     width = split.train.shape[1]
     fit = DecoderFit(latents, width)
     for batch in split.train.split(TOKENS_A_BATCH):
@@ -141,10 +143,10 @@ def solve_and_measure(encode: Encoder, latents: int, split: Split) -> tuple[floa
 
 
 def single_bits(bits: float) -> float:
-    """FVU of coders with one threshold at this many bits, read off the measured curve.
+    """FVU of coders with one threshold at this many bits, from the measured curve.
 
-    Between two measured points it follows the line through them, in logarithms of FVU and bits.
-    Beyond the last point it follows the line of the last two.
+    It is interpolated linearly in the logarithms of FVU and bits. Beyond the last point it follows
+    the line through the last two points.
     """
     points = [measured_at(price) for price in SINGLE]
     place = 0 if math.log(bits) < points[1][0] else 1
@@ -154,7 +156,7 @@ def single_bits(bits: float) -> float:
 
 
 def measured_at(price: str) -> tuple[float, float]:
-    """Logarithms of bits and FVU of the coder of single bits at this price, the mean of seeds."""
+    """Logarithms of bits and FVU of the single-bit coder at this price, both means over seeds."""
     results = find_results(read_results(), sparing(price), MAIN_SITE)
     bits, fvu = (
         sum(getattr(each.held_out, name) for each in results) / len(results)

@@ -1,4 +1,6 @@
-"""The sparse and the dense path of a k-limited coder, and which of them the code takes.
+"""Times of the sparse and the dense path of a coder with k latents per token.
+
+The table also says which path the code takes.
 
 Usage: python -m benchmarks.paths
 """

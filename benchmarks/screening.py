@@ -1,4 +1,6 @@
-"""The latents of the largest margins by bounds in bfloat16 and from all margins, and what is taken.
+"""Times of two ways to find the latents of the largest margins, and which way the code takes.
+
+One way screens latents by bounds in bfloat16. The other computes all margins.
 
 Usage: python -m benchmarks.screening
 """
@@ -11,7 +13,7 @@ from benchmarks.measure import compare, print_table, repeat
 from sae_binary_ext.coding import CodeRule, Encoder
 from sae_binary_ext.coding.forms.screening import may_screen, pick_from_all, pick_screened
 
-# Dimensions, latents, tokens, and latents of a token that are found.
+# Dimensions, latents, tokens, and the number of latents to find for each token.
 SHAPES = (
     *((576, latents, 4096, found) for latents in (2304, 4608) for found in (16, 32, 64, 128, 256)),
     *((576, 36_864, 1024, found) for found in (16, 64, 256)),
@@ -24,7 +26,7 @@ def rows_of() -> Iterator[tuple[object, ...]]:
     for d_in, latents, tokens, found in SHAPES:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(tokens, d_in, generator=generator)
-        # As where training starts: margins of unit variance.
+        # Margins have unit variance, as at the start of training.
         weight = torch.randn(d_in, latents, generator=generator) / d_in**0.5
         zeros = torch.zeros(latents)
         encoder = Encoder(x, weight, zeros, zeros, torch.zeros(d_in), CodeRule("topk", found))

@@ -1,7 +1,9 @@
-"""Memory over half an hour of training, checkpoints included, in the hosts' own trainers.
+"""Memory during half an hour of training, with checkpoints, in the hosts' own trainers.
 
 Usage: python -m benchmarks.soak [MINUTES]
-Both hosts train at once, in a process each; every tenth of the time a line says what each holds.
+
+Both hosts train at the same time, each in its own process. After each tenth of the time, a line
+says how much memory each process has in use.
 """
 
 import multiprocessing
@@ -28,7 +30,7 @@ LINES = 10
 
 
 def train_in_saelens(seconds: float, folder: Path) -> Iterator[int]:
-    """Step after step, a checkpoint each hundredth; yields the steps done."""
+    """Train, with a checkpoint after every 100 steps. Yields the number of steps done."""
     batches = random_activations(8, TOKENS)
     config = BinaryEntropyTrainingSAEConfig(
         d_in=WIDTH, d_sae=LATENTS, covariance_coefficient=1e-6, covariance_sample=256
@@ -54,14 +56,14 @@ def train_in_saelens(seconds: float, folder: Path) -> Iterator[int]:
 
 
 def train_in_sparsify(seconds: float, folder: Path) -> Iterator[int]:
-    """Trainings of 100 steps, one after another, each saved; yields the steps done."""
+    """Train one coder after another, 100 steps each, and save each. Yields the steps done."""
     activations = random_activations(8, TOKENS).flatten(0, 1)
     rows = torch.arange(len(activations)).view(-1, CONTEXT)
     taken = torch.arange(100 * TOKENS // CONTEXT) % len(rows)
     dataset = Dataset.from_dict({"input_ids": rows[taken].tolist()}).with_format("torch")
 
     def settings() -> TrainConfig:
-        """Each time anew: a Trainer writes the hookpoints it finds into its config."""
+        """Settings of a new run. A Trainer changes its config, so each run needs a new one."""
         return TrainConfig(
             BinarySparseCoderConfig(num_latents=LATENTS, k=32),
             batch_size=TOKENS // CONTEXT,
@@ -87,7 +89,7 @@ def watch(
     seconds: float,
     lines: "multiprocessing.Queue[tuple[str, int, int]]",
 ) -> None:
-    """Train, and tell each tenth of the time what the process holds, in KiB."""
+    """Train, and report the memory of the process, in KiB, after each tenth of the time."""
     torch.set_num_threads(1)
     started, told = time.monotonic(), 0
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""A training step of binary coders against the hosts' own TopK, in the hosts' own trainers.
+"""Times of a training step of binary coders and of the hosts' TopK coders, in the hosts' trainers.
 
 Usage: python -m benchmarks.steps
 """
@@ -28,9 +28,10 @@ from benchmarks.measure import (
 from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig, BinaryTrainingSAEConfig
 from sae_binary_ext.sparsify import BinarySparseCoderConfig
 
-# (latents, k) to our config and the host's.
+# Makes our config and the host's, from the numbers of latents and of active latents per token.
 Pair = Callable[[int, int], tuple[Any, Any]]
-# Latents, and tokens a step: fewer where pre-activations would not fit beside SAELens' five copies.
+# Latents, and tokens per step. SAELens keeps five copies of the pre-activations in memory, so the
+# widest coders take fewer tokens.
 SIZES = ((2304, 4096), (4608, 4096), (9216, 2048), (36864, 1024))
 KS = (16, 32, 64, 128)
 COLUMNS = (
@@ -81,8 +82,8 @@ class Trainer:
     """A host's trainer.
 
     Attributes:
-        steps: makes a runner of whole steps.
-        optimiser: makes a runner of its optimiser alone.
+        steps: makes a runner of whole training steps.
+        optimiser: makes a runner of the optimiser's steps alone.
     """
 
     steps: MakeRunner
@@ -116,7 +117,7 @@ def main() -> None:
 
 
 def rows_of(trainer: Trainer, pair: Pair, ks: tuple[int, ...]) -> Iterator[tuple[object, ...]]:
-    """A row of the table for each size and k, as it is measured."""
+    """Yields a row of the table for each size and k, as soon as it is measured."""
     for latents, tokens in SIZES:
         floor = ceilings(tokens, WIDTH, latents)
         for k in ks:

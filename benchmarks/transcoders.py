@@ -1,11 +1,10 @@
-"""Transcoders of one MLP of SmolLM2 on the same 300,000 pairs, trained by both hosts.
+"""Transcoders of one MLP of SmolLM2, trained by both hosts on the same 300,000 pairs.
 
 python benchmarks/transcoders.py FOLDER [--layer 9] [--tokens 300000]
 
 Without a GPU sparsify needs SPARSIFY_DISABLE_TRITON=1 in the environment. Each host runs its own
-trainer on the same rows of tokens, batch by batch, with Adam, k = 32 and 8 latents a dimension.
-What is printed is measured on articles that no coder was trained on. The learning rates were chosen
-on training articles.
+trainer on the same batches, with Adam, k = 32 and 8 latents for each dimension. The figures printed
+are of articles that no coder was trained on. The learning rates were chosen on training articles.
 """
 
 import argparse
@@ -39,9 +38,9 @@ WARM_UP_STEPS = 30
 
 SPARSIFY_SIZES: dict[str, Any] = {"k": K, "num_latents": LATENTS, "transcode": True}
 SAELENS_SIZES: dict[str, Any] = {"d_in": WIDTH, "d_sae": LATENTS, "k": K}
-# As in the paper.
+# Settings of the paper.
 SELECTED: dict[str, Any] = {"surrogate_latents": "selected", "pre_act_loss_coefficient": 0.0}
-# Of each coder its config and learning rate. The first two are the same in both hosts.
+# Config and learning rate of each coder. The first two coders are the same in both hosts.
 IN_SPARSIFY: dict[str, tuple[SparseCoderConfig, float]] = {
     "sparsify topk": (SparseCoderConfig(**SPARSIFY_SIZES), 2e-2),
     "sparsify topk_binary": (
@@ -73,7 +72,7 @@ IN_SAELENS: dict[str, tuple[Any, float]] = {
 def train_in_sparsify(
     model_folder: Path, layer: int, rows: Tensor, bos: int, output: Path
 ) -> dict[str, SAE[Any]]:
-    """sparsify's Trainer on the layers up to this one, a coder at a time."""
+    """Train each coder in sparsify's Trainer, with the model's layers up to this one."""
     trained: dict[str, SAE[Any]] = {}
     for name, (config, lr) in IN_SPARSIFY.items():
         torch.manual_seed(0)
@@ -99,7 +98,7 @@ def train_in_sparsify(
 
 
 def train_in_saelens(model: Any, layer: int, rows: Tensor, output: Path) -> dict[str, SAE[Any]]:
-    """SAELens' trainer, all transcoders at once."""
+    """Train all transcoders at once in SAELens' trainer."""
     torch.manual_seed(0)
     steps = len(rows) // ROWS_A_STEP
     config = TranscoderRunnerConfig(

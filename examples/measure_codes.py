@@ -1,4 +1,4 @@
-"""Measure a binary coder's codes: their entropy, what they take in files, which latents matter.
+"""Measure a binary coder's codes: their entropy, the effect of latents, and their size in a file.
 
 python examples/measure_codes.py MODEL DATASET CODER
     MODEL    a Hugging Face model or folder, the one that the coder was trained on
@@ -24,7 +24,7 @@ from sae_binary_ext.commands import (
 model, dataset, coder = sys.argv[1:4]
 settings = {"model": model, "dataset": dataset, "tokens": 4000, "context_size": 128}
 
-# An analysis prints as its table; results has every figure, unrounded.
+# Printing an analysis shows its table. analysis.results has all figures, unrounded.
 entropy = run_entropy([coder], EntropyConfig(output=Path("entropy"), **settings))
 print(entropy)
 print(f"dependent pairs of latents: {entropy.results['coders'][0]['dependent_pairs']}\n")

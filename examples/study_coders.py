@@ -1,9 +1,9 @@
-"""Study a coder at other layers and with more bits, and what its kind of training does.
+"""Apply a coder to another layer, give its latents more bits, and measure small coders of its kind.
 
 python examples/study_coders.py MODEL DATASET CODER
     MODEL    a Hugging Face model or folder, the one that the coder was trained on
     DATASET  a Hugging Face dataset, a file or a local folder of text
-    CODER    a folder or Hub id of a binary autoencoder of selection threshold (binary_entropy's)
+    CODER    a folder or Hub id of a binary autoencoder of selection threshold (binary_entropy)
 """
 
 import sys
@@ -26,13 +26,13 @@ settings = {"model": model, "dataset": dataset, "context_size": 64}
 hook = load_coder(coder).cfg.metadata.hook_name
 layer = int(hook.split(".")[1])
 
-# What the coder makes of the layer after its own, and with a second threshold a latent.
+# The coder's error at the next layer, and with a second threshold for each latent.
 transfer = TransferConfig(output=Path("transfer"), layers=[layer + 1], tokens=6000, **settings)
 print(run_transfer([coder], transfer))
 more_bits = MultiBitConfig(output=Path("multi-bit"), levels=[1, 2], tokens=6000, **settings)
 print(f"\n{run_multi_bit([coder], more_bits)}")
 
-# Coders trained on the spot, small ones; the defaults take minutes.
+# These commands train coders. They are small here: with the default settings they take minutes.
 small = {"tokens": 6000, "training_states": 5120, "latents": 256}
 surrogates = GradientsConfig(
     output=Path("gradients"), hook=hook, surrogates=["sigmoid", "identity"], probes=2, **small,

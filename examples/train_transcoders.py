@@ -3,7 +3,7 @@
 python examples/train_transcoders.py MODEL DATASET [LAYER]
     MODEL    a Hugging Face model or folder, for instance HuggingFaceTB/SmolLM2-135M-Instruct
     DATASET  a Hugging Face dataset or a local folder of text, with a column "text"
-    LAYER    whose MLP is replaced, 9 if left out
+    LAYER    the layer of the MLP, 9 if left out
 """
 
 import sys
@@ -48,7 +48,7 @@ config = TranscoderRunnerConfig(
 runner = TranscoderTrainingRunner(config, override_model=model)
 runner.run()
 
-# Tokens that the run has not trained on.
+# Tokens that the transcoders were not trained on.
 rows = torch.cat([runner.activations_store.get_batch_tokens() for _ in range(2)])
 hooks = config.hook_name, config.hook_name_out
 inputs, targets = read_pairs(model, rows, *hooks, first_position=1)

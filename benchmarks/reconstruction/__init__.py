@@ -1,1 +1,1 @@
-"""How closely binary coders and stock ones reconstruct, and at how many bits a token."""
+"""Compare the FVU and the bits per token of binary coders and stock coders."""

@@ -3,8 +3,8 @@
 python -m benchmarks.reconstruction FOLDER [--seeds 3] [--only WORDS] [--main-site] [--jobs 2]
     [--write]
 
-FOLDER takes the model and the activations. What benchmarks/reconstruction/results.jsonl has is not
-run again; --write runs nothing and writes the document alone.
+FOLDER gets the model and the activations. Cases whose results are in
+benchmarks/reconstruction/results.jsonl are not run again. --write only writes the document.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> None:
 def run_missing(
     folder: Path, sites: list[Site], seeds: int, only: str, jobs: int | None = None
 ) -> None:
-    """Train and measure each case without a result; the first seed of all cases comes first."""
+    """Train and measure each case without a result, all cases with the first seed first."""
     wanted = [
         (site, case, seed)
         for seed in range(seeds)
@@ -61,8 +61,8 @@ def run_missing(
         if all(result.seed != seed for result in find_results(results, case, site))
     ]
     compute_missing(folder, sites)
-    # A run for each core, of one thread each: two at once take 0.75 of the time of two in turn
-    # with two threads. Started afresh, for a fork of a process with threads may hang.
+    # One run for each core, with one thread: two runs at once take 0.75 of the time of two in turn
+    # with two threads. Processes are spawned, because a fork of a process with threads may hang.
     fresh = multiprocessing.get_context("spawn")
     with fresh.Pool(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         runs = pool.imap_unordered(functools.partial(run_case, folder), missing)

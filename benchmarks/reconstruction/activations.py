@@ -1,4 +1,4 @@
-"""SmolLM2's activations at several sites, computed once and kept in files."""
+"""SmolLM2's activations at several sites, computed once and saved in files."""
 
 import functools
 from dataclasses import dataclass, fields
@@ -14,7 +14,7 @@ from sae_binary_ext.bundled.smollm2 import export_smollm2
 from sae_binary_ext.commands.demo.activations import tokenised_rows
 from sae_binary_ext.commands.demo.config import FIRST_POSITION, DemoConfig
 
-# 1400 rows of 255 tokens to train on, and 120 of each other part of a Split.
+# 1400 rows of 255 tokens to train on, and 120 rows for each other part of a Split.
 TRAINING_TOKENS, OTHER_TOKENS = 357_000, 30_600
 LAYERS = (4, 9, 20)
 ROWS_PER_FORWARD = 8
@@ -22,7 +22,7 @@ ROWS_PER_FORWARD = 8
 
 @dataclass(frozen=True)
 class Site:
-    """What a coder reads and what it reconstructs.
+    """The place in the model where a coder reads and reconstructs activations.
 
     Attributes:
         kind: "autoencoder" of the residual stream entering the layer, or "transcoder" of its MLP.
@@ -34,13 +34,13 @@ class Site:
 
     @property
     def hooks(self) -> tuple[str, str]:
-        """Where inputs and targets are read, in TransformerLens' words."""
+        """TransformerLens' names of the hooks of inputs and targets."""
         if self.kind == "autoencoder":
             return (f"blocks.{self.layer}.hook_resid_pre",) * 2
         return f"blocks.{self.layer}.mlp.hook_in", f"blocks.{self.layer}.hook_mlp_out"
 
 
-# Settings are chosen at this one.
+# The site where settings are chosen.
 MAIN_SITE = Site("autoencoder", 9)
 SITES = [
     MAIN_SITE,
@@ -55,15 +55,16 @@ SITES = [
 
 @dataclass(frozen=True)
 class Split:
-    """Activations of one site; an autoencoder's are [tokens, d_in], a transcoder's are inputs
-    and targets side by side, [tokens, d_in + d_out]; float16.
+    """Activations of one site, float16: [tokens, d_in] for an autoencoder.
+
+    For a transcoder they are inputs and targets side by side, [tokens, d_in + d_out].
 
     Attributes:
         train: rows of text in random order, from nine articles of ten.
         choosing: other rows of the same articles. Settings are chosen here.
         held_out: further rows of the same articles, measured once the settings are chosen.
-        held_out_articles: rows of the tenth articles, likewise. They resemble the training rows
-            less, and every coder reconstructs them less closely.
+        held_out_articles: rows of every tenth article, also measured at the end. They resemble the
+            training rows less, so each coder has a higher FVU on them.
     """
 
     train: Tensor
@@ -83,7 +84,7 @@ class Rows:
 
 
 def read_rows(folder: Path) -> Rows:
-    """The rows of text that every site's activations are of."""
+    """The rows of text whose activations are computed at each site."""
     config = DemoConfig(
         training_tokens=TRAINING_TOKENS + 2 * OTHER_TOKENS, held_out_tokens=OTHER_TOKENS
     )
@@ -97,16 +98,16 @@ def read_rows(folder: Path) -> Rows:
 
 
 def compute_missing(folder: Path, sites: list[Site]) -> None:
-    """Run the model where a site has no file of activations yet; once for all such sites."""
+    """Run the model once, for all sites that have no file of activations yet."""
     missing = [site for site in sites if not _path(folder, site).is_file()]
     if missing:
         _compute(folder, missing)
 
 
-# Cases of one site follow each other.
+# Cases of one site run one after another, so one entry is enough.
 @functools.lru_cache(maxsize=1)
 def load(folder: Path, site: Site) -> Split:
-    """A site's activations, which compute_missing has written."""
+    """Read a site's activations, which compute_missing has written."""
     return Split(**load_file(_path(folder, site)))
 
 
@@ -128,7 +129,7 @@ def _compute(folder: Path, sites: list[Site]) -> None:
         for site_parts in parts.values():
             site_parts.close(part.name)
     for site, site_parts in parts.items():
-        # Moved into place when whole, so that an interrupted run leaves no half.
+        # Moved into place when complete, so that an interrupted run leaves no partial file.
         unfinished = _path(folder, site).with_suffix(".unfinished")
         save_file(site_parts.parts, unfinished)
         unfinished.replace(_path(folder, site))
@@ -151,6 +152,6 @@ class _Parts:
         self._batches.append(pair[:, FIRST_POSITION:].flatten(0, 1).half())
 
     def close(self, name: str) -> None:
-        """Store the activations since the last call as the part of this name."""
+        """Save the activations since the last call as the part of this name."""
         self.parts[name] = torch.cat(self._batches)
         self._batches.clear()

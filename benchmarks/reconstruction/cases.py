@@ -1,4 +1,4 @@
-"""What is compared: one line a case, shared by all sites and seeds."""
+"""The cases that are compared, one line each, for all sites and seeds."""
 
 import itertools
 from dataclasses import asdict, dataclass, field, replace
@@ -15,9 +15,9 @@ from sae_binary_ext.saelens import (
 )
 
 LATENTS = 4608
-# What a coder with values is taken to store of each.
+# Bits that a coder with values is assumed to store for each value.
 BITS_A_VALUE = 8
-# Of each family its config for autoencoders and for transcoders.
+# Configs of each family, for autoencoders and for transcoders.
 CONFIGS: dict[str, tuple[type[TrainingSAEConfig], type[TrainingSAEConfig]]] = {
     "topk": (TopKTrainingSAEConfig, TopKTranscoderTrainingSAEConfig),
     "binary": (BinaryTrainingSAEConfig, BinaryTranscoderTrainingSAEConfig),
@@ -25,18 +25,18 @@ CONFIGS: dict[str, tuple[type[TrainingSAEConfig], type[TrainingSAEConfig]]] = {
 }
 
 
-# Compared as objects: a dict of fields has no hash.
+# Compared by identity, because a dict of fields has no hash.
 @dataclass(frozen=True, eq=False)
 class Case:
     """One row of the comparison.
 
     Attributes:
-        name: what is unusual about it.
+        name: says how the case differs from the default.
         family: a key of CONFIGS.
-        fields: of the config, beside its sizes and normalisation.
+        fields: fields of the config other than sizes and normalisation.
         lr: Adam's learning rate at the start; it falls linearly to 0.
-        batch_size: tokens a step.
-        adam_beta2: Adam's second decay.
+        batch_size: tokens per step.
+        adam_beta2: Adam's second decay rate.
         dead_feature_window: steps without firing after which a latent counts as dead in training.
         refits: whether the decoder is refitted on the training tokens at the end.
         latents: width of the code.
@@ -53,7 +53,7 @@ class Case:
     latents: int = LATENTS
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the result, but the site and the seed."""
+        """All settings that decide the result, except the site and the seed."""
         settings = asdict(self)
         del settings["name"]
         return settings
@@ -68,7 +68,7 @@ class Case:
 
     @property
     def stores_values(self) -> bool:
-        """Whether an active latent has a value beside."""
+        """Whether active latents have values other than 1."""
         return self.family == "topk"
 
     def bits(self, entropy_bits: float, l0: float) -> float:
@@ -79,20 +79,20 @@ class Case:
 
 
 def _entropy(coefficient: str, name: str = "", **fields: Any) -> Case:
-    """A coder with the entropy loss; thresholds unless its fields say otherwise."""
+    """A coder with the entropy loss, of selection threshold if its fields name no other."""
     settings = {"selection": "threshold", "initial_firing_rate": 0.01} | NARROW | fields
     settings["entropy_coefficient"] = float(coefficient)
     return Case(f"entropy, {coefficient} a bit{name}", "binary_entropy", settings)
 
 
 def sparing(coefficient: str, name: str = "", **fields: Any) -> Case:
-    """A refitted coder with the entropy loss and one on dense latents."""
+    """A refitted coder with the entropy loss and a loss on dense latents."""
     fields = {"dense_coefficient": 4e-3, "dense_rate": 0.085} | fields
     return replace(_entropy(coefficient, f", none dense{name}, refitted", **fields), refits=True)
 
 
 def _topk(learn: str, name: str = "", **fields: Any) -> Case:
-    """A `binary` coder of k = 32, dead latents left alone."""
+    """A `binary` coder of k = 32 whose dead latents are not revived."""
     settings = {"k": 32, "surrogate_latents": learn, "pre_act_loss_coefficient": 0.0}
     return Case(f"k=32, {learn} learn{name}", "binary", settings | NARROW | fields)
 
@@ -105,7 +105,7 @@ def _near(k: int, name: str = "", **fields: Any) -> Case:
 
 def _stock(k: int, name: str = "", **settings: Any) -> Case:
     # SAELens' default norm of 0.1 left most of topk's latents dead (see commands/demo/coders.py).
-    # With its default of 1000 steps their loss hardly comes into force in the 2788 of a run.
+    # With the default of 1000 steps, the loss of dead latents hardly acts in a run of 2788 steps.
     fields = {"k": k, "decoder_init_norm": 1.0}
     settings = {"lr": 1e-3, "adam_beta2": 0.999, "dead_feature_window": 100} | settings
     return Case(f"topk, k={k}{name}", "topk", fields, **settings)
@@ -124,7 +124,7 @@ OF_KIND = {
     # At the other learning rate a quarter of a transcoder's latents die.
     "transcoder": [MANY_BITS, replace(_near(32, ", lr 2e-3, refitted"), lr=2e-3, refits=True)],
 }
-# The cases that take about as many bits as stock topk at the site.
+# The cases with about as many bits as stock topk at the site.
 OF_SITE = {
     Site("autoencoder", 4): [sparing("1.2e-4"), SOME_DENSE],
     Site("transcoder", 9): [sparing("6.5e-5"), FEW_BITS, NEAR],
@@ -135,7 +135,7 @@ OF_SITE = {
         SOME_DENSE,
     ],
 }
-# More of the curves of FVU by bits, and what each setting brings: one of them changed at a time.
+# More points of the curves of FVU by bits, and the effect of changing one setting at a time.
 MAIN_SITE_ONLY = [
     _stock(16),
     _stock(64),
@@ -172,11 +172,11 @@ OF_SITE[MAIN_SITE] = MAIN_SITE_ONLY
 
 
 def cases_of(site: Site) -> list[Case]:
-    """What is run at a site."""
+    """The cases that are run at a site."""
     return EVERYWHERE + OF_KIND[site.kind] + OF_SITE.get(site, [])
 
 
 def all_cases() -> list[Case]:
-    """What is run at any site, each once."""
+    """The cases that are run at any site, each once."""
     of_some = itertools.chain(*OF_KIND.values(), *OF_SITE.values())
     return list(dict.fromkeys(itertools.chain(EVERYWHERE, of_some)))

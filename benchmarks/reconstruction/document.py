@@ -1,4 +1,4 @@
-"""The tables and the plot of docs/reconstruction.md."""
+"""Writes the tables and the plot of docs/reconstruction.md."""
 
 import functools
 import statistics
@@ -12,9 +12,9 @@ from benchmarks.reconstruction.activations import SITES, Site
 from benchmarks.reconstruction.cases import Case, all_cases
 from benchmarks.reconstruction.results import Result, find_results
 
-# A case that is run at one site may have been at another, too.
+# All cases: one that is run at a site now may also have results at another site.
 CASES = all_cases()
-# More latents denser than a tenth of the tokens than this are too many beside a stock coder.
+# A coder with more dense latents than this (active on over 10% of the tokens) is not compared.
 MOST_DENSE = 10
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reconstruction.md"
 PLOT = DOCUMENT.with_suffix(".svg")
@@ -30,7 +30,7 @@ RATIO_HEADER = (
 
 
 def write_document(results: list[Result]) -> None:
-    """Put the tables between the document's marks, and draw the plot beside it."""
+    """Write the tables between the document's marks, and the plot into a file beside it."""
     text = DOCUMENT.read_text()
     for site in SITES:
         before, begin, rest = text.partition(f"<!-- {site.kind} {site.layer} -->\n")
@@ -89,8 +89,10 @@ def _choosing_fvu(result: Result) -> float:
 
 
 def _best_binary(stock: Case, found: dict[Case, list[Result]]) -> Case | None:
-    """Of the binary coders of no more bits than a stock one and few dense latents, the best on the
-    rows to choose on."""
+    """The binary coder of least FVU on the choosing rows, with few dense latents.
+
+    It has at most as many bits as the stock coder.
+    """
     most = min(result.held_out.bits for result in found[stock])
     fitting = [
         case
@@ -121,7 +123,7 @@ def _ratio_row(stock: Case, binary: Case, found: dict[Case, list[Result]]) -> st
 
 
 def _draw(results: list[Result]) -> None:
-    """FVU against bits a token, one panel a site."""
+    """Draw FVU by bits per token, with one panel for each site."""
     # The same results give the same file.
     mpl.rcParams["svg.hashsalt"] = "reconstruction"
     shown = [site for site in SITES if any(find_results(results, case, site) for case in CASES)]

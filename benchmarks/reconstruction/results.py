@@ -1,4 +1,4 @@
-"""What was measured, a line of JSON each, so that a broken-off comparison goes on where it was."""
+"""Reads and appends results, one line of JSON each, so that an interrupted comparison continues."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ RESULTS = Path(__file__).parent / "results.jsonl"
 
 @dataclass(frozen=True)
 class Figures:
-    """What a coder does on one part of a Split.
+    """Figures of a coder on one part of a Split.
 
     Attributes:
         fvu: share of variance unexplained.
@@ -40,12 +40,12 @@ class Result:
     Attributes:
         kind, layer: the site.
         case: name of the case.
-        settings: Case.settings of it.
-        seed: of its weights and of the order of its tokens.
-        choosing, held_out, held_out_articles: on the part of the Split of this name.
+        settings: Case.settings of that case.
+        seed: seed of the weights and of the order of tokens.
+        choosing, held_out, held_out_articles: figures on the part of the Split of this name.
         recovered: share of the cross-entropy lost by zero ablation that the coder recovers
             on held-out articles.
-        seconds: to train it, and to refit it where it was.
+        seconds: time to train it, and to refit it if it was refitted.
     """
 
     kind: str
@@ -61,7 +61,7 @@ class Result:
 
 
 def read_results() -> list[Result]:
-    """All that was measured so far."""
+    """All results so far."""
     if not RESULTS.is_file():
         return []
     return [_from_json(json.loads(line)) for line in RESULTS.read_text().splitlines()]
@@ -73,7 +73,7 @@ def _from_json(values: dict[str, Any]) -> Result:
 
 
 def append_result(result: Result) -> None:
-    """Keep a result."""
+    """Append a result to the file."""
     with RESULTS.open("a") as file:
         file.write(json.dumps(asdict(result)) + "\n")
 

@@ -1,4 +1,4 @@
-"""One run of the comparison: a coder trained and measured. A process of its own imports this."""
+"""One run of the comparison: train a coder and measure it. Each run has its own process."""
 
 import functools
 import tempfile
@@ -17,7 +17,7 @@ SPLICED_ROWS = 16
 
 
 def run_case(folder: Path, run: tuple[Site, Case, int]) -> Result:
-    """Train one coder, of a site, a case and a seed, and measure it."""
+    """Train and measure the coder of a site, a case and a seed."""
     site, case, seed = run
     split = load(folder, site)
     with tempfile.TemporaryDirectory() as saved:
@@ -39,7 +39,7 @@ def run_case(folder: Path, run: tuple[Site, Case, int]) -> Result:
 
 
 def figures_of(case: Case, metrics: CoderMetrics) -> Figures:
-    """The figures that are kept of a case's coder."""
+    """The figures of a case's coder that go into the results."""
     return Figures(
         fvu=metrics.fvu,
         l0=metrics.l0,
@@ -50,10 +50,10 @@ def figures_of(case: Case, metrics: CoderMetrics) -> Figures:
     )
 
 
-# Cases of one site follow each other.
+# Cases of one site run one after another, so one entry is enough.
 @functools.lru_cache(maxsize=1)
 def spliced_model(folder: Path, site: Site) -> SplicedModel:
-    """The model with the first held-out rows, to put a coder's output into."""
+    """The model with the first held-out rows, to replace activations by a coder's output."""
     model = SAETransformerBridge.boot_transformers(str(folder / "model"), device="cpu")
     rows = read_rows(folder).held_out_articles[:SPLICED_ROWS]
     return SplicedModel(model, rows, *site.hooks, first_position=FIRST_POSITION)

@@ -1,4 +1,4 @@
-"""Training one coder in SAELens' own trainers, on activations that are there already."""
+"""Trains one coder in SAELens' own trainers, on saved activations."""
 
 import time
 from pathlib import Path
@@ -17,14 +17,16 @@ from sae_binary_ext.saelens.pairs import PAIRS, split_pairs
 from sae_binary_ext.saelens.runner import PairTrainer
 
 EPOCHS = 2
-# Batches the trainers read to estimate the activations' norm before they train.
+# Batches that the trainers read before training, to estimate the norm of activations.
 NORM_BATCHES = 20
 REFIT_TOKENS = 2048
 
 
 def train(case: Case, site: Site, split: Split, seed: int, folder: Path) -> tuple[SAE[Any], float]:
-    """The trained inference coder, read back from the file it was saved to, and the seconds that
-    training and refitting took."""
+    """Train a coder; returns its inference coder, loaded from its file, and the seconds it took.
+
+    The seconds include refitting.
+    """
     torch.manual_seed(seed)
     settings = SAETrainerConfig(
         total_training_samples=EPOCHS * len(split.train),
@@ -59,13 +61,13 @@ def train(case: Case, site: Site, split: Split, seed: int, folder: Path) -> tupl
 
 
 def _fuse(trainer: SAETrainer[Any, Any]) -> None:
-    # The same steps in an eighth of Adam's time; SAELens has no setting for it.
+    # Fused Adam makes the same steps in an eighth of the time. SAELens has no setting for it.
     for group in trainer.optimizer.param_groups:
         group["fused"] = True
 
 
 def in_pairs(activations: Tensor, site: Site) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of activations as a Split has them, float32."""
+    """Inputs and targets, float32, of activations in the layout of a Split."""
     if site.kind == "autoencoder":
         return activations.float(), activations.float()
     width = activations.shape[-1] // 2

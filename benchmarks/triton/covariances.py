@@ -65,7 +65,7 @@ def _signed_sums(codes, signs, out, tokens, latents, width, TILE: tl.constexpr):
 
 
 def covariance_signs(codes: Tensor, counts: Tensor, block: slice) -> tuple[Tensor, Tensor]:
-    """Signs of the covariances of a block of latents with all, and the sum of their sizes.
+    """Signs of a block's covariances with all latents, and the sum of their absolute values.
 
     Args:
         codes: int8 [tokens, latents], 0/1.

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Bytes of packed codes that a program makes.
+# Number of bytes of packed codes that one program writes.
 BYTES = 128
 
 
@@ -19,12 +19,12 @@ def _pick_largest(pre, threshold, values, index, latents, k, BLOCK: tl.constexpr
     inside = latent < latents
     margin = tl.load(pre + token * latents + latent, mask=inside, other=0.0).to(tl.float32)
     margin -= tl.load(threshold + latent, mask=inside, other=0.0)
-    # Floats in an order that whole numbers compare in; nothing is below 0, where padding stands.
+    # Maps floats to whole numbers in the same order. The smallest is 0, which padding gets.
     bits = margin.to(tl.uint32, bitcast=True)
     negative = bits >> 31
     key = tl.where(negative == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
     key = tl.where(inside, key, 0)
-    # The k-th largest key, from its highest bit down.
+    # Finds the k-th largest key bit by bit, from the highest bit down.
     kth = tl.zeros((), tl.uint32)
     for place in range(32):
         candidate = kth | (tl.full((), 1, tl.uint32) << (31 - place))
@@ -59,8 +59,8 @@ def pick_largest(pre_activation: Tensor, threshold: Tensor, k: int) -> tuple[Ten
         k: latents a token.
 
     Returns:
-        Margins, float32 [tokens, k], and latents, int64 [tokens, k], ascending in each row. Of
-        equal margins the lower latents are picked.
+        Margins, float32 [tokens, k], and latents, int64 [tokens, k], ascending in each row. If
+        margins are equal, the lower latents are picked.
     """
     tokens, latents = pre_activation.shape
     values = pre_activation.new_empty(tokens, k, dtype=torch.float32)

@@ -1,6 +1,6 @@
-"""Triton kernels of the sums of rows behind the index forms.
+"""Triton kernels for sums of rows, for codes stored as indices.
 
-Their torch twins are the methods of coding.kernels.sparse.Picks, whose arguments these take.
+Their torch twins are methods of coding.kernels.sparse.Picks, with the same arguments.
 """
 
 # pyright: basic, reportArgumentType=false
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Columns of a row that a program handles at a time.
+# Number of columns of a row that one program handles at a time.
 BLOCK = 512
 
 
@@ -77,7 +77,7 @@ def row_sums(index: Tensor, values: Tensor, dense: Tensor) -> Tensor:
 
 
 def row_dots(index: Tensor, grad: Tensor, dense: Tensor) -> Tensor:
-    """Gradient of row_sums to its values.
+    """Gradient of row_sums with respect to values.
 
     Args:
         index: int64 [tokens, k].
@@ -96,7 +96,7 @@ def row_dots(index: Tensor, grad: Tensor, dense: Tensor) -> Tensor:
 
 
 def segment_sums(row: Tensor, values: Tensor, starts: Tensor, dense: Tensor) -> Tensor:
-    """Twin of Picks.transposed_times, of entries sorted by column.
+    """Twin of Picks.transposed_times, for entries sorted by column.
 
     Args:
         row: int64 [entries].

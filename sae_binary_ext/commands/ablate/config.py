@@ -16,18 +16,18 @@ class AblateConfig(ReadingConfig):
     output: Path = Path("runs/ablate")
     """Folder for ablate.json and ablate.html."""
     tokens: int = 30_000
-    """Tokens to read for firing rates and ranking."""
+    """How many tokens to read for the firing rates and the ranking."""
     spliced_tokens: int = 3_000
-    """How many of these tokens the changes are measured on. Their rows are spread over the text."""
+    """How many of these tokens to measure changes on. Their rows are spread over the text."""
     ranking: str = "effect"
     """Order of the latents: effect (norm of the decoder row times the code's standard deviation),
-    rate, or burstiness."""
+    rate (firing rate), or burstiness (rarity of the latent's rarer state)."""
     change: str = "zero"
     """zero silences latents; flip turns 0 to 1 and 1 to 0, for binary coders only."""
     groups: int = 8
-    """Number of groups of the ranked latents. Each has about the same share of all firings."""
+    """Number of groups of ranked latents. Each has an equal share of all firings, if possible."""
     latents: int = 5
-    """How many latents, the first of the ranking, are also changed one by one."""
+    """How many of the first latents of the ranking to change one by one as well."""
     seed: int = 0
     """Seed for drawing the random latents."""
 

@@ -8,9 +8,9 @@ from sae_binary_ext.settings import ReadingConfig
 
 @dataclass
 class EntropyConfig(ReadingConfig):
-    """Measure the entropy of hidden states, in bits, by the codes of coders. Gives bounds on it."""
+    """Measure bounds on the entropy of hidden states, in bits, from the codes of coders."""
 
     output: Path = Path("runs/entropy")
     """Folder for entropy.json and entropy.html."""
     tokens: int = 50_000
-    """Tokens to read. Memory holds one bit for each latent and token."""
+    """How many tokens to read. Memory holds one bit for each latent and token."""

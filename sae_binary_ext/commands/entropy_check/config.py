@@ -10,23 +10,23 @@ BATCH = 512  # states of a training step
 
 @dataclass
 class EntropyCheckConfig:
-    """Train coders on states of known entropy, and compare the entropy of their codes with it."""
+    """Train coders on states of known entropy, and compare it with the entropy of their codes."""
 
     output: Path = Path("runs/entropy-check")
     """Folder for entropy-check.json and entropy-check.html."""
     directions: list[int] = field(default_factory=lambda: [4, 8, 16, 32, 64])
-    """Numbers of random directions that a state is a sum of."""
+    """Numbers of random directions. A state is the sum of some of them. Each number is one case."""
     dimensions: list[int] = field(default_factory=lambda: [128, 576])
-    """Dimensions of a state."""
+    """Numbers of dimensions of a state. Each number is combined with each of directions."""
     variant_directions: list[int] = field(default_factory=lambda: [8, 32])
-    """Numbers of directions for unequal rates, pairs and noise, in the first of the dimensions."""
+    """Numbers of directions for unequal rates, pairs and noise, all in the first of dimensions."""
     training_states: int = 150_000
-    """States to train each coder on in each of four rounds, before latents that do not pay are
-    removed. Twice as many if there are more than 32 directions."""
+    """States to train each coder on in each of four rounds. Latents that do not pay are removed
+    after each round. If there are more than 32 directions, it is twice as many."""
     starts: int = 2
-    """Coders trained on each kind of states. The one with the lowest training loss is measured."""
+    """How many coders to train on each kind of states. The one of the lowest loss is measured."""
     measured_states: int = 50_000
-    """States to measure on."""
+    """How many states to measure on."""
     seed: int = 0
     """Seed of directions, states and weights."""
 

@@ -14,30 +14,30 @@ BATCH = 256  # tokens of a training step
 
 @dataclass
 class EntropyProfileConfig(ReadingConfig):
-    """Measure the entropy of hidden states along layers, positions of a text, or examples."""
+    """Train a coder for each layer or position, and measure the entropy of hidden states there."""
 
     output: Path = Path("runs/entropy-profile")
     """Folder for entropy-profile.json and entropy-profile.html."""
     along: str = "layers"
-    """layers takes all positions together; positions takes each position of each layer."""
+    """layers trains a coder for each layer; positions trains one for each position of a layer."""
     prompts: str = "text"
-    """text, or in_context: lines "word -> answer" of a simple task, whose points are numbers of
-    examples before the answer. in_context needs along=positions."""
+    """text, or in_context: prompts of lines "word -> answer" of a simple task. Then there is a
+    coder for each number of examples before the answer. in_context needs along=positions."""
     layers: list[int] = field(default_factory=list)
-    """Layers whose incoming residual stream is coded. If left out: every third, or 6 and 18 along
-    positions."""
+    """Layers whose incoming residual stream is coded. If left out: every third layer, or layers 6
+    and 18 with along=positions."""
     tokens: int = 100_000
-    """Tokens to read. With prompts: one prompt for each context_size tokens."""
+    """How many tokens to read. in_context makes one prompt for each context_size tokens."""
     context_size: int = 64
     """Tokens per row of text."""
     states: int = 20_000
-    """Largest number of hidden states for each point."""
+    """Most hidden states to keep for each coder."""
     latents: int = 1152
     """Width of each coder."""
     entropy_coefficient: float = 4e-4
     """Price of a bit, in FVU. A higher price gives fewer bits."""
     training_states: int = 200_000
-    """States that each coder sees in training; the point's states are repeated."""
+    """How many states each coder sees in training. Its states are repeated as often as needed."""
     seed: int = 0
     """Seed of weights, of the order of states, and of prompts."""
 

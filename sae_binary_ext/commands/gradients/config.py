@@ -18,9 +18,9 @@ class GradientsConfig(ReadingConfig):
     output: Path = Path("runs/gradients")
     """Folder for gradients.json and gradients.html."""
     tokens: int = 40_000
-    """Tokens to read and train on."""
+    """How many tokens to read and train on."""
     surrogates: list[str] = field(default_factory=list)
-    """Surrogates to compare. If left out: all."""
+    """Surrogates to compare. If left out: all surrogates."""
     selection: str = "topk"
     """Selection of the coders: topk, groupmax or threshold."""
     surrogate_temperature: float = 1.0
@@ -28,15 +28,15 @@ class GradientsConfig(ReadingConfig):
     latents: int = 2304
     """Width of the coders."""
     k: int = 32
-    """Active latents per token; with groupmax the number of groups."""
+    """Active latents per token. For groupmax it is the number of groups."""
     training_states: int = 120_000
-    """Activations that each coder sees in training; those read are repeated."""
+    """How many activations each coder sees in training. They are repeated as often as needed."""
     probes: int = 6
-    """Number of steps at which gradients are measured, evenly spaced on a logarithmic axis."""
+    """At how many steps to measure gradients. The steps are evenly spaced on a logarithmic axis."""
     probe_tokens: int = 512
-    """Tokens of the batch that gradients are measured on."""
+    """How many tokens to measure gradients on. No coder is trained on them."""
     probed_latents: int = 64
-    """Number of latents whose bias is raised and lowered."""
+    """How many latents to draw. The bias of each is raised and lowered, to measure the loss."""
     seed: int = 0
     """Seed of weights, of the order of activations, and of the latents drawn."""
 

@@ -13,9 +13,9 @@ class MultiBitConfig(ReadingConfig):
     output: Path = Path("runs/multi-bit")
     """Folder for coders, multi-bit.json and multi-bit.html."""
     tokens: int = 100_000
-    """Tokens to read. Memory holds their activations; decoders are fitted to half of them."""
+    """How many tokens to read. Memory holds their activations. Half of them fit the decoders."""
     levels: list[int] = field(default_factory=lambda: [1, 2, 4])
-    """Thresholds per latent. Each number makes one coder of each source."""
+    """Numbers of thresholds per latent. Each number gives one new coder for each coder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

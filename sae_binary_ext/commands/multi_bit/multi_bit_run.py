@@ -61,7 +61,7 @@ def check_has_levels(name: str, coder: Any) -> None:
     if not coder.rule.kind.alone:
         raise ValueError(
             f"{name}: with selection={coder.cfg.selection!r}, the levels of one latent would shut "
-            "out other latents. Give coders of selection='threshold'."
+            "out other latents. Give coders of selection 'threshold'."
         )
 
 

@@ -13,6 +13,6 @@ class TransferConfig(ReadingConfig):
     output: Path = Path("runs/transfer")
     """Folder for transfer.json and transfer.html."""
     tokens: int = 30_000
-    """Tokens to read. Memory holds their activations at all layers."""
+    """How many tokens to read. Memory holds their activations at all layers."""
     layers: list[int] = field(default_factory=list)
-    """Layers to apply coders to, beside their own. If left out: every third layer."""
+    """Layers to apply coders to, besides their own layer. If left out: every third layer."""
