@@ -15,9 +15,9 @@ from sae_binary_ext.commands.multi_bit.levels import (
 )
 from sae_binary_ext.commands.multi_bit.multi_bit_page import Leveled, multi_bit_page
 from sae_binary_ext.measure.candidates import Candidate
-from sae_binary_ext.measure.halves import Halves, figures_on, read_halves
 from sae_binary_ext.measure.reading import OpenedModel
 from sae_binary_ext.measure.refit import refit_decoder
+from sae_binary_ext.measure.text import Halves, figures_on, read_halves
 from sae_binary_ext.report import Analysis
 
 
