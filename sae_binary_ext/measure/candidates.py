@@ -1,7 +1,7 @@
 """Coders of any format with their names, and the hooks where they belong."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,19 +9,13 @@ from typing import Any
 from sae_lens import SAE
 from torch import Tensor
 
+from sae_binary_ext.checkpoints import hook_names
 from sae_binary_ext.checkpoints.errors import CheckpointError
-from sae_binary_ext.checkpoints.hook_names import (
-    as_output,
-    place_in_saelens,
-    place_in_sparsify,
-    same_place,
-    stated_hook,
-)
 from sae_binary_ext.checkpoints.load import load_candidate
 from sae_binary_ext.checkpoints.portable import Place
 from sae_binary_ext.checkpoints.sources import find_coders
 from sae_binary_ext.saelens.hook_views import HookView
-from sae_binary_ext.saelens.hooked_model import official_name
+from sae_binary_ext.saelens.hooked_model import decisive_settings, official_name
 from sae_binary_ext.saelens.splice import HookedModel, resolve_hook
 
 logger = logging.getLogger(__name__)
@@ -31,32 +25,18 @@ ALL_POSITIONS = ((None,), (None, None), (0, None), (1, None))
 
 @dataclass(frozen=True)
 class Site:
-    """The hooks that comparable coders share.
-
-    Attributes:
-        hook_name: the activation that coders read.
-        hook_name_out: the activation that they reconstruct or predict.
-    """
+    """The hooks of the activation that coders read, and of the one they reconstruct or predict."""
 
     hook_name: str
     hook_name_out: str
 
     def __str__(self) -> str:
-        if self.hook_name == self.hook_name_out:
-            return self.hook_name
-        return f"{self.hook_name} -> {self.hook_name_out}"
+        return " -> ".join(dict.fromkeys((self.hook_name, self.hook_name_out)))
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """One coder.
-
-    Attributes:
-        name: short and unique.
-        folder: where it was read.
-        coder: as a SAELens coder.
-        site: where it belongs.
-    """
+    """A SAELens coder with a short, unique name, the folder it was read from, and its site."""
 
     name: str
     folder: Path
@@ -92,30 +72,26 @@ class Candidate:
 def load_candidates(
     sources: Iterable[str], hook_name: str | None = None, device: str = "cpu"
 ) -> list[Candidate]:
-    """Load all coders of all sources.
+    """Load all coders of all sources to a device.
 
     Args:
         sources: coders' folders, folders of such folders, or Hub ids of either.
         hook_name: hook, module of the model or hookpoint of coders whose files name none.
-        device: where to put the coders.
 
     Raises:
         CheckpointError: a source holds no coder, or one that SAELens cannot represent.
         ValueError: a coder's files name another hook, or name none and hook_name is None.
     """
     folders = [folder for source in sources for folder in find_coders(source, None).values()]
-    candidates = [
-        candidate_of(load_candidate(folder, hook_name, device), name, folder, hook_name)
-        for name, folder in zip(_short_names(folders), folders, strict=True)
-    ]
-    for candidate in candidates:
-        positions = candidate.coder.cfg.metadata.seqpos_slice
+    candidates: list[Candidate] = []
+    for name, folder in zip(_short_names(folders), folders, strict=True):
+        coder = load_candidate(folder, hook_name, device)
+        candidates.append(candidate_of(coder, name, folder, hook_name))
+        positions = coder.cfg.metadata.seqpos_slice
         if positions and tuple(positions) not in ALL_POSITIONS:
             logger.warning(
-                "%s was trained on the positions %s of a row (seqpos_slice), and is measured on "
-                "all positions from --first_position on.",
-                candidate.name,
-                list(positions),
+                f"{name} was trained on the positions {list(positions)} of a row (seqpos_slice), "
+                "and is measured on all positions from --first_position on."
             )
     return candidates
 
@@ -124,98 +100,73 @@ def check_alike(candidates: list[Candidate]) -> None:
     """Raise ValueError if there are no coders, or autoencoders beside transcoders."""
     if not candidates:
         raise ValueError("coders: none were given. Name at least one.")
-    transcoders = [each for each in candidates if each.is_transcoder]
-    if 0 < len(transcoders) < len(candidates):
-        others = [each.name for each in candidates if not each.is_transcoder]
+    first = {each.is_transcoder: each.name for each in reversed(candidates)}
+    if len(first) > 1:
         raise ValueError(
-            f"{transcoders[0].name} is a transcoder and {others[0]} an autoencoder. Measure one "
-            "kind at a time."
+            f"{first[True]} is a transcoder and {first[False]} an autoencoder. Measure one kind at "
+            "a time."
         )
 
 
 def at_common_sites(
     candidates: Iterable[Candidate], model: HookedModel
 ) -> tuple[list[Candidate], dict[Site, tuple[str, str]]]:
-    """Give coders of the same activation the same site, whatever their files call it.
+    """Give coders of one activation one site; also returns the model's own hooks of each site.
 
-    sparsify's layers.8, blocks.8.hook_resid_post and blocks.9.hook_resid_pre are one activation.
-
-    Returns:
-        The candidates, and for each site the model's own hooks.
-
-    Raises:
-        ValueError: the model lacks a hook.
+    Its names may differ: layers.8, blocks.8.hook_resid_post and blocks.9.hook_resid_pre are one.
     """
     sites: dict[tuple[str, str], Site] = {}
     joined: list[Candidate] = []
     for candidate in candidates:
         source, target = _hooks_of(candidate, model)
-        hooks = as_output(source), as_output(target)
+        hooks = hook_names.as_output(source), hook_names.as_output(target)
         joined.append(replace(candidate, site=sites.setdefault(hooks, candidate.site)))
     return joined, {site: hooks for hooks, site in sites.items()}
 
 
 def _hooks_of(candidate: Candidate, model: HookedModel) -> tuple[str, str]:
     """The model's own names of the hooks that a coder reads and gives."""
-    try:
-        return _resolved(candidate.site, model)
-    except ValueError as error:
-        if (site := _translated(candidate)) is None:
-            raise
+    errors: list[ValueError] = []
+    for site in _possible_sites(candidate):
         try:
-            return _resolved(site, model)
-        except ValueError:
-            # The first error names the hook as the coder's files do.
-            raise error from None
+            source = resolve_hook(model, "hook_name", site.hook_name)
+            return source, resolve_hook(model, "hook_name_out", site.hook_name_out)
+        except ValueError as error:
+            errors.append(error)
+    # The first error names the hook as the coder's files do.
+    raise errors[0]
 
 
-def _resolved(site: Site, model: HookedModel) -> tuple[str, str]:
-    source = resolve_hook(model, "hook_name", site.hook_name)
-    return source, resolve_hook(model, "hook_name_out", site.hook_name_out)
-
-
-def _translated(candidate: Candidate) -> Site | None:
-    """SAELens' hooks of a site that is named by modules (model.layers.9); None if it has none."""
-    site, transcoder = candidate.site, candidate.is_transcoder
-    place = Place(
-        hook_name=site.hook_name,
-        hook_name_out=site.hook_name_out if transcoder else None,
-        model_name=candidate.model_name,
-    )
+def _possible_sites(candidate: Candidate) -> Iterator[Site]:
+    """The site as the files name it, then in SAELens' hooks if it is a module (model.layers.9)."""
+    site, transcoder, model_name = candidate.site, candidate.is_transcoder, candidate.model_name
+    yield site
+    out = site.hook_name_out if transcoder else None
+    place = Place(hook_name=site.hook_name, hook_name_out=out, model_name=model_name)
     try:
-        hookpoint = place_in_sparsify(place, transcoder).hookpoint
-        found = place_in_saelens(
-            Place(hookpoint=hookpoint, model_name=candidate.model_name), transcoder
-        )
+        hookpoint = hook_names.place_in_sparsify(place, transcoder).hookpoint
+        module = Place(hookpoint=hookpoint, model_name=model_name)
+        found = hook_names.place_in_saelens(module, transcoder)
     except CheckpointError:
-        return None
-    if found.hook_name is None:
-        return None
-    return Site(found.hook_name, found.hook_name_out or found.hook_name)
+        return
+    if found.hook_name is not None:
+        yield Site(found.hook_name, found.hook_name_out or found.hook_name)
 
 
 def candidate_of(
     coder: SAE[Any], name: str, folder: Path = Path(), hook_name: str | None = None
 ) -> Candidate:
-    """A coder with its name and site.
+    """A SAELens coder with its name and site. A coder of attn.hook_z now takes heads side by side.
 
-    Args:
-        coder: any SAELens coder. A coder of attn.hook_z takes all heads side by side from now on.
-        name: for tables and files.
-        folder: where it was read.
-        hook_name: its hook if its metadata names none.
-
-    Raises:
-        ValueError: its metadata names another hook, or names none and hook_name is None.
+    hook_name is its hook if its metadata names none. ValueError if they differ or both are None.
     """
     metadata = coder.cfg.metadata
-    own = metadata.hook_name
+    own, model_name = metadata.hook_name, metadata.model_name
     if own is None and hook_name is None:
         raise ValueError(
             f"{name}: its files do not say which hook it was trained on. Name it with --hook."
         )
-    model_name = metadata.model_name
-    if own is not None and hook_name and not same_place(own, hook_name, model_name):
+    if own is not None and hook_name and not hook_names.same_place(own, hook_name, model_name):
         raise ValueError(
             f"{name}: was trained on {own}, and not on --hook {hook_name}. Leave --hook out, and "
             "measure coders whose files name no hook in a run of their own."
@@ -225,43 +176,52 @@ def candidate_of(
         return hook if head is None else str(HookView(hook, head))
 
     coder.turn_off_forward_pass_hook_z_reshaping()
-    read = view(own or stated_hook(hook_name or "", model_name), metadata.hook_head_index)
+    stated = own or hook_names.stated_hook(hook_name or "", model_name)
+    read = view(stated, metadata.hook_head_index)
     target = metadata.hook_name_out
     given = read if target is None else view(target, metadata.hook_head_index_out)
     return Candidate(name, folder, coder, Site(read, given))
 
 
 def _short_names(folders: list[Path]) -> list[str]:
-    """As few last parts of each folder as tell it from the others."""
+    """The fewest last parts of each folder that tell it from the others."""
     resolved = [folder.resolve() for folder in folders]
     if twice := [str(folder) for folder in resolved if resolved.count(folder) > 1]:
         raise ValueError(f"{twice[0]}: is named twice. Name it once.")
-    return [_short_name(folder, resolved) for folder in resolved]
+
+    def short(folder: Path) -> str:
+        for length in range(1, len(folder.parts)):
+            tail = folder.parts[-length:]
+            if sum(other.parts[-length:] == tail for other in resolved) == 1:
+                return "/".join(tail)
+        return str(folder)
+
+    return [short(folder) for folder in resolved]
 
 
-def _short_name(folder: Path, among: list[Path]) -> str:
-    for length in range(1, len(folder.parts)):
-        tail = folder.parts[-length:]
-        if sum(other.parts[-length:] == tail for other in among) == 1:
-            return "/".join(tail)
-    return str(folder)
+def settings_of_model(candidate: Candidate) -> dict[str, Any]:
+    """The settings in a coder's files for loading its model, without defaults."""
+    try:
+        return decisive_settings(candidate.coder.cfg.metadata.model_from_pretrained_kwargs)
+    except ValueError as error:
+        raise ValueError(f"{candidate.name}: {error}") from error
+
+
+def told(settings: Mapping[str, Any]) -> str:
+    """Settings of a model for a message."""
+    return ", ".join(f"{key}={value}" for key, value in settings.items()) or "no settings"
 
 
 def common_model(candidates: list[Candidate], model: str | None) -> str:
-    """The model to read coders in.
+    """The Hub id or folder of the model to read coders in: `model`, or the one their files name.
 
-    Args:
-        candidates: the coders, whose files may name the model.
-        model: Hub id or folder, used whatever the files name; None takes the model that they name.
-            Two names of one model (gpt2-small, openai-community/gpt2) count as one.
-
-    Raises:
-        ValueError: model is None, and the coders' files name several models or none.
+    Two names of one model (gpt2-small, openai-community/gpt2) count as one. ValueError if model is
+    None, and the files name several models or none.
     """
     named = {each.model_name: each.name for each in candidates if each.model_name is not None}
     if model is not None:
         for name, coder in named.items():
-            # A folder may hold any model; the coders' widths are checked later.
+            # A folder may hold any model. The coders' widths are checked later.
             if official_name(name) != official_name(model) and not Path(model).exists():
                 logger.warning("%s was trained on %s, and is read in %s.", coder, name, model)
         return model

@@ -9,18 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_binary_ext.measure.candidates import Candidate, Site
-from sae_binary_ext.measure.documents import (
-    Estimate,
-    TextBatch,
-    WeightedSums,
-    document_weights,
-    estimate_of,
-)
-from sae_binary_ext.measure.figures import CoderFigures, RunningFigures, RunningVariance, TokenBatch
+from sae_binary_ext.measure import documents
+from sae_binary_ext.measure.candidates import Candidate
+from sae_binary_ext.measure.documents import Estimate, TextBatch, WeightedSums
+from sae_binary_ext.measure.figures import CoderFigures
 from sae_binary_ext.measure.matching import JointCounts, Matches
-from sae_binary_ext.measure.progress import SavedProgress, TextStream, fingerprint
-from sae_binary_ext.measure.reading import OpenedModel
+from sae_binary_ext.measure.progress import SavedProgress, fingerprint
+from sae_binary_ext.measure.reading import OpenedModel, RunningCoders
 from sae_binary_ext.measure.samples import LatentSamples, Predictability, predictability
 from sae_binary_ext.saelens.splice import Splice
 from sae_binary_ext.settings import Amount
@@ -36,13 +31,11 @@ class SplicedFigures:
     """Losses in nats a prediction, at the positions where the activation is replaced.
 
     Attributes:
-        predictions: how many; each row has one fewer than it has positions.
-        clean: cross-entropy of the untouched model.
-        zero_ablated, mean_ablated: cross-entropy with zeros, and with the mean activation.
-        spliced: cross-entropy with the coder's output.
+        predictions: how many. Each row has one fewer than it has positions.
+        clean, zero_ablated, mean_ablated, spliced: cross-entropy of the untouched model, and with
+            zeros, the mean activation or the coder's output in place of the activation.
         divergence: KL divergence of the spliced model's predictions from the clean model's.
-        recovered_of_zero, recovered_of_mean: share of the loss from ablation that the coder's
-            output avoids.
+        recovered_of_zero, recovered_of_mean: share of the loss from ablation that splicing avoids.
     """
 
     predictions: int
@@ -56,38 +49,31 @@ class SplicedFigures:
 
 
 class RunningLosses(nn.Module):
-    """Running sums for SplicedFigures; a module, so that its state_dict can be saved."""
+    """Running sums for SplicedFigures; a module for its state_dict."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sums = WeightedSums(7)
-
-    def add(self, rows: Tensor, weights: Tensor) -> None:
-        """Count rows [rows, 7] of SplicedBatch.losses."""
-        self.sums.add(rows, weights)
+        # Counts rows [rows, 7] of SplicedBatch.losses, with weights of document_weights.
+        self.add = self.sums.add
 
     def figures(self) -> SplicedFigures:
         """The figures so far."""
-        means = self.sums.sums / self.sums.sums[:, :1]
+        sums = self.sums.sums
+        means = sums / sums[:, :1]
         gaps = means[:, [ZEROED, MEANED]] - means[:, [CLEAN]]
         recovered = (means[:, [ZEROED, MEANED]] - means[:, [SPLICED]]) / gaps
-        return SplicedFigures(
-            predictions=int(self.sums.sums[0, PREDICTIONS]),
-            clean=estimate_of(means[:, CLEAN]),
-            zero_ablated=estimate_of(means[:, ZEROED]),
-            mean_ablated=estimate_of(means[:, MEANED]),
-            spliced=estimate_of(means[:, SPLICED]),
-            divergence=estimate_of(self.sums.sums[:, DIVERGENCE] / self.sums.sums[:, POSITIONS]),
-            recovered_of_zero=estimate_of(recovered[:, 0]),
-            recovered_of_mean=estimate_of(recovered[:, 1]),
-        )
+        losses = means[:, [CLEAN, ZEROED, MEANED, SPLICED]].T
+        divergence = sums[:, DIVERGENCE] / sums[:, POSITIONS]
+        # In the order of the fields.
+        estimates = map(documents.estimate_of, (*losses, divergence, *recovered.T))
+        return SplicedFigures(int(sums[0, PREDICTIONS]), *estimates)
 
 
 class SplicedBatch:
     """A batch of text, run through a model whose activation at one site is replaced.
 
-    `clean` has logits and losses of the untouched model, as Splice.outputs gives them. Positions
-    before first_position are not replaced. `mean` is the mean activation at the output, [width].
+    `clean` has Splice.outputs of the untouched model, `mean` [width] the site's mean activation.
     """
 
     def __init__(
@@ -105,10 +91,8 @@ class SplicedBatch:
         self._clean_logits, clean_losses = clean
         _, zeroed = self._outputs(lambda _, target: torch.zeros_like(target))
         _, meaned = self._outputs(lambda _, target: mean.to(target).expand_as(target))
-        self._shared = [
-            _row_sums(losses, self._predicts)
-            for losses in (torch.ones_like(clean_losses), clean_losses, zeroed, meaned)
-        ]
+        shared = torch.ones_like(clean_losses), clean_losses, zeroed, meaned
+        self._shared = [_row_sums(losses, self._predicts) for losses in shared]
 
     def losses(self, replacement: Replacement) -> Tensor:
         """float64 [rows, 7], sums over each row's predictions; replacement as for Splice."""
@@ -129,23 +113,18 @@ def _divergences(clean: Tensor, other: Tensor) -> Tensor:
     """KL(clean || other) at each position, [rows, context], from logits."""
     found: list[Tensor] = []
     pairs = (logits.flatten(0, 1).split(POSITIONS_AT_ONCE) for logits in (clean, other))
-    for one, two in zip(*pairs, strict=True):
-        one, two = (logits.float().log_softmax(-1) for logits in (one, two))
+    for parts in zip(*pairs, strict=True):
+        one, two = (logits.float().log_softmax(-1) for logits in parts)
         found.append((one.exp() * (one - two)).sum(-1))
     return torch.cat(found).view(clean.shape[:2])
 
 
 @dataclass(frozen=True)
 class ComparedCoder:
-    """A coder and its figures.
+    """A coder, its figures, and losses of the model with its outputs in place.
 
-    Attributes:
-        candidate: the coder.
-        figures: of its codes and outputs.
-        losses: of the model with its outputs in place.
-        samples: some of its latents in their text.
-        predictability: how well the tokens predict the firing of these latents.
-        matches: by the name of each other coder at its site, the latents that fire most like these.
+    samples has some of its latents in their text. predictability and matches are of these latents:
+    how well tokens predict them, and latents that fire most like them in each other coder, by name.
     """
 
     candidate: Candidate
@@ -156,25 +135,21 @@ class ComparedCoder:
     matches: dict[str, Matches]
 
 
-class _Sums(nn.Module):
+class _Sums(RunningCoders):
     """All counts of a comparison, for one state_dict."""
 
-    def __init__(self, candidates: list[Candidate], sites: list[Site], samples: int) -> None:
-        super().__init__()
-        widths = {each.site: each.d_out for each in candidates}
-        self.variances = [RunningVariance(widths[site]) for site in sites]
-        self.figures = [RunningFigures(each.coder, samples) for each in candidates]
+    def __init__(self, opened: OpenedModel, samples: int) -> None:
+        super().__init__(opened, samples)
+        candidates = opened.candidates
         self.losses = [RunningLosses() for _ in candidates]
         # By two places in the list: sampled latents of the first coder, all latents of the second.
-        self.joint = {
-            (one, other): JointCounts(len(self.figures[one].samples.latents), width)
-            for one, other in permutations(range(len(candidates)), 2)
-            if candidates[one].site == candidates[other].site
-            for width in [candidates[other].coder.cfg.d_sae]
-        }
-        for name in ("variances", "figures", "losses"):
-            self.add_module(f"all_{name}", nn.ModuleList(getattr(self, name)))
-        self.add_module("all_joint", nn.ModuleList(self.joint.values()))
+        self.joint: dict[tuple[int, int], JointCounts] = {}
+        for one, other in permutations(range(len(candidates)), 2):
+            if candidates[one].site == candidates[other].site:
+                sampled = len(self.running[one].samples.latents)
+                self.joint[one, other] = JointCounts(sampled, candidates[other].coder.cfg.d_sae)
+        self.all_losses = nn.ModuleList(self.losses)
+        self.all_joint = nn.ModuleList(self.joint.values())
 
 
 class Comparison:
@@ -183,92 +158,60 @@ class Comparison:
     Args:
         opened: the coders, autoencoders or transcoders, with their model and text.
         amount: how much of the text to use; the rows are cut as opened says.
-        saved: file for what was counted, from which a broken-off comparison goes on.
-        sources: names of the model and the text: what was counted with others is not taken up.
+        saved: file for the counts, from which an interrupted comparison goes on.
+        sources: names of the model and the text. Counts of others in the file are not used.
     """
 
     def __init__(
         self, opened: OpenedModel, amount: Amount, saved: Path, sources: tuple[str, ...] = ()
     ) -> None:
-        self._opened = opened
-        self._amount = replace(
-            amount, context_size=opened.context_size, first_position=opened.first_position
-        )
-        self._candidates, self._sites = opened.candidates, list(opened.hooks)
-        self._sums = _Sums(self._candidates, self._sites, amount.latents)
-        of = fingerprint(self._candidates, self._amount, sources)
-        self._stream = TextStream(opened, SavedProgress(saved, of, self._sums))
+        first = opened.first_position
+        amount = replace(amount, context_size=opened.context_size, first_position=first)
+        self._opened, self._amount = opened, amount
+        self._sums = _Sums(opened, amount.latents)
+        of = fingerprint(opened.candidates, amount, sources)
+        self._progress = SavedProgress(opened, saved, of, self._sums)
 
     def run(self) -> list[ComparedCoder]:
         """Measure all coders; after an interruption, go on with the rest of the text.
 
-        Raises:
-            KeyboardInterrupt: Ctrl-C, once the batch is counted and all is saved.
-            ValueError: the model's activations are not as wide as a coder's, or there is no text.
+        KeyboardInterrupt comes once a batch is saved. ValueError if there is no text, or if a coder
+        has other widths than the model.
         """
         self.measure()
-        self._stream.go_on("spliced", "Splicing", self._amount.spliced_tokens, self._splice)
-        variances = dict(zip(self._sites, self._sums.variances, strict=True))
-        figures = [
-            sums.figures(variances[candidate.site])
-            for candidate, sums in zip(self._candidates, self._sums.figures, strict=True)
-        ]
-        return [
-            ComparedCoder(
-                candidate,
-                figures[place],
-                self._sums.losses[place].figures(),
-                self._sums.figures[place].samples,
-                predictability(self._sums.figures[place].samples),
-                self._matches(place, figures),
-            )
-            for place, candidate in enumerate(self._candidates)
-        ]
+        self._progress.go_on("spliced", "Splicing", self._amount.spliced_tokens, self._splice)
+        compared: list[ComparedCoder] = []
+        figures = self._sums.figures()
+        for place, candidate in enumerate(self._opened.candidates):
+            losses, samples = self._sums.losses[place].figures(), self._sums.running[place].samples
+            own = figures[place], losses, samples, predictability(samples), {}
+            compared.append(ComparedCoder(candidate, *own))
+        for (one, other), joint in self._sums.joint.items():
+            rates = figures[one].rates[compared[one].samples.latents]
+            matches = joint.matches(rates, figures[other].rates, figures[one].tokens)
+            compared[one].matches[compared[other].candidate.name] = matches
+        return compared
 
     def measure(self) -> None:
         """The first part of run: everything except the losses of the model."""
-        self._stream.go_on("measured", "Measuring", self._amount.tokens, self._measure)
-
-    def _matches(self, place: int, figures: list[CoderFigures]) -> dict[str, Matches]:
-        sampled = self._sums.figures[place].samples.latents
-        return {
-            self._candidates[other].name: joint.matches(
-                figures[place].rates[sampled], figures[other].rates, figures[place].tokens
-            )
-            for (one, other), joint in self._sums.joint.items()
-            if one == place
-        }
+        self._progress.go_on("measured", "Measuring", self._amount.tokens, self._measure)
 
     def _measure(self, text: TextBatch) -> None:
-        batch = self._opened.read(text)
-        weights = document_weights(text.documents)
-        batches: dict[Site, TokenBatch] = {}
-        for site, variance in zip(self._sites, self._sums.variances, strict=True):
-            batches[site] = batch.tokens(self._opened.hooks[site], weights)
-            variance.add(batches[site])
-        fired = [
-            figures.add(batches[candidate.site])
-            for candidate, figures in zip(self._candidates, self._sums.figures, strict=True)
-        ]
+        fired = [active for _, _, active in self._sums.add(self._opened.read(text))]
         for (one, other), joint in self._sums.joint.items():
-            joint.add(fired[one][:, self._sums.figures[one].samples.latents], fired[other])
+            joint.add(fired[one][:, self._sums.running[one].samples.latents], fired[other])
 
     def _splice(self, text: TextBatch) -> None:
-        weights = document_weights(text.documents)
-        everywhere = text.positions(0)
-        splices = {
-            site: Splice(self._opened.model, *self._opened.hooks[site]) for site in self._sites
-        }
-        untouched = splices[self._sites[0]]
-        clean = untouched.outputs(text.tokens, everywhere, lambda _, target: target)
-        for site, variance in zip(self._sites, self._sums.variances, strict=True):
-            batch = SplicedBatch(
-                splices[site], text, clean, self._amount.first_position, variance.mean()
-            )
-            for candidate, losses in zip(self._candidates, self._sums.losses, strict=True):
+        weights, first = documents.document_weights(text.documents), self._amount.first_position
+        model, hooks_of = self._opened.model, self._opened.hooks
+        splices = {site: Splice(model, *hooks) for site, hooks in hooks_of.items()}
+        untouched = next(iter(splices.values()))
+        clean = untouched.outputs(text.tokens, text.positions(0), lambda _, target: target)
+        for site, splice in splices.items():
+            batch = SplicedBatch(splice, text, clean, first, self._sums.variances[site].mean())
+            for candidate, losses in zip(self._opened.candidates, self._sums.losses, strict=True):
                 if candidate.site == site:
-                    rows = batch.losses(_output_of(candidate))
-                    losses.add(rows, weights)
+                    losses.add(batch.losses(_output_of(candidate)), weights)
 
 
 def _output_of(candidate: Candidate) -> Callable[[Tensor, Tensor], Tensor]:

@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from sae_binary_ext.checkpoints.hook_names import place_in_sparsify
 from sae_binary_ext.checkpoints.portable import Place
-from sae_binary_ext.measure.candidates import Candidate, check_alike
-from sae_binary_ext.measure.in_model import codes_of, settings_of_model, told
+from sae_binary_ext.measure.candidates import Candidate, check_alike, settings_of_model, told
+from sae_binary_ext.measure.in_model import codes_of
 
 
 @dataclass(frozen=True)

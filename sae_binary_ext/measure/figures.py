@@ -1,6 +1,5 @@
 """Figures of a coder over a stream of activations, in constant memory."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from sae_binary_ext.coding.entropy import bernoulli_entropy
 from sae_binary_ext.measure.documents import Estimate, TextBatch, WeightedSums, estimate_of
-from sae_binary_ext.measure.in_model import Applied, apply_to_rows, apply_to_tokens, reads_sequences
+from sae_binary_ext.measure.in_model import apply_coder, reads_sequences
 from sae_binary_ext.measure.samples import LatentSamples
 
 # Bits stored for each active latent of a coder with values.
@@ -25,20 +24,17 @@ ROWS_AT_ONCE = 1024
 
 @torch.no_grad()
 def nearest_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the most similar other row for each row of a decoder [rows, width] of two rows or more.
+    """Cosine, float32, and number, int64, of the row nearest to each row of weight [rows, width].
 
-    Returns cosines, float32 [rows], and numbers, int64 [rows], on the CPU. A row of zeros has
-    cosine 0 with all others.
+    There are two rows or more. A row of zeros has cosine 0 with all others.
     """
     unit = nn.functional.normalize(weight.float(), dim=1)
-    cosines: list[Tensor] = []
-    nearest: list[Tensor] = []
+    found: list[tuple[Tensor, Tensor]] = []
     for part in torch.arange(len(unit), device=unit.device).split(ROWS_AT_ONCE):
         products = unit[part] @ unit.T
-        products[torch.arange(len(part), device=unit.device), part] = -torch.inf
-        best = products.max(dim=1)
-        cosines.append(best.values.cpu())
-        nearest.append(best.indices.cpu())
+        best = products.scatter_(1, part[:, None], -torch.inf).max(dim=1)
+        found.append((best.values.cpu(), best.indices.cpu()))
+    cosines, nearest = zip(*found, strict=True)
     return torch.cat(cosines), torch.cat(nearest)
 
 
@@ -46,13 +42,9 @@ def nearest_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 class TokenBatch:
     """Activations of tokens at one site, and the rows of text they come from.
 
-    Attributes:
-        inputs: [tokens, d_in].
-        targets: [tokens, d_out].
-        text: the rows.
-        where: bool [rows, context], the positions of these tokens, row by row.
-        weights: float64 [rows, 1 + REPLICATES], from document_weights.
-        rows: [rows, context, d_in], inputs at all positions, for coders that read sequences.
+    inputs [tokens, d_in] and targets [tokens, d_out] are of the positions in where, bool
+    [rows, context], row by row. weights, float64 [rows, 1 + REPLICATES], are from document_weights.
+    rows [rows, context, d_in] are inputs at all positions, for coders that read sequences.
     """
 
     inputs: Tensor
@@ -75,7 +67,7 @@ def sums_by_row(values: Tensor, row_of_token: Tensor, rows: int) -> Tensor:
 
 
 class DocumentSums(nn.Module):
-    """Sums over each of the first documents, to show how they differ."""
+    """Sums over each of the first documents."""
 
     sums: Tensor
 
@@ -85,13 +77,15 @@ class DocumentSums(nn.Module):
 
     def add(self, rows: Tensor, documents: list[int]) -> None:
         """Count rows [rows, width] of these documents."""
-        for row, document in zip(rows.cpu(), documents, strict=True):
-            if document < FIRST_DOCUMENTS:
-                self.sums[document] += row
+        numbers = torch.tensor(documents)
+        first = numbers < FIRST_DOCUMENTS
+        self.sums.index_add_(0, numbers[first], rows.to("cpu", torch.float64)[first])
 
 
 class RunningVariance(nn.Module):
     """Total variance of the targets at a site; every coder there is measured against it."""
+
+    origin: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -99,7 +93,6 @@ class RunningVariance(nn.Module):
         self.documents = DocumentSums(2 + width)
         # Subtracted from every target. Squares around a distant mean would lose digits.
         self.register_buffer("origin", torch.zeros(width, dtype=torch.float64))
-        self.origin: Tensor
 
     def add(self, batch: TokenBatch) -> None:
         """Count a batch's targets."""
@@ -115,15 +108,13 @@ class RunningVariance(nn.Module):
 
     def totals(self) -> Tensor:
         """float64 [1 + REPLICATES], squared distances from the mean, summed over tokens."""
-        tokens, squared = self.sums.sums[:, 0], self.sums.sums[:, 1]
-        return squared - self.sums.sums[:, 2:].square().sum(1) / tokens
+        sums = self.sums.sums
+        return sums[:, 1] - sums[:, 2:].square().sum(1) / sums[:, 0]
 
     def document_totals(self) -> Tensor:
         """float64 [FIRST_DOCUMENTS], the same for each document; 0 for documents without text."""
-        tokens, squared = self.documents.sums[:, 0], self.documents.sums[:, 1]
-        shift = self.mean() - self.origin
-        shifted = self.documents.sums[:, 2:] @ shift
-        return squared - 2 * shifted + tokens * shift.square().sum()
+        sums, shift = self.documents.sums, self.mean() - self.origin
+        return sums[:, 1] - 2 * sums[:, 2:] @ shift + sums[:, 0] * shift.square().sum()
 
     def mean(self) -> Tensor:
         """float64 [d_out], the mean target."""
@@ -135,12 +126,9 @@ class CoderFigures:
     """How well a coder reconstructs, and how its latents fire.
 
     Attributes:
-        tokens: how many were measured.
-        latents: width of the code.
         fvu: squared error over total variance, both summed over tokens and dimensions.
         cosine: between target and output, mean over tokens.
-        l0: mean active latents a token.
-        l0_deviation: standard deviation of the active latents of a token.
+        l0, l0_deviation: mean and standard deviation of the active latents of a token.
         entropy_bits: entropy of the firing rates, summed over latents, in bits a token.
         bits: description length in bits a token: the entropy plus 8 bits a value.
         stores_values: whether active latents have values other than 1.
@@ -169,18 +157,18 @@ class CoderFigures:
 
 
 class RunningFigures(nn.Module):
-    """Running sums for CoderFigures; a module, so that its state_dict can be saved.
+    """Running sums for CoderFigures, with contexts of some latents; a module for its state_dict."""
 
-    `samples` is the number of latents to sample contexts for.
-    """
+    with_nearest: Tensor
+    seconds: Tensor
+    stores_values: Tensor
 
     def __init__(self, coder: SAE[Any], samples: int = 0) -> None:
         super().__init__()
         latents = coder.cfg.d_sae
         # In a list, so that the weights are not part of the state_dict.
         self._coder = [coder]
-        cosines, nearest = nearest_rows(coder.W_dec)
-        self._cosines, self._nearest = cosines, nearest
+        self._cosines, self._nearest = nearest_rows(coder.W_dec)
         self.samples = LatentSamples(latents, samples)
         self.sums = WeightedSums(5)
         self.documents = DocumentSums(1)
@@ -188,28 +176,27 @@ class RunningFigures(nn.Module):
         self.register_buffer("with_nearest", torch.zeros(latents, dtype=torch.float64))
         self.register_buffer("seconds", torch.zeros((), dtype=torch.float64))
         self.register_buffer("stores_values", torch.zeros((), dtype=torch.bool))
-        self.with_nearest: Tensor
-        self.seconds: Tensor
-        self.stores_values: Tensor
 
     @torch.no_grad()
     def add(self, batch: TokenBatch) -> Tensor:
-        """Encode, decode and count a batch; returns bool [tokens, latents], the active latents."""
-        coder, rows = self._coder[0], len(batch.weights)
+        """Count a batch; returns bool [tokens, latents], the active latents."""
+        (coder,), all_rows = self._coder, batch.row_of_token
         fired: list[Tensor] = []
         values: list[Tensor] = []
-        for part in _applied_to(coder, batch):
-            codes, targets = part.codes, batch.targets[part.tokens]
-            self.seconds += part.seconds
+        inputs, where = batch.inputs, None
+        if reads_sequences(coder) and batch.rows is not None:
+            inputs, where = batch.rows, batch.where
+        for tokens, codes, output, seconds in apply_coder(coder, inputs, CODES_AT_ONCE, where):
+            targets, row = batch.targets[tokens].to(codes.device), all_rows[tokens]
+            self.seconds += seconds
             # float32 sums are exact here; sums of bools would convert to int64.
             active = (codes != 0).float()
             self.stores_values |= (codes != active).any().cpu()
-            figures = _figures_of(active, part.output.float(), targets.to(codes.device).float())
-            row_of_token = batch.row_of_token[part.tokens]
-            by_row = sums_by_row(figures, row_of_token, rows)
+            figures = _figures_of(active, output.float(), targets.float())
+            by_row = sums_by_row(figures, row, len(batch.weights))
             self.sums.add(by_row, batch.weights)
             self.documents.add(by_row[:, [ERROR]], batch.text.documents)
-            self.counts.add(sums_by_row(active, row_of_token, rows), batch.weights)
+            self.counts.add(sums_by_row(active, row, len(batch.weights)), batch.weights)
             self.with_nearest += (active[:, self._nearest] * active).sum(0).cpu()
             fired.append((active != 0).cpu())
             values.append(codes[:, self.samples.latents.to(codes.device)].float().cpu())
@@ -218,51 +205,40 @@ class RunningFigures(nn.Module):
 
     def figures(self, variance: RunningVariance) -> CoderFigures:
         """The figures so far; variance must have counted the same batches."""
-        tokens = self.sums.sums[:, TOKENS]
+        sums, tokens = self.sums.sums, self.sums.sums[:, TOKENS]
         rates = self.counts.sums / tokens[:, None]
         entropy = bernoulli_entropy(rates.clamp(0, 1)).sum(1)
         # A replicate with no documents gives NaN, not 0.
         entropy = torch.where(tokens > 0, entropy, torch.nan)
-        l0 = self.sums.sums[:, ACTIVE] / tokens
-        l0_variance = self.sums.sums[:, ACTIVE_SQUARED] / tokens - l0**2
+        l0 = sums[:, ACTIVE] / tokens
+        l0_variance = sums[:, ACTIVE_SQUARED] / tokens - l0**2
         stores_values = bool(self.stores_values)
+        there = self.documents.sums[:, 0] > 0
+        rate, others = rates[0], rates[0, self._nearest]
+        # The phi coefficient of each latent and its nearest.
+        covariance = self.with_nearest / tokens[0] - rate * others
+        correlations = covariance / (rate * (1 - rate) * others * (1 - others)).sqrt()
         return CoderFigures(
             tokens=int(tokens[0]),
             latents=rates.shape[1],
-            fvu=estimate_of(self.sums.sums[:, ERROR] / variance.totals()),
-            cosine=estimate_of(self.sums.sums[:, COSINE] / tokens),
+            fvu=estimate_of(sums[:, ERROR] / variance.totals()),
+            cosine=estimate_of(sums[:, COSINE] / tokens),
             l0=estimate_of(l0),
             l0_deviation=estimate_of(l0_variance.clamp_min(0).sqrt()),
             entropy_bits=estimate_of(entropy),
             bits=estimate_of(entropy + BITS_A_VALUE * l0 * stores_values),
             stores_values=stores_values,
-            rates=rates[0],
+            rates=rate,
             neighbour_cosines=self._cosines,
-            neighbour_correlations=self._correlations(rates[0], tokens[0]),
+            neighbour_correlations=correlations,
             tokens_per_second=(tokens[0] / self.seconds).item(),
-            document_fvu=self._document_fvu(variance),
+            document_fvu=self.documents.sums[there, 0] / variance.document_totals()[there],
         )
-
-    def _document_fvu(self, variance: RunningVariance) -> Tensor:
-        there = variance.documents.sums[:, 0] > 0
-        return self.documents.sums[there, 0] / variance.document_totals()[there]
-
-    def _correlations(self, rates: Tensor, tokens: Tensor) -> Tensor:
-        """float64 [latents]: phi coefficient of each latent and its nearest."""
-        others = rates[self._nearest]
-        covariance = self.with_nearest / tokens - rates * others
-        return covariance / (rates * (1 - rates) * others * (1 - others)).sqrt()
 
 
 def _figures_of(active: Tensor, output: Tensor, targets: Tensor) -> Tensor:
-    """float64 [tokens, 5], in the order of TOKENS, ERROR, ...; active is 0.0 or 1.0."""
+    """float64 [tokens, 5], in the order of TOKENS, ERROR, …; active is 0.0 or 1.0."""
     number = active.sum(1).double()
     error = (output - targets).double().square().sum(1)
     cosine = nn.functional.cosine_similarity(output, targets, dim=1).double()
     return torch.stack([torch.ones_like(error), error, cosine, number, number**2], dim=1)
-
-
-def _applied_to(coder: Any, batch: TokenBatch) -> Iterator[Applied]:
-    if reads_sequences(coder) and batch.rows is not None:
-        return apply_to_rows(coder, batch.rows, batch.where, CODES_AT_ONCE)
-    return apply_to_tokens(coder, batch.inputs, CODES_AT_ONCE)

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_binary_ext.coding.entropy import FiringRates
-from sae_binary_ext.measure.in_model import apply_to_tokens
+from sae_binary_ext.measure.in_model import apply_coder
 
 TOKENS_PER_BATCH = 4096
 
@@ -57,13 +57,14 @@ def measure(coder: SAE[Any], activations: Tensor, targets: Tensor | None = None)
     rates = FiringRates(coder.cfg.d_sae)
     mean = targets.double().mean(0)
     squared_error = variance = 0.0
-    parts = apply_to_tokens(coder, activations, TOKENS_PER_BATCH * coder.cfg.d_sae)
-    batches = targets.split(TOKENS_PER_BATCH)
-    for part, target in zip(parts, tqdm(batches, "Measuring", leave=False), strict=True):
-        error = part.output - target.to(part.output.device).float()
+    parts = apply_coder(coder, activations, TOKENS_PER_BATCH * coder.cfg.d_sae)
+    batches = zip(parts, targets.split(TOKENS_PER_BATCH), strict=True)
+    number = -(-len(targets) // TOKENS_PER_BATCH)
+    for (_, codes, output, _), target in tqdm(batches, "Measuring", number, leave=False):
+        error = output - target.to(output.device).float()
         squared_error += error.double().square().sum().item()
         variance += (target - mean).square().sum().item()
-        rates.update(part.codes)
+        rates.update(codes)
     return CoderMetrics(
         fvu=squared_error / variance,
         l0=rates.rates.sum().item(),

@@ -2,59 +2,49 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
+from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.bundled.smollm2 import MODEL_NAME, export_smollm2
-from sae_binary_ext.measure.candidates import (
-    Candidate,
-    Site,
-    at_common_sites,
-    check_alike,
-    load_candidates,
-)
-from sae_binary_ext.measure.documents import (
-    ALL_ARTICLES,
-    HELD_OUT_ARTICLES,
-    OutlyingTokens,
-    TextBatch,
-    cut_rows,
-    document_weights,
-    read_all_documents,
-    read_documents,
-)
+from sae_binary_ext.measure import candidates as coders
+from sae_binary_ext.measure import documents as texts
+from sae_binary_ext.measure.candidates import Candidate, Site
+from sae_binary_ext.measure.documents import ALL_ARTICLES, HELD_OUT_ARTICLES, TextBatch
 from sae_binary_ext.measure.figures import CoderFigures, RunningFigures, RunningVariance, TokenBatch
-from sae_binary_ext.measure.in_model import (
-    ROWS_PER_FORWARD,
-    codes_of,
-    fitting_context,
-    open_model,
-    read_hooks,
-)
-from sae_binary_ext.saelens.hooked_model import load_hooked_model
+from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, codes_of, read_hooks
+from sae_binary_ext.saelens import hooked_model
+from sae_binary_ext.saelens.hook_views import HookView
 from sae_binary_ext.saelens.splice import HookedModel
 from sae_binary_ext.settings import ReadingConfig, TextConfig, check_first_position
 
+Hooks = Iterable[str]
 logger = logging.getLogger(__name__)
 # Readers of the text, by the name of the embedded articles that they read without a dataset.
-_READERS = {HELD_OUT_ARTICLES: read_documents, ALL_ARTICLES: read_all_documents}
+_READERS = {HELD_OUT_ARTICLES: texts.read_documents, ALL_ARTICLES: texts.read_all_documents}
+HOOKED_TRANSFORMER, PLAIN_MODEL = hooked_model.HOOKED_TRANSFORMER, "AutoModelForCausalLM"
+# Hooks at which an unprocessed HookedTransformer and a TransformerBridge have the same activations.
+SAME_HOOKS = re.compile(
+    r"hook_embed|blocks\.\d+\.(hook_resid_(pre|mid|post)|hook_(mlp|attn)_out|mlp\.hook_(in|pre|post)"
+    r"|attn\.hook_[qkvz])"
+)
+# Of these, two depend on the model. HookedTransformer applies a norm after attention or MLP before
+# the hook, a bridge after it. Hooks of norms agree for LayerNorm only.
+WITHOUT_POST_NORM = re.compile(r"blocks\.\d+\.hook_(mlp|attn)_out")
+OF_LAYER_NORM = re.compile(r"blocks\.\d+\.ln[12]\.hook_(normalized|scale)")
 
 
 @dataclass(frozen=True)
 class ReadBatch:
-    """Rows of text with the model's activations.
-
-    Attributes:
-        text: the rows.
-        where: bool [rows, context], the positions that count; outliers do not.
-        found: for each hook its activations, [rows, context, width].
-    """
+    """Rows of text, positions that count, bool [rows, context], and activations by hook."""
 
     text: TextBatch
     where: Tensor
@@ -62,17 +52,12 @@ class ReadBatch:
 
     def activations(self, hooks: tuple[str, str]) -> tuple[Tensor, Tensor]:
         """Inputs [tokens, d_in] and targets [tokens, d_out] at the positions that count."""
-        source, target = (self.found[name][self.where] for name in hooks)
-        return source, target
+        return self.found[hooks[0]][self.where], self.found[hooks[1]][self.where]
 
     def tokens(self, hooks: tuple[str, str], weights: Tensor, with_rows: bool = True) -> TokenBatch:
-        """The activations for RunningFigures, with the weights of document_weights.
-
-        with_rows keeps whole rows of inputs beside them, for coders that read sequences.
-        """
-        inputs, targets = self.activations(hooks)
+        """The activations for RunningFigures; with_rows if a coder reads sequences."""
         rows = self.found[hooks[0]] if with_rows else None
-        return TokenBatch(inputs, targets, self.text, self.where, weights, rows)
+        return TokenBatch(*self.activations(hooks), self.text, self.where, weights, rows)
 
     def codes(self, coder: Any, hook: str) -> Tensor:
         """Codes [tokens, latents] at the positions that count, of a coder that reads this hook."""
@@ -81,41 +66,28 @@ class ReadBatch:
 
 @dataclass(frozen=True)
 class OpenedModel:
-    """A model, the coders that belong to it, and the text to read.
-
-    Attributes:
-        candidates: autoencoders, or transcoders.
-        hooks: for each site, the model's names of the hooks that its coders read and give.
-        model: the hooked model.
-        model_name: its name.
-        tokenizer: its tokenizer.
-        text_name: names the text.
-        documents: gives the texts, from the first one each time it is called.
-        outliers: the tokens that the last reading left out.
-        context_size: tokens a row at most, no more than the model has positions.
-        first_position: positions before it do not count.
-    """
+    """A model, the coders that belong to it, and the text to read."""
 
     candidates: list[Candidate]
+    # The model's names of the hooks that the coders of a site read and give.
     hooks: dict[Site, tuple[str, str]]
     model: HookedModel
     model_name: str
     tokenizer: PreTrainedTokenizerBase
     text_name: str
+    # Gives the texts, from the first one each time it is called.
     documents: Callable[[], Iterable[str]]
-    outliers: OutlyingTokens
+    # The tokens that the last reading left out.
+    outliers: texts.OutlyingTokens
+    # Most tokens in a row, no more than the model has positions.
     context_size: int
+    # Positions before it do not count.
     first_position: int
 
     def batches(self, tokens: int) -> Iterator[tuple[TextBatch, int]]:
-        """Batches of rows, each with its number of tokens that count.
-
-        They have at least so many tokens in all: the last batch is finished. A text that ends
-        earlier is logged.
-        """
-        taken = 0
-        rows = cut_rows(self.documents(), self.tokenizer, self.context_size, ROWS_PER_FORWARD)
-        for batch in rows:
+        """Batches of rows, each with its number of tokens that count, up to `tokens` or the end."""
+        taken, read = 0, self.documents()
+        for batch in texts.cut_rows(read, self.tokenizer, self.context_size, ROWS_PER_FORWARD):
             number = int(batch.positions(self.first_position).sum())
             yield batch, number
             taken += number
@@ -124,17 +96,9 @@ class OpenedModel:
         logger.warning("The text ends after %d of %d tokens.", taken, tokens)
 
     def forward(self, tokens: Tensor, more_hooks: Iterable[str] = ()) -> dict[str, Tensor]:
-        """Activations of one forward pass at the hooks of all coders.
+        """Activations [rows, context, width] of tokens [rows, context] at all coders' hooks.
 
-        Args:
-            tokens: int64 [rows, context].
-            more_hooks: the model's names of other hooks to read.
-
-        Returns:
-            For each hook [rows, context, width].
-
-        Raises:
-            ValueError: a coder has other widths than the activations.
+        `more_hooks` are the model's names of others. ValueError if a coder has other widths.
         """
         names = {name for pair in self.hooks.values() for name in pair} | set(more_hooks)
         found = read_hooks(self.model, names, tokens)
@@ -153,19 +117,18 @@ class OpenedModel:
 def open_coders(
     sources: Iterable[str], config: TextConfig, folder: Path, embedded: str = HELD_OUT_ARTICLES
 ) -> OpenedModel:
-    """Load coders and their model.
+    """Load coders and their model, as their files say.
 
     Args:
         sources: coders' folders, folders of such folders, or Hub ids of either.
-        config: names the text, and the hook of coders whose files name none.
+        config: names the model and the text, and the hook of coders whose files name none.
         folder: gets the embedded model's files, in "model"; it is made if it does not exist.
         embedded: names the articles that are read without config.dataset.
 
-    Raises:
-        CheckpointError: a coder cannot be read.
-        ValueError: coders of several models, or autoencoders beside transcoders.
+    CheckpointError if a coder cannot be read. ValueError if the coders need several models, or
+    autoencoders stand beside transcoders.
     """
-    candidates = load_candidates(sources, config.hook, config.device)
+    candidates = coders.load_candidates(sources, config.hook, config.device)
     return open_in_model(candidates, config, folder, embedded)
 
 
@@ -173,72 +136,111 @@ def open_in_model(
     candidates: list[Candidate], config: TextConfig, folder: Path, embedded: str = HELD_OUT_ARTICLES
 ) -> OpenedModel:
     """Load the model of coders that are loaded; else as open_coders."""
-    check_alike(candidates)
-    folder.mkdir(parents=True, exist_ok=True)
-    name, model, tokenizer = open_model(candidates, config.model, folder, config.device)
-    return _opened(candidates, model, name, tokenizer, config, embedded)
+    coders.check_alike(candidates)
+    name = coders.common_model(candidates, config.model)
+    return _open(candidates, name, config, folder, embedded)
 
 
 def open_model_alone(config: TextConfig, folder: Path) -> OpenedModel:
-    """Load config.model, or SmolLM2 from the installed package, without coders.
-
-    Without config.dataset all embedded articles are read, because no coder was trained on them.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = config.model or str(export_smollm2(folder / "model"))
-    model: Any = load_hooked_model(None, path, config.device)
-    name, tokenizer = config.model or MODEL_NAME, cast(PreTrainedTokenizerBase, model.tokenizer)
-    return _opened([], model, name, tokenizer, config, ALL_ARTICLES)
+    """Load config.model, or SmolLM2, without coders. The default text is all embedded articles."""
+    return _open([], config.model or MODEL_NAME, config, folder, ALL_ARTICLES)
 
 
-def _opened(
-    candidates: list[Candidate],
-    model: HookedModel,
-    name: str,
-    tokenizer: PreTrainedTokenizerBase,
-    config: TextConfig,
-    embedded: str,
+def _open(
+    candidates: list[Candidate], name: str, config: TextConfig, folder: Path, embedded: str
 ) -> OpenedModel:
-    candidates, hooks = at_common_sites(candidates, model)
-    context_size = fitting_context(model, config.context_size)
-    check_first_position(config.first_position, context_size)
+    settings = _common_settings(candidates)
+    folder.mkdir(parents=True, exist_ok=True)
+    bundled = config.model is None and name == MODEL_NAME
+    path = str(export_smollm2(folder / "model")) if bundled else name
+    kind = _common_class(candidates, path)
+    model: Any = hooked_model.load_hooked_model(kind, path, config.device, settings)
+    if isinstance(model, TransformerBridge):
+        _check_same_in_bridge(candidates, model)
+    candidates, hooks = coders.at_common_sites(candidates, model)
+    text_name, first = config.dataset or embedded, config.first_position
+    context_size, positions = config.context_size, hooked_model.positions_of(model)
+    if positions is not None and positions < context_size:
+        told = "context_size=%d: the model has %d positions, so rows have that many tokens."
+        logger.warning(told, context_size, positions)
+        context_size = positions
+    check_first_position(first, context_size)
+    tokenizer = cast(PreTrainedTokenizerBase, model.tokenizer)
+    read = partial(_READERS[embedded], config.text_source())
+    outliers = texts.OutlyingTokens(getattr(config, "norm_limit", math.inf))
     return OpenedModel(
-        candidates,
-        hooks,
-        model,
-        name,
-        tokenizer,
-        config.dataset or embedded,
-        lambda: _READERS[embedded](config.text_source()),
-        OutlyingTokens(config.norm_limit if isinstance(config, ReadingConfig) else math.inf),
-        context_size,
-        config.first_position,
+        candidates, hooks, model, name, tokenizer, text_name, read, outliers, context_size, first
     )
+
+
+def _common_settings(candidates: list[Candidate]) -> dict[str, Any]:
+    """Settings for the model of all coders; ValueError if they differ."""
+    found = [(each.name, coders.settings_of_model(each)) for each in candidates]
+    for name, settings in found[1:]:
+        if settings != found[0][1]:
+            raise ValueError(
+                f"{found[0][0]} and {name} need different models: the files of the first say to "
+                f"load it with {coders.told(found[0][1])}, those of the second with "
+                f"{coders.told(settings)} (model_from_pretrained_kwargs). Measure them one after "
+                "the other."
+            )
+    return found[0][1] if found else {}
+
+
+def _common_class(candidates: list[Candidate], path: str) -> str | None:
+    """The class of hooked model for all coders; None for a bridge, which can replace most."""
+    classes = {_class_of(each): each.name for each in candidates}
+    if len(classes) != 1:
+        if others := set(classes) - {None, HOOKED_TRANSFORMER, PLAIN_MODEL}:
+            raise ValueError(
+                f"coders: were trained with models of different classes, {classes}, and no other "
+                f"class can replace {sorted(map(str, others))}. Measure them one after the other."
+            )
+        return None
+    (only,) = classes
+    if only == HOOKED_TRANSFORMER and not hooked_model.known_to_hooked_transformer(path):
+        logger.info("%s: TransformerLens has no model of this name, so a bridge reads it.", path)
+        return None
+    return only
+
+
+def _class_of(candidate: Candidate) -> str | None:
+    name = candidate.coder.cfg.metadata.model_class_name
+    return None if name in hooked_model.BRIDGES else name
+
+
+def _check_same_in_bridge(candidates: list[Candidate], bridge: TransformerBridge) -> None:
+    """Raise ValueError if a HookedTransformer's coder would read other activations in a bridge."""
+    names = cast(Mapping[str, Any], bridge.hook_dict)
+    has_post_norms = any(re.search(r"\.ln[12]_post\.", name) for name in names)
+    layer_norm = str(bridge.cfg.normalization_type).startswith("LN")
+    for candidate in candidates:
+        if _class_of(candidate) != HOOKED_TRANSFORMER:
+            continue
+        for hook in (candidate.site.hook_name, candidate.site.hook_name_out):
+            name = HookView.of(hook).hook_name
+            same = SAME_HOOKS.fullmatch(name) or (layer_norm and OF_LAYER_NORM.fullmatch(name))
+            if not same or (has_post_norms and WITHOUT_POST_NORM.fullmatch(name)):
+                raise ValueError(
+                    f"{candidate.name}: was trained at {hook} of a {HOOKED_TRANSFORMER}, and a "
+                    "TransformerBridge may have other activations there. Measure coders of "
+                    f"{HOOKED_TRANSFORMER} alone, and name the model as TransformerLens does."
+                )
 
 
 def settings_of(opened: OpenedModel, config: TextConfig) -> dict[str, str]:
     """A command's settings for its files, with the names and numbers that reading decided."""
-    found = {
-        "model": opened.model_name,
-        "dataset": opened.text_name,
-        "context_size": opened.context_size,
-    }
+    found = asdict(config) | {"model": opened.model_name, "dataset": opened.text_name}
+    found["context_size"] = opened.context_size
     if isinstance(config, ReadingConfig):
         found["tokens_left_out"] = opened.outliers.left_out
-    return {key: str(value) for key, value in (asdict(config) | found).items()}
+    return {key: str(value) for key, value in found.items()}
 
 
 def read_text(
-    opened: OpenedModel,
-    config: TextConfig,
-    description: str = "Reading",
-    more_hooks: Iterable[str] = (),
+    opened: OpenedModel, config: TextConfig, description: str = "Reading", more_hooks: Hooks = ()
 ) -> Iterator[ReadBatch]:
-    """Batches of config.tokens of text with their activations, with a progress bar.
-
-    Raises:
-        ValueError: there is no text, or a coder has other widths than the model's activations.
-    """
+    """Batches of config.tokens of text with their activations; ValueError if there is no text."""
     more_hooks = list(more_hooks)
     opened.outliers.start()
     with tqdm(total=config.tokens, desc=description, unit="tokens", unit_scale=True) as progress:
@@ -251,26 +253,29 @@ def read_text(
             raise ValueError("dataset: holds no text to read.")
 
 
-class RunningCoders:
-    """Figures of all opened coders from one reading of the text."""
+class RunningCoders(nn.Module):
+    """Figures of all opened coders, with contexts of some latents; a module for its state_dict."""
 
-    def __init__(self, opened: OpenedModel) -> None:
-        self._opened = opened
+    def __init__(self, opened: OpenedModel, samples: int = 0) -> None:
+        super().__init__()
+        self.opened = opened
         self.variances = {each.site: RunningVariance(each.d_out) for each in opened.candidates}
-        self._figures = [RunningFigures(each.coder) for each in opened.candidates]
+        self.running = [RunningFigures(each.coder, samples) for each in opened.candidates]
+        self.all_variances = nn.ModuleList(self.variances.values())
+        self.all_figures = nn.ModuleList(self.running)
 
     def add(self, batch: ReadBatch) -> Iterator[tuple[Candidate, TokenBatch, Tensor]]:
         """Count a batch; yields each coder, its activations and its active latents, on the CPU."""
-        weights = document_weights(batch.text.documents)
+        weights = texts.document_weights(batch.text.documents)
         tokens: dict[Site, TokenBatch] = {}
         for site, variance in self.variances.items():
-            tokens[site] = batch.tokens(self._opened.hooks[site], weights)
+            tokens[site] = batch.tokens(self.opened.hooks[site], weights)
             variance.add(tokens[site])
-        for candidate, figures in zip(self._opened.candidates, self._figures, strict=True):
+        for candidate, figures in zip(self.opened.candidates, self.running, strict=True):
             own = tokens[candidate.site]
             yield candidate, own, figures.add(own)
 
     def figures(self) -> list[CoderFigures]:
         """The figures so far, in the order of the coders."""
-        pairs = zip(self._opened.candidates, self._figures, strict=True)
+        pairs = zip(self.opened.candidates, self.running, strict=True)
         return [figures.figures(self.variances[each.site]) for each, figures in pairs]

@@ -1,9 +1,4 @@
-"""Random places in the text where latents are active or silent, and what the tokens there tell.
-
-The first paper asks how interpretable continuous latents are at low, middle and high activation,
-beside binary ones. Predictability is a first answer without a judge: how well a model of a few
-tokens tells whether a latent fires.
-"""
+"""Random places in the text where latents are active or silent, and what the tokens there tell."""
 
 from dataclasses import dataclass
 
@@ -12,7 +7,6 @@ from torch import Tensor, nn
 
 from sae_binary_ext.measure.documents import Estimate, TextBatch, estimate_of, resampled
 
-# The draw of latents is the same for all coders of one width.
 SEED = 0
 # Places kept for each latent where it is active, and as many where it is silent.
 PLACES = 256
@@ -32,7 +26,7 @@ DECIMALS = 9
 
 
 def draw_latents(width: int, count: int) -> Tensor:
-    """Draw latents at random: int64 [count] in rising order; all [width] if count is larger."""
+    """Latents drawn by SEED: int64 [count] in rising order; all [width] if count is larger."""
     generator = torch.Generator().manual_seed(SEED)
     return torch.randperm(width, generator=generator)[:count].sort().values
 
@@ -46,11 +40,9 @@ class SampledContext:
 
 
 class Reservoir(nn.Module):
-    """Uniform random samples of up to `most` entries from each of several streams.
+    """Uniform samples of up to `most` entries from each of several streams, in [lists, most, ...].
 
-    Entries with the largest random priorities are kept. Buffers: priorities float64 [lists, most],
-    -inf for places still empty; batches, how many were seen. Subclasses add buffers
-    [lists, most, ...].
+    The entries of the largest random priorities are kept. -inf is an empty place.
     """
 
     priorities: Tensor
@@ -64,18 +56,17 @@ class Reservoir(nn.Module):
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
     def draw(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw priorities for one more batch; `chosen` is bool [entries, lists].
+        """Draw entries of one more batch, and their priorities: both [lists, at most `most`].
 
-        Returns int64 [lists, at most `most`], the entries that may be kept, and their priorities,
-        float64, which are -inf for entries not chosen.
+        `chosen`, bool [entries, lists], marks the entries that may be kept. Others get -inf.
         """
         # Seeded by the batch, so that an interrupted run draws what an unbroken one does.
         generator = torch.Generator().manual_seed(int(self.batches))
         self.batches += 1
         draws = torch.rand(chosen.shape, dtype=torch.float64, generator=generator)
         draws = torch.where(chosen, draws, -torch.inf)
-        best = draws.topk(min(self._most, len(draws)), dim=0)
-        return best.indices.T, best.values.T
+        priorities, entries = draws.topk(min(self._most, len(draws)), dim=0)
+        return entries.T, priorities.T
 
     def keep(self, priorities: Tensor, **found: Tensor) -> None:
         """Keep the entries of the largest priorities, and the values found for each buffer."""
@@ -95,9 +86,8 @@ class Reservoir(nn.Module):
 class PlaceSamples(Reservoir):
     """Uniform random samples of up to `most` places in the text for each latent.
 
-    Buffers: documents int64 [latents, most], of each place; tokens int64 and values float32
-    [latents, most, 2 * radius + 1], the text around a place and the latent's codes there. Beyond
-    the ends of a row the token is -1.
+    `tokens` and `values`, [latents, most, 2 * radius + 1], have the text around a place and the
+    codes there. Beyond the ends of a row the token is -1.
     """
 
     documents: Tensor
@@ -107,42 +97,31 @@ class PlaceSamples(Reservoir):
     def __init__(self, latents: int, most: int, radius: int) -> None:
         super().__init__(latents, most)
         self._radius = radius
-        shape = (latents, most)
-        window = 2 * radius + 1
-        self.register_buffer("documents", torch.full(shape, -1))
-        self.register_buffer("tokens", torch.full((*shape, window), -1))
-        self.register_buffer("values", torch.zeros(*shape, window))
+        shape = (latents, most, 2 * radius + 1)
+        self.register_buffer("documents", torch.full(shape[:2], -1))
+        self.register_buffer("tokens", torch.full(shape, -1))
+        self.register_buffer("values", torch.zeros(shape))
 
     def add(self, text: TextBatch, where: Tensor, chosen: Tensor, values: Tensor) -> None:
-        """Sample from one more batch.
+        """Sample places of one more batch, measured at the positions `where`, bool [rows, context].
 
-        `where` is bool [rows, context], the positions measured. `chosen`, bool
-        [positions, latents], has the places to sample from; `values`, float32, the codes there.
+        `chosen`, bool, has the places to sample from, `values` the codes, [positions, latents].
         """
         entries, priorities = self.draw(chosen)
         everywhere = torch.zeros(*where.shape, chosen.shape[1])
         everywhere[where] = values
-        places = where.nonzero()[entries]
-        tokens, values = self._windows(text, everywhere, places)
-        documents = torch.tensor(text.documents)[places[..., 0]]
+        row, position = where.nonzero()[entries][..., None].unbind(-2)
+        around = position + torch.arange(-self._radius, self._radius + 1)
+        inside = (around >= 0) & (around < text.lengths[row])
+        around = around.clamp(0, where.shape[1] - 1)
+        tokens = torch.where(inside, text.tokens[row, around], -1)
+        values = everywhere[row, around, torch.arange(len(row))[:, None, None]] * inside
+        documents = torch.tensor(text.documents)[row[..., 0]]
         self.keep(priorities, documents=documents, tokens=tokens, values=values)
-
-    def _windows(self, text: TextBatch, values: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens and codes around places [latents, most, 2], each [latents, most, window]."""
-        row, position = places.unbind(-1)
-        around = position[..., None] + torch.arange(-self._radius, self._radius + 1)
-        inside = (around >= 0) & (around < text.lengths[row][..., None])
-        around = around.clamp(0, values.shape[1] - 1)
-        latent = torch.arange(values.shape[2])[:, None, None]
-        tokens = torch.where(inside, text.tokens[row[..., None], around], -1)
-        return tokens, values[row[..., None], around, latent] * inside
 
 
 class LatentSamples(nn.Module):
-    """Random places where latents of a coder are active (firings), and where they are silent.
-
-    `latents`, int64 [count], has the latents' numbers, from draw_latents.
-    """
+    """Random places where the drawn latents of a coder are active (firings) and silent."""
 
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
@@ -157,25 +136,24 @@ class LatentSamples(nn.Module):
 
     def contexts(self, latent: int) -> list[SampledContext]:
         """Some places where a latent is active, by its number among the sampled latents."""
-        found: list[SampledContext] = []
+        there = self.firings.there[latent]
         # The places are in random order.
-        for context in self.firings.there[latent].nonzero().flatten()[:CONTEXTS].tolist():
-            inside = self.firings.tokens[latent, context] >= 0
-            tokens = self.firings.tokens[latent, context][inside]
-            fired = self.firings.values[latent, context][inside] != 0
-            found.append(SampledContext(tokens.tolist(), fired.tolist()))
-        return found
+        tokens, values = (
+            each[latent][there][:CONTEXTS] for each in (self.firings.tokens, self.firings.values)
+        )
+        return [
+            SampledContext(ids[ids >= 0].tolist(), (codes[ids >= 0] != 0).tolist())
+            for ids, codes in zip(tokens, values, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
 class Predictability:
     """How well the tokens around a place tell whether a latent fires there.
 
-    Attributes:
-        areas: float64 [latents, STRATA], area under the ROC curve; 0.5 is chance. It is the share
-            of pairs (one firing, one silent token) that the scores put in the right order. The
-            strata are all firings, and the thirds of lowest, middle and highest activation. NaN if
-            the latent fired too seldom; NaN for thirds if all its activations are equal.
+    areas, float64 [latents, STRATA], are areas under the ROC curve: the share of pairs (one firing,
+    one silent token) that the scores put in the right order. The strata are all firings, and the
+    thirds by activation. NaN if a latent fired too seldom, or its activations have no thirds.
     """
 
     areas: Tensor
@@ -193,14 +171,13 @@ def predictability(samples: LatentSamples) -> Predictability:
     """Naive Bayes on the tokens around a place, with five folds of documents.
 
     A place's score is the sum over these tokens of log p(token | firing) - log p(token).
-    p(token | firing) is estimated from the latent's other firings, p(token) from the silent places
-    of all latents; both come from documents of the other folds.
+    The first is estimated from the latent's other firings, the second from the silent places of all
+    latents; both come from documents of the other folds.
     """
-    parts = torch.arange(len(samples.latents)).split(LATENTS_AT_ONCE)
     common = _shares(samples)
     areas = [
         _areas(_Places(samples.firings, part), _Places(samples.silent, part), common)
-        for part in parts
+        for part in torch.arange(len(samples.latents)).split(LATENTS_AT_ONCE)
     ]
     return Predictability(torch.cat(areas) if areas else torch.zeros(0, len(STRATA)))
 
@@ -223,28 +200,24 @@ def _tokens_around(samples: PlaceSamples) -> Tensor:
 
 def _shares(samples: LatentSamples) -> Tensor:
     """float64 [FOLDS, vocabulary]: each token's share of the silent text outside a fold."""
-    silent = samples.silent
-    tokens = _tokens_around(silent)
+    silent, tokens = samples.silent, _tokens_around(samples.silent)
     seen = torch.cat([tokens.flatten(), _tokens_around(samples.firings).flatten(), torch.zeros(1)])
-    vocabulary = int(seen.max()) + 1
     shares: list[Tensor] = []
     for fold in range(FOLDS):
         chosen = tokens[silent.there & (silent.documents % FOLDS != fold)]
-        counts = torch.bincount(chosen.flatten(), minlength=vocabulary).double() + 1
+        counts = chosen.flatten().bincount(minlength=int(seen.max()) + 1).double() + 1
         shares.append(counts / counts.sum())
     return torch.stack(shares)
 
 
 def _areas(firings: _Places, silent: _Places, common: Tensor) -> Tensor:
     """float64 [latents, STRATA], areas under the ROC curve."""
-    firing_scores = _scores(firings, firings, common)
-    silent_scores = _scores(silent, firings, common)
     comparable = firings.there[:, :, None] & silent.there[:, None, :]
     # Only scores of one fold come from the same counts.
     comparable &= firings.fold[:, :, None] == silent.fold[:, None, :]
-    taught = (_of_other_folds(firings, firings).sum(2) >= FEWEST_TAUGHT)[:, :, None]
-    comparable &= taught
-    above = firing_scores[:, :, None] - silent_scores[:, None, :]
+    comparable &= _of_other_folds(firings, firings).sum(2, keepdim=True) >= FEWEST_TAUGHT
+    scores = _scores(firings, firings, common), _scores(silent, firings, common)
+    above = scores[0][:, :, None] - scores[1][:, None, :]
     # For each firing, pairs in the right order and all its pairs.
     won = (((above.sign() + 1) / 2) * comparable).sum(2)
     pairs = comparable.sum(2)
@@ -259,15 +232,13 @@ def _areas(firings: _Places, silent: _Places, common: Tensor) -> Tensor:
 def _scores(places: _Places, firings: _Places, common: Tensor) -> Tensor:
     """float64 [latents, places], scores of the tokens around each place."""
     others = _of_other_folds(places, firings)
-    number = others.sum(2)
     scores = torch.zeros(places.fold.shape, dtype=torch.float64)
     for place in range(places.tokens.shape[2]):
         own = places.tokens[..., place]
         alike = own[:, :, None] == firings.tokens[:, None, :, place]
-        times = (alike & others).sum(2)
+        times = (alike & others).sum(2) / common[places.fold, own]
         # p(token | firing) / p(token), where p(token) is the prior of the former.
-        ratio = (times / common[places.fold, own] + PRIOR_FIRINGS) / (number + PRIOR_FIRINGS)
-        scores += ratio.log()
+        scores += ((times + PRIOR_FIRINGS) / (others.sum(2) + PRIOR_FIRINGS)).log()
     # Round, so that ties compare equal: many tokens have no firing.
     return scores.round(decimals=DECIMALS)
 

@@ -1,24 +1,23 @@
-"""Activations of a text at the hook of a coder, as its metadata says."""
+"""Activations of a text to fit decoders to: a stream of them, or two halves in memory."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from sae_lens import SAE
-from sae_lens.training.activations_store import (
-    ActivationsStore,
-    validate_pretokenized_dataset_tokenizer,
-)
+from sae_lens.training import activations_store
 from torch import Tensor
 
 from sae_binary_ext.checks import check_at_least
+from sae_binary_ext.measure import documents
 from sae_binary_ext.measure.candidates import candidate_of
-from sae_binary_ext.measure.documents import TEXT_COLUMN, open_dataset, text_column
-from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD
-from sae_binary_ext.measure.reading import open_in_model
-from sae_binary_ext.settings import TextConfig, TextSource
+from sae_binary_ext.measure.figures import CoderFigures, RunningFigures, RunningVariance, TokenBatch
+from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, reads_sequences
+from sae_binary_ext.measure.reading import OpenedModel, open_in_model, read_text
+from sae_binary_ext.settings import ReadingConfig, TextConfig, TextSource
 
 DEFAULT_CONTEXT = 256
 # Columns of token ids, as SAELens names them.
@@ -33,8 +32,7 @@ class Text:
         dataset: a dataset of texts, in any form that TextSource takes, or of token ids.
         model: Hub id or folder; None takes the model that the coder's files name.
         tokens: how many tokens to use.
-        context_size: tokens in a row, at most the model's positions; None takes the context size of
-            the coder's training, or 256.
+        context_size: tokens in a row. None takes the context size of the coder's training, or 256.
         split: of the dataset; None takes train, or the only split of a folder of save_to_disk.
         text_column: the column of the texts; None takes token ids (tokens, input_ids), text, or
             the only column of strings.
@@ -56,17 +54,12 @@ class Text:
 def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and targets of a coder, a few rows of text at a time, until the text ends.
 
-    Args:
-        coder: an autoencoder or a transcoder of SAELens. Its metadata names its hooks and the
-            positions it is for.
-        text: what to read; text.tokens has no effect here.
-
-    Yields:
-        [tokens, d_in] and [tokens, d_out]; for an autoencoder both are the same.
+    The coder's metadata names its hooks and positions. text.tokens has no effect here. Yields
+    [tokens, d_in] and [tokens, d_out]; for an autoencoder both are the same.
 
     Raises:
-        ValueError: the coder's files do not name its hook, or neither they nor text a model; the
-            model has no such hook or head; or the dataset has no such split or column.
+        ValueError: the hook or the model is not named, the model has no such hook or head, or the
+            dataset has no such split or column.
     """
     metadata = coder.cfg.metadata
     model_name = text.model or metadata.model_name
@@ -75,14 +68,14 @@ def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tens
             f"hook_name={metadata.hook_name!r}, model={model_name!r}: the coder's files do not say "
             "where it belongs. Name its model, and its hook as sparsify names it (layers.9)."
         )
-    # sparsify's files lack this setting; True is SAELens' default.
     if metadata.prepend_bos is None:
+        # sparsify's files lack this setting; True is SAELens' default.
         metadata.prepend_bos = True
     wanted = text.context_size or metadata.context_size or DEFAULT_CONTEXT
     config = TextConfig(model_name, context_size=wanted, first_position=0, device=str(coder.device))
     opened = open_in_model([candidate_of(coder, metadata.model_name or "coder")], config, Path())
     (hooks,) = opened.hooks.values()
-    store = ActivationsStore.from_sae(
+    store = activations_store.ActivationsStore.from_sae(
         opened.model,  # pyright: ignore[reportArgumentType]
         coder,
         _dataset_of(text, opened.model),
@@ -93,17 +86,16 @@ def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tens
     positions = slice(*metadata.seqpos_slice) if metadata.seqpos_slice else slice(None)
     while True:
         try:
-            rows = store.get_batch_tokens(raise_at_epoch_end=True)
+            found = opened.forward(store.get_batch_tokens(raise_at_epoch_end=True))
         except StopIteration:
             return
-        found = opened.forward(rows)
         inputs, targets = (found[name][:, positions].flatten(0, 1) for name in hooks)
         yield inputs, targets
 
 
 def _dataset_of(text: Text, model: Any) -> Any:
     """A stream with one column, named as ActivationsStore expects."""
-    dataset: Any = open_dataset(text.dataset, text.split)
+    dataset: Any = documents.open_dataset(text.dataset, text.split)
     if isinstance(dataset, Dataset):
         dataset = dataset.to_iterable_dataset()
     entry = next(iter(dataset), None)
@@ -113,8 +105,61 @@ def _dataset_of(text: Text, model: Any) -> Any:
     if text.text_column in (None, *tokens) and tokens:
         # SAELens checks only datasets that it opens itself, so check here.
         if not Path(text.dataset).exists():
-            validate_pretokenized_dataset_tokenizer(text.dataset, model.tokenizer)
+            activations_store.validate_pretokenized_dataset_tokenizer(text.dataset, model.tokenizer)
         return dataset.select_columns([text.text_column or tokens[0]])
-    column = text_column(TextSource(text.dataset, text.split, text.text_column), entry)
-    dataset = dataset.select_columns([column])
-    return dataset if column == TEXT_COLUMN else dataset.rename_column(column, TEXT_COLUMN)
+    column = documents.text_column(TextSource(text.dataset, text.split, text.text_column), entry)
+    dataset, wanted = dataset.select_columns([column]), documents.TEXT_COLUMN
+    return dataset if column == wanted else dataset.rename_column(column, wanted)
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Activations at a pair of hooks: fitted [tokens, d_in] and [tokens, d_out], and measured."""
+
+    fitted: list[tuple[Tensor, Tensor]]
+    measured: list[TokenBatch]
+
+    def mean_norm(self) -> float:
+        """Mean norm of the measured inputs."""
+        return torch.cat([batch.inputs.norm(dim=1) for batch in self.measured]).mean().item()
+
+    def to_fit(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """The fitted half on a device, in float32."""
+        return ((x.to(device).float(), y.to(device).float()) for x, y in self.fitted)
+
+
+def read_halves(
+    opened: OpenedModel, config: ReadingConfig, pairs: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], Halves]:
+    """Read a text at pairs of the model's hooks. Its documents go to the two halves in turn.
+
+    ValueError if there is only one document.
+    """
+    states = {pair: Halves([], []) for pair in pairs}
+    keeps_rows = any(reads_sequences(each.coder) for each in opened.candidates)
+    for batch in read_text(opened, config, more_hooks={name for pair in states for name in pair}):
+        odd = torch.tensor(batch.text.documents)[:, None] % 2 == 1
+        weights = documents.document_weights(batch.text.documents)
+        fitted = replace(batch, where=batch.where & ~odd)
+        measured = replace(batch, where=batch.where & odd)
+        for pair, own in states.items():
+            if fitted.where.any():
+                own.fitted.append(fitted.activations(pair))
+            if measured.where.any():
+                own.measured.append(measured.tokens(pair, weights, keeps_rows))
+    if not all(own.fitted and own.measured for own in states.values()):
+        raise ValueError(
+            "dataset: the text read is one document, and decoders are fitted to one document and "
+            "measured on another. Give more tokens, or a text of several documents."
+        )
+    return states
+
+
+def figures_on(coder: Any, batches: list[TokenBatch]) -> CoderFigures:
+    """Figures of a coder on batches of one hook."""
+    running = RunningFigures(coder)
+    variance = RunningVariance(batches[0].targets.shape[1])
+    for batch in batches:
+        variance.add(batch)
+        running.add(batch)
+    return running.figures(variance)

@@ -149,17 +149,6 @@ class Splice:
 
         return self._forward(tokens, put)
 
-    def read(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """What the untouched model has at both hooks, each [rows, context, width]."""
-        seen: list[tuple[Tensor, Tensor]] = []
-
-        def note(source: Tensor, target: Tensor) -> Tensor:
-            seen.append((source, target))
-            return target
-
-        self._forward(tokens, note)
-        return seen[0]
-
     @torch.no_grad()
     def _forward(
         self, tokens: Tensor, put: Callable[[Tensor, Tensor], Tensor]

@@ -47,7 +47,7 @@ class Start:
     kept: dict[str, Tensor] = field(default_factory=dict)
 
     def set_by_user(self, coder: nn.Module) -> list[str]:
-        """Parameters that the user has set, but thresholds, which a start from data keeps."""
+        """Names of the parameters that the user has set. Thresholds do not count."""
         names = [name for name, _ in coder.named_parameters()]
         if not self.loaded and self.initial is not None:
             names = self.initial.changed(coder)

@@ -9,9 +9,9 @@ import torch
 
 from sae_binary_ext.checkpoints import load_coder
 from sae_binary_ext.cli import main
-from sae_binary_ext.measure.halves import read_halves
 from sae_binary_ext.measure.metrics import measure
 from sae_binary_ext.measure.reading import open_coders
+from sae_binary_ext.measure.text import read_halves
 from sae_binary_ext.saelens import BinarySAE, BinarySAEConfig
 from sae_binary_ext.settings import ReadingConfig
 from tests.integration.compare_helpers import CONTEXT, HOOK, save_coders

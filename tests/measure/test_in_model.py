@@ -65,5 +65,6 @@ def test_hooks_that_are_not_there_are_named(hooks: tuple[str, str], message: str
     model, rows = ToyLanguageModel(), torch.randint(0, VOCABULARY, (2, 6))
     with pytest.raises(ValueError, match=message):
         SplicedModel(model, rows, *hooks).losses(nn.Identity())  # type: ignore[arg-type]
+    message = message.replace("hook_name_out='hook_idle'", r"\['hook_idle'\]")
     with pytest.raises(ValueError, match=message):
         read_pairs(model, rows, *hooks)

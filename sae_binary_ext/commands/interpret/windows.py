@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sae_binary_ext.commands.interpret.config import TextAmount
 from sae_binary_ext.measure.documents import TextBatch
 from sae_binary_ext.measure.in_model import codes_of, reads_sequences
-from sae_binary_ext.measure.progress import SavedProgress, TextStream, fingerprint
+from sae_binary_ext.measure.progress import SavedProgress, fingerprint
 from sae_binary_ext.measure.reading import OpenedModel
 from sae_binary_ext.measure.samples import LatentSamples, Reservoir
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
@@ -177,7 +177,8 @@ def read_latents(
     first = opened.first_position
     amount = replace(amount, context_size=opened.context_size, first_position=first)
     reading = Reading([each.coder.cfg.d_sae for each in opened.candidates], amount)
-    progress = SavedProgress(saved, fingerprint(opened.candidates, amount, sources), reading)
+    of = fingerprint(opened.candidates, amount, sources)
+    progress = SavedProgress(opened, saved, of, reading)
 
     def read(text: TextBatch) -> None:
         batch, windows = opened.read(text), cut_windows(text, first, amount.window)
@@ -192,7 +193,7 @@ def read_latents(
             active.append(counts.add(text, batch.where, windows, codes, margins))
         reading.pool.add(windows, torch.cat(active, dim=1))
 
-    TextStream(opened, progress).go_on("read", "Reading", amount.tokens, read)
+    progress.go_on("read", "Reading", amount.tokens, read)
     return reading
 
 

@@ -11,10 +11,10 @@ from sae_binary_ext.commands.transfer.config import TransferConfig
 from sae_binary_ext.commands.transfer.transfer_page import Transferred, transfer_page
 from sae_binary_ext.measure.candidates import Candidate
 from sae_binary_ext.measure.figures import TokenBatch
-from sae_binary_ext.measure.halves import Halves, figures_on, read_halves
-from sae_binary_ext.measure.layers import layer_hooks, layer_of
+from sae_binary_ext.measure.in_model import layer_hooks, layer_of
 from sae_binary_ext.measure.reading import OpenedModel
 from sae_binary_ext.measure.refit import refit_decoder
+from sae_binary_ext.measure.text import Halves, figures_on, read_halves
 from sae_binary_ext.report.analysis import Analysis, analyse_coders
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 

@@ -5,7 +5,7 @@ import torch
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 from sae_binary_ext.commands.transfer.transfer_run import firing_shift
-from sae_binary_ext.measure.layers import layer_hooks, layer_of
+from sae_binary_ext.measure.in_model import layer_hooks, layer_of
 
 
 @pytest.fixture(scope="module")
