@@ -112,11 +112,7 @@ def questions_of(tokens: LatentTokens, text: TokenText, shown: int, asked: int) 
 async def language_model_score(
     judge: Asked, score: ComsemScore, questions: Questions
 ) -> ComsemScore:
-    """Fill in a score: the model says what tokens share, and whether that fits other tokens.
-
-    Raises:
-        JudgeStoppedError: the judge cannot be asked any more.
-    """
+    """Fill in a score: the model says what tokens share, and whether that fits other tokens."""
     answer = await _answer(judge, "\n".join([COMMON, "", *questions.shown]), PHRASE_TOKENS)
     phrase = next(iter(answer.strip().splitlines()), "").strip(" \"'.")[:LONGEST_PHRASE]
     if not phrase:
@@ -132,8 +128,7 @@ async def language_model_score(
     score = replace(score, phrase=phrase, failed=asked - answered, answered=answered)
     if score.failed > asked / 2 or not own or not others:
         return replace(score, reason="answers failed")
-    shares = sum(own) / len(own), sum(others) / len(others)
-    return replace(score, fitting=shares[0], others_fitting=shares[1])
+    return replace(score, fitting=sum(own) / len(own), others_fitting=sum(others) / len(others))
 
 
 async def _answer(judge: Asked, request: str, most: int) -> str:

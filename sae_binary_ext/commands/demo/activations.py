@@ -24,11 +24,8 @@ TENSOR = "train"
 def load_or_compute(config: DemoConfig, model_folder: Path) -> Tensor:
     """The activations that the demo's coders are trained on. A second call reads the file.
 
-    Returns:
-        float16 [training tokens, d_in], the residual stream that enters config.layer.
-
-    Raises:
-        ValueError: the sample has fewer tokens, or the model fewer layers, than asked for.
+    They are float16 [training tokens, d_in], the residual stream that enters config.layer.
+    ValueError if the sample has fewer tokens, or the model fewer layers, than asked for.
     """
     path = config.output / "activations.safetensors"
     names = ("layer", "training_tokens", "context_size", "seed")
@@ -69,8 +66,7 @@ def _compute(config: DemoConfig, model_folder: Path) -> Tensor:
 def tokenised_rows(config: DemoConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
     """Training and held-out rows of token ids, each [rows, context_size], in random order.
 
-    Raises:
-        ValueError: the sample is too short for the tokens asked for.
+    ValueError if the sample is too short for the tokens asked for.
     """
     training: list[list[int]] = []
     held_out: list[list[int]] = []

@@ -84,10 +84,7 @@ class Trained(NamedTuple):
 
 
 def train_coder(plan: CoderPlan, config: DemoConfig, activations: Tensor) -> Trained:
-    """Train one coder in SAELens' trainer and save its inference form.
-
-    Activations are float16 [tokens, d_in]. All coders train on them in the same order.
-    """
+    """Train one coder on activations, float16 [tokens, d_in], and save its inference form."""
     torch.manual_seed(config.seed)
     plan.sae.metadata = SAEMetadata(
         model_name=MODEL_NAME,

@@ -21,10 +21,9 @@ CURVE_POINTS = 200
 
 
 def run_demo(config: DemoConfig) -> str:
-    """Train and compare the demo's coders; files go to config.output.
+    """Train and compare the demo's coders; returns tables of figures and training times.
 
-    Returns:
-        The comparison and the training times as tables for the terminal.
+    Files go to config.output.
     """
     config.output.mkdir(parents=True, exist_ok=True)
     activations = load_or_compute(config, export_smollm2(config.output / "model"))

@@ -202,14 +202,12 @@ def _drawn(values: Tensor, latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def codes_and_margins(coder: Any, inputs: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes of some latents, and margins by which to rank a latent's firings.
+    """Codes of some latents, and margins by which to rank a latent's firings, on the CPU.
 
     The margin of a binary latent is its pre-activation. For topk and groupmax, the highest
     pre-activation of the silent latents is subtracted. A constant threshold is not subtracted,
     because it does not change the order. The margin of a latent with values is its code.
-
-    The coder needs no context. Inputs are [tokens, d_in], latents int64 [latents]. Returns float32
-    [tokens, latents] on the CPU.
+    Inputs are [tokens, d_in], latents int64 [latents], and both results float32 [tokens, latents].
     """
     inputs = inputs.to(coder.device, torch.float32)
     if isinstance(coder, BinaryCoder):

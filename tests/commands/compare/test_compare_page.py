@@ -20,10 +20,10 @@ from sae_binary_ext.commands import LatentScore
 from sae_binary_ext.commands.compare.compare_page import write_comparison_report
 from sae_binary_ext.commands.compare.latent_views import LatentView
 from sae_binary_ext.commands.interpret.interpret_page import (
+    by_coder_and_judge,
     read_interpretability,
     write_interpretation,
 )
-from sae_binary_ext.commands.interpret.interpret_scores import by_coder_and_judge
 from sae_binary_ext.measure import Candidate, ComparedCoder, Site
 from sae_binary_ext.measure.comparison import RunningLosses
 from sae_binary_ext.measure.documents import document_weights
