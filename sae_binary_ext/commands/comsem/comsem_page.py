@@ -32,10 +32,10 @@ class ComsemFigures:
     failed: int
 
 
-FORMS = {"drawn": "d", "scored": "d", "interpretable": ".0%", "told_apart": ".0%"}
-FORMS |= {"fitting": ".2f", "others_fitting": ".2f", "failed": "d"}
+# How the table shows the figures that are no counts.
+FORMS = {"interpretable": ".0%", "told_apart": ".0%", "fitting": ".2f", "others_fitting": ".2f"}
 COLUMNS: tuple[Column[ComsemFigures], ...] = tuple(
-    Column(field.name.replace("_", " "), form=FORMS.get(field.name, ""), key=field.name)
+    Column(field.name.replace("_", " "), form=FORMS.get(field.name, "d"), key=field.name)
     for field in fields(ComsemFigures)
 )
 

@@ -34,13 +34,12 @@ class ComsemScore:
     Attributes:
         given: tokens of the text that were given to the latent.
         absent: share of the given tokens on which it is silent.
-        fitting: share of its own tokens that the phrase fits, the paper's score; None if there is
-            no score.
+        fitting: share of its own tokens that the phrase fits, the paper's score.
         others_fitting: share of tokens not given to it that the phrase fits.
         answered: answers that both shares are computed from.
         failed: answers that did not come or could not be read; they are in no share.
         phrase: what its tokens have in common, in the words of a language model.
-        reason: why there is no score; None if there is one.
+        reason: why both shares are None; None if they are numbers.
     """
 
     coder: str

@@ -21,15 +21,12 @@ CURVE_POINTS = 200
 
 
 def run_demo(config: DemoConfig) -> str:
-    """Train and compare the demo's coders; returns tables of figures and training times.
-
-    Files go to config.output.
-    """
+    """Train and compare the demo's coders; returns tables. Files go to config.output."""
     config.output.mkdir(parents=True, exist_ok=True)
     activations = load_or_compute(config, export_smollm2(config.output / "model"))
     plans = plan_coders(config, activations.shape[-1])
     trained = [train_coder(plan, config, activations) for plan in plans]
-    # Each point is the mean of a stretch of steps: with a point a step, lines would hide another.
+    # Each point is the mean of a stretch of steps, so that lines do not hide each other.
     points: dict[str, list[tuple[int, float]]] = {}
     for folder, _, fvu_by_step in trained:
         stretches = torch.tensor(fvu_by_step).chunk(CURVE_POINTS)

@@ -30,8 +30,7 @@ class LatentScore:
     Attributes:
         firings: tokens read on which the latent is active; rate is its firing rate.
         judge: the method and the model that answered.
-        area: area under the ROC curve; chance is 0.5.
-        accuracy: share of right answers; chance is 0.5.
+        area, accuracy: area under the ROC curve, and share of right answers; chance is 0.5.
         f1: F1 of the answers that the latent is active.
         failed: answers that did not come, or could not be read; they are in no score.
         answered: answers that came and could be read.

@@ -168,11 +168,9 @@ def read_latents(
     """Read text with one forward pass for all coders. An interrupted run goes on.
 
     Context size and first position are those of `opened`. `saved` is the file of the counts; counts
-    of other `sources` (names of the model and the text) are dropped.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C, once the batch is counted and all is saved.
-        ValueError: the model's activations do not fit a coder, or there is no text.
+    of other `sources` (names of the model and the text) are dropped. ValueError if the model's
+    activations do not fit a coder, or there is no text. After Ctrl-C all is saved, and
+    KeyboardInterrupt is raised.
     """
     first = opened.first_position
     amount = replace(amount, context_size=opened.context_size, first_position=first)
