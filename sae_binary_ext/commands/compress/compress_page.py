@@ -18,17 +18,12 @@ ENTROPY = "entropy (no file)"
 
 @dataclass(frozen=True)
 class Compressed:
-    """A coder's figures, the bytes of its file in each encoding, and the smallest file."""
+    """A coder's figures, its bits per vector in each encoding, and the smallest file."""
 
     candidate: Candidate
     figures: CoderFigures
-    sizes: dict[str, int]
+    bits: dict[str, float]
     kept: Path
-
-    @property
-    def bits(self) -> dict[str, float]:
-        """Bits per vector in each encoding."""
-        return {encoding: 8 * size / self.figures.tokens for encoding, size in self.sizes.items()}
 
 
 @dataclass(frozen=True)

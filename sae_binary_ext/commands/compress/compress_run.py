@@ -12,14 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_binary_ext.coding import pack, packed_width, unpack
+from sae_binary_ext.commands.compress import code_file
 from sae_binary_ext.commands.compress.code_encodings import ENCODINGS, RunningVectors, VectorFigures
-from sae_binary_ext.commands.compress.code_file import (
-    CodeFileError,
-    CodeHeader,
-    CodeWriter,
-    read_codes,
-    read_header,
-)
 from sae_binary_ext.commands.compress.compress_page import Compressed, compress_page
 from sae_binary_ext.commands.compress.config import CompressConfig
 from sae_binary_ext.measure.candidates import Candidate, Site
@@ -29,7 +23,7 @@ from sae_binary_ext.report.analysis import Analysis, analyse_coders
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 FIRST_ENCODING = "packed"
-# Coders whose output needs more than codes of 0 and 1, and what to do about them.
+# Coders whose output does not come from codes of 0 and 1 alone, and the words of the error.
 _INCOMPRESSIBLE: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (
         lambda coder: not isinstance(coder, BinaryCoder),
@@ -60,15 +54,32 @@ def run_compress(coders: list[str], config: CompressConfig) -> Analysis:
 def _measure(
     opened: OpenedModel, config: CompressConfig
 ) -> tuple[dict[Site, VectorFigures], list[Compressed]]:
+    """Write packed codes of the text, measure codes and vectors, and try the other encodings."""
     for candidate in opened.candidates:
         check_compressible(candidate.name, candidate.coder)
-    vectors, figures = _write_packed(opened, config)
-    coders = list(zip(opened.candidates, figures, strict=True))
+    running = RunningCoders(opened)
+    vectors = {site: RunningVectors() for site in opened.hooks}
+    with ExitStack() as files:
+        writers = {
+            each.name: files.enter_context(
+                code_file.CodeWriter(
+                    _path(config.output, each, FIRST_ENCODING), _header(opened, each)
+                )
+            )
+            for each in opened.candidates
+        }
+        for batch in read_text(opened, config):
+            for candidate, _, active in running.add(batch):
+                writers[candidate.name].write(pack(active))
+            for site, own in vectors.items():
+                own.add(batch.activations(opened.hooks[site])[1])
+    totals = {site: each.totals()[0].item() for site, each in running.variances.items()}
+    coders = list(zip(opened.candidates, running.figures(), strict=True))
     compressed = [
         _encode_again(candidate, own, config.output)
         for candidate, own in tqdm(coders, "Encodings", unit="coders")
     ]
-    return vectors, compressed
+    return {site: own.figures(totals[site]) for site, own in vectors.items()}, compressed
 
 
 def check_compressible(name: str, coder: Any) -> None:
@@ -95,49 +106,24 @@ def decompress(path: Path, coder: Any) -> Iterator[Tensor]:
     Raises:
         CodeFileError: the file is damaged, or of another coder.
     """
-    header, own = read_header(path), coder_fingerprint(coder)
+    header, own = code_file.read_header(path), coder_fingerprint(coder)
     if header.coder != own:
         writer = f": {header.about['coder']}" if "coder" in header.about else ""
-        raise CodeFileError(
+        raise code_file.CodeFileError(
             f"{path}: was written with a coder of fingerprint {header.coder[:12]}…, and this "
             f"coder has {own[:12]}…. Give the coder that wrote the file{writer}."
         )
-    for packed in read_codes(path):
+    for packed in code_file.read_codes(path):
         yield coder.decode(unpack(packed, header.latents, coder.dtype).to(coder.device))
 
 
-def _write_packed(
-    opened: OpenedModel, config: CompressConfig
-) -> tuple[dict[Site, VectorFigures], list[CoderFigures]]:
-    """Read the text, write each coder's packed codes, and measure both codes and vectors."""
-    running = RunningCoders(opened)
-    vectors = {site: RunningVectors() for site in opened.hooks}
-    with ExitStack() as files:
-        writers = {
-            each.name: files.enter_context(
-                CodeWriter(_path(config.output, each, FIRST_ENCODING), _header(opened, each))
-            )
-            for each in opened.candidates
-        }
-        for batch in read_text(opened, config):
-            for candidate, _, active in running.add(batch):
-                writers[candidate.name].write(pack(active))
-            for site, own in vectors.items():
-                own.add(batch.activations(opened.hooks[site])[1])
-    totals = {site: each.totals()[0].item() for site, each in running.variances.items()}
-    return {site: own.figures(totals[site]) for site, own in vectors.items()}, running.figures()
-
-
-def _header(opened: OpenedModel, candidate: Candidate) -> CodeHeader:
-    latents, site = candidate.coder.cfg.d_sae, candidate.site
-    about = {
-        "coder": candidate.name,
-        "model": opened.model_name,
-        "hook_name": site.hook_name,
-        "hook_name_out": site.hook_name_out,
-    }
+def _header(opened: OpenedModel, candidate: Candidate) -> code_file.CodeHeader:
+    latents = candidate.coder.cfg.d_sae
+    about = {"coder": candidate.name, "model": opened.model_name, **vars(candidate.site)}
     no_mean = "00" * packed_width(latents)
-    return CodeHeader(latents, FIRST_ENCODING, coder_fingerprint(candidate.coder), no_mean, about)
+    return code_file.CodeHeader(
+        latents, FIRST_ENCODING, coder_fingerprint(candidate.coder), no_mean, about
+    )
 
 
 def _path(folder: Path, candidate: Candidate, encoding: str) -> Path:
@@ -152,16 +138,19 @@ def _encode_again(candidate: Candidate, figures: CoderFigures, folder: Path) -> 
     for encoding, path in paths.items():
         if path == first:
             continue
-        header = replace(read_header(first), encoding=encoding, mean_code=mean)
-        with CodeWriter(path, header) as writer:
-            for packed in read_codes(first):
+        header = replace(code_file.read_header(first), encoding=encoding, mean_code=mean)
+        with code_file.CodeWriter(path, header) as writer:
+            for packed in code_file.read_codes(first):
                 writer.write(packed)
-        for number, pair in enumerate(zip(read_codes(first), read_codes(path), strict=True)):
+        for number, pair in enumerate(
+            zip(code_file.read_codes(first), code_file.read_codes(path), strict=True)
+        ):
             if not torch.equal(*pair):
-                raise CodeFileError(f"{path}: block {number} is not what was written.")
+                raise code_file.CodeFileError(f"{path}: block {number} is not what was written.")
     sizes = {encoding: path.stat().st_size for encoding, path in paths.items()}
     kept = folder / f"{candidate.name.replace('/', '_')}.codes"
     paths.pop(min(sizes, key=lambda encoding: sizes[encoding])).replace(kept)
     for path in paths.values():
         path.unlink()
-    return Compressed(candidate, figures, sizes, kept)
+    bits = {encoding: 8 * size / figures.tokens for encoding, size in sizes.items()}
+    return Compressed(candidate, figures, bits, kept)

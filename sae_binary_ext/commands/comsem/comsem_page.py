@@ -1,7 +1,7 @@
 """The page of `sae-binary comsem`: what it shows of each coder and latent."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from random import Random
 
@@ -32,15 +32,11 @@ class ComsemFigures:
     failed: int
 
 
-COLUMNS: tuple[Column[ComsemFigures], ...] = (
-    Column("coder", key="coder"),
-    Column("drawn", form="d", key="drawn"),
-    Column("scored", form="d", key="scored"),
-    Column("interpretable", form=".0%", key="interpretable"),
-    Column("told apart", form=".0%", key="told_apart"),
-    Column("fitting", form=".2f", key="fitting"),
-    Column("others fitting", form=".2f", key="others_fitting"),
-    Column("failed", form="d", key="failed"),
+# How the table shows the figures that are no counts.
+FORMS = {"interpretable": ".0%", "told_apart": ".0%", "fitting": ".2f", "others_fitting": ".2f"}
+COLUMNS: tuple[Column[ComsemFigures], ...] = tuple(
+    Column(field.name.replace("_", " "), form=FORMS.get(field.name, "d"), key=field.name)
+    for field in fields(ComsemFigures)
 )
 
 

@@ -47,14 +47,10 @@ def give(scores: Tensor, number: int) -> Tensor:
 
 @dataclass(frozen=True)
 class LatentTokens:
-    """Tokens of one latent in their text.
+    """Tokens of one latent: how many were given to it, and on which share of them it is silent.
 
-    Attributes:
-        given: how many tokens of the text were given to the latent.
-        absent: share of the given tokens on which it is silent.
-        own: int64 [samples, window], some given tokens, drawn at random, with their neighbours; -1
-            stands beyond the ends of a row.
-        others: the same for tokens that were not given to it.
+    `own`, int64 [samples, window], has some given tokens, drawn at random, with their neighbours.
+    -1 stands beyond the ends of a row. `others` has the same for tokens not given to the latent.
     """
 
     latent: int
@@ -69,9 +65,8 @@ class GivenTokens:
 
     def __init__(self, width: int, count: int, most: int) -> None:
         self.latents = draw_latents(width, count)
-        self._own, self._others = (
-            PlaceSamples(len(self.latents), most, CONTEXT_RADIUS) for _ in range(2)
-        )
+        self._own = PlaceSamples(len(self.latents), most, CONTEXT_RADIUS)
+        self._others = PlaceSamples(len(self.latents), most, CONTEXT_RADIUS)
         self._given, self._absent = torch.zeros(2, len(self.latents), dtype=torch.long)
 
     def add(self, text: TextBatch, where: Tensor, codes: Tensor, given: Tensor) -> None:

@@ -34,13 +34,12 @@ class ComsemScore:
     Attributes:
         given: tokens of the text that were given to the latent.
         absent: share of the given tokens on which it is silent.
-        fitting: share of its own tokens that the phrase fits, the paper's score; None if there is
-            no score.
+        fitting: share of its own tokens that the phrase fits, the paper's score.
         others_fitting: share of tokens not given to it that the phrase fits.
         answered: answers that both shares are computed from.
         failed: answers that did not come or could not be read; they are in no share.
         phrase: what its tokens have in common, in the words of a language model.
-        reason: why there is no score; None if there is one.
+        reason: why both shares are None; None if they are numbers.
     """
 
     coder: str
@@ -112,11 +111,7 @@ def questions_of(tokens: LatentTokens, text: TokenText, shown: int, asked: int) 
 async def language_model_score(
     judge: Asked, score: ComsemScore, questions: Questions
 ) -> ComsemScore:
-    """Fill in a score: the model says what tokens share, and whether that fits other tokens.
-
-    Raises:
-        JudgeStoppedError: the judge cannot be asked any more.
-    """
+    """Fill in a score: the model says what tokens share, and whether that fits other tokens."""
     answer = await _answer(judge, "\n".join([COMMON, "", *questions.shown]), PHRASE_TOKENS)
     phrase = next(iter(answer.strip().splitlines()), "").strip(" \"'.")[:LONGEST_PHRASE]
     if not phrase:
@@ -132,8 +127,7 @@ async def language_model_score(
     score = replace(score, phrase=phrase, failed=asked - answered, answered=answered)
     if score.failed > asked / 2 or not own or not others:
         return replace(score, reason="answers failed")
-    shares = sum(own) / len(own), sum(others) / len(others)
-    return replace(score, fitting=shares[0], others_fitting=shares[1])
+    return replace(score, fitting=sum(own) / len(own), others_fitting=sum(others) / len(others))
 
 
 async def _answer(judge: Asked, request: str, most: int) -> str:

@@ -2,7 +2,6 @@
 
 import logging
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -17,98 +16,74 @@ from sae_binary_ext.bundled.wikipedia import is_held_out, read_wikipedia_sample
 from sae_binary_ext.commands.demo.config import FIRST_POSITION, DemoConfig
 
 logger = logging.getLogger(__name__)
-
 ROWS_PER_FORWARD = 8
-# Of the file.
+# Name of the activations in the file.
 TENSOR = "train"
 
 
 def load_or_compute(config: DemoConfig, model_folder: Path) -> Tensor:
     """The activations that the demo's coders are trained on. A second call reads the file.
 
-    Returns:
-        float16 [training tokens, d_in], the residual stream entering config.layer.
-
-    Raises:
-        ValueError: the sample has fewer tokens, or the model fewer layers, than asked for.
+    They are float16 [training tokens, d_in], the residual stream that enters config.layer.
+    ValueError if the sample has fewer tokens, or the model fewer layers, than asked for.
     """
     path = config.output / "activations.safetensors"
-    settings = _settings(config)
+    names = ("layer", "training_tokens", "context_size", "seed")
+    settings = {name: str(getattr(config, name)) for name in names}
     if path.is_file():
         with safe_open(path, framework="pt") as file:
             if file.metadata() == settings:
                 logger.info("Using the activations in %s", path)
                 return file.get_tensor(TENSOR)
     activations = _compute(config, model_folder)
-    # Moved into place when whole, so that an interrupted run leaves no half.
+    # Moved into place when whole, so that an interrupted run leaves no half of a file.
     unfinished = path.with_suffix(".unfinished")
     save_file({TENSOR: activations}, unfinished, metadata=settings)
     unfinished.replace(path)
     return activations
 
 
-def _settings(config: DemoConfig) -> dict[str, str]:
-    names = ("layer", "training_tokens", "context_size", "seed")
-    return {name: str(getattr(config, name)) for name in names}
-
-
+@torch.no_grad()
 def _compute(config: DemoConfig, model_folder: Path) -> Tensor:
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     model = LlamaForCausalLM.from_pretrained(model_folder).eval()
-    if not 0 <= config.layer < model.config.num_hidden_layers:
-        raise ValueError(
-            f"layer={config.layer}: the model has layers 0 to {model.config.num_hidden_layers - 1}."
-        )
-    # That there is enough text to measure on shows here, before any training.
+    if not 0 <= config.layer < (layers := model.config.num_hidden_layers):
+        raise ValueError(f"layer={config.layer}: the model has layers 0 to {layers - 1}.")
+    # Too little text to measure on is refused here, before any training.
     training, _ = tokenised_rows(config, tokenizer)
-    # Cut off above the layer: what comes out is the residual stream entering it.
+    # Without the later layers, the model returns the residual stream that enters config.layer.
     model.model.layers = model.model.layers[: config.layer]
     model.model.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
-    return _forward(model, training)[: config.training_tokens]
+    outputs: list[Tensor] = []
+    with tqdm(total=training.numel(), desc="Activations", unit="tokens", unit_scale=True) as bar:
+        for batch in training.split(ROWS_PER_FORWARD):
+            hidden = model.model(batch, use_cache=False).last_hidden_state
+            outputs.append(hidden[:, FIRST_POSITION:].flatten(0, 1).half())
+            bar.update(batch.numel())
+    return torch.cat(outputs)[: config.training_tokens]
 
 
 def tokenised_rows(config: DemoConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
     """Training and held-out rows of token ids, each [rows, context_size], in random order.
 
-    Raises:
-        ValueError: the sample is too short for the tokens asked for.
+    ValueError if the sample is too short for the tokens asked for.
     """
     training: list[list[int]] = []
     held_out: list[list[int]] = []
+    bos, length = cast(int, tokenizer.bos_token_id), config.context_size - 1
     for number, (_, text) in enumerate(tqdm(read_wikipedia_sample(), "Articles", leave=False)):
         rows = held_out if is_held_out(number) else training
-        rows.extend(_rows_of(text, tokenizer, config.context_size))
+        # verbose=False: the tokeniser would warn of texts longer than the model's context.
+        ids = cast(list[int], tokenizer(text, verbose=False)["input_ids"])
+        starts = range(0, len(ids) - length + 1, length)
+        rows.extend([bos, *ids[start : start + length]] for start in starts)
     generator = torch.Generator().manual_seed(config.seed)
 
-    def sample(rows: list[list[int]], tokens: int, field: str) -> Tensor:
-        wanted = math.ceil(tokens / (config.context_size - FIRST_POSITION))
-        if wanted > len(rows):
-            most = len(rows) * (config.context_size - FIRST_POSITION)
+    def sample(rows: list[list[int]], field: str) -> Tensor:
+        tokens, used = getattr(config, field), config.context_size - FIRST_POSITION
+        if (wanted := math.ceil(tokens / used)) > len(rows):
+            most = len(rows) * used
             raise ValueError(f"{field}={tokens}: the Wikipedia sample has {most} such tokens.")
         return torch.tensor(rows)[torch.randperm(len(rows), generator=generator)[:wanted]]
 
-    return (
-        sample(training, config.training_tokens, "training_tokens"),
-        sample(held_out, config.held_out_tokens, "held_out_tokens"),
-    )
-
-
-def _rows_of(
-    text: str, tokenizer: PreTrainedTokenizerBase, context_size: int
-) -> Iterator[list[int]]:
-    # verbose=False: the tokeniser would warn of texts longer than the model's context.
-    ids = cast(list[int], tokenizer(text, verbose=False)["input_ids"])
-    bos = cast(int, tokenizer.bos_token_id)
-    for start in range(0, len(ids) - context_size + 2, context_size - 1):
-        yield [bos, *ids[start : start + context_size - 1]]
-
-
-@torch.no_grad()
-def _forward(model: LlamaForCausalLM, rows: Tensor) -> Tensor:
-    outputs: list[Tensor] = []
-    with tqdm(total=rows.numel(), desc="Activations", unit="tokens", unit_scale=True) as progress:
-        for batch in rows.split(ROWS_PER_FORWARD):
-            hidden = model.model(batch, use_cache=False).last_hidden_state
-            outputs.append(hidden[:, FIRST_POSITION:].flatten(0, 1).half())
-            progress.update(batch.numel())
-    return torch.cat(outputs)
+    return sample(training, "training_tokens"), sample(held_out, "held_out_tokens")

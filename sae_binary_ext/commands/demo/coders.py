@@ -2,18 +2,11 @@
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import sae_lens
 import torch
-from sae_lens import (
-    JumpReLUTrainingSAEConfig,
-    SAETrainer,
-    TopKTrainingSAEConfig,
-    TrainingSAE,
-    TrainingSAEConfig,
-)
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.saes.sae import SAEMetadata, TrainStepOutput
 from torch import Tensor
@@ -24,65 +17,51 @@ from sae_binary_ext.coding.variance import total_variance
 from sae_binary_ext.commands.demo.config import FIRST_POSITION, DemoConfig
 from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig, BinaryTrainingSAEConfig
 
-# Batches SAELens reads to estimate the activations' norm before it trains.
+# SAELens reads this many batches to estimate the activations' norm before it trains.
 NORM_BATCHES = 20
 
 
-@dataclass(frozen=True)
-class CoderPlan:
-    """One row of the comparison.
-
-    Attributes:
-        name: row label and folder name.
-        sae: SAELens training config.
-        lr: Adam's learning rate, chosen on training tokens alone.
-    """
+class CoderPlan(NamedTuple):
+    """One coder of the comparison; its learning rate was chosen on training tokens alone."""
 
     name: str
-    sae: TrainingSAEConfig
+    sae: sae_lens.TrainingSAEConfig
     lr: float
 
 
 def plan_coders(config: DemoConfig, d_in: int) -> list[CoderPlan]:
-    """The demo's coders, all on inputs scaled to the same norm.
+    """The demo's coders. Their inputs are all scaled to the same norm.
 
-    The stock coders' settings come from a few short runs on training tokens, not from a search:
-    topk with decoder_init_norm 1.0, because at SAELens' default of 0.1 it ended with 71% of its
-    latents dead, and the best of the learning rates 1e-3, 2e-3 and 3e-3; jumprelu with the one
-    tried setting that came near k active latents and a low error. SAELens' dead_feature_window of
-    1000 is longer than the demo trains, so topk's auxiliary loss never comes into force.
+    The stock coders' settings come from a few short runs on training tokens, not from a search.
+    topk has decoder_init_norm 1.0, because 71% of its latents died at SAELens' default of 0.1, and
+    the best learning rate of 1e-3, 2e-3 and 3e-3. jumprelu has the one setting tried that came near
+    k active latents and a low error. SAELens' dead_feature_window of 1000 steps is longer than the
+    demo's training, so topk has no auxiliary loss.
     """
     shared: dict[str, Any] = {"d_in": d_in, "normalize_activations": "expected_average_only_in"}
     wide: dict[str, Any] = {**shared, "d_sae": config.expansion * d_in}
     narrow: dict[str, Any] = {**shared, "d_sae": config.expansion // 2 * d_in}
+    jumprelu = sae_lens.JumpReLUTrainingSAEConfig(
+        **wide,
+        l0_coefficient=1.0,
+        jumprelu_ste_to_input=True,
+        jumprelu_init_threshold=0.5,
+        jumprelu_bandwidth=0.5,
+        decoder_init_norm=1.0,
+    )
+    topk = sae_lens.TopKTrainingSAEConfig(**wide, k=config.k, decoder_init_norm=1.0)
+    term_off = BinaryEntropyTrainingSAEConfig(**narrow, entropy_coefficient=0.0)
     return [
         CoderPlan("binary", BinaryTrainingSAEConfig(**wide, k=config.k), lr=3e-3),
         CoderPlan("binary_entropy", BinaryEntropyTrainingSAEConfig(**narrow), lr=2e-3),
-        CoderPlan(
-            "binary_entropy, term off",
-            BinaryEntropyTrainingSAEConfig(**narrow, entropy_coefficient=0.0),
-            lr=2e-3,
-        ),
-        CoderPlan(
-            "topk", TopKTrainingSAEConfig(**wide, k=config.k, decoder_init_norm=1.0), lr=1e-3
-        ),
-        CoderPlan(
-            "jumprelu",
-            JumpReLUTrainingSAEConfig(
-                **wide,
-                l0_coefficient=1.0,
-                jumprelu_ste_to_input=True,
-                jumprelu_init_threshold=0.5,
-                jumprelu_bandwidth=0.5,
-                decoder_init_norm=1.0,
-            ),
-            lr=1e-3,
-        ),
+        CoderPlan("binary_entropy, term off", term_off, lr=2e-3),
+        CoderPlan("topk", topk, lr=1e-3),
+        CoderPlan("jumprelu", jumprelu, lr=1e-3),
     ]
 
 
-class RecordingTrainer(SAETrainer[Any, Any]):
-    """SAELens' trainer, with the FVU of each step kept. SAELens logs it to wandb only."""
+class RecordingTrainer(sae_lens.SAETrainer[Any, Any]):
+    """SAELens' trainer, which also keeps the FVU of each step. SAELens logs it to wandb only."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -91,20 +70,13 @@ class RecordingTrainer(SAETrainer[Any, Any]):
     @override
     def step(self, batch: Tensor) -> TrainStepOutput:
         output = super().step(batch)
-        fvu = output.losses["mse_loss"].detach() / total_variance(output.sae_in)
-        self.fvu_by_step.append(fvu)
+        mse = output.losses["mse_loss"].detach()
+        self.fvu_by_step.append(mse / total_variance(output.sae_in))
         return output
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A saved coder and figures of its training.
-
-    Attributes:
-        folder: where the inference coder was saved.
-        seconds: wall-clock time of the training steps.
-        fvu_by_step: FVU of each training batch.
-    """
+class Trained(NamedTuple):
+    """Folder of a saved inference coder, seconds of its training, and FVU of each batch."""
 
     folder: Path
     seconds: float
@@ -112,13 +84,7 @@ class Trained:
 
 
 def train_coder(plan: CoderPlan, config: DemoConfig, activations: Tensor) -> Trained:
-    """Train one coder in SAELens' trainer and save its inference form.
-
-    Args:
-        plan: what to train.
-        config: the demo's settings.
-        activations: float16 [tokens, d_in]; every coder sees them in the same order.
-    """
+    """Train one coder on activations, float16 [tokens, d_in], and save its inference form."""
     plan.sae.metadata = SAEMetadata(
         model_name=MODEL_NAME,
         hook_name=config.hook_name,
@@ -155,10 +121,10 @@ def shuffled_batches(activations: Tensor, batch_size: int, seed: int) -> Iterato
 
 def trainer_on(
     activations: Tensor,
-    sae: TrainingSAEConfig,
+    sae: sae_lens.TrainingSAEConfig,
     batch_size: int,
     seed: int,
-    trainer: type[Any] = SAETrainer,
+    trainer: type[Any] = sae_lens.SAETrainer,
     **settings: Any,
 ) -> Any:
     """SAELens' trainer of a new coder on shuffled activations; settings of SAETrainerConfig."""
@@ -170,4 +136,4 @@ def trainer_on(
         **settings,
     )
     batches = shuffled_batches(activations, batch_size, seed)
-    return trainer(config, TrainingSAE.from_dict(sae.to_dict()), batches)
+    return trainer(config, sae_lens.TrainingSAE.from_dict(sae.to_dict()), batches)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from sae_binary_ext.checks import check_at_least
 
-# Position 0 is an attention sink whose norm is several times every other's; it is left out of
-# training and evaluation, and left as it is when a reconstruction is spliced into the model.
+# Position 0 is an attention sink, whose norm is several times that of any other token. It is not
+# trained or measured on, and not replaced when a reconstruction is spliced into the model.
 FIRST_POSITION = 1
 
 
@@ -15,7 +15,8 @@ class DemoConfig:
     """Train binary and stock coders on SmolLM2 and compare them.
 
     With the defaults it took 12 minutes on two slow cores, with installation. Two epochs with
-    batches of 1024 take twice the training time for as many steps, and reconstruct slightly better.
+    batches of 1024 take as many steps and twice the training time. They reconstruct slightly
+    better.
     """
 
     output: Path = Path("runs/demo")
@@ -23,13 +24,13 @@ class DemoConfig:
     layer: int = 9
     """Layer of SmolLM2, 0 to 29. Coders are trained on the residual stream that enters it."""
     training_tokens: int = 300_000
-    """How many tokens to train on. Each is seen `epochs` times."""
+    """How many tokens to train on. Each one is read `epochs` times."""
     held_out_tokens: int = 30_600
-    """How many tokens of other articles to measure every figure of the table on."""
+    """How many tokens of other articles to measure the figures of the table on."""
     spliced_tokens: int = 4_000
     """How many held-out tokens run through the model with each coder's output in place."""
     epochs: int = 1
-    """How often to go through the training tokens."""
+    """How many times to train on all training tokens."""
     k: int = 32
     """Most active latents per token of the topk coders."""
     expansion: int = 8
@@ -42,15 +43,8 @@ class DemoConfig:
     """Seed of the weights and of the order of the tokens."""
 
     def __post_init__(self) -> None:
-        check_at_least(
-            1,
-            training_tokens=self.training_tokens,
-            held_out_tokens=self.held_out_tokens,
-            spliced_tokens=self.spliced_tokens,
-            epochs=self.epochs,
-            k=self.k,
-            batch_size=self.batch_size,
-        )
+        tokens = ("training_tokens", "held_out_tokens", "spliced_tokens", "batch_size")
+        check_at_least(1, **{name: getattr(self, name) for name in (*tokens, "epochs", "k")})
         if self.expansion < 2 or self.expansion % 2:
             raise ValueError(
                 f"expansion={self.expansion}: give an even number, which the entropy coders halve."

@@ -1,34 +1,41 @@
 """The demo from start to end: activations, training, comparison."""
 
 import json
+from itertools import accumulate
 from pathlib import Path
 
-import plotly.graph_objects as go
 import torch
 
-# First: it says what to install where SAELens is missing.
+# Imported first, because its error says what to install if SAELens is missing.
 import sae_binary_ext.saelens  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from sae_binary_ext.bundled.smollm2 import export_smollm2
+from sae_binary_ext.checkpoints.sources import METRICS_FILE
 from sae_binary_ext.commands import CompareConfig, run_compare
 from sae_binary_ext.commands.demo.activations import load_or_compute
-from sae_binary_ext.commands.demo.coders import CoderPlan, Trained, plan_coders, train_coder
+from sae_binary_ext.commands.demo.coders import plan_coders, train_coder
 from sae_binary_ext.commands.demo.config import FIRST_POSITION, DemoConfig
+from sae_binary_ext.report.plots import curves
 from sae_binary_ext.report.tables import aligned
 
 CURVE_POINTS = 200
 
 
 def run_demo(config: DemoConfig) -> str:
-    """Train and compare the demo's coders; files go to config.output.
-
-    Returns:
-        The comparison and the training times as tables for the terminal.
-    """
+    """Train and compare the demo's coders; returns tables. Files go to config.output."""
     config.output.mkdir(parents=True, exist_ok=True)
     activations = load_or_compute(config, export_smollm2(config.output / "model"))
     plans = plan_coders(config, activations.shape[-1])
     trained = [train_coder(plan, config, activations) for plan in plans]
-    # The saved files and not the coders in memory: it is the files a user gets.
+    # Each point is the mean of a stretch of steps, so that lines do not hide each other.
+    points: dict[str, list[tuple[int, float]]] = {}
+    for folder, _, fvu_by_step in trained:
+        stretches = torch.tensor(fvu_by_step).chunk(CURVE_POINTS)
+        ends = accumulate(map(len, stretches))
+        points[folder.name] = [
+            (end, stretch.mean().item()) for end, stretch in zip(ends, stretches, strict=True)
+        ]
+    plot = curves(points, "training step", "FVU of the training batch", mode="lines")
+    # The saved files are measured, because a user gets the files.
     table = run_compare(
         [str(training.folder) for training in trained],
         CompareConfig(
@@ -38,40 +45,15 @@ def run_demo(config: DemoConfig) -> str:
             context_size=config.context_size,
             first_position=FIRST_POSITION,
         ),
-        {"Training": _curves(trained)},
+        {"Training": plot.update_yaxes(type="log")},
     )
-    _write_beside_coders(config.output / "metrics.json")
-    return f"{table}\n\n{_training_table(plans, trained)}"
-
-
-def _write_beside_coders(comparison: Path) -> None:
-    """Each coder's own figures in its folder, where `sae-binary push` looks for them."""
-    document = json.loads(comparison.read_text())
+    # `sae-binary push` looks for a coder's own figures in its folder.
+    document = json.loads((config.output / METRICS_FILE).read_text())
     for coder in document["coders"]:
-        own = document | {"coders": [coder]}
-        (Path(coder["folder"]) / comparison.name).write_text(json.dumps(own, indent=1))
-
-
-def _training_table(plans: list[CoderPlan], trained: list[Trained]) -> str:
-    rows = [
+        own = json.dumps(document | {"coders": [coder]}, indent=1)
+        (Path(coder["folder"]) / METRICS_FILE).write_text(own)
+    times = [
         (training.folder.name, f"{plan.lr:g}", f"{training.seconds:.0f}")
         for plan, training in zip(plans, trained, strict=True)
     ]
-    return aligned([("coder", "learning rate", "training, s"), *rows])
-
-
-def _curves(trained: list[Trained]) -> go.Figure:
-    figure = go.Figure()
-    for training in trained:
-        # Means of equal stretches: a point a step would make the lines hide one another.
-        stretches = torch.tensor(training.fvu_by_step).chunk(CURVE_POINTS)
-        ends = torch.tensor([len(stretch) for stretch in stretches]).cumsum(0)
-        figure.add_scatter(
-            x=ends.tolist(),
-            y=[stretch.mean().item() for stretch in stretches],
-            name=training.folder.name,
-            mode="lines",
-        )
-    figure.update_xaxes(title="training step")
-    figure.update_yaxes(type="log", title="FVU of the training batch")
-    return figure
+    return f"{table}\n\n{aligned([('coder', 'learning rate', 'training, s'), *times])}"

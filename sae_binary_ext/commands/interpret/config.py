@@ -10,8 +10,7 @@ from sae_binary_ext.settings import JudgeFields, TextConfig
 # ten silent windows.
 FEWEST_SHOWN, FEWEST_ASKED = 10, 20
 SAMPLINGS = ("random", "quantiles", "margin")
-JUDGES = ("embedding", "tokens")
-NEGATIVES = ("random", "hard")
+JUDGES, NEGATIVES = ("embedding", "tokens"), ("random", "hard")
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,7 @@ class ActiveExamples:
 
 @dataclass(frozen=True)
 class LatentExamples:
-    """The windows by which one latent is judged; no active window is both shown and asked about.
-
-    Silent windows are tokens, int64 [windows, length].
-    """
+    """The windows by which a latent is judged. Silent ones are tokens, int64 [windows, length]."""
 
     latent: int
     firings: int
@@ -44,32 +41,28 @@ class LatentExamples:
     silent_asked: Tensor
 
 
-# Takes the documents of a latent's windows and its strength in each, both [windows]. Returns the
-# order of the windows (the first ones are used) and the quantile of each.
-Sampling = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 # Takes tokens of the shown windows [windows, length], and which windows of the pool are silent,
 # bool [windows]. Returns the order of the silent windows, hardest first.
 Nearest = Callable[[Tensor, Tensor], Tensor]
 
 
-def at_random(documents: Tensor, strengths: Tensor) -> tuple[Tensor, Tensor]:
-    """A window of each document, then a second one of each, and so on; one quantile.
+def at_random(documents: Tensor) -> tuple[Tensor, Tensor]:
+    """The order in which to use windows, and the quantile of each, which is always 0.
 
-    Windows of one article resemble each other, so examples come from many articles.
+    A window of each document comes first, then a second one of each, and so on. Windows of one
+    article resemble each other, so examples come from many articles.
     """
-    del strengths
     earlier: dict[int, count[int]] = {}
     rounds = [next(earlier.setdefault(document, count())) for document in documents.tolist()]
     return torch.tensor(rounds).argsort(stable=True), torch.zeros_like(documents)
 
 
-def by_strength(documents: Tensor, strengths: Tensor) -> tuple[Tensor, Tensor]:
-    """A window of each tenth in turn, strongest tenth first, as delphi draws them by default.
+def by_strength(strengths: Tensor) -> tuple[Tensor, Tensor]:
+    """As at_random, but a window of each tenth in turn, strongest tenth first, as delphi does.
 
     Ties are in random order; codes of binary latents are all ties. (delphi leaves ties in the order
     of the text, and may ask about a window that it has shown.)
     """
-    del documents
     ranked = strengths.argsort(descending=True, stable=True)
     size = len(ranked) // QUANTILES
     tenths = ranked[: size * QUANTILES].view(QUANTILES, size)
@@ -78,14 +71,6 @@ def by_strength(documents: Tensor, strengths: Tensor) -> tuple[Tensor, Tensor]:
     quantiles = torch.zeros_like(ranked)
     quantiles[tenths.T] = torch.arange(QUANTILES)
     return shuffled.T.flatten(), quantiles
-
-
-# "quantiles" ranks windows by code, as delphi does by default; "margin" ranks them by margin.
-SAMPLINGS: dict[str, Sampling] = {
-    "random": at_random,
-    "quantiles": by_strength,
-    "margin": by_strength,
-}
 
 
 def choose_examples(
@@ -110,9 +95,12 @@ def choose_examples(
     if silent.sum() < fewest:
         return "silent in too few windows"
     tokens, values = read.windows.tokens[place][there], read.windows.values[place][there]
-    by_margin = config.sampling == "margin"
-    strengths = read.windows.margins[place][there] if by_margin else values.amax(1)
-    order, quantiles = SAMPLINGS[config.sampling](read.windows.documents[place][there], strengths)
+    if config.sampling == "random":
+        order, quantiles = at_random(read.windows.documents[place][there])
+    else:
+        by_margin = config.sampling == "margin"
+        strengths = read.windows.margins[place][there] if by_margin else values.amax(1)
+        order, quantiles = by_strength(strengths)
     # If there are too few windows, a third is shown, and two thirds are asked about.
     few = max(FEWEST_SHOWN, min(config.shown, len(order) // 3))
     used = order[: few + config.asked]

@@ -14,6 +14,7 @@ from sae_binary_ext.commands.interpret.interpret_scores import (
     MEASURES,
     ULTRA_HIGH,
     CoderScores,
+    LatentScore,
 )
 from sae_binary_ext.measure.documents import Estimate
 from sae_binary_ext.report import tables
@@ -54,15 +55,22 @@ def _estimate(figure: Entry) -> Estimate | None:
     return Estimate(figure["value"], low, high)
 
 
-def interpretation_table(found: list[CoderScores]) -> tables.Table:
-    """One row for each coder and judge. Chance is 0.5 for area and accuracy."""
-    return tables.table_of("", COLUMNS, map(_described, found))
+def by_coder_and_judge(scores: Iterable[LatentScore]) -> list[CoderScores]:
+    """Group scores by coder and judge. Scores of different judges are never averaged."""
+    groups = grouped(scores, lambda score: (score.coder, score.judge))
+    return [CoderScores(*key, group) for key, group in groups.items()]
 
 
-def write_interpretation(found: list[CoderScores], run: dict[str, Any], folder: Path) -> None:
-    """Write interpretation.json (docs/interpret.md has the keys), with the command's settings."""
+def write_interpretation(
+    found: list[CoderScores], run: dict[str, Any], folder: Path
+) -> tables.Table:
+    """Write interpretation.json (docs/interpret.md has the keys), with the command's settings.
+
+    Returns the table for the terminal, with one row for each coder and judge.
+    """
     entries = [_described(each) for each in found]
     tables.write_figures(folder / FILE, SCHEMA_VERSION, run, "latents", coders=entries)
+    return tables.table_of("", COLUMNS, entries)
 
 
 def _described(found: CoderScores) -> Entry:
@@ -86,10 +94,9 @@ def _described(found: CoderScores) -> Entry:
 
 @dataclass(frozen=True)
 class Interpretability:
-    """The part of interpretation.json that a report shows.
+    """The part of interpretation.json that a report shows, and a plot of scores by firing rate.
 
-    Columns are labels with meanings. Rows, one for each coder and judge, have a text, an interval
-    and a value to sort by in each cell. The plot shows scores by firing rate.
+    Columns are labels with meanings. The cells of a row are text, interval and value to sort by.
     """
 
     columns: list[tuple[str, str]]
@@ -100,8 +107,7 @@ class Interpretability:
 def read_interpretability(folder: Path, coders: Iterable[str]) -> Interpretability:
     """Read the scores of these coders that `sae-binary interpret` wrote to a folder.
 
-    Raises:
-        ValueError: there is no such run, one of another version, or one of other coders.
+    ValueError if the folder has no scores of them, or a file of another version.
     """
     path, field = folder / FILE, f"interpretation={folder}"
     if not path.is_file():
@@ -132,18 +138,16 @@ def _by_rate(entries: list[Entry]) -> go.Figure:
     """Mean score of each coder in each band of firing rates, judges side by side."""
     figure = go.Figure()
     for coder, own in grouped(entries, lambda entry: entry["name"]).items():
-        bars = [bar for entry in own for bar in _bars(entry)]
+        bars: list[tuple[str, str, float]] = []
+        for entry in own:
+            # The measure is F1 if the judge has it.
+            measure, name = ("f1", "F1")
+            if entry["mean"]["f1"]["value"] is None:
+                measure = name = "area"
+            for band, of_band in entry["bands"].items():
+                if (value := of_band[measure]["value"]) is not None:
+                    bars.append((f"{entry['judge']}: {name}", band, value))
         labels, bands, values = ([bar[place] for bar in bars] for place in range(3))
         figure.add_bar(x=[labels, bands], y=values, name=coder)
     figure.update_xaxes(title="firing rate")
     return figure.update_yaxes(title="mean score", rangemode="tozero")
-
-
-def _bars(entry: Entry) -> list[tuple[str, str, float]]:
-    """Judge and measure, band of firing rates, and mean. The measure is F1 if the judge has it."""
-    measure, name = ("area", "area") if entry["mean"]["f1"]["value"] is None else ("f1", "F1")
-    return [
-        (f"{entry['judge']}: {name}", band, of_band[measure]["value"])
-        for band, of_band in entry["bands"].items()
-        if of_band[measure]["value"] is not None
-    ]

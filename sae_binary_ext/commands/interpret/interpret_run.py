@@ -2,22 +2,14 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 from tqdm import tqdm
 
-from sae_binary_ext.commands.interpret import interpret_page, with_delphi
+from sae_binary_ext.commands.interpret import examples, interpret_page, with_delphi
 from sae_binary_ext.commands.interpret.config import InterpretConfig
-from sae_binary_ext.commands.interpret.examples import (
-    DEAD,
-    LatentExamples,
-    Nearest,
-    choose_examples,
-)
-from sae_binary_ext.commands.interpret.interpret_scores import (
-    LatentScore,
-    SavedScores,
-    by_coder_and_judge,
-)
+from sae_binary_ext.commands.interpret.examples import LatentExamples
+from sae_binary_ext.commands.interpret.interpret_scores import LatentScore, SavedScores
 from sae_binary_ext.commands.interpret.windows import Reading, ReadLatents, read_latents
 from sae_binary_ext.measure.documents import ALL_ARTICLES, token_texts
 from sae_binary_ext.measure.judge import Asked, ask_about, imported, open_judge
@@ -75,9 +67,9 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
 
         answer = f"{[0] * at_once} [EXPLANATION]: {'word ' * 20}"
         ask_about(list(unscored(new(judge).judges)), judge, answer, score, saved.add)
-    found = by_coder_and_judge(saved.scores)
-    interpret_page.write_interpretation(found, settings_of(opened, config), config.output)
-    return str(interpret_page.interpretation_table(found))
+    found = interpret_page.by_coder_and_judge(saved.scores)
+    run = settings_of(opened, config)
+    return str(interpret_page.write_interpretation(found, run, config.output))
 
 
 def token_scores(coder: str, read: ReadLatents) -> Iterator[LatentScore]:
@@ -87,18 +79,16 @@ def token_scores(coder: str, read: ReadLatents) -> Iterator[LatentScore]:
     """
     for place, area in enumerate(predictability(read.places).areas[:, 0].tolist()):
         latent, firings, rate = read.facts(place)
-        score = partial(LatentScore, coder, latent, firings, rate, TOKEN_BASELINE)
-        if area == area:
-            yield score(area=area)
-        else:
-            yield score(reason="active at too few places" if firings else DEAD)
+        reason = "active at too few places" if firings else examples.DEAD
+        told: dict[str, Any] = {"area": area} if area == area else {"reason": reason}
+        yield LatentScore(coder, latent, firings, rate, TOKEN_BASELINE, **told)
 
 
 def _unscored(
     names: list[str],
     reading: Reading,
     config: InterpretConfig,
-    nearest: Nearest | None,
+    nearest: examples.Nearest | None,
     saved: SavedScores,
     judges: tuple[str, ...],
 ) -> Iterator[tuple[str, LatentExamples]]:
@@ -109,8 +99,9 @@ def _unscored(
             latent, firings, rate = read.facts(place)
             if all(saved.has(coder, latent, judge) for judge in judges):
                 continue
-            pool = reading.pool.tokens[0]
-            chosen = choose_examples(read, place, silent[:, place], pool, config, nearest)
+            chosen = examples.choose_examples(
+                read, place, silent[:, place], reading.pool.tokens[0], config, nearest
+            )
             if isinstance(chosen, LatentExamples):
                 yield coder, chosen
                 continue

@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -12,13 +13,13 @@ from torch import Tensor
 
 from sae_binary_ext.measure.documents import Estimate, estimate_of, resampled
 from sae_binary_ext.measure.progress import whole_lines
-from sae_binary_ext.report.plots import grouped
 
 # Groups of firing rates. The first paper treats the last group, ultra-high-frequency latents,
 # separately.
 BANDS = (("below 0.1%", 1e-3), ("0.1% to 1%", 1e-2), ("1% to 10%", 0.1), ("10% to 50%", 0.5))
 ULTRA_HIGH = "above 50%"
 MEASURES = ("area", "accuracy", "f1")
+_key = attrgetter("coder", "latent", "judge")
 logger = logging.getLogger(__name__)
 
 
@@ -29,8 +30,7 @@ class LatentScore:
     Attributes:
         firings: tokens read on which the latent is active; rate is its firing rate.
         judge: the method and the model that answered.
-        area: area under the ROC curve; chance is 0.5.
-        accuracy: share of right answers; chance is 0.5.
+        area, accuracy: area under the ROC curve, and share of right answers; chance is 0.5.
         f1: F1 of the answers that the latent is active.
         failed: answers that did not come, or could not be read; they are in no score.
         answered: answers that came and could be read.
@@ -88,15 +88,15 @@ class SavedScores:
     """
 
     def __init__(self, path: Path, of: str) -> None:
-        self._path = path
-        self._by_key: dict[tuple[str, int, str], LatentScore] = {}
-        header = json.dumps({"of": of}) + "\n"
-        if path.is_file() and (lines := whole_lines(path)):
-            if lines[0] == header:
-                self._take_up(LatentScore(**json.loads(line)) for line in lines[1:])
-                return
-            logger.info("%s holds scores of another run, and starts anew.", path)
-        path.write_text(header)
+        self._path, header = path, json.dumps({"of": of}) + "\n"
+        lines = whole_lines(path) if path.is_file() else []
+        if lines[:1] != [header]:
+            if lines:
+                logger.info("%s holds scores of another run, and starts anew.", path)
+            lines = [header]
+            path.write_text(header)
+        found = (LatentScore(**json.loads(line)) for line in lines[1:])
+        self._by_key = {_key(score): score for score in found}
 
     @property
     def scores(self) -> list[LatentScore]:
@@ -111,13 +111,10 @@ class SavedScores:
         """Write those scores that the file does not have, each as it comes."""
         with self._path.open("a") as file:
             for score in scores:
-                if not self.has(score.coder, score.latent, score.judge):
+                if _key(score) not in self._by_key:
                     file.write(json.dumps(asdict(score)) + "\n")
                     file.flush()
-                    self._take_up([score])
-
-    def _take_up(self, scores: Iterable[LatentScore]) -> None:
-        self._by_key |= {(each.coder, each.latent, each.judge): each for each in scores}
+                    self._by_key[_key(score)] = score
 
 
 @dataclass(frozen=True)
@@ -163,9 +160,3 @@ class CoderScores:
         return [
             score for score in self.scores if score.reason is None and band in (None, score.band)
         ]
-
-
-def by_coder_and_judge(scores: Iterable[LatentScore]) -> list[CoderScores]:
-    """Group scores by coder and judge. Scores of different judges are never averaged."""
-    groups = grouped(scores, lambda score: (score.coder, score.judge))
-    return [CoderScores(*key, group) for key, group in groups.items()]

@@ -168,11 +168,9 @@ def read_latents(
     """Read text with one forward pass for all coders. An interrupted run goes on.
 
     Context size and first position are those of `opened`. `saved` is the file of the counts; counts
-    of other `sources` (names of the model and the text) are dropped.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C, once the batch is counted and all is saved.
-        ValueError: the model's activations do not fit a coder, or there is no text.
+    of other `sources` (names of the model and the text) are dropped. ValueError if the model's
+    activations do not fit a coder, or there is no text. After Ctrl-C all is saved, and
+    KeyboardInterrupt is raised.
     """
     first = opened.first_position
     amount = replace(amount, context_size=opened.context_size, first_position=first)
@@ -203,14 +201,12 @@ def _drawn(values: Tensor, latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def codes_and_margins(coder: Any, inputs: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes of some latents, and margins by which to rank a latent's firings.
+    """Codes of some latents, and margins by which to rank a latent's firings, on the CPU.
 
     The margin of a binary latent is its pre-activation. For topk and groupmax, the highest
     pre-activation of the silent latents is subtracted. A constant threshold is not subtracted,
     because it does not change the order. The margin of a latent with values is its code.
-
-    The coder needs no context. Inputs are [tokens, d_in], latents int64 [latents]. Returns float32
-    [tokens, latents] on the CPU.
+    Inputs are [tokens, d_in], latents int64 [latents], and both results float32 [tokens, latents].
     """
     inputs = inputs.to(coder.device, torch.float32)
     if isinstance(coder, BinaryCoder):

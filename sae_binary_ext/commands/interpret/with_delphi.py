@@ -22,8 +22,7 @@ UNREADABLE = "Explanation could not be parsed."
 EXPLANATION_TOKENS, ANSWER_TOKENS = 500, 100
 # delphi's scorers, by the name of the method.
 SCORERS = {"detection": "DetectionScorer", "fuzz": "FuzzingScorer"}
-# Gives the text of a token.
-TokenText = Callable[[int], str]
+TokenText = Callable[[int], str]  # gives the text of a token
 
 
 def latent_record(examples: LatentExamples, coder: str, text: TokenText) -> Any:
@@ -143,10 +142,7 @@ class _Client:
 
 
 class LanguageModelScorer:
-    """delphi's DefaultExplainer, then its DetectionScorer and FuzzingScorer.
-
-    A scorer sends `at_once` windows in one request.
-    """
+    """delphi's DefaultExplainer, then its scorers, which send `at_once` windows in a request."""
 
     def __init__(self, judge: Asked, text: TokenText, at_once: int) -> None:
         self._judge, self._text, self._at_once = judge, text, at_once

@@ -19,10 +19,10 @@ from selenium.webdriver.support.ui import Select
 from sae_binary_ext.commands import LatentScore
 from sae_binary_ext.commands.compare.compare_page import LatentView, write_comparison_report
 from sae_binary_ext.commands.interpret.interpret_page import (
+    by_coder_and_judge,
     read_interpretability,
     write_interpretation,
 )
-from sae_binary_ext.commands.interpret.interpret_scores import by_coder_and_judge
 from sae_binary_ext.measure import Candidate, ComparedCoder, Site
 from sae_binary_ext.measure.comparison import RunningLosses
 from sae_binary_ext.measure.documents import document_weights

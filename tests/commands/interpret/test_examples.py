@@ -5,12 +5,12 @@ from torch import Tensor
 from sae_binary_ext.commands.interpret.config import (
     FEWEST_ASKED,
     FEWEST_SHOWN,
+    SAMPLINGS,
     InterpretConfig,
     TextAmount,
 )
 from sae_binary_ext.commands.interpret.examples import (
     QUANTILES,
-    SAMPLINGS,
     LatentExamples,
     at_random,
     by_strength,
@@ -45,7 +45,7 @@ def chosen(
 
 def test_documents_take_turns():
     documents = torch.tensor([4, 4, 4, 9, 4, 9, 5])
-    order, quantiles = at_random(documents, torch.zeros(7))
+    order, quantiles = at_random(documents)
     assert documents[order].tolist() == [4, 9, 5, 4, 9, 4, 4]
     assert order.tolist() == [0, 3, 6, 1, 5, 2, 4]
     assert quantiles.unique().tolist() == [0]
@@ -53,7 +53,7 @@ def test_documents_take_turns():
 
 def test_tenths_take_turns():
     strength = torch.randperm(43).float() + 1
-    order, quantiles = by_strength(torch.zeros(43, dtype=torch.long), strength)
+    order, quantiles = by_strength(strength)
     # The weakest three are in no tenth.
     assert sorted(strength[order].tolist()) == sorted(strength.tolist())[3:]
     tenth = (43 - strength[order]) // 4
@@ -61,7 +61,7 @@ def test_tenths_take_turns():
     assert tenth.view(-1, QUANTILES).tolist() == [list(range(QUANTILES))] * 4
 
 
-@pytest.mark.parametrize("sampling", list(SAMPLINGS))
+@pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("windows", [FEWEST_SHOWN + FEWEST_ASKED, 40, 60, 250])
 def test_none_is_shown_and_asked_about(sampling: str, windows: int):
     found = chosen(read(windows, torch.rand(windows)), sampling)

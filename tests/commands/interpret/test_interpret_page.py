@@ -6,10 +6,10 @@ import pytest
 
 from sae_binary_ext.commands.interpret.interpret_page import (
     COLUMNS,
+    by_coder_and_judge,
     read_interpretability,
     write_interpretation,
 )
-from sae_binary_ext.commands.interpret.interpret_scores import by_coder_and_judge
 from tests.commands.interpret.test_interpret_scores import SCORES
 
 

@@ -6,14 +6,13 @@ import pytest
 import torch
 
 from sae_binary_ext.commands.interpret.interpret_page import (
-    interpretation_table,
+    by_coder_and_judge,
     write_interpretation,
 )
 from sae_binary_ext.commands.interpret.interpret_scores import (
     LatentScore,
     SavedScores,
     area_of,
-    by_coder_and_judge,
     f1_of,
 )
 
@@ -58,10 +57,9 @@ def test_scores_of_two_judges_stay_apart(tmp_path: Path):
     found = by_coder_and_judge([*SCORES, *other])
     assert [each.judge for each in found] == [JUDGE, "other"]
     assert found[1].mean("f1").value == pytest.approx(0.9)
-    table = str(interpretation_table(found))
+    table = str(write_interpretation(found, {"tokens": "1000"}, tmp_path))
     assert "4/6" in table
     assert "0.47 [" in table
-    write_interpretation(found, {"tokens": "1000"}, tmp_path)
     document = json.loads((tmp_path / "interpretation.json").read_text())
     one, two = document["coders"]
     assert (one["judge"], two["judge"]) == (JUDGE, "other")
