@@ -26,7 +26,6 @@ from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.bundled.smollm2 import MODEL_NAME, export_smollm2
 from sae_binary_ext.measure.candidates import Candidate, common_model
-from sae_binary_ext.saelens.hook_views import HookView
 from sae_binary_ext.saelens.hooked_model import (
     BRIDGES,
     HOOKED_TRANSFORMER,
@@ -35,7 +34,7 @@ from sae_binary_ext.saelens.hooked_model import (
     load_hooked_model,
     positions_of,
 )
-from sae_binary_ext.saelens.splice import HookedModel, Splice, SplicedLosses, resolve_hook
+from sae_binary_ext.saelens.splice import HookedModel, HookView, Splice, SplicedLosses, resolve_hook
 from sae_binary_ext.saelens.transcoder_base import SkipConnection
 
 logger = logging.getLogger(__name__)

@@ -27,36 +27,32 @@ from sae_binary_ext.training.fields import EntropyFields
 
 @dataclass
 class EntropyLossFields(EntropyFields):
-    """The fields of the entropy and covariance losses, and those of EntropyFields.
+    """The weights of the entropy and covariance losses; EntropyFields has their other fields.
 
-    A coefficient is in units of FVU, the share of variance left unexplained, so it means the same
-    at every scale and width. The paper's alpha on its mean squared error is the coefficient times
-    the variance per dimension.
+    A coefficient is in units of FVU, the fraction of variance unexplained, so that it means the
+    same at any scale and width. The paper's alpha, on the mean squared error, is the coefficient
+    times the variance per dimension.
 
     Args:
-        entropy_coefficient: what one bit of a batch's code entropy costs. 0 turns the loss off.
-        covariance_coefficient: what one unit of summed absolute covariance costs. 0 turns the loss
-            off.
+        entropy_coefficient: cost of one bit of a batch's code entropy. 0 turns the loss off.
+        covariance_coefficient: cost of one unit of the sum of absolute covariances. 0 turns the
+            loss off.
     """
 
     entropy_coefficient: float = 0.0
     covariance_coefficient: float = 0.0
 
     def check_entropy_fields(self) -> None:
-        """Raise ValueError if one of the fields is out of range."""
+        """Raise ValueError if a field is out of range."""
         names = [field.name for field in fields(EntropyLossFields)]
         check_at_least(0, **{name: getattr(self, name) for name in names})
 
     def entropy_losses(self, step: int, codes: Encoded, target: Tensor) -> dict[str, Tensor]:
-        """The losses that are on, by name, in the units of SAELens' reconstruction loss.
+        """The losses that are on after this many steps, by name; target is [tokens, d_out].
 
-        Args:
-            step: training steps done.
-            codes: of the batch.
-            target: [tokens, d_out].
+        They are in the units of SAELens' reconstruction loss, which is FVU times total_variance.
         """
         share = ramp(step, self.entropy_start_step, self.entropy_warm_up_steps)
-        # SAELens' reconstruction loss is FVU times this.
         scale = share * total_variance(target)
         losses: dict[str, Tensor] = {}
         if self.entropy_coefficient:
@@ -77,8 +73,8 @@ class EntropyLossFields(EntropyFields):
 class BinaryEntropyTrainingSAEConfig(EntropyLossFields, BinaryTrainingSAEConfig):
     """Config for training a binary autoencoder with entropy and covariance losses.
 
-    The fields are those of BinaryTrainingSAEConfig and EntropyLossFields. By default the entropy
-    loss is on, latents have thresholds in place of k, and no loss raises dead latents.
+    The fields are those of BinaryTrainingSAEConfig and EntropyLossFields. By default, the entropy
+    loss is on, the selection is threshold, and no loss raises dead latents.
     """
 
     selection: str = choice(*SELECTIONS, default="threshold")

@@ -1,10 +1,10 @@
-"""SAELens' estimates of scale and whitening, made of the tokens that are finite."""
+"""SAELens' estimates of scale and whitening, computed from finite tokens alone."""
 
 from collections.abc import Iterator
+from typing import Any, cast
 
 import torch
-from sae_lens.training.activation_scaler import ActivationScaler
-from sae_lens.training.types import DataProvider
+from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhitening
 from torch import Tensor
 from typing_extensions import override
 
@@ -16,40 +16,64 @@ _NAMES = {
     SCALE: f"the activation scale (normalize_activations={SCALE!r})",
     WHITENING: f"the whitening (normalize_activations={WHITENING!r})",
 }
-# Tokens that an estimate takes at least: two for a covariance.
+# The fewest tokens that an estimate takes. A covariance needs two.
 _FEWEST_TOKENS = {SCALE: 1, WHITENING: 2}
 
 
-def finite_batches(
-    batches: Iterator[Tensor], mode: str, count: int, *, skip_non_finite: bool
-) -> FiniteBatches:
-    """What an estimate reads.
+class FiniteScaler(ActivationScaler):
+    """SAELens' scaler, with estimates that leave out tokens that are not finite, or refuse them."""
 
-    Args:
-        batches: yields [tokens, width].
-        mode: SCALE or WHITENING.
-        count: how many batches the estimate reads.
-        skip_non_finite: leave tokens out that are not finite, instead of stopping.
-    """
-    return FiniteBatches(
-        batches, _NAMES[mode], skip=skip_non_finite, count=count, needed=_FEWEST_TOKENS[mode]
-    )
+    def __init__(self, *, skip_non_finite: bool = False) -> None:
+        super().__init__()
+        self.skip_non_finite = skip_non_finite
+
+    @override
+    def estimate_scaling_factor(
+        self, d_in: int, data_provider: Iterator[Tensor], n_batches_for_norm_estimate: int = 1000
+    ) -> None:
+        """As SAELens', but ValueError for tokens that it cannot use, or if all are 0."""
+        count = n_batches_for_norm_estimate
+        self.scaling_factor = self.factor_of(d_in, self._finite(data_provider, SCALE, count), count)
+
+    @override
+    @torch.no_grad()
+    def estimate_whitening(
+        self,
+        d_in: int,
+        data_provider: Iterator[Tensor],
+        n_batches_for_norm_estimate: int = 1000,
+        eps: float = 1e-3,
+    ) -> None:
+        """As SAELens', but ValueError for tokens that it cannot use."""
+        count = n_batches_for_norm_estimate
+        batches = self._finite(data_provider, WHITENING, count)
+        self.whitening = self.whitening_of(d_in, batches, count, eps)
+
+    def factor_of(self, d_in: int, batches: Iterator[Tensor], count: int) -> Any:
+        """The factor for count batches of [tokens, d_in]: a float, or PairFactors for pairs."""
+        return mean_norm_factor(d_in, batches, count)
+
+    def whitening_of(
+        self, d_in: int, batches: Iterator[Tensor], count: int, eps: float
+    ) -> ActivationWhitening:
+        """The whitening for count batches of [tokens, d_in], in float64."""
+        scaler = ActivationScaler()
+        scaler.estimate_whitening(d_in, batches, count, eps)
+        return cast(ActivationWhitening, scaler.whitening)
+
+    def _finite(self, batches: Iterator[Tensor], mode: str, count: int) -> Iterator[Tensor]:
+        skip, needed = self.skip_non_finite, _FEWEST_TOKENS[mode]
+        return FiniteBatches(batches, _NAMES[mode], skip=skip, count=count, needed=needed)
 
 
-def estimate_scale(d_in: int, batches: Iterator[Tensor], count: int) -> float:
-    """What activations are multiplied by, so that their mean norm is the root of their width.
+def mean_norm_factor(width: int, batches: Iterator[Tensor], count: int) -> float:
+    """The factor that brings tokens to a mean norm of sqrt(width); ValueError if there is none.
 
-    Args:
-        d_in: the width.
-        batches: yields [tokens, d_in], or norms [tokens, 1].
-        count: how many batches to read.
-
-    Raises:
-        ValueError: the mean norm is 0, infinite or no number.
+    batches yields activations [tokens, width], or their norms [tokens, 1].
     """
     scaler = ActivationScaler()
     try:
-        scaler.estimate_scaling_factor(d_in, batches, count)
+        scaler.estimate_scaling_factor(width, batches, count)
     except ZeroDivisionError:
         scaler.scaling_factor = None
     if not scaler.scaling_factor or not scaler.scaling_factor < float("inf"):
@@ -59,45 +83,3 @@ def estimate_scale(d_in: int, batches: Iterator[Tensor], count: int) -> float:
             "and at n_batches_for_norm_estimate."
         )
     return scaler.scaling_factor
-
-
-class FiniteScaler(ActivationScaler):
-    """SAELens' scaler, whose estimates leave tokens out that are not finite, or stop at them."""
-
-    def __init__(self, *, skip_non_finite: bool) -> None:
-        super().__init__()
-        self.skip_non_finite = skip_non_finite
-
-    @override
-    def estimate_scaling_factor(
-        self, d_in: int, data_provider: DataProvider, n_batches_for_norm_estimate: int = 1000
-    ) -> None:
-        """As SAELens'.
-
-        Raises:
-            ValueError: a token is not finite and is not to be skipped, none is left, or all are 0.
-        """
-        count = n_batches_for_norm_estimate
-        batches = self._finite(data_provider, SCALE, count)
-        self.scaling_factor = estimate_scale(d_in, batches, count)
-
-    @override
-    @torch.no_grad()
-    def estimate_whitening(
-        self,
-        d_in: int,
-        data_provider: DataProvider,
-        n_batches_for_norm_estimate: int = 1000,
-        eps: float = 1e-3,
-    ) -> None:
-        """As SAELens'.
-
-        Raises:
-            ValueError: a token is not finite and is not to be skipped, or fewer than two are left.
-        """
-        count = n_batches_for_norm_estimate
-        batches = self._finite(data_provider, WHITENING, count)
-        super().estimate_whitening(d_in, batches, count, eps)
-
-    def _finite(self, batches: Iterator[Tensor], mode: str, count: int) -> FiniteBatches:
-        return finite_batches(batches, mode, count, skip_non_finite=self.skip_non_finite)

@@ -16,17 +16,16 @@ from sae_binary_ext.checks import check_at_least, check_training_dtype
 from sae_binary_ext.coding.auxiliary import auxiliary_error
 from sae_binary_ext.coding.encode import Encoder
 from sae_binary_ext.coding.forms.encoded import Encoded, encode_batch
-from sae_binary_ext.coding.initialization import fit_decoder, fit_start, sample_rows
+from sae_binary_ext.coding.initialization import fit_decoder, sample_rows
 from sae_binary_ext.saelens.autoencoder import (
     BinaryCodeConfig,
     BinaryCoder,
     BinaryTrainingSAE,
     BinaryTrainingSAEConfig,
+    SavedAtOnce,
 )
 from sae_binary_ext.saelens.binary_entropy import EntropyLossFields
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE, TrainingFields
-from sae_binary_ext.saelens.pairs import split_pairs
-from sae_binary_ext.saelens.saved_at_once import SavedAtOnce
 from sae_binary_ext.saelens.transcoder_base import (
     SkipConnection,
     TranscoderBase,
@@ -72,8 +71,8 @@ class BinaryTranscoderTrainingSAEConfig(
     The fields are those of BinaryTrainingSAEConfig, EntropyLossFields and TranscoderFields.
 
     Args:
-        aux_loss_coefficient: weight of AuxK's loss, in which dead latents learn from the residual.
-            0 turns it off.
+        aux_loss_coefficient: weight of the AuxK loss, which trains dead latents to reconstruct the
+            residual. 0 turns it off.
     """
 
     aux_loss_coefficient: float = 0.0
@@ -95,16 +94,16 @@ class BinaryTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOv
 ):
     """A binary transcoder in training.
 
-    The first batch sets the encoder to unit-variance pre-activations, its biases to the starting
-    rate, and the decoder to what the target is on average when a latent fires (see
-    coding.initialization), unless weights were loaded before.
+    Unless a parameter was set before, the first batch sets the encoder to pre-activations of unit
+    variance, its biases to the starting rate, and each decoder row to the mean target of the tokens
+    on which its latent fires (see coding.initialization).
     """
 
     cfg: BinaryTranscoderTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @override
     def _input_and_target(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        return split_pairs(batch, self.cfg.d_in, self.cfg.d_out or 0)
+        return self.split(batch)
 
     @override
     def _encode_batch(self, encoder: Encoder) -> tuple[Encoded, Tensor | None]:
@@ -135,14 +134,9 @@ class BinaryTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOv
     @override
     @torch.no_grad()
     def fit_to_first_batch(self, batch: Tensor) -> None:
-        rows = sample_rows(batch).to(self.dtype)
-        x, target = split_pairs(rows, self.cfg.d_in, self.cfg.d_out or 0)
+        x, target = self.split(sample_rows(batch).to(self.dtype))
         self.b_dec.copy_(target.mean(0))
-        normalised = self.run_time_activation_norm_fn_in(x)
-        rate = self.cfg.starting_rate()
-        start = fit_start(normalised, self.W_enc, self.log_threshold, self.rule, rate)
-        self.W_enc.copy_(start.encoder_weight)
-        self.b_enc.copy_(start.encoder_bias)
+        self._fit_encoder(self.run_time_activation_norm_fn_in(x))
         if self.cfg.decoder_init_norm is None:
             weight, bias = fit_decoder(self.encode(x), target)
             self.W_dec.copy_(weight)
@@ -169,8 +163,7 @@ class TopKTranscoder(SkipConnection, SavedAtOnce, TopKSAE, TranscoderBase):
 class TopKTranscoderTrainingSAEConfig(TrainingFields, TranscoderFields, TopKTrainingSAEConfig):
     """Config for training a TopK transcoder: SAELens' TopK fields and those of the other bases.
 
-    With decoder_init_norm None the decoder starts at zero, as sparsify's does, and there is no norm
-    to rescale by.
+    If decoder_init_norm is None, the decoder starts at zero, as in sparsify.
     """
 
     rescale_acts_by_decoder_norm: bool = False
@@ -183,7 +176,7 @@ class TopKTranscoderTrainingSAEConfig(TrainingFields, TranscoderFields, TopKTrai
         if self.rescale_acts_by_decoder_norm and self.decoder_init_norm is None:
             raise ValueError(
                 "rescale_acts_by_decoder_norm=True with decoder_init_norm=None: the decoder starts "
-                "at zero, which has no norm to rescale by. Give decoder_init_norm a number."
+                "at zero, so there is no norm to rescale by. Give decoder_init_norm a number."
             )
 
     @override
@@ -202,8 +195,8 @@ class TopKTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOver
 ):
     """A TopK transcoder in training: SAELens' TopK coder, compared with the target.
 
-    The first batch sets b_dec to the mean target and the encoder's biases to centre its input,
-    unless weights were loaded before; so do sparsify's.
+    As in sparsify, the first batch sets b_dec to the mean target, and the encoder's biases so that
+    they centre the input, unless a parameter was set before.
     """
 
     cfg: TopKTranscoderTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -211,6 +204,6 @@ class TopKTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOver
     @override
     @torch.no_grad()
     def fit_to_first_batch(self, batch: Tensor) -> None:
-        x, target = split_pairs(batch.to(self.dtype), self.cfg.d_in, self.cfg.d_out or 0)
+        x, target = self.split(batch.to(self.dtype))
         self.b_dec.copy_(target.mean(0))
         self.b_enc.copy_(-self.run_time_activation_norm_fn_in(x).mean(0) @ self.W_enc)

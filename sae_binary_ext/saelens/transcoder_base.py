@@ -1,13 +1,12 @@
-"""What SAELens transcoders of this package share, whatever their codes.
+"""The classes that binary and TopK transcoders share.
 
 A transcoder reads one activation of a model and predicts another, usually an MLP's output from its
 input. The skip connection is that of Paulo, Shabalin, Belrose, Transcoders Beat Sparse Autoencoders
 for Interpretability (arXiv 2501.18823).
 
-How a transcoder's classes are put together, from the first that Python asks to the last:
-SkipConnection wraps encode and decode, then comes the coder (binary, or SAELens' TopK), then
-TranscoderTraining, which compares with the target in place of the input, and at last TranscoderBase
-with the shapes.
+The bases of a transcoder, in Python's method resolution order: SkipConnection wraps encode and
+decode; the coder (binary, or SAELens' TopK) makes codes; TranscoderTraining compares the output
+with the target; TranscoderBase sets the shapes.
 """
 
 from collections.abc import Callable
@@ -27,16 +26,16 @@ from sae_binary_ext.saelens.pairs import PairFactors, split_pairs, whitening_par
 
 @dataclass
 class TranscoderFields(TranscoderConfig):
-    """The fields every transcoder adds.
+    """The fields that every transcoder adds.
 
     Args:
         d_out: width of the output. None takes d_in.
-        skip_connection: add a linear map of the input, W_skip [d_out, d_in], to the output.
+        skip_connection: if True, the output has a linear map of the input, W_skip [d_out, d_in],
+            added.
     """
 
     d_out: int | None = None  # pyright: ignore
     skip_connection: bool = False
-    # b_dec is as wide as the output and belongs to it.
     apply_b_dec_to_input: bool = False
 
     @override
@@ -47,32 +46,31 @@ class TranscoderFields(TranscoderConfig):
             raise ValueError(f"d_out={self.d_out!r}: give the width of the output, at least 1.")
         if self.apply_b_dec_to_input:
             raise ValueError(
-                "apply_b_dec_to_input=True: a transcoder's b_dec belongs to its output, which may "
-                "have another width than its input. Leave it out or give False."
+                "apply_b_dec_to_input=True: a transcoder's b_dec is part of its output, which may "
+                "differ in width from its input. Leave the field out or give False."
             )
         if self.reshape_activations != "none":
             raise ValueError(
                 f"reshape_activations={self.reshape_activations!r}: a transcoder takes activations "
-                "as they are, [..., d_in]. Leave it out."
+                "of shape [..., d_in]. Leave the field out."
             )
         super().__post_init__()
 
     @override
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any]) -> Any:
-        """A config of a to_dict()."""
-        # TranscoderConfig's own hands its metadata on as a dict, which training configs write to.
+        # TranscoderConfig's own leaves the metadata a dict. Training configs set its attributes.
         return super(TranscoderConfig, cls).from_dict(config_dict)
 
 
 class TranscoderBase(Transcoder):
-    """A SAELens transcoder, fit to stand behind other classes."""
+    """SAELens' transcoder, as the last base of others."""
 
     def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
         if use_error_term:
             raise ValueError(
-                "use_error_term=True: a transcoder does not see the output it is to match. Give it "
-                "to the model instead: model.add_sae(transcoder, use_error_term=True)."
+                "use_error_term=True: a transcoder does not see the output that it predicts. Give "
+                "the argument to the model: model.add_sae(transcoder, use_error_term=True)."
             )
         super().__init__(cfg)
         self.run_time_activation_norm_fn_out = self._forget_statistics
@@ -80,22 +78,21 @@ class TranscoderBase(Transcoder):
     @override
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any]) -> Any:
-        """A coder of a config's to_dict()."""
-        # Transcoder's own would make a plain TranscoderConfig of it.
+        # Transcoder's own would make a plain TranscoderConfig.
         return super(Transcoder, cls).from_dict(config_dict)
 
     def _forget_statistics(self, output: Tensor) -> Tensor:
-        # Those of an input (layer_norm) say nothing about an output at another place of the model.
+        # The output is another activation, so the input's statistics (layer_norm) do not apply.
         for name in ("ln_mu", "ln_std", "x_norm_coeff"):
             vars(self).pop(name, None)
         return output
 
 
 class SkipConnection(SAE[Any]):
-    """Adds W_skip's part of the input to what a transcoder decodes.
+    """Adds W_skip @ input to the decoded output.
 
-    SAELens attaches a transcoder to a model as encode followed by decode, and decode is given the
-    codes alone. So encode notes which input its codes are of, for as long as the codes live.
+    In a model, SAELens calls encode and then decode, which gets the codes alone. So encode
+    remembers the input of its codes for as long as the codes exist.
     """
 
     W_skip: nn.Parameter | None
@@ -104,12 +101,10 @@ class SkipConnection(SAE[Any]):
     def initialize_weights(self) -> None:
         super().initialize_weights()
         self._input_of_codes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        shape = (self.cfg.d_out, self.cfg.d_in)
-        self.W_skip = (
-            nn.Parameter(torch.zeros(shape, dtype=self.dtype, device=self.device))
-            if self.cfg.skip_connection
-            else None
-        )
+        self.W_skip = None
+        if self.cfg.skip_connection:
+            zeros = torch.zeros(self.cfg.d_out, self.cfg.d_in, dtype=self.dtype, device=self.device)
+            self.W_skip = nn.Parameter(zeros)
 
     @override
     def encode(self, x: Tensor) -> Tensor:
@@ -121,18 +116,17 @@ class SkipConnection(SAE[Any]):
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
-        """Output [..., d_out] of codes [..., d_sae] that encode returned, changed in place or not.
+        """Output [..., d_out] of codes [..., d_sae].
 
-        Raises:
-            ValueError: there is a skip connection, and the codes are no tensor that encode
-                returned, so that their input is unknown.
+        With a skip connection, the codes must be the tensor that encode returned (ValueError if
+        not), changed in place or not.
         """
         if self.W_skip is None:
             return super().decode(feature_acts)  # pyright: ignore[reportAbstractUsage]
         x = cast(Tensor | None, self._input_of_codes.get(feature_acts))
         if x is None:
             raise ValueError(
-                "decode: this transcoder has a skip connection, and encode did not return this "
+                "decode: this transcoder has a skip connection, but encode did not return this "
                 "tensor of codes, so their input is unknown. Use decode_with_input(codes, x), or "
                 "change the codes in place."
             )
@@ -144,7 +138,7 @@ class SkipConnection(SAE[Any]):
         return self.with_skip(output, x)
 
     def with_skip(self, output: Tensor, x: Tensor) -> Tensor:
-        """The output [..., d_out] of the codes, plus W_skip's part of the input [..., d_in]."""
+        """output [..., d_out], plus W_skip @ x [..., d_in] if there is a skip connection."""
         return output if self.W_skip is None else output + x.to(self.dtype) @ self.W_skip.T
 
     @override
@@ -154,7 +148,7 @@ class SkipConnection(SAE[Any]):
 
 
 class TranscoderTraining(TrainingSAE[Any]):
-    """What transcoders in training share: a step takes pairs and compares with their targets."""
+    """A transcoder in training: each step takes pairs and compares outputs with their targets."""
 
     W_skip: nn.Parameter | None
     decode_with_input: Callable[[Tensor, Tensor], Tensor]
@@ -167,47 +161,30 @@ class TranscoderTraining(TrainingSAE[Any]):
             self.W_dec.data.zero_()
         else:
             # TrainingSAE has tied the encoder to the decoder, which is as wide as the output.
-            weight = torch.empty(
-                self.cfg.d_in, self.cfg.d_sae, dtype=self.dtype, device=self.device
-            )
+            weight = self.W_dec.new_empty(self.cfg.d_in, self.cfg.d_sae)
             self.W_enc = nn.Parameter(nn.init.kaiming_uniform_(weight))
+
+    def split(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of pairs [tokens, d_in + d_out]; another width is a ValueError."""
+        return split_pairs(pairs, self.cfg.d_in, self.cfg.d_out)
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """Losses of a batch of pairs.
-
-        Args:
-            step_input: sae_in is [tokens, d_in + d_out], inputs before targets.
-
-        Returns:
-            SAELens' output, with the targets as sae_in: what it logs as variance explained is that
-            of the targets.
-
-        Raises:
-            ValueError: the rows are not d_in + d_out wide.
-        """
-        x, target = split_pairs(step_input.sae_in, self.cfg.d_in, self.cfg.d_out)
+        """As SAELens', but for pairs. The output's sae_in, which SAELens logs, are the targets."""
+        x, target = self.split(step_input.sae_in)
         codes, pre = self.encode_with_hidden_pre(x)
         output = self.decode_with_input(codes, x)
-        reconstruction_loss = self.mse_loss_fn(output, target).sum(dim=-1).mean()
-        further = cast(
-            dict[str, Tensor],
-            self.calculate_aux_loss(replace(step_input, sae_in=target), codes, pre, output),
-        )
-        losses = {"mse_loss": reconstruction_loss, **further}
-        return TrainStepOutput(
-            sae_in=target,
-            sae_out=output,
-            feature_acts=codes,
-            hidden_pre=pre,
-            loss=torch.stack(list(losses.values())).sum(),
-            losses=losses,
-        )
+        error = self.mse_loss_fn(output, target).sum(dim=-1).mean()
+        step_input = replace(step_input, sae_in=target)
+        further = self.calculate_aux_loss(step_input, codes, pre, output)
+        losses = {"mse_loss": error, **cast(dict[str, Tensor], further)}
+        loss = torch.stack(list(losses.values())).sum()
+        return TrainStepOutput(target, output, codes, pre, loss, losses)
 
     @override
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(self, scaling_factor: PairFactors) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Take the factors of inputs and targets into the weights, for raw activations."""
+        """As SAELens', but with one factor for inputs and one for targets."""
         self.W_enc.data *= scaling_factor.input
         self.W_dec.data /= scaling_factor.target
         self.b_dec.data /= scaling_factor.target
@@ -220,13 +197,7 @@ class TranscoderTraining(TrainingSAE[Any]):
     def fold_activation_whitening(
         self, mean: Tensor, whitening_matrix: Tensor, unwhitening_matrix: Tensor
     ) -> None:
-        """Take the whitenings of inputs and targets into the weights, for raw activations.
-
-        Args:
-            mean: [d_in + d_out].
-            whitening_matrix: [d_in + d_out, d_in + d_out], block-diagonal.
-            unwhitening_matrix: its inverse.
-        """
+        """As SAELens', but for pairs: the matrices have one block for inputs, one for targets."""
         # In float64, as SAELens keeps these statistics.
         whole = ActivationWhitening(mean, whitening_matrix, unwhitening_matrix).to(self.device)
         source = whitening_part(whole, slice(None, self.cfg.d_in))
