@@ -35,7 +35,7 @@ from sae_binary_ext.saelens.hooked_model import (
     positions_of,
 )
 from sae_binary_ext.saelens.splice import HookedModel, HookView, Splice, SplicedLosses, resolve_hook
-from sae_binary_ext.saelens.transcoder_base import SkipConnection
+from sae_binary_ext.saelens.transcoder import SkipConnection
 
 logger = logging.getLogger(__name__)
 ROWS_PER_FORWARD = 8

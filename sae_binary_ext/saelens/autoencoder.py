@@ -9,14 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.saes.sae import (
-    SAE,
-    SAEConfig,
-    TrainCoefficientConfig,
-    TrainingSAEConfig,
-    TrainStepInput,
-    TrainStepOutput,
-)
+from sae_lens.saes import sae as host
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from simple_parsing import choice
 from torch import Tensor, nn
 from typing_extensions import override
@@ -39,7 +33,7 @@ from sae_binary_ext.training.finite import check_parameters
 
 
 @dataclass
-class BinaryCodeConfig(SAEConfig):
+class BinaryCodeConfig(host.SAEConfig):
     """The fields that every binary coder adds to SAELens' own.
 
     Args:
@@ -63,12 +57,17 @@ class BinaryCodeConfig(SAEConfig):
         self.code_rule().check_latents(self.d_sae)
         checks.check_layer_norm(self.normalize_activations, self.d_in)
 
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "binary"
+
     def code_rule(self) -> CodeRule:
         """The fields above in the form that coding takes."""
         return CodeRule(self.selection, self.k, self.surrogate, self.surrogate_temperature)
 
 
-class SavedAtOnce(SAE[Any]):
+class SavedAtOnce(host.SAE[Any]):
     """A coder whose files a killed process leaves whole or absent (see saving.replacing)."""
 
     def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
@@ -116,9 +115,9 @@ class BinaryCoder(SavedAtOnce):
         return self.codes_and_pre_activations(x, noise=False)[0]
 
     def encode_packed(self, x: Tensor) -> Tensor:
-        """Codes of encode's x, one bit each, without hooks, gradient or an array of codes.
+        """Codes of encode's x in bits, uint8 [..., d_sae / 8 rounded up]; no gradient, no hooks.
 
-        Returns uint8 [..., d_sae / 8 rounded up]; coding.unpack turns it into codes.
+        coding.unpack turns them into codes.
         """
         return infer_packed(self._encoder(self._checked_input(x)))
 
@@ -166,11 +165,11 @@ class BinaryCoder(SavedAtOnce):
 
     def _origin(self) -> Tensor:
         """The vector subtracted from the input, [d_in]."""
-        return self.b_dec * self.cfg.apply_b_dec_to_input
+        applied = self.cfg.apply_b_dec_to_input
+        return self.b_dec if applied else self.b_dec.new_zeros(self.cfg.d_in)
 
     def _rounded_log_threshold(self) -> Tensor:
-        # SAELens' loaders round it to the coder's dtype. It is rounded here too, so that the coder
-        # in training and the saved one have the same codes.
+        # SAELens' loaders round it too: the saved coder and the one in training have equal codes.
         dtype = self.b_enc.dtype
         return self.log_threshold.to(dtype).to(torch.promote_types(dtype, torch.float32))
 
@@ -178,11 +177,6 @@ class BinaryCoder(SavedAtOnce):
 @dataclass
 class BinarySAEConfig(BinaryCodeConfig):
     """Config of a trained binary autoencoder; the fields are those of BinaryCodeConfig."""
-
-    @override
-    @classmethod
-    def architecture(cls) -> str:
-        return "binary"
 
 
 class BinarySAE(BinaryCoder):
@@ -192,7 +186,9 @@ class BinarySAE(BinaryCoder):
 
 
 @dataclass
-class BinaryTrainingSAEConfig(TrainingFields, LearningFields, BinaryCodeConfig, TrainingSAEConfig):
+class BinaryTrainingSAEConfig(
+    TrainingFields, LearningFields, BinaryCodeConfig, host.TrainingSAEConfig
+):
     """Config for training a binary autoencoder; the bases have further fields.
 
     A coefficient is in units of FVU, the fraction of variance unexplained. 0 turns its loss off.
@@ -221,11 +217,6 @@ class BinaryTrainingSAEConfig(TrainingFields, LearningFields, BinaryCodeConfig, 
     surrogate_latents: str | None = None
 
     @override
-    @classmethod
-    def architecture(cls) -> str:
-        return "binary"
-
-    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.initial_firing_rate is not None:
@@ -248,9 +239,7 @@ class BinaryTrainingSAEConfig(TrainingFields, LearningFields, BinaryCodeConfig, 
 
     def starting_rate(self) -> float:
         """The firing rate that the first batch sets the encoder biases to."""
-        if self.initial_firing_rate is not None:
-            return self.initial_firing_rate
-        return starting_rate(self.code_rule(), self.d_sae)
+        return self.initial_firing_rate or starting_rate(self.code_rule(), self.d_sae)
 
 
 class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
@@ -345,12 +334,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         return ours and not hooked and batch.ndim == 2 and not batch.requires_grad
 
     @override
-    def encode(self, x: Tensor) -> Tensor:
-        # TrainingSAE's calls encode_with_hidden_pre, which samples.
-        return BinaryCoder.encode(self, x)
-
-    @override
-    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
+    def get_coefficients(self) -> dict[str, float | host.TrainCoefficientConfig]:
         return {}
 
     @override

@@ -17,11 +17,7 @@ from sae_binary_ext.coding.entropy import bernoulli_entropy, ramp
 from sae_binary_ext.coding.forms.encoded import Encoded
 from sae_binary_ext.coding.selection import SELECTIONS
 from sae_binary_ext.coding.variance import total_variance
-from sae_binary_ext.saelens.autoencoder import (
-    BinarySAEConfig,
-    BinaryTrainingSAE,
-    BinaryTrainingSAEConfig,
-)
+from sae_binary_ext.saelens import autoencoder
 from sae_binary_ext.training.fields import EntropyFields
 
 
@@ -42,17 +38,15 @@ class EntropyLossFields(EntropyFields):
     entropy_coefficient: float = 0.0
     covariance_coefficient: float = 0.0
 
-    def check_entropy_fields(self) -> None:
-        """Raise ValueError if a field is out of range."""
+    def __post_init__(self) -> None:
+        super().__post_init__()  # pyright: ignore  # of the config that has these fields
         names = [field.name for field in fields(EntropyLossFields)]
         check_at_least(0, **{name: getattr(self, name) for name in names})
 
     def entropy_losses(self, step: int, codes: Encoded, target: Tensor) -> dict[str, Tensor]:
-        """The losses that are on after this many steps, by name; target is [tokens, d_out].
-
-        They are in the units of SAELens' reconstruction loss, which is FVU times total_variance.
-        """
+        """The losses that are on after so many steps, by name; target is [tokens, d_out]."""
         share = ramp(step, self.entropy_start_step, self.entropy_warm_up_steps)
+        # SAELens' reconstruction loss is FVU times the total variance.
         scale = share * total_variance(target)
         losses: dict[str, Tensor] = {}
         if self.entropy_coefficient:
@@ -70,7 +64,7 @@ class EntropyLossFields(EntropyFields):
 
 
 @dataclass
-class BinaryEntropyTrainingSAEConfig(EntropyLossFields, BinaryTrainingSAEConfig):
+class BinaryEntropyTrainingSAEConfig(EntropyLossFields, autoencoder.BinaryTrainingSAEConfig):
     """Config for training a binary autoencoder with entropy and covariance losses.
 
     The fields are those of BinaryTrainingSAEConfig and EntropyLossFields. By default, the entropy
@@ -87,16 +81,11 @@ class BinaryEntropyTrainingSAEConfig(EntropyLossFields, BinaryTrainingSAEConfig)
         return "binary_entropy"
 
     @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_entropy_fields()
-
-    @override
     def get_inference_config_class(self) -> type[SAEConfig]:
-        return BinarySAEConfig
+        return autoencoder.BinarySAEConfig
 
 
-class BinaryEntropyTrainingSAE(BinaryTrainingSAE):
+class BinaryEntropyTrainingSAE(autoencoder.BinaryTrainingSAE):
     """A binary autoencoder in training, with the entropy and covariance losses."""
 
     cfg: BinaryEntropyTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -18,14 +18,9 @@ from sae_binary_ext.checks import check_training_dtype
 from sae_binary_ext.coding.initialization import has_spread
 from sae_binary_ext.saelens.resuming import ActivationScale, folded_scale
 from sae_binary_ext.saving import replacing
+from sae_binary_ext.training import finite
 from sae_binary_ext.training.collapse import CollapseWatch
 from sae_binary_ext.training.fields import FiniteFields
-from sae_binary_ext.training.finite import (
-    FiniteRows,
-    FiniteWatch,
-    check_parameters,
-    non_finite_loss,
-)
 from sae_binary_ext.training.untouched import InitialParameters
 
 logger = logging.getLogger(__name__)
@@ -79,9 +74,9 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
         self._initial: InitialParameters | None = None
         self.scale: ActivationScale | None = None
         self.folded: ActivationScale | None = None
-        self._watch = FiniteWatch()
-        self._loss_watch = FiniteWatch(non_finite_loss)
-        self._finite_rows = FiniteRows()
+        self._watch = finite.FiniteWatch()
+        self._loss_watch = finite.FiniteWatch(finite.non_finite_loss)
+        self._finite_rows = finite.FiniteRows()
         self._collapse_watch = CollapseWatch()
         super().__init__(cfg, use_error_term)
         self._remember_start()
@@ -147,7 +142,7 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
         """Raise ValueError if a step or a parameter was not finite. A GPU waits for this."""
         self._watch.check_now()
         self._loss_watch.check_now()
-        check_parameters(self.named_parameters())
+        finite.check_parameters(self.named_parameters())
 
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:

@@ -29,13 +29,8 @@ PROCESSING = {
 # Other settings that change activations, with their defaults.
 DEFAULTS: dict[str, Any] = {
     "dtype": "float32",
-    "revision": None,
-    "checkpoint_index": None,
-    "checkpoint_value": None,
-    "checkpoint_label": None,
-    "first_n_layers": None,
-    "n_ctx": None,
-    "hf_config_overrides": None,
+    **dict.fromkeys(("revision", "first_n_layers", "n_ctx", "hf_config_overrides")),
+    **dict.fromkeys(("checkpoint_index", "checkpoint_value", "checkpoint_label")),
 }
 NOT_OF_BRIDGES = {"checkpoint_label", "first_n_layers"}
 # Settings that do not change activations. trust_remote_code is one: a coder's file may not decide
@@ -48,10 +43,7 @@ OF_NO_EFFECT = {
 
 
 def official_name(name: str) -> str:
-    """One name for a model that has several: gpt2 for gpt2-small and openai-community/gpt2.
-
-    name is a Hub id, an alias of TransformerLens, or a folder, which gives its full path.
-    """
+    """One name for a model with several: gpt2 for gpt2-small; for a folder, its full path."""
     known = make_model_alias_map()
     for prefix in ("", *MOVED_TO):
         if name.startswith(prefix) and (found := known.get(name.removeprefix(prefix).lower())):
@@ -60,10 +52,9 @@ def official_name(name: str) -> str:
 
 
 def decisive_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The part of a coder's model_from_pretrained_kwargs that changes activations.
+    """The part of a coder's model_from_pretrained_kwargs that changes activations, no defaults.
 
-    Defaults are left out, so that settings that load the same model compare equal. An unknown
-    setting is a ValueError, because it may change activations.
+    It is equal for settings that load the same model. An unknown setting is a ValueError.
     """
     found = dict(settings or {})
     if "torch_dtype" in found:
@@ -78,11 +69,8 @@ def decisive_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
             f"not supported here. Known are {sorted(defaults)}. If it changes no activation, "
             "delete it from the coder's cfg.json."
         )
-    return {
-        key: value
-        for key, value in sorted(found.items())
-        if key in defaults and value != defaults[key]
-    }
+    changed = sorted(key for key in found.keys() & defaults if found[key] != defaults[key])
+    return {key: found[key] for key in changed}
 
 
 def load_hooked_model(

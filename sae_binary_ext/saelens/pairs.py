@@ -1,13 +1,14 @@
-"""Pairs of activations of the same token: a transcoder's input and its target.
+"""Pairs of activations of the same token, and the scaling of pairs and of single activations.
 
-SAELens' trainers give a coder one tensor a step. So a pair travels as one row: first the columns of
-the input, then those of the target. Each row is shuffled, scaled and batched as a whole.
+A pair is a transcoder's input and its target. SAELens' trainers give a coder one tensor a step. So
+a pair travels as one row: first the columns of the input, then those of the target. Each row is
+shuffled, scaled and batched as a whole. Scales are estimated from finite tokens alone.
 """
 
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhitening
@@ -15,10 +16,18 @@ from sae_lens.training.activations_store import ActivationsStore
 from torch import Tensor
 from typing_extensions import override
 
-from sae_binary_ext.saelens.scaling import FiniteScaler, mean_norm_factor
+from sae_binary_ext.training.finite import FiniteBatches
 
 # SAELens' multi-hook trainer finds the pairs in a batch by this name.
 PAIRS = "pairs"
+# The modes of normalize_activations whose statistics SAELens estimates before training.
+SCALE, WHITENING = "expected_average_only_in", "covariance_whitening"
+_NAMES = {
+    SCALE: f"the activation scale (normalize_activations={SCALE!r})",
+    WHITENING: f"the whitening (normalize_activations={WHITENING!r})",
+}
+# The fewest tokens that an estimate takes. A covariance needs two.
+_FEWEST_TOKENS = {SCALE: 1, WHITENING: 2}
 
 
 class PairFactors(NamedTuple):
@@ -29,10 +38,7 @@ class PairFactors(NamedTuple):
 
 
 def split_pairs(pairs: Tensor, d_in: int, d_out: int) -> tuple[Tensor, Tensor]:
-    """Inputs [tokens, d_in] and targets [tokens, d_out] of pairs [tokens, d_in + d_out].
-
-    Another width is a ValueError.
-    """
+    """Inputs [tokens, d_in] and targets [tokens, d_out] of pairs; ValueError if not so wide."""
     if pairs.shape[-1] != d_in + d_out:
         raise ValueError(
             f"pairs of shape {tuple(pairs.shape)}: a transcoder with d_in={d_in} and d_out={d_out} "
@@ -80,6 +86,71 @@ def check_pairs(
                 f"{field}={width}: the activations at {hook!r} are {activation.shape[-1]} wide. "
                 f"Give {field}={activation.shape[-1]}."
             )
+
+
+class FiniteScaler(ActivationScaler):
+    """SAELens' scaler, with estimates that leave out tokens that are not finite, or refuse them."""
+
+    def __init__(self, *, skip_non_finite: bool = False) -> None:
+        super().__init__()
+        self.skip_non_finite = skip_non_finite
+
+    @override
+    def estimate_scaling_factor(
+        self, d_in: int, data_provider: Iterator[Tensor], n_batches_for_norm_estimate: int = 1000
+    ) -> None:
+        """As SAELens', but ValueError for tokens that it cannot use, or if all are 0."""
+        count = n_batches_for_norm_estimate
+        self.scaling_factor = self.factor_of(d_in, self._finite(data_provider, SCALE, count), count)
+
+    @override
+    @torch.no_grad()
+    def estimate_whitening(
+        self,
+        d_in: int,
+        data_provider: Iterator[Tensor],
+        n_batches_for_norm_estimate: int = 1000,
+        eps: float = 1e-3,
+    ) -> None:
+        """As SAELens', but ValueError for tokens that it cannot use."""
+        count = n_batches_for_norm_estimate
+        batches = self._finite(data_provider, WHITENING, count)
+        self.whitening = self.whitening_of(d_in, batches, count, eps)
+
+    def factor_of(self, d_in: int, batches: Iterator[Tensor], count: int) -> Any:
+        """The factor for count batches of [tokens, d_in]: a float, or PairFactors for pairs."""
+        return mean_norm_factor(d_in, batches, count)
+
+    def whitening_of(
+        self, d_in: int, batches: Iterator[Tensor], count: int, eps: float
+    ) -> ActivationWhitening:
+        """The whitening for count batches of [tokens, d_in], in float64."""
+        scaler = ActivationScaler()
+        scaler.estimate_whitening(d_in, batches, count, eps)
+        return cast(ActivationWhitening, scaler.whitening)
+
+    def _finite(self, batches: Iterator[Tensor], mode: str, count: int) -> Iterator[Tensor]:
+        skip, needed = self.skip_non_finite, _FEWEST_TOKENS[mode]
+        return FiniteBatches(batches, _NAMES[mode], skip=skip, count=count, needed=needed)
+
+
+def mean_norm_factor(width: int, batches: Iterator[Tensor], count: int) -> float:
+    """sqrt(width) over the mean norm of batches of activations [tokens, width], or of their norms.
+
+    ValueError if there is no such factor.
+    """
+    scaler = ActivationScaler()
+    try:
+        scaler.estimate_scaling_factor(width, batches, count)
+    except ZeroDivisionError:
+        scaler.scaling_factor = None
+    if not scaler.scaling_factor or not scaler.scaling_factor < float("inf"):
+        raise ValueError(
+            f"The estimate of {_NAMES[SCALE]} found no mean norm to divide by in {count} batches: "
+            "their activations are all 0, or not finite. Look at the hook, at the model's dtype "
+            "and at n_batches_for_norm_estimate."
+        )
+    return scaler.scaling_factor
 
 
 class PairScaler(FiniteScaler):

@@ -53,10 +53,9 @@ class MultiRunner(MultiSAETrainingRunner):
         """Write the run's config and the state of its activations to a checkpoint."""
         self._save_runner_checkpoint_files(checkpoint_path)
 
-    def fit(self, trainer: MultiSAETrainer) -> dict[str, TrainingSAE[Any]]:
-        """Train; if interrupted, save a checkpoint first."""
-        return self._run_with_interruption_handling(trainer)
-
-    def save_final_outputs(self, coders: dict[str, Any], trainer: MultiSAETrainer) -> None:
-        """Save each trained coder to output_path."""
-        self._save_final_outputs(coders, trainer)
+    def train(self, trainer: MultiSAETrainer) -> dict[str, TrainingSAE[Any]]:
+        """Train, with a checkpoint if interrupted, and save each coder to output_path, if set."""
+        coders = self._run_with_interruption_handling(trainer)
+        if self.cfg.output_path is not None:
+            self._save_final_outputs(coders, trainer)
+        return coders

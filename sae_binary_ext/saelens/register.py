@@ -14,8 +14,8 @@ from torch import Tensor
 
 from sae_binary_ext.saelens import autoencoder, binary_entropy, resuming, transcoder
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE
+from sae_binary_ext.saelens.pairs import FiniteScaler
 from sae_binary_ext.saelens.private import HOST
-from sae_binary_ext.saelens.scaling import FiniteScaler
 from sae_binary_ext.saving import replacing
 
 _BINARY = (autoencoder.BinarySAE, autoencoder.BinarySAEConfig)
@@ -42,13 +42,16 @@ ARCHITECTURES = (
 )
 
 _REGISTERED = "_sae_binary_ext_registered"
+Trainer = SAETrainer[Any, Any]
+# A method of SAELens, as its class has it.
+Stock = Callable[..., Any]
 
 
 def register() -> None:
     """Add the binary architectures to SAELens' registries. Idempotent.
 
-    If SAELens lacks a private name that they need, its own classes stay as they are, and each
-    binary coder raises an error when it is made.
+    If SAELens lacks a private name that they need, its own classes do not change. Then the creation
+    of a binary coder is an error.
     """
     if hasattr(sae_lens, _REGISTERED):
         return
@@ -67,28 +70,24 @@ def register() -> None:
         _replace(SAETrainer, "step", _step)
         _replace(SAETrainer, "save_checkpoint", _save_checkpoint)
         _replace(MultiSAETrainer, "save_checkpoint", _save_checkpoint)
-        _keep_the_scale_of_a_checkpoint()
+        _replace(TrainingSAE, "load_from_disk", _load_from_disk)
     setattr(sae_lens, _REGISTERED, True)
 
 
 def _replace(owner: type, name: str, new: Callable[..., Any]) -> None:
-    """Replace a method by new, which also gets the stock method, as its first argument."""
-    stock = getattr(owner, name)
+    """Replace a method or classmethod by new, which gets the stock function as first argument."""
+    found = getattr(owner, name)
+    stock = getattr(found, "__func__", found)
 
     @functools.wraps(stock)
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         return new(stock, self, *args, **kwargs)
 
-    setattr(owner, name, method)
+    setattr(owner, name, method if found is stock else classmethod(method))
 
 
-def _save_trainer_state(
-    stock: Callable[..., None], trainer: SAETrainer[Any, Any], checkpoint_path: Path
-) -> None:
-    """Add to a checkpoint of our coders the random state, and the scale folded into the weights.
-
-    SAELens' checkpoints lack both.
-    """
+def _save_trainer_state(stock: Stock, trainer: Trainer, checkpoint_path: Path) -> None:
+    """Add the random state and the scale folded into the weights to a checkpoint of our coders."""
     if not isinstance(trainer.sae, FirstBatchTrainingSAE):
         stock(trainer, checkpoint_path)
         return
@@ -98,9 +97,7 @@ def _save_trainer_state(
         resuming.save_folded_scale(new, trainer.sae)
 
 
-def _load_trainer_state(
-    stock: Callable[..., None], trainer: SAETrainer[Any, Any], checkpoint_path: Path | str
-) -> None:
+def _load_trainer_state(stock: Stock, trainer: Trainer, checkpoint_path: Path | str) -> None:
     if not isinstance(trainer.sae, FirstBatchTrainingSAE):
         stock(trainer, checkpoint_path)
         return
@@ -114,9 +111,7 @@ def _load_trainer_state(
     resuming.load_random_state(Path(checkpoint_path))
 
 
-def _start_trainer(
-    stock: Callable[..., None], trainer: SAETrainer[Any, Any], *args: Any, **kwargs: Any
-) -> None:
+def _start_trainer(stock: Stock, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
     """Estimate the scale of our coders from finite tokens. SAELens' estimates read all tokens."""
     stock(trainer, *args, **kwargs)
     if isinstance(trainer.sae, FirstBatchTrainingSAE):
@@ -125,9 +120,7 @@ def _start_trainer(
         trainer.sae.give_scale_to(trainer.activation_scaler)
 
 
-def _step(
-    stock: Callable[..., TrainStepOutput], trainer: SAETrainer[Any, Any], batch: Tensor
-) -> TrainStepOutput:
+def _step(stock: Stock, trainer: Trainer, batch: Tensor) -> TrainStepOutput:
     """Count the tokens that our coders trained on. SAELens' firing rates count the whole batch."""
     before = trainer.n_frac_active_samples
     output = stock(trainer, batch)
@@ -136,12 +129,7 @@ def _step(
     return output
 
 
-def _save_checkpoint(
-    stock: Callable[..., None],
-    trainer: SAETrainer[Any, Any] | MultiSAETrainer,
-    *args: Any,
-    **kwargs: Any,
-) -> None:
+def _save_checkpoint(stock: Stock, trainer: Any, *args: Any, **kwargs: Any) -> None:
     """Begin no checkpoint if one of our coders has a parameter that is not finite."""
     saes = trainer.saes.values() if isinstance(trainer, MultiSAETrainer) else (trainer.sae,)
     for sae in saes:
@@ -150,21 +138,11 @@ def _save_checkpoint(
     stock(trainer, *args, **kwargs)
 
 
-def _keep_the_scale_of_a_checkpoint() -> None:
-    """Let our coders loaded from a training checkpoint keep the scale they were trained in.
-
-    SAELens' from_pretrained_path reads the weights alone. Its trainer would estimate a new scale,
-    and a new whitening has other directions than the weights were trained in.
-    """
-    stock_load = TrainingSAE.load_from_disk.__func__
-
-    @functools.wraps(stock_load)
-    def load_from_disk(
-        cls: type[TrainingSAE[Any]], path: str | Path, *args: Any, **kwargs: Any
-    ) -> TrainingSAE[Any]:
-        coder = stock_load(cls, path, *args, **kwargs)
-        if isinstance(coder, FirstBatchTrainingSAE):
-            coder.scale = resuming.scale_beside(Path(path), coder.cfg.normalize_activations)
-        return coder
-
-    TrainingSAE.load_from_disk = classmethod(load_from_disk)  # pyright: ignore[reportAttributeAccessIssue]
+def _load_from_disk(stock: Stock, cls: Any, path: str | Path, *args: Any, **kwargs: Any) -> Any:
+    """Let our coders loaded from a training checkpoint keep the scale they were trained in."""
+    # SAELens' from_pretrained_path reads the weights alone, and its trainer estimates a new scale.
+    # A new whitening has other directions than the weights were trained in.
+    coder = stock(cls, path, *args, **kwargs)
+    if isinstance(coder, FirstBatchTrainingSAE):
+        coder.scale = resuming.scale_beside(Path(path), coder.cfg.normalize_activations)
+    return coder

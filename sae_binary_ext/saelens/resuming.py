@@ -16,8 +16,7 @@ from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhit
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sae_binary_ext.saelens.pairs import PairFactors
-from sae_binary_ext.saelens.scaling import SCALE, WHITENING
+from sae_binary_ext.saelens.pairs import SCALE, WHITENING, PairFactors
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +73,7 @@ class ActivationScale:
         if self.mode == WHITENING:
             scaler.whitening = ActivationWhitening(**self.tensors)
         else:
-            scaler.scaling_factor = self._factor()  # pyright: ignore
+            scaler.scaling_factor = _factor(self.tensors["factor"])  # pyright: ignore
 
     def take_from(self, coder: SAE[Any]) -> None:
         """Undo the fold: bring a coder's weights back to the scale they were trained in."""
@@ -88,27 +87,22 @@ class ActivationScale:
                 -(mean @ matrix), self.tensors["inverse_matrix"], matrix
             )
         else:
-            factor = self._factor()
-            inverse: Any = (
-                PairFactors(1 / factor.input, 1 / factor.target)
-                if isinstance(factor, PairFactors)
-                else 1 / factor
-            )
+            inverse: Any = _factor(1 / self.tensors["factor"])
             coder.fold_activation_norm_scaling_factor(inverse)
         cfg.normalize_activations = self.mode
         if rescales:
             cfg.rescale_acts_by_decoder_norm = True
 
-    def _factor(self) -> float | PairFactors:
-        factors = self.tensors["factor"].tolist()
-        return factors[0] if len(factors) == 1 else PairFactors(*factors)
+
+def _factor(factor: Tensor) -> float | PairFactors:
+    factors = factor.tolist()
+    return factors[0] if len(factors) == 1 else PairFactors(*factors)
 
 
 def scale_beside(folder: Path, mode: str) -> ActivationScale | None:
     """The scale that SAELens saves beside the weights of a run that has not ended.
 
-    mode is normalize_activations of the folder's config. None if it needs no scale. None and a
-    warning if it needs one and the folder has none.
+    None if the mode, the config's normalize_activations, needs none. Warns if a scale is missing.
     """
     if mode not in (SCALE, WHITENING):
         return None
@@ -118,12 +112,9 @@ def scale_beside(folder: Path, mode: str) -> ActivationScale | None:
     scale = ActivationScale.of(mode, scaler)
     if scale is None:
         logger.warning(
-            "%s: normalize_activations=%r, but the folder does not hold the scale that its weights "
-            "were trained in (%s). Training will estimate a new one, which only suits untrained "
-            "weights. Copy the file from the checkpoint to keep the scale.",
-            folder,
-            mode,
-            path.name,
+            f"{folder}: normalize_activations={mode!r}, but the folder does not hold the scale "
+            f"that its weights were trained in ({path.name}). Training will estimate a new one, "
+            "which only suits untrained weights. To keep the scale, copy that file here."
         )
     return scale
 

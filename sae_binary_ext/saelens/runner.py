@@ -4,7 +4,7 @@ SAELens' MultiSAETrainingRunner trains several autoencoders on the same activati
 gives it pairs of activations. Binary and continuous transcoders then learn from the same tokens.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -18,14 +18,12 @@ from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.util import get_special_token_ids
-from torch import Tensor
 from typing_extensions import override
 
-from sae_binary_ext.saelens.pairs import PAIRS, PairScaler, check_pairs, pair_batches
+from sae_binary_ext.saelens import pairs
 from sae_binary_ext.saelens.private import MultiRunner, MultiTrainer
-from sae_binary_ext.saelens.scaling import SCALE, WHITENING
 from sae_binary_ext.saelens.splice import HookedModel, TranscoderEvaluator, resolve_hook
-from sae_binary_ext.saelens.transcoder_base import TranscoderFields
+from sae_binary_ext.saelens.transcoder import TranscoderFields
 
 # The settings of the config that the activations store takes by the same name.
 STORE_SETTINGS = (
@@ -105,7 +103,7 @@ class PairTrainer(MultiTrainer):
             lr = lrs.get(name, cfg.lr)
             own = replace(trainer.cfg, lr=lr, lr_end=lr / cfg.lr * (cfg.lr_end or 0.0))
             own_trainer: SAETrainer[Any, Any] = SAETrainer(own, trainer.sae, iter(()))
-            own_trainer.activation_scaler = PairScaler(trainer.sae.cfg.d_in)
+            own_trainer.activation_scaler = pairs.PairScaler(trainer.sae.cfg.d_in)
             own_trainer.sae.give_scale_to(own_trainer.activation_scaler)
             self.trainers[name] = own_trainer
 
@@ -114,7 +112,7 @@ class PairTrainer(MultiTrainer):
     def estimate_scales(self) -> None:
         """Estimate once for all transcoders with the same mode: they see the same pairs."""
         batches = self.cfg.n_batches_for_norm_estimate
-        for mode in (SCALE, WHITENING):
+        for mode in (pairs.SCALE, pairs.WHITENING):
             scaled = [
                 trainer
                 for trainer in self.trainers.values()
@@ -125,13 +123,13 @@ class PairTrainer(MultiTrainer):
             ]
             if not scaled:
                 continue
-            pairs = (batch[PAIRS] for batch in self.data_provider)
+            rows = (batch[pairs.PAIRS] for batch in self.data_provider)
             skips = all(trainer.sae.cfg.skip_non_finite for trainer in scaled)
-            estimate = PairScaler(scaled[0].sae.cfg.d_in, skip_non_finite=skips)
-            if mode == WHITENING:
-                estimate.estimate_whitening(estimate.d_in, pairs, batches)
+            estimate = pairs.PairScaler(scaled[0].sae.cfg.d_in, skip_non_finite=skips)
+            if mode == pairs.WHITENING:
+                estimate.estimate_whitening(estimate.d_in, rows, batches)
             else:
-                estimate.estimate_scaling_factor(estimate.d_in, pairs, batches)
+                estimate.estimate_scaling_factor(estimate.d_in, rows, batches)
             for trainer in scaled:
                 trainer.activation_scaler.scaling_factor = estimate.scaling_factor  # pyright: ignore
                 trainer.activation_scaler.whitening = estimate.whitening
@@ -186,13 +184,13 @@ class TranscoderTrainingRunner(MultiRunner):
             resolve_hook(self.model, "hook_name_out", cfg.hook_name_out),
         )
         self.activations_store = self._make_store(override_dataset)
-        check_pairs(self.activations_store, *self._hooks, *cfg.widths)
+        pairs.check_pairs(self.activations_store, *self._hooks, *cfg.widths)
         self.saes = override_saes or {
             name: TrainingSAE.from_dict(config.to_dict()) for name, config in cfg.saes.items()
         }
         for sae in self.saes.values():
             sae.to(cfg.device)
-        self.evaluator = TranscoderEvaluator(  # pyright: ignore[reportAttributeAccessIssue]
+        self.evaluator = TranscoderEvaluator(
             model=self.model,
             activations_store=self.activations_store,
             hooks=self._hooks,
@@ -217,17 +215,17 @@ class TranscoderTrainingRunner(MultiRunner):
                 name=cfg.logger.run_name,
                 id=cfg.logger.wandb_id,
             )
-        pairs: Iterator[dict[str, Tensor]] = pair_batches(self.activations_store, *self._hooks)
+        batches = pairs.pair_batches(self.activations_store, *self._hooks)
         if cfg.prefetch_llm_batches:
             # int(True) is 1, the default length of the queue.
-            pairs = PrefetchingIterator(pairs, prefetch=int(cfg.prefetch_llm_batches))
+            batches = PrefetchingIterator(batches, prefetch=int(cfg.prefetch_llm_batches))
         try:
             trainer = PairTrainer(
                 cfg.to_sae_trainer_config(),
                 cfg.lrs,
                 saes=self.saes,
-                hook_names=dict.fromkeys(self.saes, PAIRS),
-                data_provider=pairs,
+                hook_names=dict.fromkeys(self.saes, pairs.PAIRS),
+                data_provider=batches,
                 evaluator=self.evaluator,
                 save_checkpoint_fn=self.save_runner_files,
             )
@@ -235,15 +233,13 @@ class TranscoderTrainingRunner(MultiRunner):
                 logger.info("Resuming from checkpoint: %s", cfg.resume_from_checkpoint)
                 trainer.load_checkpoint(cfg.resume_from_checkpoint)
                 self.activations_store.load_from_checkpoint(cfg.resume_from_checkpoint)
-            transcoders = self.fit(trainer)
-            if cfg.output_path is not None:
-                self.save_final_outputs(transcoders, trainer)
+            transcoders = self.train(trainer)
             if cfg.logger.log_to_wandb:
                 wandb.finish()
             return transcoders
         finally:
-            if isinstance(pairs, PrefetchingIterator):
-                pairs.close()
+            if isinstance(batches, PrefetchingIterator):
+                batches.close()
 
     def _make_store(self, override_dataset: HfDataset | None) -> ActivationsStore:
         cfg = self.cfg

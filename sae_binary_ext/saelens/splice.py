@@ -10,20 +10,20 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, cast
 
 import torch
 from sae_lens import TrainingSAE
-from sae_lens.multi_sae_training_runner import PerSAEEvaluator
+from sae_lens.multi_sae_training_runner import MultiSAEEvaluator
 from sae_lens.training.activation_scaler import ActivationScaler
-from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.prefetch import PrefetchingIterator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedTransformer import HookedRootModule  # pyright: ignore[reportPrivateImportUsage]  # where version 3.0 has it too
 from transformer_lens.model_bridge import TransformerBridge
+from typing_extensions import override
 
 from sae_binary_ext.saelens.pairs import PAIRS, PairScaler
 
@@ -63,8 +63,7 @@ class HookView:
     def read(self, model: Any, output: Tensor) -> Tensor:
         """The view's part, [rows, context, width], of a hook's activation in this model.
 
-        output is [rows, context, width] or [rows, context, heads, d_head]. The result shares its
-        memory if possible. If the hook has no such head, this is a ValueError.
+        output may have heads, [rows, context, heads, d_head]. ValueError if it lacks this head.
         """
         if self.head is not None:
             return self._by_head(model, output)[:, :, self.head]
@@ -240,21 +239,16 @@ class Splice:
 
 
 @dataclass
-class TranscoderEvaluator:
-    """Evaluates transcoders in training, for SAELens' logger.
+class TranscoderEvaluator(MultiSAEEvaluator):
+    """SAELens' evaluator in training, for transcoders from the first of two hooks to the second.
 
-    It logs the cross-entropies of MultiSAEEvaluator, which is for autoencoders, under the same
-    names. The model, zeros and each transcoder are measured on the same tokens.
+    It logs cross-entropies under the same names. The model, zeros and each transcoder are measured
+    on the same tokens.
     """
 
-    model: HookedModel
-    activations_store: ActivationsStore
-    hooks: tuple[str, str]
-    eval_batch_size_prompts: int | None
-    n_eval_batches: int
-    model_kwargs: Mapping[str, Any]
-    user_evaluator: PerSAEEvaluator | None = None
+    hooks: tuple[str, str] = field(kw_only=True)
 
+    @override
     def __call__(
         self,
         saes: dict[str, TrainingSAE[Any]],
@@ -293,27 +287,24 @@ class TranscoderEvaluator:
             totals["clean"] += _mean(splice.clean(tokens, where))
             totals["ablated"] += _mean(splice.ablated(tokens, where))
             for name, sae in saes.items():
-                replacement = _scaled_forward(sae, cast(PairScaler, scalers[name]))
+                replacement = partial(_scaled_output, sae, cast(PairScaler, scalers[name]))
                 totals[name] += _mean(splice.replaced(tokens, where, replacement))
         means = {name: total / self.n_eval_batches for name, total in totals.items()}
-        figures: dict[str, Any] = {}
-        for name in saes:
-            losses = SplicedLosses(means["clean"], means["ablated"], means[name])
-            figures[f"{name}/model_performance_preservation"] = {
-                "ce_loss_score": losses.recovered,
-                "ce_loss_with_ablation": losses.ablated,
-                "ce_loss_with_sae": losses.spliced,
-                "ce_loss_without_sae": losses.clean,
+        clean, ablated = means["clean"], means["ablated"]
+        return {
+            f"{name}/model_performance_preservation": {
+                "ce_loss_score": SplicedLosses(clean, ablated, means[name]).recovered,
+                "ce_loss_with_ablation": ablated,
+                "ce_loss_with_sae": means[name],
+                "ce_loss_without_sae": clean,
             }
-        return figures
+            for name in saes
+        }
 
 
 def _mean(losses: Tensor) -> float:
     return losses.double().mean().item()
 
 
-def _scaled_forward(sae: TrainingSAE[Any], scaler: PairScaler) -> Replacement:
-    def replacement(source: Tensor, target: Tensor) -> Tensor:
-        return scaler.target.unscale(sae(scaler.input.scale(source.to(sae.W_enc))))
-
-    return replacement
+def _scaled_output(sae: TrainingSAE[Any], scaler: PairScaler, source: Tensor, _: Tensor) -> Tensor:
+    return scaler.target.unscale(sae(scaler.input.scale(source.to(sae.W_enc))))
