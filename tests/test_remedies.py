@@ -247,7 +247,7 @@ REMEDIES = {
         {"saes": {"a": TopKTranscoderTrainingSAEConfig(**SIZES)}},
     ),
     "transcoders of different widths": settings(
-        run_of, "all are as wide as these",
+        run_of, "Give all the same d_in and d_out",
         {"saes": {"a": training_transcoder(), "b": training_transcoder(d_out=3)}}, {},
     ),
     "a rate for no transcoder": settings(

@@ -14,9 +14,8 @@ from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.load import load_candidate
 from sae_binary_ext.checkpoints.portable import Place
 from sae_binary_ext.checkpoints.sources import find_coders
-from sae_binary_ext.saelens.hook_views import HookView
 from sae_binary_ext.saelens.hooked_model import decisive_settings, official_name
-from sae_binary_ext.saelens.splice import HookedModel, resolve_hook
+from sae_binary_ext.saelens.splice import HookedModel, HookView, resolve_hook
 
 logger = logging.getLogger(__name__)
 # Values of seqpos_slice that exclude at most the beginning-of-text token.

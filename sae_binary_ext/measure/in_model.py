@@ -18,9 +18,8 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sae_binary_ext.saelens.hook_views import HookView
-from sae_binary_ext.saelens.splice import HookedModel, Splice, SplicedLosses, resolve_hook
-from sae_binary_ext.saelens.transcoder_base import SkipConnection
+from sae_binary_ext.saelens.splice import HookedModel, HookView, Splice, SplicedLosses, resolve_hook
+from sae_binary_ext.saelens.transcoder import SkipConnection
 
 ROWS_PER_FORWARD = 8
 # Coders with one of these have the output decode(encode(x)).

@@ -22,8 +22,7 @@ from sae_binary_ext.measure.documents import ALL_ARTICLES, HELD_OUT_ARTICLES, Te
 from sae_binary_ext.measure.figures import CoderFigures, RunningFigures, RunningVariance, TokenBatch
 from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, codes_of, read_hooks
 from sae_binary_ext.saelens import hooked_model
-from sae_binary_ext.saelens.hook_views import HookView
-from sae_binary_ext.saelens.splice import HookedModel
+from sae_binary_ext.saelens.splice import HookedModel, HookView
 from sae_binary_ext.settings import ReadingConfig, TextConfig, check_first_position
 
 Hooks = Iterable[str]

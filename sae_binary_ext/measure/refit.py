@@ -23,7 +23,7 @@ from sae_binary_ext.measure.in_model import heads_side_by_side
 from sae_binary_ext.measure.metrics import measure
 from sae_binary_ext.measure.text import Text, read_activations
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
-from sae_binary_ext.saelens.transcoder_base import TranscoderFields
+from sae_binary_ext.saelens.transcoder import TranscoderFields
 
 # Keeps latents with few tokens from fitting noise. Among 1, 30, 100 and 300, the value 30 had the
 # least error on held-out tokens (the demo's coder "binary", 4608 latents, 270,000 tokens).

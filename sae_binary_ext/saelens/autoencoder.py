@@ -5,37 +5,36 @@ Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.saes.sae import (
-    SAEConfig,
-    TrainCoefficientConfig,
-    TrainingSAEConfig,
-    TrainStepInput,
-    TrainStepOutput,
-)
+from sae_lens.saes import sae as host
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from simple_parsing import choice
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sae_binary_ext.checks import check_layer_norm, check_rate, check_training_dtype
+from sae_binary_ext import checks
 from sae_binary_ext.coding.decode import decode
 from sae_binary_ext.coding.encode import Encoder, binarise, check_width, pre_activations
-from sae_binary_ext.coding.entropy import bernoulli_entropy
+from sae_binary_ext.coding.entropy import bernoulli_entropy, excess_rate
 from sae_binary_ext.coding.forms.encoded import DenseCodes, Encoded, encode_codes
 from sae_binary_ext.coding.forms.picked import infer_indices, infer_packed
 from sae_binary_ext.coding.initialization import INITIAL_THRESHOLD, fit_start, starting_rate
 from sae_binary_ext.coding.selection import SELECTIONS, CodeRule
 from sae_binary_ext.coding.surrogate import SURROGATES
-from sae_binary_ext.saelens.firing import FiringLossFields
+from sae_binary_ext.coding.variance import total_variance
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE, TrainingFields, fired_rates
-from sae_binary_ext.saelens.saved_at_once import SavedAtOnce
+from sae_binary_ext.saelens.private import HOST
+from sae_binary_ext.saving import replacing
+from sae_binary_ext.training.fields import LearningFields
+from sae_binary_ext.training.finite import check_parameters
 
 
 @dataclass
-class BinaryCodeConfig(SAEConfig):
-    """The fields every binary coder adds to SAELens' own.
+class BinaryCodeConfig(host.SAEConfig):
+    """The fields that every binary coder adds to SAELens' own.
 
     Args:
         selection: which latents may fire. topk: the k largest of each token; groupmax: the largest
@@ -56,15 +55,36 @@ class BinaryCodeConfig(SAEConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.code_rule().check_latents(self.d_sae)
-        check_layer_norm(self.normalize_activations, self.d_in)
+        checks.check_layer_norm(self.normalize_activations, self.d_in)
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "binary"
 
     def code_rule(self) -> CodeRule:
-        """The fields above as the mathematics takes them."""
+        """The fields above in the form that coding takes."""
         return CodeRule(self.selection, self.k, self.surrogate, self.surrogate_temperature)
 
 
+class SavedAtOnce(host.SAE[Any]):
+    """A coder whose files a killed process leaves whole or absent (see saving.replacing)."""
+
+    def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
+        HOST.check()
+        super().__init__(cfg, use_error_term)
+
+    @override
+    def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        """As SAELens', but all or nothing; ValueError if a parameter is not finite."""
+        check_parameters(self.named_parameters())
+        with replacing(Path(path)) as new:
+            weights, config = super().save_model(new)
+        return Path(path) / weights.name, Path(path) / config.name
+
+
 class BinaryCoder(SavedAtOnce):
-    """Encoder, threshold and decoder that the inference and training classes share.
+    """The encoder, threshold and decoder that the inference and training classes share.
 
     Parameters: SAELens' W_enc [d_in, d_sae], W_dec [d_sae, d_in] and b_dec [d_in], and b_enc
     [d_sae] and log_threshold [d_sae]. A latent fires if its selection lets it and its
@@ -78,46 +98,34 @@ class BinaryCoder(SavedAtOnce):
     def initialize_weights(self) -> None:
         super().initialize_weights()
         self.rule: CodeRule = self.cfg.code_rule()
-        self.b_enc = nn.Parameter(torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device))
-        # Never below float32: in bfloat16 an optimizer's step would round away.
+        zeros = torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device)
+        self.b_enc = nn.Parameter(zeros)
+        # At least float32: in bfloat16 an optimizer's step would round away.
+        wide = torch.promote_types(self.dtype, torch.float32)
         self.log_threshold = nn.Parameter(
-            torch.full(
-                (self.cfg.d_sae,),
-                math.log(INITIAL_THRESHOLD),
-                dtype=torch.promote_types(self.dtype, torch.float32),
-                device=self.device,
-            )
+            torch.full_like(zeros, math.log(INITIAL_THRESHOLD), dtype=wide)
         )
 
     @override
     def encode(self, x: Tensor) -> Tensor:
-        """Codes of hidden states, never sampled.
+        """Codes, never sampled: [..., d_sae] in the coder's dtype, exactly 0.0 or 1.0.
 
-        Args:
-            x: [..., d_in], or what reshape_activations turns into that. Another width is a
-                ValueError, here and below.
-
-        Returns:
-            [..., d_sae] in the coder's dtype, exactly 0.0 or 1.0.
+        x is [..., d_in] after reshape_activations. Another width is a ValueError, here and below.
         """
         return self.codes_and_pre_activations(x, noise=False)[0]
 
     def encode_packed(self, x: Tensor) -> Tensor:
-        """Codes of encode's x, one bit each, without hooks, gradient or an array of codes.
+        """Codes of encode's x in bits, uint8 [..., d_sae / 8 rounded up]; no gradient, no hooks.
 
-        Returns:
-            uint8 [..., d_sae / 8 rounded up]; coding.unpack turns it into codes.
+        coding.unpack turns them into codes.
         """
         return infer_packed(self._encoder(self._checked_input(x)))
 
     def encode_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes of encode's x in index form, without hooks, gradient or an array of codes.
+        """Codes of encode's x, 0.0 or 1.0, and their latents, both [..., m]; no gradient, no hooks.
 
-        If two pre-activations differ by rounding alone, it may pick another than encode does.
-
-        Returns:
-            Codes, 0.0 or 1.0, and the latents they belong to, both [..., m]. m is k, or for
-            threshold the largest number active on one token. No row has a latent twice.
+        m is k, or for threshold the largest number active on one token. No row has a latent twice.
+        If two pre-activations differ by rounding alone, encode may pick the other one.
         """
         return infer_indices(self._encoder(self._checked_input(x)))
 
@@ -128,12 +136,7 @@ class BinaryCoder(SavedAtOnce):
 
     @override
     def fold_W_dec_norm(self) -> None:
-        """Refused, as a code of 0 or 1 cannot be rescaled to make up for a row of unit norm.
-
-        Raises:
-            NotImplementedError: always, as in SAELens' own coders that cannot fold. Tools such as
-                sae-bench catch it and do not fold.
-        """
+        """NotImplementedError, as in SAELens' coders that cannot fold. sae-bench catches it."""
         raise NotImplementedError(
             "fold_W_dec_norm: the magnitude of a binary latent lives in its decoder row, and its "
             "code cannot be rescaled to make up for a row of unit norm. Load with "
@@ -157,22 +160,16 @@ class BinaryCoder(SavedAtOnce):
         return self.process_sae_in(x)
 
     def _encoder(self, centred: Tensor) -> Encoder:
-        return Encoder(
-            centred,
-            self.W_enc,
-            self.b_enc,
-            self._rounded_log_threshold(),
-            self._origin(),
-            self.rule,
-        )
+        threshold = self._rounded_log_threshold()
+        return Encoder(centred, self.W_enc, self.b_enc, threshold, self._origin(), self.rule)
 
     def _origin(self) -> Tensor:
         """The vector subtracted from the input, [d_in]."""
-        return self.b_dec * self.cfg.apply_b_dec_to_input
+        applied = self.cfg.apply_b_dec_to_input
+        return self.b_dec if applied else self.b_dec.new_zeros(self.cfg.d_in)
 
     def _rounded_log_threshold(self) -> Tensor:
-        # SAELens' loaders round it to the coder's dtype. Rounded here too, the coder in training
-        # and the saved one have the same codes.
+        # SAELens' loaders round it too: the saved coder and the one in training have equal codes.
         dtype = self.b_enc.dtype
         return self.log_threshold.to(dtype).to(torch.promote_types(dtype, torch.float32))
 
@@ -180,11 +177,6 @@ class BinaryCoder(SavedAtOnce):
 @dataclass
 class BinarySAEConfig(BinaryCodeConfig):
     """Config of a trained binary autoencoder; the fields are those of BinaryCodeConfig."""
-
-    @override
-    @classmethod
-    def architecture(cls) -> str:
-        return "binary"
 
 
 class BinarySAE(BinaryCoder):
@@ -195,37 +187,44 @@ class BinarySAE(BinaryCoder):
 
 @dataclass
 class BinaryTrainingSAEConfig(
-    TrainingFields, FiringLossFields, BinaryCodeConfig, TrainingSAEConfig
+    TrainingFields, LearningFields, BinaryCodeConfig, host.TrainingSAEConfig
 ):
     """Config for training a binary autoencoder; the bases have further fields.
 
+    A coefficient is in units of FVU, the fraction of variance unexplained. 0 turns its loss off.
+
     Args:
+        pre_act_loss_coefficient: weight of a loss that raises the encoder biases of dead latents
+            until they fire. A latent is dead if it has not fired for the trainer's
+            dead_feature_window of steps. The default of binary_entropy is 0. As in SAELens'
+            jumprelu.
+        dense_coefficient: cost of each unit of a latent's firing rate above dense_rate. At 4e-3, no
+            latent of 4608 fired on more than a tenth of the tokens of text like the training text.
         initial_firing_rate: firing rate, between 0 and 1, that the first batch sets the encoder
             biases to. None takes 0.05, or k / d_sae if that is more, and 0.02 for threshold.
         decoder_init_norm: norm of the decoder rows when training starts. None scales them to the
             least squared error on the first batch.
-        surrogate_latents: which latents learn from a token. "selected": those the selection picks.
-            With topk also "near": the 2k nearest to firing; and "all": every latent, in
+        surrogate_latents: which latents learn from a token. "selected": those that the selection
+            picks. With topk also "near": the 2k nearest to firing; and "all": every latent, in
             competition for the k places (see coding.competing). None takes near for topk and
             selected for the others.
     """
 
+    pre_act_loss_coefficient: float = 1e-4
+    dense_coefficient: float = 0.0
     initial_firing_rate: float | None = None
     decoder_init_norm: float | None = None
     surrogate_latents: str | None = None
 
     @override
-    @classmethod
-    def architecture(cls) -> str:
-        return "binary"
-
-    @override
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.initial_firing_rate is not None:
-            check_rate(initial_firing_rate=self.initial_firing_rate)
-        check_training_dtype(self.dtype)
-        self.check_firing_fields()
+            checks.check_rate(initial_firing_rate=self.initial_firing_rate)
+        checks.check_training_dtype(self.dtype)
+        checks.check_at_least(0, pre_act_loss_coefficient=self.pre_act_loss_coefficient)
+        checks.check_at_least(0, dense_coefficient=self.dense_coefficient)
+        checks.check_rate(dense_rate=self.dense_rate)
         if self.encoder_trains_b_dec and not self.apply_b_dec_to_input:
             raise ValueError(
                 "encoder_trains_b_dec=True with apply_b_dec_to_input=False: the encoder does not "
@@ -234,16 +233,13 @@ class BinaryTrainingSAEConfig(
 
     @override
     def code_rule(self) -> CodeRule:
-        """The fields as the mathematics takes them."""
         rule = super().code_rule()
         learners = self.surrogate_latents or rule.kind.default_learners
         return replace(rule, surrogate_latents=learners)
 
     def starting_rate(self) -> float:
         """The firing rate that the first batch sets the encoder biases to."""
-        if self.initial_firing_rate is not None:
-            return self.initial_firing_rate
-        return starting_rate(self.code_rule(), self.d_sae)
+        return self.initial_firing_rate or starting_rate(self.code_rule(), self.d_sae)
 
 
 class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
@@ -262,12 +258,10 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
 
     @override
     def step_losses(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """Losses of a batch, from codes in their cheapest form unless _may_shorten forbids it.
+        """As SAELens' step, but from codes in their cheapest form if _may_shorten allows it.
 
-        Returns:
-            SAELens' output. In the cheapest form feature_acts and hidden_pre have no gradient, and
-            are sparse COO if few latents fire. hidden_pre then holds the pre-activations of the
-            latents that may fire.
+        feature_acts and hidden_pre then have no gradient, and are sparse COO if few latents fire.
+        hidden_pre has the pre-activations of the latents that may fire.
         """
         if not self._may_shorten(step_input.sae_in):
             return super().step_losses(step_input)
@@ -287,16 +281,22 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
     def code_losses(
         self, step_input: TrainStepInput, codes: Encoded, pre: Tensor | None, output: Tensor
     ) -> dict[str, Tensor]:
-        """Losses beside the reconstruction's, by name.
+        """The losses that are on besides the reconstruction's, by name and in its units.
 
-        Args:
-            step_input: SAELens' own; sae_in is the target, [tokens, d_out].
-            codes: of the batch.
-            pre: pre-activations [tokens, d_sae], or None if the step did not make all of them.
-            output: the reconstruction, [tokens, d_out].
+        step_input.sae_in is the target and output the reconstruction, both [tokens, d_out]. pre is
+        [tokens, d_sae], or None if the step did not make all pre-activations.
         """
-        dead = step_input.dead_neuron_mask
-        return self.cfg.firing_losses(step_input.sae_in, self.b_enc, dead, codes.firing_rates)
+        target, dead = step_input.sae_in, step_input.dead_neuron_mask
+        losses: dict[str, Tensor] = {}
+        if self.cfg.pre_act_loss_coefficient and dead is not None:
+            # On biases alone: the gradient of the encoder's weights would cost a large product, and
+            # the other parts of pre-activations nearly cancel over a batch.
+            scale = self.cfg.pre_act_loss_coefficient * total_variance(target)
+            losses["pre_act_loss"] = -scale * (self.b_enc * dead).sum()
+        if self.cfg.dense_coefficient:
+            scale = self.cfg.dense_coefficient * total_variance(target)
+            losses["dense_loss"] = scale * excess_rate(codes.firing_rates(), self.cfg.dense_rate)
+        return losses
 
     @override
     def _origin(self) -> Tensor:
@@ -334,12 +334,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         return ours and not hooked and batch.ndim == 2 and not batch.requires_grad
 
     @override
-    def encode(self, x: Tensor) -> Tensor:
-        # TrainingSAE's calls encode_with_hidden_pre, which samples.
-        return BinaryCoder.encode(self, x)
-
-    @override
-    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
+    def get_coefficients(self) -> dict[str, float | host.TrainCoefficientConfig]:
         return {}
 
     @override
@@ -358,7 +353,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
 
     @override
     def _apply_to_parameters(self, *args: Any, **kwargs: Any) -> Any:
-        # Module.to() casts every parameter; the threshold stays in float32, unrounded.
+        # Module.to() casts every parameter. The threshold stays in float32, unrounded.
         before = self.log_threshold.data
         out = super()._apply_to_parameters(*args, **kwargs)
         after = self.log_threshold.data
@@ -373,14 +368,14 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         check_width(batch, self.cfg.d_in)
         normalised = self.run_time_activation_norm_fn_in(batch.to(self.dtype))
         self.b_dec.copy_(normalised.mean(0))
-        start = fit_start(
-            normalised - self._origin(),
-            self.W_enc,
-            self.log_threshold,
-            self.rule,
-            self.cfg.starting_rate(),
-        )
+        decoder = self._fit_encoder(normalised)
+        if self.cfg.decoder_init_norm is None:
+            self.W_dec.copy_(decoder)
+
+    def _fit_encoder(self, normalised: Tensor) -> Tensor:
+        """Set W_enc and b_enc for inputs [tokens, d_in]; returns W_dec for an autoencoder."""
+        centred, rate = normalised - self._origin(), self.cfg.starting_rate()
+        start = fit_start(centred, self.W_enc, self.log_threshold, self.rule, rate)
         self.W_enc.copy_(start.encoder_weight)
         self.b_enc.copy_(start.encoder_bias)
-        if self.cfg.decoder_init_norm is None:
-            self.W_dec.copy_(start.decoder_weight)
+        return start.decoder_weight

@@ -17,46 +17,36 @@ from sae_binary_ext.coding.entropy import bernoulli_entropy, ramp
 from sae_binary_ext.coding.forms.encoded import Encoded
 from sae_binary_ext.coding.selection import SELECTIONS
 from sae_binary_ext.coding.variance import total_variance
-from sae_binary_ext.saelens.autoencoder import (
-    BinarySAEConfig,
-    BinaryTrainingSAE,
-    BinaryTrainingSAEConfig,
-)
+from sae_binary_ext.saelens import autoencoder
 from sae_binary_ext.training.fields import EntropyFields
 
 
 @dataclass
 class EntropyLossFields(EntropyFields):
-    """The fields of the entropy and covariance losses, and those of EntropyFields.
+    """The weights of the entropy and covariance losses; EntropyFields has their other fields.
 
-    A coefficient is in units of FVU, the share of variance left unexplained, so it means the same
-    at every scale and width. The paper's alpha on its mean squared error is the coefficient times
-    the variance per dimension.
+    A coefficient is in units of FVU, the fraction of variance unexplained, so that it means the
+    same at any scale and width. The paper's alpha, on the mean squared error, is the coefficient
+    times the variance per dimension.
 
     Args:
-        entropy_coefficient: what one bit of a batch's code entropy costs. 0 turns the loss off.
-        covariance_coefficient: what one unit of summed absolute covariance costs. 0 turns the loss
-            off.
+        entropy_coefficient: cost of one bit of a batch's code entropy. 0 turns the loss off.
+        covariance_coefficient: cost of one unit of the sum of absolute covariances. 0 turns the
+            loss off.
     """
 
     entropy_coefficient: float = 0.0
     covariance_coefficient: float = 0.0
 
-    def check_entropy_fields(self) -> None:
-        """Raise ValueError if one of the fields is out of range."""
+    def __post_init__(self) -> None:
+        super().__post_init__()  # pyright: ignore  # of the config that has these fields
         names = [field.name for field in fields(EntropyLossFields)]
         check_at_least(0, **{name: getattr(self, name) for name in names})
 
     def entropy_losses(self, step: int, codes: Encoded, target: Tensor) -> dict[str, Tensor]:
-        """The losses that are on, by name, in the units of SAELens' reconstruction loss.
-
-        Args:
-            step: training steps done.
-            codes: of the batch.
-            target: [tokens, d_out].
-        """
+        """The losses that are on after so many steps, by name; target is [tokens, d_out]."""
         share = ramp(step, self.entropy_start_step, self.entropy_warm_up_steps)
-        # SAELens' reconstruction loss is FVU times this.
+        # SAELens' reconstruction loss is FVU times the total variance.
         scale = share * total_variance(target)
         losses: dict[str, Tensor] = {}
         if self.entropy_coefficient:
@@ -74,11 +64,11 @@ class EntropyLossFields(EntropyFields):
 
 
 @dataclass
-class BinaryEntropyTrainingSAEConfig(EntropyLossFields, BinaryTrainingSAEConfig):
+class BinaryEntropyTrainingSAEConfig(EntropyLossFields, autoencoder.BinaryTrainingSAEConfig):
     """Config for training a binary autoencoder with entropy and covariance losses.
 
-    The fields are those of BinaryTrainingSAEConfig and EntropyLossFields. By default the entropy
-    loss is on, latents have thresholds in place of k, and no loss raises dead latents.
+    The fields are those of BinaryTrainingSAEConfig and EntropyLossFields. By default, the entropy
+    loss is on, the selection is threshold, and no loss raises dead latents.
     """
 
     selection: str = choice(*SELECTIONS, default="threshold")
@@ -91,16 +81,11 @@ class BinaryEntropyTrainingSAEConfig(EntropyLossFields, BinaryTrainingSAEConfig)
         return "binary_entropy"
 
     @override
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_entropy_fields()
-
-    @override
     def get_inference_config_class(self) -> type[SAEConfig]:
-        return BinarySAEConfig
+        return autoencoder.BinarySAEConfig
 
 
-class BinaryEntropyTrainingSAE(BinaryTrainingSAE):
+class BinaryEntropyTrainingSAE(autoencoder.BinaryTrainingSAE):
     """A binary autoencoder in training, with the entropy and covariance losses."""
 
     cfg: BinaryEntropyTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -1,4 +1,4 @@
-"""Models that coders are attached to, loaded as the coders' files say."""
+"""Loads the model of a coder, with the class and the settings that the coder's file names."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +16,9 @@ from sae_binary_ext.saelens.splice import HookedModel
 
 HOOKED_TRANSFORMER = "HookedTransformer"
 BRIDGES = ("TransformerBridge", "SAETransformerBridge")
-# Organisations that the Hub moved models to which TransformerLens knows without one.
+# Organisations on the Hub. TransformerLens knows some of their models without this prefix.
 MOVED_TO = ("openai-community/", "distilbert/")
-# What TransformerLens does to weights where it is asked to, and its defaults: neither
-# from_pretrained_no_processing nor a bridge does any of it unasked.
+# The processing of weights that TransformerLens offers, with our defaults: none.
 PROCESSING = {
     "fold_ln": False,
     "center_writing_weights": False,
@@ -27,43 +26,24 @@ PROCESSING = {
     "fold_value_biases": False,
     "refactor_factored_attn_matrices": False,
 }
-# Other settings that decide activations, with their defaults.
+# Other settings that change activations, with their defaults.
 DEFAULTS: dict[str, Any] = {
     "dtype": "float32",
-    "revision": None,
-    "checkpoint_index": None,
-    "checkpoint_value": None,
-    "checkpoint_label": None,
-    "first_n_layers": None,
-    "n_ctx": None,
-    "hf_config_overrides": None,
+    **dict.fromkeys(("revision", "first_n_layers", "n_ctx", "hf_config_overrides")),
+    **dict.fromkeys(("checkpoint_index", "checkpoint_value", "checkpoint_label")),
 }
 NOT_OF_BRIDGES = {"checkpoint_label", "first_n_layers"}
-# Settings that decide none. A coder's file has no say in whether a model's own code is run.
-OF_NO_EFFECT = (
-    "attn_implementation",
-    "cache_dir",
-    "default_padding_side",
-    "default_prepend_bos",
-    "device",
-    "device_map",
-    "local_files_only",
-    "low_cpu_mem_usage",
-    "max_memory",
-    "move_to_device",
-    "n_devices",
-    "token",
-    "trust_remote_code",
-    "use_safetensors",
-)
+# Settings that do not change activations. trust_remote_code is one: a coder's file may not decide
+# whether a model's own code runs.
+OF_NO_EFFECT = {
+    *("attn_implementation", "cache_dir", "default_padding_side", "default_prepend_bos", "device"),
+    *("device_map", "local_files_only", "low_cpu_mem_usage", "max_memory", "move_to_device"),
+    *("n_devices", "token", "trust_remote_code", "use_safetensors"),
+}
 
 
 def official_name(name: str) -> str:
-    """One name for a model that has several: gpt2 for gpt2-small and openai-community/gpt2.
-
-    Args:
-        name: Hub id, TransformerLens' alias, or a folder, whose full path is its name.
-    """
+    """One name for a model with several: gpt2 for gpt2-small; for a folder, its full path."""
     known = make_model_alias_map()
     for prefix in ("", *MOVED_TO):
         if name.startswith(prefix) and (found := known.get(name.removeprefix(prefix).lower())):
@@ -72,15 +52,9 @@ def official_name(name: str) -> str:
 
 
 def decisive_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The part of model_from_pretrained_kwargs that decides activations, defaults left out.
+    """The part of a coder's model_from_pretrained_kwargs that changes activations, no defaults.
 
-    Equal for settings that load the same model.
-
-    Args:
-        settings: as a coder's metadata has them.
-
-    Raises:
-        ValueError: a setting is not known, and might change activations.
+    It is equal for settings that load the same model. An unknown setting is a ValueError.
     """
     found = dict(settings or {})
     if "torch_dtype" in found:
@@ -88,37 +62,28 @@ def decisive_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
     if found.get("dtype") in DTYPE_MAP:
         found["dtype"] = dtype_to_str(DTYPE_MAP[found["dtype"]])
     defaults = PROCESSING | DEFAULTS
-    unknown = sorted(found.keys() - defaults.keys() - set(OF_NO_EFFECT))
+    unknown = sorted(found.keys() - defaults.keys() - OF_NO_EFFECT)
     if unknown:
         raise ValueError(
             f"model_from_pretrained_kwargs={settings}: {unknown} may change activations, and is "
-            f"not followed here. Known are {sorted(defaults)}. If it changes nothing, delete it "
-            "from the coder's cfg.json."
+            f"not supported here. Known are {sorted(defaults)}. If it changes no activation, "
+            "delete it from the coder's cfg.json."
         )
-    return {
-        key: value
-        for key, value in sorted(found.items())
-        if key in defaults and value != defaults[key]
-    }
+    changed = sorted(key for key in found.keys() & defaults if found[key] != defaults[key])
+    return {key: found[key] for key in changed}
 
 
 def load_hooked_model(
     class_name: str | None, name: str, device: str, settings: Mapping[str, Any] | None = None
 ) -> HookedModel:
-    """The model of a coder.
+    """The model of a coder, whose metadata has class_name and settings.
 
-    Args:
-        class_name: as a coder's metadata names it; None for a TransformerBridge.
-        name: Hub id or folder.
-        device: where to put it.
-        settings: model_from_pretrained_kwargs of the coder's metadata.
-
-    Raises:
-        ValueError: a setting that is not known, or that the class does not have; or a folder for
-            HookedTransformer, which loads models by name alone.
+    name is a Hub id or a folder. If class_name is None, the model is a TransformerBridge. A setting
+    that is unknown, or that the class does not have, is a ValueError. So is a folder for
+    HookedTransformer, which loads models by name alone.
     """
     decisive = decisive_settings(settings)
-    # Aliases are TransformerLens' alone.
+    # Only TransformerLens knows its aliases.
     name = make_model_alias_map().get(name.lower(), name)
     if class_name is None or class_name in BRIDGES:
         return _load_bridge(name, device, decisive)
@@ -126,12 +91,12 @@ def load_hooked_model(
         if Path(name).is_dir() and not known_to_hooked_transformer(name):
             raise ValueError(
                 f"model_class_name={HOOKED_TRANSFORMER!r} of the coders: it loads models by name, "
-                f"and {name!r} is a folder. Give the model's name on the Hub. Or set "
-                "metadata.model_class_name in each coder's cfg.json to 'TransformerBridge', which "
-                "has the same hook names, or to 'AutoModelForCausalLM', whose hooks are modules "
-                "(model.layers.9): both load folders."
+                f"but {name!r} is a folder. Give the model's name on the Hub. Or set "
+                "metadata.model_class_name in each coder's cfg.json to a class that loads folders: "
+                "'TransformerBridge', which has the same hook names, or 'AutoModelForCausalLM', "
+                "whose hooks are modules (model.layers.9)."
             )
-        # SAELens' subclass has the hook mlp.hook_in, which transcoders read, besides.
+        # Transcoders read mlp.hook_in, which only SAELens' subclass has.
         return HookedSAETransformer.from_pretrained_no_processing(
             official_name(name), device=device, **decisive
         )
@@ -145,12 +110,12 @@ def load_hooked_model(
 
 
 def known_to_hooked_transformer(name: str) -> bool:
-    """Whether HookedTransformer has a model of this name; it takes no folder."""
+    """Whether HookedTransformer has a model of this name. It loads no folders."""
     return official_name(name) in OFFICIAL_MODEL_NAMES
 
 
 def positions_of(model: HookedModel) -> int | None:
-    """How many tokens a row of the model has at most; None where it does not say."""
+    """The most tokens that a row of the model can have; None if its config does not say."""
     config: Any = getattr(model, "cfg", None)
     if config is not None:
         return getattr(config, "n_ctx", None)

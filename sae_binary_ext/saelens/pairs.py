@@ -1,39 +1,44 @@
-"""Pairs of activations of the same token: a transcoder's input and its target.
+"""Pairs of activations of the same token, and the scaling of pairs and of single activations.
 
-SAELens' trainers hand a coder one tensor a step. A pair therefore travels as one row, the input's
-columns before the target's, and is shuffled, scaled and batched as one.
+A pair is a transcoder's input and its target. SAELens' trainers give a coder one tensor a step. So
+a pair travels as one row: first the columns of the input, then those of the target. Each row is
+shuffled, scaled and batched as a whole. Scales are estimated from finite tokens alone.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhitening
 from sae_lens.training.activations_store import ActivationsStore
-from sae_lens.training.types import DataProvider
 from torch import Tensor
 from typing_extensions import override
 
-from sae_binary_ext.saelens.scaling import estimate_scale
+from sae_binary_ext.training.finite import finite_tokens
 
-# Under this name SAELens' multi-hook trainer finds the pairs in a batch.
+# SAELens' multi-hook trainer finds the pairs in a batch by this name.
 PAIRS = "pairs"
+# The modes of normalize_activations whose statistics SAELens estimates before training.
+SCALE, WHITENING = "expected_average_only_in", "covariance_whitening"
+_NAMES = {
+    SCALE: f"the activation scale (normalize_activations={SCALE!r})",
+    WHITENING: f"the whitening (normalize_activations={WHITENING!r})",
+}
+# The fewest tokens that an estimate takes. A covariance needs two.
+_FEWEST_TOKENS = {SCALE: 1, WHITENING: 2}
 
 
 class PairFactors(NamedTuple):
-    """What inputs and targets are multiplied by."""
+    """The factors that inputs and targets are multiplied by."""
 
     input: float
     target: float
 
 
 def split_pairs(pairs: Tensor, d_in: int, d_out: int) -> tuple[Tensor, Tensor]:
-    """Inputs [tokens, d_in] and targets [tokens, d_out] of pairs [tokens, d_in + d_out].
-
-    Raises:
-        ValueError: the rows are not d_in + d_out wide.
-    """
+    """Inputs [tokens, d_in] and targets [tokens, d_out] of pairs; ValueError if not so wide."""
     if pairs.shape[-1] != d_in + d_out:
         raise ValueError(
             f"pairs of shape {tuple(pairs.shape)}: a transcoder with d_in={d_in} and d_out={d_out} "
@@ -45,16 +50,7 @@ def split_pairs(pairs: Tensor, d_in: int, d_out: int) -> tuple[Tensor, Tensor]:
 def pair_batches(
     store: ActivationsStore, hook_name: str, hook_name_out: str
 ) -> Iterator[dict[str, Tensor]]:
-    """Shuffled batches of pairs, as SAELens' multi-hook trainer takes them.
-
-    Args:
-        store: captures both hooks; it shuffles them row for row.
-        hook_name: where the inputs are read.
-        hook_name_out: where the targets are read.
-
-    Yields:
-        PAIRS to [tokens, d_in + d_out].
-    """
+    """Shuffled batches {PAIRS: [tokens, d_in + d_out]} of a store that captures both hooks."""
     for batch in store.get_multi_hook_data_loader():
         yield {PAIRS: torch.cat([batch[hook_name], batch[hook_name_out]], dim=1)}
 
@@ -62,20 +58,15 @@ def pair_batches(
 def check_pairs(
     store: ActivationsStore, hook_name: str, hook_name_out: str, d_in: int, d_out: int
 ) -> None:
-    """Read both hooks once, on made-up tokens.
-
-    Raises:
-        ValueError: the model does not pass through a hook, the hooks see different numbers of
-            tokens, or an activation is not as wide as the coders.
-    """
+    """Raise ValueError if the two hooks give no pairs of this width. Runs the model on two rows."""
     device = next(iter(store.model.parameters())).device
     tokens = torch.zeros(2, store.context_size, dtype=torch.long, device=device)
     try:
         activations = store.get_multi_hook_activations(tokens)
     except KeyError as error:
         raise ValueError(
-            f"hook {error.args[0]!r}: the model has such a hook and does not pass through it. Some "
-            "hooks must be switched on: load the model yourself, switch the hook on, for instance "
+            f"hook {error.args[0]!r}: the model has this hook but does not pass through it. Some "
+            "hooks are off by default. Load the model yourself, switch the hook on, for example "
             "with model.set_use_hook_mlp_in(True), and give the model to the runner as "
             "override_model."
         ) from error
@@ -83,8 +74,8 @@ def check_pairs(
     if source.shape[:2] != target.shape[:2]:
         raise ValueError(
             f"hook_name={hook_name!r} and hook_name_out={hook_name_out!r} see different numbers of "
-            f"tokens: activations of shapes {tuple(source.shape)} and {tuple(target.shape)} for "
-            "the same text. A pair needs one row of each for every token."
+            f"tokens: for the same text, their activations have shapes {tuple(source.shape)} and "
+            f"{tuple(target.shape)}. Give two hooks with one row for each token."
         )
     for field, width, hook, activation in (
         ("d_in", d_in, hook_name, source),
@@ -97,30 +88,93 @@ def check_pairs(
             )
 
 
-class PairScaler(ActivationScaler):
-    """SAELens' scaling of activations, for inputs and targets each on their own.
+class FiniteScaler(ActivationScaler):
+    """SAELens' scaler, with estimates that leave out tokens that are not finite, or refuse them."""
 
-    scaling_factor holds PairFactors. whitening holds the mean and the block-diagonal matrices of
-    the whole rows, so that SAELens' checkpoints keep it as they keep any other.
+    def __init__(self, *, skip_non_finite: bool = False) -> None:
+        super().__init__()
+        self.skip_non_finite = skip_non_finite
+
+    @override
+    def estimate_scaling_factor(
+        self, d_in: int, data_provider: Iterator[Tensor], n_batches_for_norm_estimate: int = 1000
+    ) -> None:
+        """As SAELens', but ValueError for tokens that it cannot use, or if all are 0."""
+        count = n_batches_for_norm_estimate
+        self.scaling_factor = self.factor_of(d_in, self._finite(data_provider, SCALE, count), count)
+
+    @override
+    @torch.no_grad()
+    def estimate_whitening(
+        self,
+        d_in: int,
+        data_provider: Iterator[Tensor],
+        n_batches_for_norm_estimate: int = 1000,
+        eps: float = 1e-3,
+    ) -> None:
+        """As SAELens', but ValueError for tokens that it cannot use."""
+        count = n_batches_for_norm_estimate
+        batches = self._finite(data_provider, WHITENING, count)
+        self.whitening = self.whitening_of(d_in, batches, count, eps)
+
+    def factor_of(self, d_in: int, batches: Iterator[Tensor], count: int) -> Any:
+        """The factor for count batches of [tokens, d_in]: a float, or PairFactors for pairs."""
+        return mean_norm_factor(d_in, batches, count)
+
+    def whitening_of(
+        self, d_in: int, batches: Iterator[Tensor], count: int, eps: float
+    ) -> ActivationWhitening:
+        """The whitening for count batches of [tokens, d_in], in float64."""
+        scaler = ActivationScaler()
+        scaler.estimate_whitening(d_in, batches, count, eps)
+        return cast(ActivationWhitening, scaler.whitening)
+
+    def _finite(self, batches: Iterator[Tensor], mode: str, count: int) -> Iterator[Tensor]:
+        skip, needed = self.skip_non_finite, _FEWEST_TOKENS[mode]
+        return finite_tokens(batches, _NAMES[mode], skip=skip, count=count, needed=needed)
+
+
+def mean_norm_factor(width: int, batches: Iterator[Tensor], count: int) -> float:
+    """sqrt(width) over the mean norm of batches of activations [tokens, width], or of their norms.
+
+    ValueError if there is no such factor.
+    """
+    scaler = ActivationScaler()
+    try:
+        scaler.estimate_scaling_factor(width, batches, count)
+    except ZeroDivisionError:
+        scaler.scaling_factor = None
+    if not scaler.scaling_factor or not scaler.scaling_factor < float("inf"):
+        raise ValueError(
+            f"The estimate of {_NAMES[SCALE]} found no mean norm to divide by in {count} batches: "
+            "their activations are all 0, or not finite. Look at the hook, at the model's dtype "
+            "and at n_batches_for_norm_estimate."
+        )
+    return scaler.scaling_factor
+
+
+class PairScaler(FiniteScaler):
+    """Scales the inputs and the targets of pairs separately.
+
+    scaling_factor is a PairFactors. whitening has block-diagonal matrices for whole rows, so that
+    SAELens can save it as usual.
     """
 
     scaling_factor: PairFactors | None  # pyright: ignore
 
-    def __init__(self, d_in: int) -> None:
-        super().__init__()
+    def __init__(self, d_in: int, *, skip_non_finite: bool = False) -> None:
+        super().__init__(skip_non_finite=skip_non_finite)
         self.d_in = d_in
 
     @property
     def input(self) -> ActivationScaler:
         """Scales inputs alone, [..., d_in]."""
-        factor = self.scaling_factor.input if self.scaling_factor else None
-        return ActivationScaler(factor, self._whitening_of(slice(None, self.d_in)))
+        return self._part(0, slice(None, self.d_in))
 
     @property
     def target(self) -> ActivationScaler:
         """Scales targets alone, [..., d_out]."""
-        factor = self.scaling_factor.target if self.scaling_factor else None
-        return ActivationScaler(factor, self._whitening_of(slice(self.d_in, None)))
+        return self._part(1, slice(self.d_in, None))
 
     @override
     def scale(self, acts: Tensor) -> Tensor:
@@ -133,62 +187,35 @@ class PairScaler(ActivationScaler):
         return torch.cat([self.input.unscale(source), self.target.unscale(target)], dim=-1)
 
     @override
-    def estimate_scaling_factor(
-        self, d_in: int, data_provider: DataProvider, n_batches_for_norm_estimate: int = 1000
-    ) -> None:
-        """Factors that bring inputs and targets to a mean norm of the root of their width.
-
-        Args:
-            d_in: width of the inputs.
-            data_provider: yields pairs, [tokens, d_in + d_out].
-            n_batches_for_norm_estimate: how many batches to read.
-
-        Raises:
-            ValueError: inputs or targets are all 0, or one is not finite.
-        """
-        # Both in one pass over the model's activations: of a target its norm is kept, whose own
-        # norm is itself.
-        target_norms: list[Tensor] = []
+    def factor_of(self, d_in: int, batches: Iterator[Tensor], count: int) -> PairFactors:
+        # The model runs once: the targets' norms wait here. A norm is its own norm.
+        norms: list[Tensor] = []
         d_out = 0
 
         def inputs() -> Iterator[Tensor]:
             nonlocal d_out
-            for pairs in data_provider:
+            for pairs in batches:
                 target = pairs[:, d_in:]
                 d_out = target.shape[1]
-                target_norms.append(target.norm(dim=-1, keepdim=True))
+                norms.append(target.norm(dim=-1, keepdim=True))
                 yield pairs[:, :d_in]
 
-        source = estimate_scale(d_in, inputs(), n_batches_for_norm_estimate)
-        target = estimate_scale(d_out, iter(target_norms), n_batches_for_norm_estimate)
-        self.scaling_factor = PairFactors(source, target)
+        factor = mean_norm_factor(d_in, inputs(), count)
+        return PairFactors(factor, mean_norm_factor(d_out, iter(norms), count))
 
     @override
-    @torch.no_grad()
-    def estimate_whitening(
-        self,
-        d_in: int,
-        data_provider: DataProvider,
-        n_batches_for_norm_estimate: int = 1000,
-        eps: float = 1e-3,
-    ) -> None:
-        """Whitening of inputs and of targets, none across the two.
-
-        Args:
-            d_in: width of the inputs.
-            data_provider: yields pairs, [tokens, d_in + d_out].
-            n_batches_for_norm_estimate: how many batches to read; they are kept for the second of
-                the two estimates.
-            eps: SAELens' stabilising constant.
-        """
-        count = n_batches_for_norm_estimate
-        batches = [next(data_provider) for _ in range(count)]
-        d_out = batches[0].shape[1] - d_in
-        parts = ActivationScaler(), ActivationScaler()
-        parts[0].estimate_whitening(d_in, (pairs[:, :d_in] for pairs in batches), count, eps)
-        parts[1].estimate_whitening(d_out, (pairs[:, d_in:] for pairs in batches), count, eps)
-        blocks = [part.whitening for part in parts if part.whitening is not None]
-        self.whitening = ActivationWhitening(
+    def whitening_of(
+        self, d_in: int, batches: Iterator[Tensor], count: int, eps: float
+    ) -> ActivationWhitening:
+        inputs, targets = zip(
+            *((pairs[:, :d_in], pairs[:, d_in:]) for pairs in islice(batches, count)), strict=True
+        )
+        d_out = targets[0].shape[1]
+        blocks = (
+            super().whitening_of(d_in, iter(inputs), count, eps),
+            super().whitening_of(d_out, iter(targets), count, eps),
+        )
+        return ActivationWhitening(
             mean=torch.cat([block.mean for block in blocks]),
             matrix=torch.block_diag(*(block.matrix for block in blocks)),
             inverse_matrix=torch.block_diag(*(block.inverse_matrix for block in blocks)),
@@ -196,19 +223,19 @@ class PairScaler(ActivationScaler):
 
     @override
     def load(self, file_path: str | Path) -> None:
-        """Read what save wrote."""
         super().load(file_path)
         if self.scaling_factor is not None:
-            self.scaling_factor = PairFactors(*self.scaling_factor)  # pyright: ignore
+            self.scaling_factor = PairFactors(*self.scaling_factor)
 
-    def _whitening_of(self, part: slice) -> ActivationWhitening | None:
-        return None if self.whitening is None else whitening_part(self.whitening, part)
+    def _part(self, side: int, columns: slice) -> ActivationScaler:
+        return ActivationScaler(
+            self.scaling_factor and self.scaling_factor[side],
+            self.whitening and whitening_part(self.whitening, columns),
+        )
 
 
 def whitening_part(whitening: ActivationWhitening, part: slice) -> ActivationWhitening:
     """One diagonal block of a block-diagonal whitening."""
     return ActivationWhitening(
-        mean=whitening.mean[part],
-        matrix=whitening.matrix[part, part],
-        inverse_matrix=whitening.inverse_matrix[part, part],
+        whitening.mean[part], whitening.matrix[part, part], whitening.inverse_matrix[part, part]
     )

@@ -1,6 +1,6 @@
-"""The private names of SAELens that this package uses, under names of its own.
+"""The private names of SAELens that this package uses, under public names.
 
-SAELens may change these without notice. Everything else imports them from here.
+SAELens may change them without notice. The other modules import them from here.
 """
 
 from pathlib import Path
@@ -31,10 +31,10 @@ HOST = Host(
 
 
 class MultiTrainer(MultiSAETrainer):
-    """SAELens' trainer of several coders, which estimates scales with estimate_scales."""
+    """SAELens' trainer of several coders, with a public estimate_scales."""
 
     def estimate_scales(self) -> None:
-        """Estimate what activations are scaled or whitened by, before the first step."""
+        """Estimate the scale or the whitening of activations, before the first step."""
         super()._estimate_scaling_factors()
 
     @override
@@ -43,22 +43,19 @@ class MultiTrainer(MultiSAETrainer):
 
 
 class MultiRunner(MultiSAETrainingRunner):
-    """SAELens' runner of several coders, with the steps of its run() under public names."""
+    """SAELens' runner of several coders, with public names for the steps of its run()."""
 
     def set_metadata(self) -> None:
-        """Write into each coder's config which model, hooks and text it is trained on."""
+        """Write into each coder's config the model, hooks and text of its training."""
         self._set_sae_metadata()
 
     def save_runner_files(self, checkpoint_path: Path | None) -> None:
         """Write the run's config and the state of its activations to a checkpoint."""
         self._save_runner_checkpoint_files(checkpoint_path)
 
-    def fit(self, trainer: MultiSAETrainer) -> dict[str, TrainingSAE[Any]]:
-        """Train; if interrupted, save a checkpoint first."""
-        return self._run_with_interruption_handling(trainer)
-
-    def save_final_outputs(
-        self, coders: dict[str, TrainingSAE[Any]], trainer: MultiSAETrainer
-    ) -> None:
-        """Save each trained coder to output_path."""
-        self._save_final_outputs(coders, trainer)
+    def train(self, trainer: MultiSAETrainer) -> dict[str, TrainingSAE[Any]]:
+        """Train, with a checkpoint if interrupted, and save each coder to output_path, if set."""
+        coders = self._run_with_interruption_handling(trainer)
+        if self.cfg.output_path is not None:
+            self._save_final_outputs(coders, trainer)
+        return coders

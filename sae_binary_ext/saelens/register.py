@@ -1,47 +1,31 @@
-"""Tells SAELens about the binary architectures. Everything replaced in it stands here."""
+"""Registers the binary architectures with SAELens. All that it replaces in SAELens stands here."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import sae_lens
-from sae_lens.registry import (
-    SAE_CLASS_REGISTRY,
-    SAE_TRAINING_CLASS_REGISTRY,
-    register_sae_class,
-    register_sae_training_class,
-)
+from sae_lens import registry
 from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from sae_binary_ext.saelens import autoencoder, binary_entropy, transcoder
+from sae_binary_ext.saelens import autoencoder, binary_entropy, resuming, transcoder
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE
+from sae_binary_ext.saelens.pairs import FiniteScaler
 from sae_binary_ext.saelens.private import HOST
-from sae_binary_ext.saelens.resuming import (
-    folded_scale,
-    load_random_state,
-    save_folded_scale,
-    save_random_state,
-    scale_beside,
-)
-from sae_binary_ext.saelens.scaling import FiniteScaler
 from sae_binary_ext.saving import replacing
 
-# Each architecture's classes and configs: in training, and when loaded.
+_BINARY = (autoencoder.BinarySAE, autoencoder.BinarySAEConfig)
+# Each architecture's class and config for training, then those of the saved coder.
 ARCHITECTURES = (
-    (
-        autoencoder.BinaryTrainingSAE,
-        autoencoder.BinaryTrainingSAEConfig,
-        autoencoder.BinarySAE,
-        autoencoder.BinarySAEConfig,
-    ),
+    (autoencoder.BinaryTrainingSAE, autoencoder.BinaryTrainingSAEConfig, *_BINARY),
     (
         binary_entropy.BinaryEntropyTrainingSAE,
         binary_entropy.BinaryEntropyTrainingSAEConfig,
-        autoencoder.BinarySAE,
-        autoencoder.BinarySAEConfig,
+        *_BINARY,
     ),
     (
         transcoder.BinaryTranscoderTrainingSAE,
@@ -58,133 +42,107 @@ ARCHITECTURES = (
 )
 
 _REGISTERED = "_sae_binary_ext_registered"
+Trainer = SAETrainer[Any, Any]
+# A method of SAELens, as its class has it.
+Stock = Callable[..., Any]
 
 
 def register() -> None:
     """Add the binary architectures to SAELens' registries. Idempotent.
 
-    If SAELens lacks a private name that they need, its own classes stay as they are, and each
-    binary coder raises an error when it is made.
+    If SAELens lacks a private name that they need, its own classes do not change. Then the creation
+    of a binary coder is an error.
     """
     if hasattr(sae_lens, _REGISTERED):
         return
     for training_coder, training_config, coder, config in ARCHITECTURES:
         architecture = training_config.architecture()
-        if architecture not in SAE_TRAINING_CLASS_REGISTRY:
-            register_sae_training_class(architecture, training_coder, training_config)
-        # Under this name too if the saved coder has another (binary_entropy), so that
-        # SAE.load_from_disk reads training checkpoints.
-        if architecture not in SAE_CLASS_REGISTRY:
-            register_sae_class(architecture, coder, config)
+        if architecture not in registry.SAE_TRAINING_CLASS_REGISTRY:
+            registry.register_sae_training_class(architecture, training_coder, training_config)
+        # binary_entropy saves a coder of "binary". It needs its own name here too, so that
+        # SAE.load_from_disk reads its training checkpoints.
+        if architecture not in registry.SAE_CLASS_REGISTRY:
+            registry.register_sae_class(architecture, coder, config)
     if HOST.is_usable():
-        _resume_where_training_was()
-        _keep_the_scale_of_a_checkpoint()
-        _leave_out_what_is_not_finite()
-        _save_no_spoilt_coder()
+        _replace(SAETrainer, "save_trainer_state", _save_trainer_state)
+        _replace(SAETrainer, "load_trainer_state", _load_trainer_state)
+        _replace(SAETrainer, "__init__", _start_trainer)
+        _replace(SAETrainer, "step", _step)
+        _replace(SAETrainer, "save_checkpoint", _save_checkpoint)
+        _replace(MultiSAETrainer, "save_checkpoint", _save_checkpoint)
+        _replace(TrainingSAE, "load_from_disk", _load_from_disk)
     setattr(sae_lens, _REGISTERED, True)
 
 
-def _resume_where_training_was() -> None:
-    """Checkpoints of this package's coders keep all that the rest of training depends on.
+def _replace(owner: type, name: str, new: Callable[..., Any]) -> None:
+    """Replace a method or classmethod by new, which gets the stock function as first argument."""
+    found = getattr(owner, name)
+    stock = getattr(found, "__func__", found)
 
-    SAELens' hold no random state. Its periodic ones are written after a batch's optimizer step and
-    before that step is counted, so that schedules would lag by one. Final ones do not hold
-    the activations' scale, which is folded into their weights.
-    """
-    stock_save, stock_load = SAETrainer.save_trainer_state, SAETrainer.load_trainer_state
+    @functools.wraps(stock)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return new(stock, self, *args, **kwargs)
 
-    @functools.wraps(stock_save)
-    def save_trainer_state(self: SAETrainer[Any, Any], checkpoint_path: Path) -> None:
-        if not isinstance(self.sae, FirstBatchTrainingSAE):
-            stock_save(self, checkpoint_path)
-            return
-        with replacing(checkpoint_path) as new:
-            stock_save(self, new)
-            save_random_state(new)
-            save_folded_scale(new, self.sae)
-
-    @functools.wraps(stock_load)
-    def load_trainer_state(self: SAETrainer[Any, Any], checkpoint_path: Path | str) -> None:
-        if not isinstance(self.sae, FirstBatchTrainingSAE):
-            stock_load(self, checkpoint_path)
-            return
-        folded = folded_scale(Path(checkpoint_path), self.sae.cfg)
-        stock_load(self, checkpoint_path)
-        if folded is not None:
-            folded.give_to(self.activation_scaler)
-        self.n_training_steps = self.lr_scheduler.last_epoch
-        load_random_state(Path(checkpoint_path))
-
-    SAETrainer.save_trainer_state = save_trainer_state
-    SAETrainer.load_trainer_state = load_trainer_state
+    setattr(owner, name, method if found is stock else classmethod(method))
 
 
-def _keep_the_scale_of_a_checkpoint() -> None:
-    """A coder loaded from a checkpoint of a run under way keeps the scale it was trained in.
-
-    SAELens' from_pretrained_path reads the weights alone, and the trainer would estimate the scale
-    anew: for whitening, in other directions than those the weights were trained in.
-    """
-    stock_load = TrainingSAE.load_from_disk.__func__
-
-    @functools.wraps(stock_load)
-    def load_from_disk(
-        cls: type[TrainingSAE[Any]], path: str | Path, *args: Any, **kwargs: Any
-    ) -> TrainingSAE[Any]:
-        coder = stock_load(cls, path, *args, **kwargs)
-        if isinstance(coder, FirstBatchTrainingSAE):
-            coder.scale = scale_beside(Path(path), coder.cfg.normalize_activations)
-        return coder
-
-    TrainingSAE.load_from_disk = classmethod(load_from_disk)  # pyright: ignore[reportAttributeAccessIssue]
+def _save_trainer_state(stock: Stock, trainer: Trainer, checkpoint_path: Path) -> None:
+    """Add the random state and the scale folded into the weights to a checkpoint of our coders."""
+    if not isinstance(trainer.sae, FirstBatchTrainingSAE):
+        stock(trainer, checkpoint_path)
+        return
+    with replacing(checkpoint_path) as new:
+        stock(trainer, new)
+        resuming.save_random_state(new)
+        resuming.save_folded_scale(new, trainer.sae)
 
 
-def _leave_out_what_is_not_finite() -> None:
-    """Estimates and statistics are of the tokens that this package's coders train on.
-
-    SAELens' estimates read all tokens, and its firing rates are shares of a whole batch.
-    """
-    stock_init, stock_step = SAETrainer.__init__, SAETrainer.step
-
-    @functools.wraps(stock_init)
-    def init(self: SAETrainer[Any, Any], *args: Any, **kwargs: Any) -> None:
-        stock_init(self, *args, **kwargs)
-        if isinstance(self.sae, FirstBatchTrainingSAE):
-            skips = self.sae.cfg.skip_non_finite
-            self.activation_scaler = FiniteScaler(skip_non_finite=skips)
-            self.sae.give_scale_to(self.activation_scaler)
-
-    @functools.wraps(stock_step)
-    def step(self: SAETrainer[Any, Any], batch: Tensor) -> TrainStepOutput:
-        before = self.n_frac_active_samples
-        output = stock_step(self, batch)
-        if isinstance(self.sae, FirstBatchTrainingSAE):
-            self.n_frac_active_samples = before + len(output.sae_in)
-        return output
-
-    SAETrainer.__init__ = init
-    SAETrainer.step = step
+def _load_trainer_state(stock: Stock, trainer: Trainer, checkpoint_path: Path | str) -> None:
+    if not isinstance(trainer.sae, FirstBatchTrainingSAE):
+        stock(trainer, checkpoint_path)
+        return
+    folded = resuming.folded_scale(Path(checkpoint_path), trainer.sae.cfg)
+    stock(trainer, checkpoint_path)
+    if folded is not None:
+        folded.give_to(trainer.activation_scaler)
+    # SAELens writes periodic checkpoints after an optimizer step but before it counts that step, so
+    # that its schedules would lag by one.
+    trainer.n_training_steps = trainer.lr_scheduler.last_epoch
+    resuming.load_random_state(Path(checkpoint_path))
 
 
-def _save_no_spoilt_coder() -> None:
-    """Begin no checkpoint of a coder of this package that has a parameter which is not finite."""
-    stock_save, stock_save_all = SAETrainer.save_checkpoint, MultiSAETrainer.save_checkpoint
-
-    @functools.wraps(stock_save)
-    def save_checkpoint(self: SAETrainer[Any, Any], *args: Any, **kwargs: Any) -> None:
-        _check_saveable(self.sae)
-        stock_save(self, *args, **kwargs)
-
-    @functools.wraps(stock_save_all)
-    def save_all(self: MultiSAETrainer, *args: Any, **kwargs: Any) -> None:
-        for sae in self.saes.values():
-            _check_saveable(sae)
-        stock_save_all(self, *args, **kwargs)
-
-    SAETrainer.save_checkpoint = save_checkpoint
-    MultiSAETrainer.save_checkpoint = save_all
+def _start_trainer(stock: Stock, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
+    """Estimate the scale of our coders from finite tokens. SAELens' estimates read all tokens."""
+    stock(trainer, *args, **kwargs)
+    if isinstance(trainer.sae, FirstBatchTrainingSAE):
+        skips = trainer.sae.cfg.skip_non_finite
+        trainer.activation_scaler = FiniteScaler(skip_non_finite=skips)
+        trainer.sae.give_scale_to(trainer.activation_scaler)
 
 
-def _check_saveable(sae: Any) -> None:
-    if isinstance(sae, FirstBatchTrainingSAE):
-        sae.check_saveable()
+def _step(stock: Stock, trainer: Trainer, batch: Tensor) -> TrainStepOutput:
+    """Count the tokens that our coders trained on. SAELens' firing rates count the whole batch."""
+    before = trainer.n_frac_active_samples
+    output = stock(trainer, batch)
+    if isinstance(trainer.sae, FirstBatchTrainingSAE):
+        trainer.n_frac_active_samples = before + len(output.sae_in)
+    return output
+
+
+def _save_checkpoint(stock: Stock, trainer: Any, *args: Any, **kwargs: Any) -> None:
+    """Begin no checkpoint if one of our coders has a parameter that is not finite."""
+    saes = trainer.saes.values() if isinstance(trainer, MultiSAETrainer) else (trainer.sae,)
+    for sae in saes:
+        if isinstance(sae, FirstBatchTrainingSAE):
+            sae.check_saveable()
+    stock(trainer, *args, **kwargs)
+
+
+def _load_from_disk(stock: Stock, cls: Any, path: str | Path, *args: Any, **kwargs: Any) -> Any:
+    """Let our coders loaded from a training checkpoint keep the scale they were trained in."""
+    # SAELens' from_pretrained_path reads the weights alone, and its trainer estimates a new scale.
+    # A new whitening has other directions than the weights were trained in.
+    coder = stock(cls, path, *args, **kwargs)
+    if isinstance(coder, FirstBatchTrainingSAE):
+        coder.scale = resuming.scale_beside(Path(path), coder.cfg.normalize_activations)
+    return coder

@@ -1,4 +1,7 @@
-"""What SAELens' training checkpoints lack for a resumed run to end where an unbroken one does."""
+"""The state that SAELens' training checkpoints lack: random state, and the scale of the weights.
+
+With it, a resumed run ends with the same weights as a run without a break.
+"""
 
 import json
 import logging
@@ -13,8 +16,7 @@ from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhit
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sae_binary_ext.saelens.pairs import PairFactors
-from sae_binary_ext.saelens.scaling import SCALE, WHITENING
+from sae_binary_ext.saelens.pairs import SCALE, WHITENING, PairFactors
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +25,7 @@ FOLDED_SCALE_FILENAME = "folded_scale.safetensors"
 
 
 def save_random_state(checkpoint: Path) -> None:
-    """Keep the state of torch's generators, which gumbel codes draw from, in a checkpoint."""
+    """Save the state of torch's generators, which gumbel codes draw from, to a checkpoint."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -31,7 +33,7 @@ def save_random_state(checkpoint: Path) -> None:
 
 
 def load_random_state(checkpoint: Path) -> None:
-    """Go on drawing where a checkpoint was saved; nothing if it has no such state."""
+    """Set torch's generators to the state in a checkpoint, if it has one."""
     if not (checkpoint / RANDOM_STATE_FILENAME).is_file():
         return
     states = load_file(checkpoint / RANDOM_STATE_FILENAME)
@@ -42,7 +44,7 @@ def load_random_state(checkpoint: Path) -> None:
 
 @dataclass(frozen=True)
 class ActivationScale:
-    """What a training run multiplies activations by, or whitens them with.
+    """The factor or the whitening that a training run applies to activations.
 
     The end of training folds it into the weights, which then take raw activations.
 
@@ -56,28 +58,22 @@ class ActivationScale:
     tensors: dict[str, Tensor]
 
     @classmethod
-    def of_factor(cls, mode: str, factor: float | PairFactors) -> "ActivationScale | None":
-        """The scale of a factor; None if the mode is not SCALE, so that training estimated none."""
-        if mode != SCALE:
-            return None
-        return cls(mode, {"factor": torch.tensor(factor, dtype=torch.float64).reshape(-1)})
-
-    @classmethod
-    def of_whitening(
-        cls, mode: str, mean: Tensor, matrix: Tensor, inverse_matrix: Tensor
-    ) -> "ActivationScale | None":
-        """The scale of a whitening; None if the mode is not WHITENING."""
-        if mode != WHITENING:
-            return None
-        tensors = {"mean": mean, "matrix": matrix, "inverse_matrix": inverse_matrix}
-        return cls(mode, {name: value.double().contiguous() for name, value in tensors.items()})
+    def of(cls, mode: str, scaler: ActivationScaler) -> "ActivationScale | None":
+        """The scale of this mode that a scaler has; None if it has none, or for other modes."""
+        if mode == SCALE and scaler.scaling_factor is not None:
+            factor = torch.tensor(scaler.scaling_factor, dtype=torch.float64)
+            return cls(mode, {"factor": factor.reshape(-1)})
+        if mode == WHITENING and scaler.whitening is not None:
+            whitening: dict[str, Tensor] = vars(scaler.whitening)
+            return cls(mode, {name: t.double().contiguous() for name, t in whitening.items()})
+        return None
 
     def give_to(self, scaler: ActivationScaler) -> None:
-        """Let a trainer scale activations as the earlier training did."""
+        """Set a trainer's scaler to this scale."""
         if self.mode == WHITENING:
             scaler.whitening = ActivationWhitening(**self.tensors)
         else:
-            scaler.scaling_factor = self._factor()  # pyright: ignore
+            scaler.scaling_factor = _factor(self.tensors["factor"])  # pyright: ignore
 
     def take_from(self, coder: SAE[Any]) -> None:
         """Undo the fold: bring a coder's weights back to the scale they were trained in."""
@@ -91,67 +87,49 @@ class ActivationScale:
                 -(mean @ matrix), self.tensors["inverse_matrix"], matrix
             )
         else:
-            factor = self._factor()
-            inverse: Any = (
-                PairFactors(1 / factor.input, 1 / factor.target)
-                if isinstance(factor, PairFactors)
-                else 1 / factor
-            )
+            inverse: Any = _factor(1 / self.tensors["factor"])
             coder.fold_activation_norm_scaling_factor(inverse)
         cfg.normalize_activations = self.mode
         if rescales:
             cfg.rescale_acts_by_decoder_norm = True
 
-    def _factor(self) -> float | PairFactors:
-        factors = self.tensors["factor"].tolist()
-        return factors[0] if len(factors) == 1 else PairFactors(*factors)
+
+def _factor(factor: Tensor) -> float | PairFactors:
+    factors = factor.tolist()
+    return factors[0] if len(factors) == 1 else PairFactors(*factors)
 
 
 def scale_beside(folder: Path, mode: str) -> ActivationScale | None:
-    """The scale that SAELens keeps beside the weights of a run under way.
+    """The scale that SAELens saves beside the weights of a run that has not ended.
 
-    Args:
-        folder: a training checkpoint.
-        mode: normalize_activations of its config.
-
-    Returns:
-        None if the mode needs no scale. None and a warning if the folder does not hold one.
+    None if the mode, the config's normalize_activations, needs none. Warns if a scale is missing.
     """
     if mode not in (SCALE, WHITENING):
         return None
     scaler, path = ActivationScaler(), folder / ACTIVATION_SCALER_CFG_FILENAME
     if path.is_file():
         scaler.load(path)
-    if mode == SCALE and scaler.scaling_factor is not None:
-        return ActivationScale.of_factor(mode, scaler.scaling_factor)
-    if mode == WHITENING and scaler.whitening is not None:
-        return ActivationScale.of_whitening(mode, **vars(scaler.whitening))
-    logger.warning(
-        "%s: normalize_activations=%r, and the folder does not hold the scale that its weights "
-        "were trained in (%s). Training estimates one anew, which suits untrained weights alone.",
-        folder,
-        mode,
-        path.name,
-    )
-    return None
+    scale = ActivationScale.of(mode, scaler)
+    if scale is None:
+        logger.warning(
+            f"{folder}: normalize_activations={mode!r}, but the folder does not hold the scale "
+            f"that its weights were trained in ({path.name}). Training will estimate a new one, "
+            "which only suits untrained weights. To keep the scale, copy that file here."
+        )
+    return scale
 
 
 def save_folded_scale(checkpoint: Path, coder: Any) -> None:
-    """Keep what was folded into a coder's weights, if anything was, in its checkpoint."""
+    """Save the scale that is folded into a coder's weights, if there is one, to its checkpoint."""
     if coder.folded is not None and coder.cfg.normalize_activations == "none":
         tensors = {name: value.cpu() for name, value in coder.folded.tensors.items()}
         save_file(tensors, checkpoint / FOLDED_SCALE_FILENAME)
 
 
 def folded_scale(checkpoint: Path, cfg: Any) -> ActivationScale | None:
-    """The scale folded into a checkpoint's weights, if resuming would scale activations once more.
+    """The scale folded into a checkpoint's weights, if a coder of this cfg would scale again.
 
-    Args:
-        checkpoint: a training checkpoint.
-        cfg: config of the coder that resumes from it.
-
-    Raises:
-        ValueError: a scale is folded in, and the checkpoint does not hold it.
+    ValueError if a scale is folded in and the checkpoint does not hold it.
     """
     mode, saved = cfg.normalize_activations, checkpoint / SAE_CFG_FILENAME
     if mode not in (SCALE, WHITENING) or not saved.is_file():
@@ -162,8 +140,8 @@ def folded_scale(checkpoint: Path, cfg: Any) -> ActivationScale | None:
     tensors = load_file(path) if path.is_file() else {}
     if set(tensors) != ({"factor"} if mode == SCALE else {"mean", "matrix", "inverse_matrix"}):
         raise ValueError(
-            f"{checkpoint}: its weights take raw activations, and normalize_activations={mode!r} "
-            f"would scale these once more. The scale folded in is not there ({path.name}). Resume "
-            "from a checkpoint of before the end of training, or set normalize_activations='none'."
+            f"{checkpoint}: its weights take raw activations, but normalize_activations={mode!r} "
+            f"would scale these again. The folded scale is missing ({path.name}). Resume from a "
+            "checkpoint from before the end of training, or set normalize_activations='none'."
         )
     return ActivationScale(mode, tensors)

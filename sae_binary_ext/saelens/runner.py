@@ -1,12 +1,12 @@
 """Training transcoders in SAELens: TranscoderTrainingRunner and its config.
 
-SAELens' MultiSAETrainingRunner trains several autoencoders on one stream of activations. Here the
-stream is of pairs, so that transcoders, binary and continuous, learn from the very same tokens.
+SAELens' MultiSAETrainingRunner trains several autoencoders on the same activations. This runner
+gives it pairs of activations. Binary and continuous transcoders then learn from the same tokens.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import wandb
@@ -18,14 +18,20 @@ from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.prefetch import PrefetchingIterator
 from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.util import get_special_token_ids
-from torch import Tensor
 from typing_extensions import override
 
-from sae_binary_ext.saelens.pairs import PAIRS, PairScaler, check_pairs, pair_batches
+from sae_binary_ext.saelens import pairs
 from sae_binary_ext.saelens.private import MultiRunner, MultiTrainer
-from sae_binary_ext.saelens.scaling import SCALE, WHITENING, finite_batches
 from sae_binary_ext.saelens.splice import HookedModel, TranscoderEvaluator, resolve_hook
-from sae_binary_ext.saelens.transcoder_base import TranscoderFields
+from sae_binary_ext.saelens.transcoder import TranscoderFields
+
+# The settings of the config that the activations store takes by the same name.
+STORE_SETTINGS = (
+    *("streaming", "dataset_trust_remote_code", "use_chat_formatting", "context_size"),
+    *("n_batches_in_buffer", "store_batch_size_prompts", "train_batch_size_tokens", "prepend_bos"),
+    *("dtype", "model_kwargs", "autocast_lm", "seqpos_slice", "disable_concat_sequences"),
+    *("sequence_separator_token", "activations_mixing_fraction"),
+)
 
 
 @dataclass(kw_only=True)
@@ -35,20 +41,20 @@ class TranscoderRunnerConfig(MultiSAETrainingRunnerConfig):
     The other fields are those of SAELens' MultiSAETrainingRunnerConfig.
 
     Args:
-        saes: a name for each transcoder to its training config, of binary_transcoder or
-            topk_transcoder. All have the same d_in and d_out.
-        hook_name: where inputs are read: a TransformerLens hook (blocks.9.mlp.hook_in), or, with
-            model_class_name AutoModelForCausalLM, a module whose output they are
-            (model.layers.9.post_attention_layernorm).
-        hook_name_out: where targets are read (blocks.9.hook_mlp_out, or model.layers.9.mlp).
-        lrs: learning rates of single transcoders by name, where they are not lr.
+        saes: training configs of binary_transcoder or topk_transcoder, by names of your choice. All
+            have the same d_in and d_out.
+        hook_name: the hook of the inputs, a TransformerLens hook (blocks.9.mlp.hook_in). If
+            model_class_name is AutoModelForCausalLM, give a module instead. Its outputs are the
+            inputs (model.layers.9.post_attention_layernorm).
+        hook_name_out: the hook of the targets (blocks.9.hook_mlp_out, or model.layers.9.mlp).
+        lrs: learning rates by the names in saes. A transcoder that is not named takes lr.
     """
 
     saes: Mapping[str, TrainingSAEConfig]
     hook_name: str
     hook_name_out: str
     lrs: Mapping[str, float] = field(default_factory=dict)
-    # One pair of hooks serves all, so these are no arguments here.
+    # All transcoders share one pair of hooks, so these are no arguments here.
     hook_names: Mapping[str, str] | str = field(init=False, default="")
     hook_head_indices: dict[str, int | None] | int | None = field(init=False, default=None)
 
@@ -57,8 +63,8 @@ class TranscoderRunnerConfig(MultiSAETrainingRunnerConfig):
         super().__post_init__()
         if self.hook_name == self.hook_name_out:
             raise ValueError(
-                f"hook_name_out={self.hook_name_out!r} is hook_name too: a coder of one activation "
-                "is an autoencoder, which SAELens' own runners train."
+                f"hook_name_out={self.hook_name_out!r} is hook_name too: a coder of one "
+                "activation is an autoencoder. Train it with SAELens' own runners."
             )
         for name, config in self.saes.items():
             if not isinstance(config, TranscoderFields):
@@ -66,11 +72,10 @@ class TranscoderRunnerConfig(MultiSAETrainingRunnerConfig):
                     f"saes[{name!r}] is a {type(config).__name__}: give a training config of "
                     "binary_transcoder or topk_transcoder."
                 )
-        widths = {(config.d_in, config.d_out) for config in self._transcoders().values()}
-        if len(widths) > 1:
+        if len(self._all_widths()) > 1:
             raise ValueError(
-                f"saes have different (d_in, d_out), {sorted(widths)}: all learn from the same "
-                "pairs, so all are as wide as these."
+                f"saes have different (d_in, d_out), {sorted(self._all_widths())}: all learn from "
+                "the same pairs. Give all the same d_in and d_out."
             )
         unknown = sorted(set(self.lrs) - set(self.saes))
         if unknown:
@@ -79,61 +84,52 @@ class TranscoderRunnerConfig(MultiSAETrainingRunnerConfig):
     @property
     def widths(self) -> tuple[int, int]:
         """d_in and d_out of the transcoders."""
-        config = next(iter(self._transcoders().values()))
-        return config.d_in, config.d_out or config.d_in
+        return next(iter(self._all_widths()))
 
-    def _transcoders(self) -> Mapping[str, TranscoderFields]:
-        return {
-            name: config
-            for name, config in self.saes.items()
-            if isinstance(config, TranscoderFields)
-        }
+    def _all_widths(self) -> set[tuple[int, int]]:
+        configs = cast(Iterable[TranscoderFields], self.saes.values())
+        return {(config.d_in, config.d_out or config.d_in) for config in configs}
 
 
 class PairTrainer(MultiTrainer):
-    """SAELens' trainer of several coders, with pairs for batches.
+    """SAELens' trainer of several coders, on batches of pairs.
 
-    Inputs and targets are scaled apart, and each transcoder may have its own learning rate.
+    It scales inputs and targets separately. Each transcoder may have its own learning rate.
     """
 
     def __init__(self, cfg: SAETrainerConfig, lrs: Mapping[str, float], **settings: Any) -> None:
         super().__init__(cfg, **settings)
         for name, trainer in self.trainers.items():
             lr = lrs.get(name, cfg.lr)
-            share = lr / cfg.lr
-            own = replace(trainer.cfg, lr=lr, lr_end=share * (cfg.lr_end or 0.0))
+            own = replace(trainer.cfg, lr=lr, lr_end=lr / cfg.lr * (cfg.lr_end or 0.0))
             own_trainer: SAETrainer[Any, Any] = SAETrainer(own, trainer.sae, iter(()))
-            own_trainer.activation_scaler = PairScaler(trainer.sae.cfg.d_in)
+            own_trainer.activation_scaler = pairs.PairScaler(trainer.sae.cfg.d_in)
             own_trainer.sae.give_scale_to(own_trainer.activation_scaler)
             self.trainers[name] = own_trainer
 
     @override
     @torch.no_grad()
     def estimate_scales(self) -> None:
-        """Estimate once for all transcoders of a mode: they see the same pairs."""
+        """Estimate once for all transcoders with the same mode: they see the same pairs."""
         batches = self.cfg.n_batches_for_norm_estimate
-        for mode in (SCALE, WHITENING):
+        for mode in (pairs.SCALE, pairs.WHITENING):
             scaled = [
                 trainer
                 for trainer in self.trainers.values()
                 if trainer.sae.cfg.normalize_activations == mode
-                # Those that resume have their statistics from the checkpoint.
+                # A resumed transcoder has the scale of its checkpoint.
                 and trainer.activation_scaler.scaling_factor is None
                 and trainer.activation_scaler.whitening is None
             ]
             if not scaled:
                 continue
-            pairs = finite_batches(
-                (batch[PAIRS] for batch in self.data_provider),
-                mode,
-                batches,
-                skip_non_finite=all(trainer.sae.cfg.skip_non_finite for trainer in scaled),
-            )
-            estimate = PairScaler(next(iter(self.saes.values())).cfg.d_in)
-            if mode == WHITENING:
-                estimate.estimate_whitening(estimate.d_in, pairs, batches)
+            rows = (batch[pairs.PAIRS] for batch in self.data_provider)
+            skips = all(trainer.sae.cfg.skip_non_finite for trainer in scaled)
+            estimate = pairs.PairScaler(scaled[0].sae.cfg.d_in, skip_non_finite=skips)
+            if mode == pairs.WHITENING:
+                estimate.estimate_whitening(estimate.d_in, rows, batches)
             else:
-                estimate.estimate_scaling_factor(estimate.d_in, pairs, batches)
+                estimate.estimate_scaling_factor(estimate.d_in, rows, batches)
             for trainer in scaled:
                 trainer.activation_scaler.scaling_factor = estimate.scaling_factor  # pyright: ignore
                 trainer.activation_scaler.whitening = estimate.whitening
@@ -143,17 +139,17 @@ class TranscoderTrainingRunner(MultiRunner):
     """Trains transcoders on pairs of activations of the same tokens.
 
     As in SAELens' runners, run() trains, logs, writes checkpoints and saves each transcoder to
-    output_path/name; SAE.load_from_disk reads it, and the saved one works on raw activations.
+    output_path/name. SAE.load_from_disk reads it. It takes raw activations.
 
     Args:
         cfg: the run.
-        override_dataset: used in place of cfg.dataset_path.
-        override_model: used in place of cfg.model_name, for instance a TransformerBridge.
-        override_saes: transcoders to go on with, by the names in cfg.saes.
+        override_dataset: replaces cfg.dataset_path.
+        override_model: replaces cfg.model_name, for example with a TransformerBridge.
+        override_saes: transcoders to continue training, by the names in cfg.saes.
 
     Raises:
-        ValueError: a hook does not exist in the model or is not passed through, the two hooks see
-            different numbers of tokens, or d_in or d_out is not what the model has there.
+        ValueError: the model does not have a hook or does not pass through it, the two hooks see
+            different numbers of tokens, or d_in or d_out is not the width of its hook.
     """
 
     cfg: TranscoderRunnerConfig  # pyright: ignore
@@ -168,8 +164,8 @@ class TranscoderTrainingRunner(MultiRunner):
         self.cfg = cfg  # pyright: ignore[reportIncompatibleVariableOverride]
         if override_saes is not None and set(override_saes) != set(cfg.saes):
             raise ValueError(
-                f"override_saes has the names {sorted(override_saes)}, saes {sorted(cfg.saes)}: "
-                "they must be the same."
+                f"override_saes has the names {sorted(override_saes)}, saes has "
+                f"{sorted(cfg.saes)}: they must be the same."
             )
         self.model = override_model or load_model(  # pyright: ignore[reportAttributeAccessIssue]
             cfg.model_class_name,
@@ -179,7 +175,7 @@ class TranscoderTrainingRunner(MultiRunner):
             hook_names=[cfg.hook_name, cfg.hook_name_out],
         )
         if cfg.compile_llm:
-            # What the store and the evaluator call is run_with_cache.
+            # The activations store calls run_with_cache.
             self.model.run_with_cache = torch.compile(
                 self.model.run_with_cache, mode=cfg.llm_compilation_mode
             )
@@ -188,13 +184,13 @@ class TranscoderTrainingRunner(MultiRunner):
             resolve_hook(self.model, "hook_name_out", cfg.hook_name_out),
         )
         self.activations_store = self._make_store(override_dataset)
-        check_pairs(self.activations_store, *self._hooks, *cfg.widths)
+        pairs.check_pairs(self.activations_store, *self._hooks, *cfg.widths)
         self.saes = override_saes or {
             name: TrainingSAE.from_dict(config.to_dict()) for name, config in cfg.saes.items()
         }
         for sae in self.saes.values():
             sae.to(cfg.device)
-        self.evaluator = TranscoderEvaluator(  # pyright: ignore[reportAttributeAccessIssue]
+        self.evaluator = TranscoderEvaluator(
             model=self.model,
             activations_store=self.activations_store,
             hooks=self._hooks,
@@ -206,11 +202,7 @@ class TranscoderTrainingRunner(MultiRunner):
 
     @override
     def run(self) -> dict[str, TrainingSAE[Any]]:
-        """Train, and save what the config asks for.
-
-        Returns:
-            The transcoders by name, for raw activations.
-        """
+        """Train and save as cfg says; returns the transcoders by name, for raw activations."""
         cfg = self.cfg
         self.set_metadata()
         for sae in self.saes.values():
@@ -223,17 +215,17 @@ class TranscoderTrainingRunner(MultiRunner):
                 name=cfg.logger.run_name,
                 id=cfg.logger.wandb_id,
             )
-        pairs: Iterator[dict[str, Tensor]] = pair_batches(self.activations_store, *self._hooks)
+        batches = pairs.pair_batches(self.activations_store, *self._hooks)
         if cfg.prefetch_llm_batches:
-            # True is 1, the queue's default length.
-            pairs = PrefetchingIterator(pairs, prefetch=int(cfg.prefetch_llm_batches))
+            # int(True) is 1, the default length of the queue.
+            batches = PrefetchingIterator(batches, prefetch=int(cfg.prefetch_llm_batches))
         try:
             trainer = PairTrainer(
                 cfg.to_sae_trainer_config(),
                 cfg.lrs,
                 saes=self.saes,
-                hook_names=dict.fromkeys(self.saes, PAIRS),
-                data_provider=pairs,
+                hook_names=dict.fromkeys(self.saes, pairs.PAIRS),
+                data_provider=batches,
                 evaluator=self.evaluator,
                 save_checkpoint_fn=self.save_runner_files,
             )
@@ -241,15 +233,13 @@ class TranscoderTrainingRunner(MultiRunner):
                 logger.info("Resuming from checkpoint: %s", cfg.resume_from_checkpoint)
                 trainer.load_checkpoint(cfg.resume_from_checkpoint)
                 self.activations_store.load_from_checkpoint(cfg.resume_from_checkpoint)
-            transcoders = self.fit(trainer)
-            if cfg.output_path is not None:
-                self.save_final_outputs(transcoders, trainer)
+            transcoders = self.train(trainer)
             if cfg.logger.log_to_wandb:
                 wandb.finish()
             return transcoders
         finally:
-            if isinstance(pairs, PrefetchingIterator):
-                pairs.close()
+            if isinstance(batches, PrefetchingIterator):
+                batches.close()
 
     def _make_store(self, override_dataset: HfDataset | None) -> ActivationsStore:
         cfg = self.cfg
@@ -261,22 +251,8 @@ class TranscoderTrainingRunner(MultiRunner):
             dataset=cfg.dataset_path if override_dataset is None else override_dataset,
             hook_names=list(self._hooks),
             hook_d_ins=dict(zip(self._hooks, cfg.widths, strict=True)),
-            streaming=cfg.streaming,
-            context_size=cfg.context_size,
-            n_batches_in_buffer=cfg.n_batches_in_buffer,
             total_training_tokens=cfg.training_tokens,
-            store_batch_size_prompts=cfg.store_batch_size_prompts,
-            train_batch_size_tokens=cfg.train_batch_size_tokens,
-            prepend_bos=cfg.prepend_bos,
             device=cfg.act_store_device or cfg.device,
-            dtype=cfg.dtype,
-            model_kwargs=cfg.model_kwargs,
-            autocast_lm=cfg.autocast_lm,
-            dataset_trust_remote_code=cfg.dataset_trust_remote_code,
-            seqpos_slice=cfg.seqpos_slice,
             exclude_special_tokens=torch.tensor(special) if special else None,
-            disable_concat_sequences=cfg.disable_concat_sequences,
-            sequence_separator_token=cfg.sequence_separator_token,
-            activations_mixing_fraction=cfg.activations_mixing_fraction,
-            use_chat_formatting=cfg.use_chat_formatting,
+            **{name: getattr(cfg, name) for name in STORE_SETTINGS},
         )

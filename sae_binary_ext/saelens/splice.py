@@ -1,49 +1,107 @@
-"""What a model loses with a coder's output in the place of an activation.
+"""Reads an activation of a model, and measures the model's loss with another in its place.
 
 SAELens' own evaluation replaces the activation that a coder reads. A transcoder reads one and
-predicts another, so here hook_name is read and hook_name_out replaced; for an autoencoder the two
-are one.
+predicts another. So here hook_name is read and hook_name_out is replaced. For an autoencoder, the
+two are the same.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, cast
 
 import torch
 from sae_lens import TrainingSAE
-from sae_lens.multi_sae_training_runner import PerSAEEvaluator
+from sae_lens.multi_sae_training_runner import MultiSAEEvaluator
 from sae_lens.training.activation_scaler import ActivationScaler
-from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.training.prefetch import PrefetchingIterator
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedTransformer import HookedRootModule  # pyright: ignore[reportPrivateImportUsage]  # where version 3.0 has it too
 from transformer_lens.model_bridge import TransformerBridge
+from typing_extensions import override
 
-from sae_binary_ext.saelens.hook_views import HookView
 from sae_binary_ext.saelens.pairs import PAIRS, PairScaler
 
-# What SAELens trains on and attaches coders to.
+# The models that SAELens trains on.
 HookedModel = HookedRootModule | TransformerBridge
+# Makes the new activation of those at hook_name and hook_name_out, each [rows, context, width].
+Replacement = Callable[[Tensor, Tensor], Tensor]
+
+_HEAD = re.compile(r"(?P<hook>.+)\[(?P<head>\d+)\]")
+# A bridge holds the heads of these hooks side by side: its attn.hook_z is attn.o.hook_in.
+_HEADS_SIDE_BY_SIDE = re.compile(r".*\battn\.(hook_[qkvz]|[qkv]\.hook_out|o\.hook_in)")
+# [rows, context, heads, d_head]
+_DIMENSIONS_WITH_HEADS = 4
+
+
+@dataclass(frozen=True)
+class HookView:
+    """A hook's activation as a coder reads it: whole if head is None, or one head of it.
+
+    attn.hook_z, hook_q, hook_k and hook_v hold one vector for each head. SAELens trains a coder on
+    all heads side by side, or on the head that hook_head_index names. We write such a head as an
+    index: blocks.3.attn.hook_z[5].
+    """
+
+    hook_name: str
+    head: int | None = None
+
+    @classmethod
+    def of(cls, name: str) -> "HookView":
+        """The view with this name."""
+        found = _HEAD.fullmatch(name)
+        return cls(name) if found is None else cls(found["hook"], int(found["head"]))
+
+    def __str__(self) -> str:
+        return self.hook_name if self.head is None else f"{self.hook_name}[{self.head}]"
+
+    def read(self, model: Any, output: Tensor) -> Tensor:
+        """The view's part, [rows, context, width], of a hook's activation in this model.
+
+        output may have heads, [rows, context, heads, d_head]. ValueError if it lacks this head.
+        """
+        if self.head is not None:
+            return self._by_head(model, output)[:, :, self.head]
+        return output.flatten(2) if output.ndim == _DIMENSIONS_WITH_HEADS else output
+
+    def write(self, model: Any, output: Tensor, new: Tensor) -> Tensor:
+        """A copy of a hook's activation with new, in the shape read returns, as the view's part."""
+        if self.head is None:
+            return new.view(output.shape)
+        changed = self._by_head(model, output).clone()
+        changed[:, :, self.head] = new
+        return changed.view(output.shape)
+
+    def _by_head(self, model: Any, output: Tensor) -> Tensor:
+        """The activation as [rows, context, heads, d_head]."""
+        if output.ndim != _DIMENSIONS_WITH_HEADS:
+            d_head = getattr(getattr(model, "cfg", None), "d_head", None)
+            split = _HEADS_SIDE_BY_SIDE.fullmatch(self.hook_name) and d_head
+            if not split or output.shape[-1] % split:
+                raise ValueError(
+                    f"{self}: the hook's activations are {output.shape[-1]} wide and have no "
+                    "heads. Give a hook with heads, for example blocks.0.attn.hook_z, or leave "
+                    "out the index of the head."
+                )
+            output = output.unflatten(-1, (-1, split))
+        if self.head is None or self.head >= output.shape[2]:
+            raise ValueError(
+                f"{self}: the hook has {output.shape[2]} heads. Give a head from 0 to "
+                f"{output.shape[2] - 1}."
+            )
+        return output
 
 
 def resolve_hook(model: HookedModel, field_name: str, hook_name: str) -> str:
-    """The name under which a model caches a hook and takes replacements for it.
+    """The name by which a model caches and replaces a hook, or a head of it (see HookView).
 
-    A TransformerBridge knows hooks by aliases too (blocks.9.hook_mlp_out), but passes them over in
-    run_with_cache and run_with_hooks without a word.
-
-    Args:
-        model: any model that SAELens trains on.
-        field_name: names the field in the error.
-        hook_name: a hook or an alias of one, or a head of it as HookView names it.
-
-    Raises:
-        ValueError: the model has no such hook.
+    A TransformerBridge also has aliases (blocks.9.hook_mlp_out), but its run_with_cache and
+    run_with_hooks ignore them. An unknown hook is a ValueError, which starts with field_name.
     """
     view = HookView.of(hook_name)
     if view.head is not None:
@@ -59,7 +117,9 @@ def resolve_hook(model: HookedModel, field_name: str, hook_name: str) -> str:
         return point.name
     block = ".".join(hook_name.split(".")[:2])
     near = sorted(name for name in hooks if name.startswith(block + ".")) or sorted(hooks)[:20]
-    raise ValueError(f"{field_name}={hook_name!r}: the model has no such hook. It has {near}.")
+    raise ValueError(
+        f"{field_name}={hook_name!r}: the model has no such hook. It has {near}. Give one of these."
+    )
 
 
 def _part(of: Any, name: str) -> Any:
@@ -68,12 +128,12 @@ def _part(of: Any, name: str) -> Any:
 
 @dataclass(frozen=True)
 class SplicedLosses:
-    """Next-token cross-entropy, in nats, with a coder's reconstruction in the model's place.
+    """Cross-entropies of the next token, in nats: one coder measured in the model.
 
     Attributes:
-        clean: of the untouched model.
+        clean: of the model itself.
         ablated: with zeros in place of the activations.
-        spliced: with the reconstruction.
+        spliced: with the coder's reconstruction in their place.
     """
 
     clean: float
@@ -82,23 +142,23 @@ class SplicedLosses:
 
     @property
     def recovered(self) -> float:
-        """Share of the loss between zero ablation and the clean model that splicing keeps.
-
-        NaN where zeros cost nothing.
-        """
+        """(ablated - spliced) / (ablated - clean); NaN if zeros do not change the loss."""
         cost = self.ablated - self.clean
         return (self.ablated - self.spliced) / cost if cost else math.nan
 
 
 @dataclass(frozen=True)
 class Splice:
-    """Losses of a hooked model with one activation replaced.
+    """Losses of a hooked model with the activation at hook_name_out replaced.
+
+    Each method takes tokens, int64 [rows, context], and where, bool [rows, context]: the positions
+    to replace. Losses are [rows, context - 1], in nats, float32 or wider.
 
     Attributes:
-        model: any model that SAELens trains on, hooked.
-        hook_name: the activation that is read, or a head of it as HookView names it.
-        hook_name_out: the activation that is replaced, likewise.
-        model_kwargs: passed on with every forward pass.
+        model: any model that SAELens trains on.
+        hook_name: the hook to read, or a head of it (see HookView).
+        hook_name_out: the hook to replace, or a head of it.
+        model_kwargs: arguments of each forward pass.
     """
 
     model: HookedModel
@@ -107,41 +167,21 @@ class Splice:
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def clean(self, tokens: Tensor, where: Tensor) -> Tensor:
-        """Losses of the untouched model, [rows, context - 1], in nats; where has no effect."""
+        """Losses of the model itself. where has no effect."""
         return self._forward(tokens, lambda _, target: target)[1]
 
     def ablated(self, tokens: Tensor, where: Tensor) -> Tensor:
-        """Losses with zeros in place of the activation.
-
-        Args:
-            tokens: int64 [rows, context].
-            where: bool [rows, context], the positions replaced.
-
-        Returns:
-            [rows, context - 1], float32 or wider, in nats.
-        """
+        """Losses with zeros in place of the activation."""
         return self.replaced(tokens, where, lambda _, target: torch.zeros_like(target))
 
-    def replaced(
-        self, tokens: Tensor, where: Tensor, replacement: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        """Losses with another activation in its place.
-
-        Args:
-            tokens: int64 [rows, context].
-            where: bool [rows, context], the positions replaced.
-            replacement: takes what was read at hook_name and at hook_name_out, each
-                [rows, context, width], and gives what is to stand at hook_name_out.
-
-        Returns:
-            [rows, context - 1], in nats.
-        """
+    def replaced(self, tokens: Tensor, where: Tensor, replacement: Replacement) -> Tensor:
+        """Losses with the result of replacement in place of the activation."""
         return self.outputs(tokens, where, replacement)[1]
 
     def outputs(
-        self, tokens: Tensor, where: Tensor, replacement: Callable[[Tensor, Tensor], Tensor]
+        self, tokens: Tensor, where: Tensor, replacement: Replacement
     ) -> tuple[Tensor, Tensor]:
-        """As replaced, with the logits [rows, context, vocabulary] before the losses."""
+        """As replaced, but the logits [rows, context, vocabulary] and then the losses."""
 
         def put(source: Tensor, target: Tensor) -> Tensor:
             new = replacement(source, target).to(target)
@@ -150,9 +190,7 @@ class Splice:
         return self._forward(tokens, put)
 
     @torch.no_grad()
-    def _forward(
-        self, tokens: Tensor, put: Callable[[Tensor, Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _forward(self, tokens: Tensor, put: Replacement) -> tuple[Tensor, Tensor]:
         source: list[Tensor] = []
         passed: list[bool] = []
         views = HookView.of(self.hook_name), HookView.of(self.hook_name_out)
@@ -165,47 +203,41 @@ class Splice:
             new = put(source.pop(), views[1].read(self.model, output))
             return views[1].write(self.model, output, new)
 
-        # On the points themselves: a SAETransformerBridge's run_with_hooks passes over points that
-        # a coder was attached to and taken from again.
+        # Hooks go on the points: after a coder was attached to a point of a SAETransformerBridge
+        # and removed, the bridge's run_with_hooks skips that point.
         points = cast(Mapping[str, nn.Module], self.model.hook_dict)
         handles = [points[views[0].hook_name].register_forward_hook(keep)]
         handles.append(points[views[1].hook_name].register_forward_hook(put_in))
         try:
-            output = self.model(
+            logits, losses = self.model(
                 tokens, return_type="both", loss_per_token=True, **self.model_kwargs
-            )
+            )[:2]
         finally:
             for handle in handles:
                 handle.remove()
         if not passed:
             raise ValueError(
-                f"hook_name_out={self.hook_name_out!r}: the model does not pass through it."
+                f"hook_name_out={self.hook_name_out!r}: the model does not pass through this hook. "
+                "Give a hook that it passes through."
             )
-        logits, losses = output[0], output[1]
         if torch.finfo(losses.dtype).bits < 32:
-            # bfloat16 tells losses of 8 nats apart by 0.06.
+            # In bfloat16, losses near 8 nats differ by at least 0.06.
             scores = logits[:, :-1].float().transpose(1, 2)
             losses = F.cross_entropy(scores, tokens[:, 1:].to(scores.device), reduction="none")
         return logits, losses
 
 
 @dataclass
-class TranscoderEvaluator:
-    """Evaluates transcoders while they train, for SAELens' logger.
+class TranscoderEvaluator(MultiSAEEvaluator):
+    """SAELens' evaluator in training, for transcoders from the first of two hooks to the second.
 
-    What MultiSAEEvaluator is for autoencoders, and logs under the same names: cross-entropy with
-    the transcoder's output in place of the model's. Zeros, the model and every transcoder are
-    measured on the same tokens.
+    It logs cross-entropies under the same names. The model, zeros and each transcoder are measured
+    on the same tokens.
     """
 
-    model: HookedModel
-    activations_store: ActivationsStore
-    hooks: tuple[str, str]
-    eval_batch_size_prompts: int | None
-    n_eval_batches: int
-    model_kwargs: Mapping[str, Any]
-    user_evaluator: PerSAEEvaluator | None = None
+    hooks: tuple[str, str] = field(kw_only=True)
 
+    @override
     def __call__(
         self,
         saes: dict[str, TrainingSAE[Any]],
@@ -213,11 +245,7 @@ class TranscoderEvaluator:
         activation_scalers: dict[str, ActivationScaler],
         hook_names: dict[str, str],
     ) -> dict[str, Any]:
-        """Figures of each transcoder, by its name and theirs.
-
-        Raises:
-            ValueError: n_eval_batches is below 1.
-        """
+        """Figures by "transcoder/figure"; ValueError if n_eval_batches is below 1."""
         if self.n_eval_batches < 1:
             raise ValueError(
                 f"n_eval_batches={self.n_eval_batches!r}: cross-entropies need at least 1 batch. "
@@ -237,47 +265,35 @@ class TranscoderEvaluator:
     def _cross_entropies(
         self, saes: dict[str, TrainingSAE[Any]], scalers: dict[str, ActivationScaler]
     ) -> dict[str, Any]:
-        splice = Splice(self.model, *self.hooks, self.model_kwargs)
+        splice, store = Splice(self.model, *self.hooks, self.model_kwargs), self.activations_store
         totals = dict.fromkeys(("clean", "ablated", *saes), 0.0)
         for _ in range(self.n_eval_batches):
-            tokens = self.activations_store.get_batch_tokens(self.eval_batch_size_prompts)
-            where = self._trained_positions(tokens)
+            tokens = store.get_batch_tokens(self.eval_batch_size_prompts)
+            where = torch.zeros_like(tokens, dtype=torch.bool)
+            where[:, slice(*store.seqpos_slice)] = True
+            if store.exclude_special_tokens is not None:
+                where &= ~torch.isin(tokens, store.exclude_special_tokens.to(tokens.device))
             totals["clean"] += _mean(splice.clean(tokens, where))
             totals["ablated"] += _mean(splice.ablated(tokens, where))
             for name, sae in saes.items():
-                replacement = _scaled_forward(sae, scalers[name])
+                replacement = partial(_scaled_output, sae, cast(PairScaler, scalers[name]))
                 totals[name] += _mean(splice.replaced(tokens, where, replacement))
         means = {name: total / self.n_eval_batches for name, total in totals.items()}
-        figures: dict[str, Any] = {}
-        for name in saes:
-            losses = SplicedLosses(means["clean"], means["ablated"], means[name])
-            figures[f"{name}/model_performance_preservation"] = {
-                "ce_loss_score": losses.recovered,
-                "ce_loss_with_ablation": losses.ablated,
-                "ce_loss_with_sae": losses.spliced,
-                "ce_loss_without_sae": losses.clean,
+        clean, ablated = means["clean"], means["ablated"]
+        return {
+            f"{name}/model_performance_preservation": {
+                "ce_loss_score": SplicedLosses(clean, ablated, means[name]).recovered,
+                "ce_loss_with_ablation": ablated,
+                "ce_loss_with_sae": means[name],
+                "ce_loss_without_sae": clean,
             }
-        return figures
-
-    def _trained_positions(self, tokens: Tensor) -> Tensor:
-        store = self.activations_store
-        where = torch.zeros_like(tokens, dtype=torch.bool)
-        where[:, slice(*store.seqpos_slice)] = True
-        if store.exclude_special_tokens is not None:
-            where &= ~torch.isin(tokens, store.exclude_special_tokens.to(tokens.device))
-        return where
+            for name in saes
+        }
 
 
 def _mean(losses: Tensor) -> float:
     return losses.double().mean().item()
 
 
-def _scaled_forward(
-    sae: TrainingSAE[Any], scaler: ActivationScaler
-) -> Callable[[Tensor, Tensor], Tensor]:
-    pairs = cast(PairScaler, scaler)  # PairTrainer has no other
-
-    def replacement(source: Tensor, target: Tensor) -> Tensor:
-        return pairs.target.unscale(sae(pairs.input.scale(source.to(sae.W_enc))))
-
-    return replacement
+def _scaled_output(sae: TrainingSAE[Any], scaler: PairScaler, source: Tensor, _: Tensor) -> Tensor:
+    return scaler.target.unscale(sae(scaler.input.scale(source.to(sae.W_enc))))

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sae_binary_ext.saelens.hook_views import HookView
+from sae_binary_ext.saelens.splice import HookView
 
 ROWS, CONTEXT, HEADS, WIDTH = 2, 3, 4, 5
 HOOK = "blocks.0.attn.hook_z"

@@ -25,7 +25,6 @@ OF_LOSSES = {
     "coding/decode.py",
     "coding/surrogate.py",
     "coding/variance.py",
-    "saelens/firing.py",
     "training/collapse.py",
 }
 
