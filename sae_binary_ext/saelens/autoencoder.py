@@ -115,10 +115,7 @@ class BinaryCoder(SavedAtOnce):
         return self.codes_and_pre_activations(x, noise=False)[0]
 
     def encode_packed(self, x: Tensor) -> Tensor:
-        """Codes of encode's x in bits, uint8 [..., d_sae / 8 rounded up]; no gradient, no hooks.
-
-        coding.unpack turns them into codes.
-        """
+        """Codes for coding.unpack, uint8 [..., d_sae / 8 rounded up]; no gradient, no hooks."""
         return infer_packed(self._encoder(self._checked_input(x)))
 
     def encode_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:

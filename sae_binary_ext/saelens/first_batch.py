@@ -38,10 +38,8 @@ class TrainingFields(FiniteFields):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any]) -> Any:
-        """As SAELens'; it also takes the cfg.json of a coder that training saved for inference.
-
-        That file names another architecture. Its metadata has the fields that only training reads.
-        """
+        """As SAELens'; it also takes the cfg.json of a coder that training saved for inference."""
+        # That file names another architecture. Its metadata has the fields of training alone.
         metadata = config_dict.get("metadata") or {}
         trained_as = str(metadata.get("training_architecture"))
         _, config_class = SAE_TRAINING_CLASS_REGISTRY.get(trained_as, (None, type(None)))
@@ -177,9 +175,8 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
             changed = self._changed_parameters()
             if changed:
                 logger.warning(
-                    "%s set by hand: training starts from all parameters as they are. To start the "
-                    "others from data, call fit_to_first_batch(batch) before setting yours.",
-                    ", ".join(changed),
+                    f"{', '.join(changed)} set by hand: training starts from all parameters as they"
+                    " are. To start the others from data, call fit_to_first_batch(batch) first."
                 )
                 self._starts_fresh = False
                 return

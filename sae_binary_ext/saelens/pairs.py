@@ -77,14 +77,12 @@ def check_pairs(
             f"tokens: for the same text, their activations have shapes {tuple(source.shape)} and "
             f"{tuple(target.shape)}. Give two hooks with one row for each token."
         )
-    for field, width, hook, activation in (
-        ("d_in", d_in, hook_name, source),
-        ("d_out", d_out, hook_name_out, target),
-    ):
-        if activation.shape[-1] != width:
+    for field, width, hook in (("d_in", d_in, hook_name), ("d_out", d_out, hook_name_out)):
+        found = activations[hook].shape[-1]
+        if found != width:
             raise ValueError(
-                f"{field}={width}: the activations at {hook!r} are {activation.shape[-1]} wide. "
-                f"Give {field}={activation.shape[-1]}."
+                f"{field}={width}: the activations at {hook!r} are {found} wide. Give "
+                f"{field}={found}."
             )
 
 
@@ -135,10 +133,7 @@ class FiniteScaler(ActivationScaler):
 
 
 def mean_norm_factor(width: int, batches: Iterator[Tensor], count: int) -> float:
-    """sqrt(width) over the mean norm of batches of activations [tokens, width], or of their norms.
-
-    ValueError if there is no such factor.
-    """
+    """sqrt(width) over the mean norm of activations, or of norms; ValueError if not finite."""
     scaler = ActivationScaler()
     try:
         scaler.estimate_scaling_factor(width, batches, count)
@@ -207,14 +202,9 @@ class PairScaler(FiniteScaler):
     def whitening_of(
         self, d_in: int, batches: Iterator[Tensor], count: int, eps: float
     ) -> ActivationWhitening:
-        inputs, targets = zip(
-            *((pairs[:, :d_in], pairs[:, d_in:]) for pairs in islice(batches, count)), strict=True
-        )
-        d_out = targets[0].shape[1]
-        blocks = (
-            super().whitening_of(d_in, iter(inputs), count, eps),
-            super().whitening_of(d_out, iter(targets), count, eps),
-        )
+        rows, whitening_of = list(islice(batches, count)), super().whitening_of
+        parts = [pairs[:, :d_in] for pairs in rows], [pairs[:, d_in:] for pairs in rows]
+        blocks = [whitening_of(part[0].shape[1], iter(part), count, eps) for part in parts]
         return ActivationWhitening(
             mean=torch.cat([block.mean for block in blocks]),
             matrix=torch.block_diag(*(block.matrix for block in blocks)),

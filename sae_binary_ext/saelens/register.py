@@ -12,7 +12,8 @@ from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from sae_binary_ext.saelens import autoencoder, binary_entropy, resuming, transcoder
+from sae_binary_ext.saelens import autoencoder, resuming, transcoder
+from sae_binary_ext.saelens import binary_entropy as entropy
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE
 from sae_binary_ext.saelens.pairs import FiniteScaler
 from sae_binary_ext.saelens.private import HOST
@@ -22,11 +23,7 @@ _BINARY = (autoencoder.BinarySAE, autoencoder.BinarySAEConfig)
 # Each architecture's class and config for training, then those of the saved coder.
 ARCHITECTURES = (
     (autoencoder.BinaryTrainingSAE, autoencoder.BinaryTrainingSAEConfig, *_BINARY),
-    (
-        binary_entropy.BinaryEntropyTrainingSAE,
-        binary_entropy.BinaryEntropyTrainingSAEConfig,
-        *_BINARY,
-    ),
+    (entropy.BinaryEntropyTrainingSAE, entropy.BinaryEntropyTrainingSAEConfig, *_BINARY),
     (
         transcoder.BinaryTranscoderTrainingSAE,
         transcoder.BinaryTranscoderTrainingSAEConfig,

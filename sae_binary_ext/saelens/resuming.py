@@ -1,7 +1,4 @@
-"""The state that SAELens' training checkpoints lack: random state, and the scale of the weights.
-
-With it, a resumed run ends with the same weights as a run without a break.
-"""
+"""The random state and the scale of the weights, which SAELens' checkpoints of a run lack."""
 
 import json
 import logging

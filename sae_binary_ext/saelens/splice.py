@@ -130,10 +130,8 @@ def _part(of: Any, name: str) -> Any:
 class SplicedLosses:
     """Cross-entropies of the next token, in nats: one coder measured in the model.
 
-    Attributes:
-        clean: of the model itself.
-        ablated: with zeros in place of the activations.
-        spliced: with the coder's reconstruction in their place.
+    clean is of the model itself, ablated with zeros in place of the activations, and spliced with
+    the coder's reconstruction in their place.
     """
 
     clean: float
@@ -218,7 +216,7 @@ class Splice:
         if not passed:
             raise ValueError(
                 f"hook_name_out={self.hook_name_out!r}: the model does not pass through this hook. "
-                "Give a hook that it passes through."
+                "Give another."
             )
         if torch.finfo(losses.dtype).bits < 32:
             # In bfloat16, losses near 8 nats differ by at least 0.06.
@@ -231,8 +229,7 @@ class Splice:
 class TranscoderEvaluator(MultiSAEEvaluator):
     """SAELens' evaluator in training, for transcoders from the first of two hooks to the second.
 
-    It logs cross-entropies under the same names. The model, zeros and each transcoder are measured
-    on the same tokens.
+    It logs cross-entropies by the same names. All are measured on the same tokens.
     """
 
     hooks: tuple[str, str] = field(kw_only=True)

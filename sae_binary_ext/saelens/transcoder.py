@@ -112,8 +112,7 @@ class SkipConnection(SAE[Any]):
         self._input_of_codes: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.W_skip = None
         if self.cfg.skip_connection:
-            zeros = torch.zeros(self.cfg.d_out, self.cfg.d_in, dtype=self.dtype, device=self.device)
-            self.W_skip = nn.Parameter(zeros)
+            self.W_skip = nn.Parameter(self.W_dec.new_zeros(self.cfg.d_out, self.cfg.d_in))
 
     @override
     def encode(self, x: Tensor) -> Tensor:
@@ -169,9 +168,9 @@ class TranscoderTraining(TrainingSAE[Any]):
             weight = self.W_dec.new_empty(self.cfg.d_in, self.cfg.d_sae)
             self.W_enc = nn.Parameter(nn.init.kaiming_uniform_(weight))
 
-    def split(self, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    def split(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of pairs [tokens, d_in + d_out]; another width is a ValueError."""
-        return split_pairs(pairs, self.cfg.d_in, self.cfg.d_out)
+        return split_pairs(batch, self.cfg.d_in, self.cfg.d_out)
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
@@ -278,9 +277,7 @@ class BinaryTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOv
 
     cfg: BinaryTranscoderTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    @override
-    def _input_and_target(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        return self.split(batch)
+    _input_and_target = TranscoderTraining.split
 
     @override
     def _encode_batch(self, encoder: Encoder) -> tuple[Encoded, Tensor | None]:
