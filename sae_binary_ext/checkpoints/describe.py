@@ -14,9 +14,9 @@ from torch import Tensor
 
 from sae_binary_ext.checkpoints import files, saelens, sources, stock
 from sae_binary_ext.checkpoints.errors import CheckpointError
-from sae_binary_ext.checkpoints.formats import format_of
 from sae_binary_ext.checkpoints.normalization import STORE_STATE, normalization_lines
 from sae_binary_ext.checkpoints.portable import Place, PortableCoder, Shape
+from sae_binary_ext.checkpoints.sources import format_of
 from sae_binary_ext.coding.entropy import bernoulli_entropy
 from sae_binary_ext.coding.paper_names import STOCK_ACTIVATIONS
 

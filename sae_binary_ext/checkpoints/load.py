@@ -11,10 +11,10 @@ from torch import Tensor
 from sae_binary_ext.checkpoints import hook_names, saelens, sources, sparsify, stock
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import errors_told
-from sae_binary_ext.checkpoints.formats import FORMATS, format_of
 from sae_binary_ext.checkpoints.normalization import with_decoder_norms_folded
 from sae_binary_ext.checkpoints.portable import Place, PortableCoder
 from sae_binary_ext.checkpoints.runs import SEED, with_text_settings
+from sae_binary_ext.checkpoints.sources import FORMATS, format_of
 from sae_binary_ext.saving import replacing
 
 # Files of records of a coder. They hold for it in any format.

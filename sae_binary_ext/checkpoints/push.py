@@ -13,9 +13,9 @@ from huggingface_hub.utils import validate_repo_id
 from sae_binary_ext.checkpoints import files, runs, saelens, sources, stock
 from sae_binary_ext.checkpoints.describe import Description, describe_folder
 from sae_binary_ext.checkpoints.errors import CheckpointError
-from sae_binary_ext.checkpoints.formats import FORMATS
 from sae_binary_ext.checkpoints.hook_names import is_hookpoint
 from sae_binary_ext.checkpoints.portable import PortableCoder
+from sae_binary_ext.checkpoints.sources import FORMATS
 
 logger = logging.getLogger(__name__)
 

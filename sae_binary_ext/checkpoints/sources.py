@@ -1,18 +1,20 @@
-"""Where coders come from: a folder, a folder of folders, or a repository of the Hub."""
+"""Where coders come from: folders and repositories of the Hub; and the formats of their files.
+
+To add a format, write a module and a line in FORMATS.
+"""
 
 import re
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from sae_binary_ext.checkpoints import elsewhere, runs
+from sae_binary_ext.checkpoints import cho2025, elsewhere, runs, saelens, sparsify
 from sae_binary_ext.checkpoints.errors import CheckpointError
-from sae_binary_ext.checkpoints.files import errors_told
-from sae_binary_ext.checkpoints.formats import CODER_FILES, FORMATS, WEIGHTS, format_of
+from sae_binary_ext.checkpoints.files import errors_told, read_json
 from sae_binary_ext.checkpoints.hook_names import is_hookpoint, is_place, model_class_of, same_place
 from sae_binary_ext.checkpoints.normalization import SCALING_FILES
 from sae_binary_ext.checkpoints.portable import Place, PortableCoder
@@ -23,6 +25,46 @@ SPARSITY_FILE, METRICS_FILE = "sparsity.safetensors", "metrics.json"
 ROOT, CHECKPOINTS = ".", "checkpoints/"
 HUB_SECONDS = 10  # to wait for the Hub's answer
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of coders: the names of its two files, and functions that read and write a folder.
+
+    The other names are fnmatch patterns of names that the format's own code writes.
+    named_by_folder: the name of a coder's folder is its hookpoint.
+    """
+
+    config: str
+    weights: str
+    read: Callable[[Path], PortableCoder]
+    write: Callable[[PortableCoder, Path], None]
+    named_by_folder: bool = False
+    other_config: str | None = None
+    other_weights: str | None = None
+
+    def is_weights(self, name: str) -> bool:
+        """Whether a file of this name holds weights in this format."""
+        return any(fnmatchcase(name, one) for one in (self.weights, self.other_weights) if one)
+
+
+FORMATS = {
+    "saelens": Format("cfg.json", saelens.WEIGHTS, saelens.read, saelens.write),
+    "sparsify": Format("cfg.json", sparsify.WEIGHTS, sparsify.read, sparsify.write, True),
+    "quirke2025": Format(
+        "cfg.json", sparsify.WEIGHTS, sparsify.read, sparsify.write_quirke2025, True
+    ),
+    "cho2025": Format(
+        cho2025.CONFIG, cho2025.WEIGHTS, cho2025.read, cho2025.write,
+        other_config=cho2025.REPORT_CONFIG, other_weights=cho2025.REPORT_WEIGHTS,
+    ),
+}  # fmt: skip
+_CONFIGS = {name for form in FORMATS.values() for name in (form.config, form.other_config) if name}
+# Names of files, and fnmatch patterns of names.
+WEIGHTS = sorted(
+    {name for form in FORMATS.values() for name in (form.weights, form.other_weights) if name}
+)
+CODER_FILES = sorted([*WEIGHTS, *_CONFIGS])
 
 
 def find_coder(source: str | Path, hookpoint: str | None) -> tuple[str, Path]:
@@ -252,3 +294,17 @@ def _is_openmoss(folder: PurePosixPath, paths: set[PurePosixPath]) -> bool:
     """Whether OpenMOSS' library wrote a folder's weights. Their file has the same name."""
     own = {folder / FORMATS["saelens"].weights, folder / "config.json"}
     return own <= paths and folder / FORMATS["saelens"].config not in paths
+
+
+def format_of(folder: Path) -> str | None:
+    """The format of a folder's coder, or None. CheckpointError if files fit none or several."""
+    files = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    names = [name for name, form in FORMATS.items() if any(map(form.is_weights, files))]
+    if names == ["sparsify", "quirke2025"]:
+        papers = "cfg.json" in files and sparsify.is_papers(read_json(folder / "cfg.json"))
+        return "quirke2025" if papers else "sparsify"
+    if len(names) > 1:
+        raise CheckpointError(f"{folder}: holds weights of several formats, {names}. Keep one.")
+    if not names and any(form.config in files for form in FORMATS.values()):
+        raise CheckpointError(f"{folder}: has a config but no weights; expected one of {WEIGHTS}.")
+    return names[0] if names else None

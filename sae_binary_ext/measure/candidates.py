@@ -14,7 +14,7 @@ from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.load import load_candidate
 from sae_binary_ext.checkpoints.portable import Place
 from sae_binary_ext.checkpoints.sources import find_coders
-from sae_binary_ext.saelens.hooked_model import decisive_settings, official_name
+from sae_binary_ext.measure.in_model import decisive_settings, official_name
 from sae_binary_ext.saelens.splice import HookedModel, HookView, resolve_hook
 
 logger = logging.getLogger(__name__)

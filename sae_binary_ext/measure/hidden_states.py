@@ -14,9 +14,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.measure.documents import TextBatch, padded
-from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD
+from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, positions_of
 from sae_binary_ext.measure.reading import OpenedModel, ReadBatch, read_text
-from sae_binary_ext.saelens.hooked_model import positions_of
 from sae_binary_ext.settings import ReadingConfig
 
 TASKS: dict[str, Callable[[str], str]] = {

@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerBase
 from sae_binary_ext.bundled.smollm2 import MODEL_NAME, export_smollm2
 from sae_binary_ext.measure import candidates as coders
 from sae_binary_ext.measure import documents as texts
+from sae_binary_ext.measure import in_model
 from sae_binary_ext.measure.candidates import Candidate, Site
 from sae_binary_ext.measure.documents import ALL_ARTICLES, HELD_OUT_ARTICLES, TextBatch
 from sae_binary_ext.measure.figures import CoderFigures, RunningFigures, RunningVariance, TokenBatch
 from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, codes_of, read_hooks
-from sae_binary_ext.saelens import hooked_model
 from sae_binary_ext.saelens.splice import HookedModel, HookView
 from sae_binary_ext.settings import ReadingConfig, TextConfig, check_first_position
 
@@ -29,7 +29,7 @@ Hooks = Iterable[str]
 logger = logging.getLogger(__name__)
 # Readers of the text, by the name of the embedded articles that they read without a dataset.
 _READERS = {HELD_OUT_ARTICLES: texts.read_documents, ALL_ARTICLES: texts.read_all_documents}
-HOOKED_TRANSFORMER, PLAIN_MODEL = hooked_model.HOOKED_TRANSFORMER, "AutoModelForCausalLM"
+HOOKED_TRANSFORMER, PLAIN_MODEL = in_model.HOOKED_TRANSFORMER, "AutoModelForCausalLM"
 # Hooks at which an unprocessed HookedTransformer and a TransformerBridge have the same activations.
 SAME_HOOKS = re.compile(
     r"hook_embed|blocks\.\d+\.(hook_resid_(pre|mid|post)|hook_(mlp|attn)_out|mlp\.hook_(in|pre|post)"
@@ -153,12 +153,12 @@ def _open(
     bundled = config.model is None and name == MODEL_NAME
     path = str(export_smollm2(folder / "model")) if bundled else name
     kind = _common_class(candidates, path)
-    model: Any = hooked_model.load_hooked_model(kind, path, config.device, settings)
+    model: Any = in_model.load_hooked_model(kind, path, config.device, settings)
     if isinstance(model, TransformerBridge):
         _check_same_in_bridge(candidates, model)
     candidates, hooks = coders.at_common_sites(candidates, model)
     text_name, first = config.dataset or embedded, config.first_position
-    context_size, positions = config.context_size, hooked_model.positions_of(model)
+    context_size, positions = config.context_size, in_model.positions_of(model)
     if positions is not None and positions < context_size:
         told = "context_size=%d: the model has %d positions, so rows have that many tokens."
         logger.warning(told, context_size, positions)
@@ -197,7 +197,7 @@ def _common_class(candidates: list[Candidate], path: str) -> str | None:
             )
         return None
     (only,) = classes
-    if only == HOOKED_TRANSFORMER and not hooked_model.known_to_hooked_transformer(path):
+    if only == HOOKED_TRANSFORMER and not in_model.known_to_hooked_transformer(path):
         logger.info("%s: TransformerLens has no model of this name, so a bridge reads it.", path)
         return None
     return only
@@ -205,7 +205,7 @@ def _common_class(candidates: list[Candidate], path: str) -> str | None:
 
 def _class_of(candidate: Candidate) -> str | None:
     name = candidate.coder.cfg.metadata.model_class_name
-    return None if name in hooked_model.BRIDGES else name
+    return None if name in in_model.BRIDGES else name
 
 
 def _check_same_in_bridge(candidates: list[Candidate], bridge: TransformerBridge) -> None:

@@ -16,8 +16,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_binary_ext.checkpoints import saelens, sources
-from sae_binary_ext.checkpoints.formats import format_of
 from sae_binary_ext.checkpoints.load import placed, write_coder
+from sae_binary_ext.checkpoints.sources import format_of
 from sae_binary_ext.coding.kernels.sparse import code_matrix
 from sae_binary_ext.measure.in_model import heads_side_by_side
 from sae_binary_ext.measure.metrics import measure

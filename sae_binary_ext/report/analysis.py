@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader
 
 from sae_binary_ext.measure.reading import OpenedModel, open_coders, open_model_alone, settings_of
-from sae_binary_ext.report.plots import plot_html
+from sae_binary_ext.report.plots import write_page
 from sae_binary_ext.report.tables import (
     Column,
     Table,
@@ -121,20 +120,3 @@ def write_analysis(analysis: Analysis, run: Mapping[str, Any], folder: Path) -> 
     shown = {"title": analysis.title, "remarks": analysis.remarks, "tables": analysis.tables}
     write_page(page, "analysis.html.j2", {"": analysis.figures}, run=run, **shown)
     return [data, page]
-
-
-def write_page(
-    path: Path, template: str, plots: Mapping[str, Mapping[str, go.Figure]], **shown: Any
-) -> None:
-    """Write a page that needs no network, from a template in report/templates.
-
-    The template gets the plots of each site by title, as HTML, and the other values.
-    """
-    first = next((plot for of_site in plots.values() for plot in of_site.values()), None)
-    html = {
-        site: {title: plot_html(plot, library=plot is first) for title, plot in of_site.items()}
-        for site, of_site in plots.items()
-    }
-    environment = Environment(loader=PackageLoader("sae_binary_ext.report"), autoescape=True)
-    text = environment.get_template(template).render(plots=html, **shown)
-    path.write_text(text, encoding="utf-8")

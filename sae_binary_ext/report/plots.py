@@ -1,10 +1,12 @@
-"""Plots: curves and bars of any figures, those of a comparison, and their HTML."""
+"""Plots (curves and bars of any figures, those of a comparison), and pages that hold them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import plotly.graph_objects as go
 import torch
+from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from sae_binary_ext.measure.comparison import ComparedCoder
@@ -132,3 +134,20 @@ def plot_html(figure: go.Figure, *, library: bool) -> Markup:
     # On a phone, plotly's buttons would cover the legend.
     config = {"displayModeBar": False, "responsive": True}
     return Markup(figure.to_html(full_html=False, include_plotlyjs=library, config=config))
+
+
+def write_page(
+    path: Path, template: str, plots: Mapping[str, Mapping[str, go.Figure]], **shown: Any
+) -> None:
+    """Write a page that needs no network, from a template in report/templates.
+
+    The template gets the plots of each site by title, as HTML, and the other values.
+    """
+    first = next((plot for of_site in plots.values() for plot in of_site.values()), None)
+    html = {
+        site: {title: plot_html(plot, library=plot is first) for title, plot in of_site.items()}
+        for site, of_site in plots.items()
+    }
+    environment = Environment(loader=PackageLoader("sae_binary_ext.report"), autoescape=True)
+    text = environment.get_template(template).render(plots=html, **shown)
+    path.write_text(text, encoding="utf-8")

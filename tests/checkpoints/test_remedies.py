@@ -13,7 +13,7 @@ from sae_lens import StandardSAE, StandardSAEConfig
 
 from sae_binary_ext.checkpoints import CheckpointError, convert, load_coder, push
 from sae_binary_ext.cli import main
-from sae_binary_ext.saelens.hooked_model import load_hooked_model
+from sae_binary_ext.measure.in_model import load_hooked_model
 from tests.checkpoints.coders import CASES, LATENTS, D
 from tests.checkpoints.published_papers import TIME, Cho, as_script, cho_state
 from tests.small_models import save_tokenizer

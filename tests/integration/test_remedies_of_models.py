@@ -17,6 +17,7 @@ from sae_binary_ext.checkpoints import load_coder
 from sae_binary_ext.cli import main
 from sae_binary_ext.commands.compress.compress_run import decompress
 from sae_binary_ext.measure import hookpoint_encoders, load_candidates, measure
+from sae_binary_ext.measure.in_model import load_hooked_model
 from sae_binary_ext.saelens import (
     BinarySAE,
     BinarySAEConfig,
@@ -26,7 +27,6 @@ from sae_binary_ext.saelens import (
     BinaryTranscoderTrainingSAEConfig,
     TranscoderTrainingRunner,
 )
-from sae_binary_ext.saelens.hooked_model import load_hooked_model
 from tests.integration.compare_helpers import HOOK, save_coders
 from tests.integration.saelens_helpers import runner_config
 from tests.integration.test_compare_models import save_exact

@@ -19,9 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from sae_binary_ext.commands.interpret.interpret_page import Interpretability
 from sae_binary_ext.measure.comparison import ComparedCoder
 from sae_binary_ext.measure.documents import token_texts
-from sae_binary_ext.report.analysis import write_page
 from sae_binary_ext.report.comparison_files import site_tables
-from sae_binary_ext.report.plots import coder_plots, grouped
+from sae_binary_ext.report.plots import coder_plots, grouped, write_page
 from sae_binary_ext.saelens.splice import HookedModel
 
 PROMOTED = 8

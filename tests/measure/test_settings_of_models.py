@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from sae_binary_ext.saelens.hooked_model import decisive_settings
+from sae_binary_ext.measure.in_model import decisive_settings
 
 
 @pytest.mark.parametrize(
