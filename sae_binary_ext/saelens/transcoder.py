@@ -277,7 +277,7 @@ class BinaryTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOv
 
     cfg: BinaryTranscoderTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    _input_and_target = TranscoderTraining.split
+    _input_and_target = TranscoderTraining.split  # pyright: ignore[reportAssignmentType]
 
     @override
     def _encode_batch(self, encoder: Encoder) -> tuple[Encoded, Tensor | None]:
