@@ -14,8 +14,7 @@ from sae_binary_ext.measure.candidates import Candidate
 from sae_binary_ext.measure.documents import Estimate, TextBatch, WeightedSums
 from sae_binary_ext.measure.figures import CoderFigures
 from sae_binary_ext.measure.matching import JointCounts, Matches
-from sae_binary_ext.measure.progress import SavedProgress, fingerprint
-from sae_binary_ext.measure.reading import OpenedModel, RunningCoders
+from sae_binary_ext.measure.reading import OpenedModel, RunningCoders, SavedProgress, fingerprint
 from sae_binary_ext.measure.samples import LatentSamples, Predictability, predictability
 from sae_binary_ext.saelens.splice import Splice
 from sae_binary_ext.settings import Amount

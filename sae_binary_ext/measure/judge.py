@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from sae_binary_ext.measure.progress import whole_lines
 from sae_binary_ext.settings import JudgeFields
 
 # Used to estimate tokens before the start, and for servers that do not count them.
@@ -278,3 +277,12 @@ def answer_in(message: Any) -> Any:
     if content is None and any(getattr(message, field, None) for field in REASONING_FIELDS):
         return ""
     return content
+
+
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file, with their ends; half a line of a killed process is removed from it."""
+    lines = path.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) < len(lines):
+        path.write_text("".join(whole))
+    return whole

@@ -1,20 +1,33 @@
-"""Open coders with their model, and read text for all of them with one forward pass a batch."""
+"""Open coders with their model, and read text for all of them with one forward pass a batch.
 
+Counts are saved in a file, so that a run goes on after an interruption.
+"""
+
+import hashlib
+import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.bundled.smollm2 import MODEL_NAME, export_smollm2
+from sae_binary_ext.checkpoints.sources import METRICS_FILE
 from sae_binary_ext.measure import candidates as coders
 from sae_binary_ext.measure import documents as texts
 from sae_binary_ext.measure import in_model
@@ -39,6 +52,11 @@ SAME_HOOKS = re.compile(
 # the hook, a bridge after it. Hooks of norms agree for LayerNorm only.
 WITHOUT_POST_NORM = re.compile(r"blocks\.\d+\.hook_(mlp|attn)_out")
 OF_LAYER_NORM = re.compile(r"blocks\.\d+\.ln[12]\.hook_(normalized|scale)")
+# Version of the saved counts; those of another version are not used.
+LAYOUT = 2
+# A save writes tens of megabytes.
+SECONDS_BETWEEN_SAVES = 30.0
+UseBatch = Callable[[TextBatch], None]
 
 
 @dataclass(frozen=True)
@@ -278,3 +296,99 @@ class RunningCoders(nn.Module):
         """The figures so far, in the order of the coders."""
         pairs = zip(self.opened.candidates, self.running, strict=True)
         return [figures.figures(self.variances[each.site]) for each, figures in pairs]
+
+
+def fingerprint(candidates: Iterable[Candidate], settings: Any, sources: Iterable[str]) -> str:
+    """A hash of the coders' files, the settings (a dataclass), and the sources' sizes and times."""
+    digest = hashlib.sha256(json.dumps([LAYOUT, asdict(settings)], default=str).encode())
+    for source in sources:
+        digest.update(source.encode())
+        path = Path(source)
+        for file in sorted([path, *path.rglob("*")] if path.exists() else []):
+            digest.update(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
+    for candidate in candidates:
+        digest.update(f"{candidate.name} {candidate.site}".encode())
+        # A comparison writes METRICS_FILE beside a coder, which stays the same.
+        for file in sorted(candidate.folder.iterdir()):
+            if file.is_file() and file.name != METRICS_FILE:
+                with file.open("rb") as contents:
+                    digest.update(hashlib.file_digest(contents, "sha256").digest())
+    return digest.hexdigest()
+
+
+@contextmanager
+def interrupts_noted() -> Generator[Callable[[], bool]]:
+    """Only note the first Ctrl-C, so that no batch is counted by half; yields whether it came.
+
+    A second one raises KeyboardInterrupt at once. The previous handler is not called, because
+    SAELens' training runner leaves its own behind.
+    """
+    handled, came = signal.getsignal(signal.SIGINT), threading.Event()
+    # Other threads cannot handle interrupts. Interrupts that are ignored stay so.
+    if threading.current_thread() is not threading.main_thread() or not callable(handled):
+        yield came.is_set
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if came.is_set():
+            signal.default_int_handler(number, frame)
+        came.set()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGINT, handled)
+
+
+class SavedProgress:
+    """Counts in a file, and how many batches of each stage are in them.
+
+    The module `counts` takes those of the file if they have the same fingerprint `of` the run.
+    """
+
+    def __init__(self, opened: OpenedModel, path: Path, of: str, counts: nn.Module) -> None:
+        self._opened, self._path, self._of, self._counts = opened, path, of, counts
+        self._done: dict[str, int] = {}
+        self._saved_at = time.monotonic()
+        if not path.is_file():
+            return
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("of") != of:
+                logger.info("%s is of another comparison, and starts anew.", path)
+                return
+            counts.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+        self._done = json.loads(metadata["done"])
+        logger.info("Going on after %s batches, from %s", self._done, path)
+
+    def go_on(self, stage: str, description: str, tokens: int, use: UseBatch) -> None:
+        """Use the batches of a stage, `tokens` at least, that were not used before an interruption.
+
+        KeyboardInterrupt comes once the batch is counted and saved. ValueError without text.
+        """
+        done = self._done.setdefault(stage, 0)
+        with (
+            tqdm(total=tokens, desc=description, unit="tokens", unit_scale=True) as progress,
+            interrupts_noted() as interrupted,
+        ):
+            for number, (batch, size) in enumerate(self._opened.batches(tokens)):
+                if number >= done:
+                    use(batch)
+                    self._done[stage] += 1
+                    if time.monotonic() - self._saved_at > SECONDS_BETWEEN_SAVES:
+                        self._save()
+                progress.update(size)
+                if interrupted():
+                    self._save()
+                    raise KeyboardInterrupt
+        if not self._done[stage]:
+            raise ValueError("dataset: holds no text to measure on.")
+        self._save()
+
+    def _save(self) -> None:
+        unfinished = self._path.with_suffix(".unfinished")
+        metadata = {"of": self._of, "done": json.dumps(self._done)}
+        save_file(self._counts.state_dict(), unfinished, metadata=metadata)
+        unfinished.replace(self._path)
+        self._saved_at = time.monotonic()

@@ -10,7 +10,7 @@ import pytest
 
 from sae_binary_ext.cli import main
 from sae_binary_ext.commands import run_compare
-from sae_binary_ext.measure import in_model, progress, reading
+from sae_binary_ext.measure import in_model, reading
 from tests.integration.compare_helpers import config_of, save_coders
 
 
@@ -29,7 +29,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(
     unbroken = config_of(tiny_model_folder, tiny_dataset, tmp_path / "unbroken")
     run_compare(coders, unbroken)
     broken = config_of(tiny_model_folder, tiny_dataset, tmp_path / "broken")
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr(reading, "SECONDS_BETWEEN_SAVES", 0.0)
     read: list[int] = []
 
     def read_hooks(*args: Any) -> Any:

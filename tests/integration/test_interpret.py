@@ -95,7 +95,7 @@ def test_an_interrupted_run_goes_on(
         return read_hooks(*args)
 
     monkeypatch.setattr(reading, "read_hooks", interrupted)
-    monkeypatch.setattr("sae_binary_ext.measure.progress.SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr("sae_binary_ext.measure.reading.SECONDS_BETWEEN_SAVES", 0.0)
     broken = config_of(tiny_model_folder, tiny_dataset, tmp_path / "broken")
     with pytest.raises(KeyboardInterrupt):
         run_interpret(coders[:2], broken)

@@ -13,8 +13,7 @@ from sae_binary_ext.commands.interpret.interpret_scores import LatentScore, Save
 from sae_binary_ext.commands.interpret.windows import Reading, ReadLatents, read_latents
 from sae_binary_ext.measure.documents import ALL_ARTICLES, token_texts
 from sae_binary_ext.measure.judge import Asked, ask_about, imported, open_judge
-from sae_binary_ext.measure.progress import fingerprint
-from sae_binary_ext.measure.reading import open_coders, settings_of
+from sae_binary_ext.measure.reading import fingerprint, open_coders, settings_of
 from sae_binary_ext.measure.samples import predictability
 
 TOKEN_BASELINE = "tokens, naive Bayes"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.measure.documents import Estimate, estimate_of, resampled
-from sae_binary_ext.measure.progress import whole_lines
+from sae_binary_ext.measure.judge import whole_lines
 
 # Groups of firing rates. The first paper treats the last group, ultra-high-frequency latents,
 # separately.

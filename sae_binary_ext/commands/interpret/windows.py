@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from sae_binary_ext.commands.interpret.config import TextAmount
 from sae_binary_ext.measure.documents import TextBatch
 from sae_binary_ext.measure.in_model import codes_of, reads_sequences
-from sae_binary_ext.measure.progress import SavedProgress, fingerprint
-from sae_binary_ext.measure.reading import OpenedModel
+from sae_binary_ext.measure.reading import OpenedModel, SavedProgress, fingerprint
 from sae_binary_ext.measure.samples import LatentSamples, Reservoir
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
