@@ -214,7 +214,7 @@ REMEDIES = {
         {}, {"apply_b_dec_to_input": False},
     ),
     "a transcoder that reshapes": settings(
-        transcoder, "Leave it out", {"reshape_activations": "hook_z"}, {}
+        transcoder, "Leave the field out", {"reshape_activations": "hook_z"}, {}
     ),
     "a transcoder's error term": Remedy(
         lambda root: BinaryTranscoder(BinaryTranscoderConfig(**SIZES), use_error_term=True),

@@ -60,9 +60,20 @@ NOT_OF_BRIDGES = {"checkpoint_label", "first_n_layers"}
 # Settings that do not change activations. trust_remote_code is one: a coder's file may not decide
 # whether a model's own code runs.
 OF_NO_EFFECT = {
-    *("attn_implementation", "cache_dir", "default_padding_side", "default_prepend_bos", "device"),
-    *("device_map", "local_files_only", "low_cpu_mem_usage", "max_memory", "move_to_device"),
-    *("n_devices", "token", "trust_remote_code", "use_safetensors"),
+    "attn_implementation",
+    "cache_dir",
+    "default_padding_side",
+    "default_prepend_bos",
+    "device",
+    "device_map",
+    "local_files_only",
+    "low_cpu_mem_usage",
+    "max_memory",
+    "move_to_device",
+    "n_devices",
+    "token",
+    "trust_remote_code",
+    "use_safetensors",
 }
 
 

@@ -27,10 +27,21 @@ from sae_binary_ext.saelens.transcoder import TranscoderFields
 
 # The settings of the config that the activations store takes by the same name.
 STORE_SETTINGS = (
-    *("streaming", "dataset_trust_remote_code", "use_chat_formatting", "context_size"),
-    *("n_batches_in_buffer", "store_batch_size_prompts", "train_batch_size_tokens", "prepend_bos"),
-    *("dtype", "model_kwargs", "autocast_lm", "seqpos_slice", "disable_concat_sequences"),
-    *("sequence_separator_token", "activations_mixing_fraction"),
+    "streaming",
+    "dataset_trust_remote_code",
+    "use_chat_formatting",
+    "context_size",
+    "n_batches_in_buffer",
+    "store_batch_size_prompts",
+    "train_batch_size_tokens",
+    "prepend_bos",
+    "dtype",
+    "model_kwargs",
+    "autocast_lm",
+    "seqpos_slice",
+    "disable_concat_sequences",
+    "sequence_separator_token",
+    "activations_mixing_fraction",
 )
 
 

@@ -32,8 +32,14 @@ class ComsemFigures:
     failed: int
 
 
-# How the table shows the figures that are no counts.
-FORMS = {"interpretable": ".0%", "told_apart": ".0%", "fitting": ".2f", "others_fitting": ".2f"}
+# How the table shows what is not a count.
+FORMS = {
+    "coder": "",
+    "interpretable": ".0%",
+    "told_apart": ".0%",
+    "fitting": ".2f",
+    "others_fitting": ".2f",
+}
 COLUMNS: tuple[Column[ComsemFigures], ...] = tuple(
     Column(field.name.replace("_", " "), form=FORMS.get(field.name, "d"), key=field.name)
     for field in fields(ComsemFigures)
