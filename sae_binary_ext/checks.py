@@ -40,7 +40,7 @@ def check_layer_norm(normalize_activations: str, d_in: int) -> None:
 
 
 def check_training_dtype(dtype: str) -> None:
-    """Raise ValueError for float16: Adam's epsilon, 1e-8, is 0 there, and weights become NaN."""
+    """Raise ValueError for float16, in which Adam's epsilon, 1e-8, is 0 and weights become NaN."""
     if dtype.removeprefix("torch.") in ("float16", "half"):
         raise ValueError(
             f"dtype={dtype!r}: SAELens' optimizer divides by 0 in float16, in stock coders too. "

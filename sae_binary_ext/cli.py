@@ -52,7 +52,7 @@ def _told_plainly(command: Command) -> Generator[None]:
         print(f"{command.program}: stopped{goes_on}.", file=sys.stderr)
         raise SystemExit(130) from interrupt  # shells use this exit status for Ctrl-C
     except (ValueError, ImportError) as error:
-        # Python's own ImportErrors name a module. This package's say what to install instead.
+        # ImportErrors of Python name a module, and those of this package say what to install.
         if isinstance(error, ImportError) and error.name is not None:
             raise
         print(f"{command.program}: {error}", file=sys.stderr)

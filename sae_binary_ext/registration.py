@@ -10,7 +10,7 @@ from types import ModuleType
 import wrapt
 from packaging.version import Version
 
-# The adapter package of each host. Its submodule `register` adds binary coders to the host.
+# The adapter package of each host, whose submodule `register` adds binary coders to the host.
 ADAPTERS = {"sae_lens": "saelens", "sparsify": "sparsify"}
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Host:
             )
 
     def is_usable(self) -> bool:
-        """Whether the host has all private names. Warns if not, or if its version is untested."""
+        """Whether the host has all private names. Warns if not, or if the host is untested."""
         warn_if_untested(sys.modules[self.module], self.oldest, self.below)
         try:
             self.check()

@@ -21,16 +21,16 @@ def replacing(folder: Path) -> Generator[Path]:
     folder and each replaced file keep their mode, and their owner, group and access control list if
     the system allows it. A new folder or file gets the permissions that mkdir would give it.
 
-    If the system cannot swap the two folders, each file is replaced on its own. It cannot swap a
-    mount point, the working directory, or a folder with subfolders if the new one has none. Only
-    Linux and macOS can swap folders.
+    If the system cannot swap the two folders, each file is replaced on its own. The
+    system cannot swap a mount point or the working directory, nor a folder with subfolders for one
+    without. Only Linux and macOS can swap folders.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = _beside(folder)
     try:
         try:
-            shutil.rmtree(new, ignore_errors=True)  # a killed process may have left it
+            shutil.rmtree(new, ignore_errors=True)  # a killed process may have left the folder
             _make_like(new, folder)
             yield new
             _write_through(new)
@@ -46,7 +46,7 @@ def replacing(folder: Path) -> Generator[Path]:
 
 
 def _beside(folder: Path) -> Path:
-    # A killed process may leave this folder. Beside the coder's, sparsify would load it as a coder.
+    # sparsify would load a folder that a killed process left beside the coder's folder.
     name = f".{folder.parent.name}.{folder.name}.new"
     above = folder.parent.parent
     same_device = above.stat().st_dev == folder.parent.stat().st_dev
@@ -64,7 +64,7 @@ def _make_like(new: Path, folder: Path) -> None:
         # Other users cannot look inside until the files have their permissions.
         new.chmod(new.stat().st_mode & stat.S_ISGID | 0o700)
         return
-    # mkdir copies group, setgid bit and default list from new's parent. Copy those of folder's.
+    # mkdir takes group, setgid bit and default list from new's parent, not from folder's parent.
     new.mkdir()
     parent = folder.parent.stat()
     inherits = bool(parent.st_mode & stat.S_ISGID)
@@ -86,7 +86,7 @@ def _keep_permissions(old: Path, new: Path) -> None:
 
 
 def _copy_permissions(source: Path, target: Path) -> None:
-    """Copy group, owner, access control list. Copy mode last: a change of owner clears its bits."""
+    """Copy group, owner, access control list, and last the mode, whose bits a new owner clears."""
     status = source.stat()
     for owner, group in ((-1, status.st_gid), (status.st_uid, -1)):
         with suppress(OSError):  # only root may change a file's owner
@@ -100,7 +100,7 @@ def _copy_permissions(source: Path, target: Path) -> None:
 
 def _access_lists(path: Path) -> list[str]:
     """Names of the extended attributes that are access control lists."""
-    with suppress(OSError):  # the file system may not support them
+    with suppress(OSError):  # the file system may not support access lists
         if sys.platform == "linux":
             return [name for name in os.listxattr(path) if name.startswith("system.")]
     return []

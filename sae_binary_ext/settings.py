@@ -1,4 +1,4 @@
-"""Settings that several commands share. The module imports no host and no torch."""
+"""Settings that several commands share. This module imports neither a host nor torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ AUTO = "auto"
 
 
 def chosen_device(device: str) -> str:
-    """The given device. For "auto", it is cuda if there is a GPU, and cpu if not."""
+    """The given device, or for "auto", cuda if there is a GPU and cpu if not."""
     if device != AUTO:
         return device
     import torch  # importing torch takes seconds, too slow for --help
@@ -19,7 +19,7 @@ def chosen_device(device: str) -> str:
 
 @dataclass(frozen=True)
 class TextSource:
-    """Where the texts come from. Each field means the same as the TextConfig field of its name."""
+    """Where the texts come from. Each field means what TextConfig's field of that name means."""
 
     dataset: str | None
     split: str | None = None

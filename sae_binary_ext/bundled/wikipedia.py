@@ -35,7 +35,7 @@ def find_wikipedia_sample() -> Path:
 
 def read_wikipedia_sample() -> Iterator[tuple[str, str]]:
     """Yield (title, plain text) of each article of the sample, in the dump's order."""
-    from gensim.corpora import wikicorpus  # its import takes seconds
+    from gensim.corpora import wikicorpus  # importing gensim takes seconds
 
     namespaces: Any = ("0",)
     with bz2.open(find_wikipedia_sample()) as dump:

@@ -1,9 +1,9 @@
 """Reads and writes the second paper's files: a state dict and a pickled dict of settings.
 
 Cho, Yang, Li, Kurkoski, Inoue, Binary Autoencoder for Mechanistic Interpretability of Large
-Language Models (arXiv 2509.20997). Its training script writes model_T.pt and log_T.pkl, where T is
-a time. Its evaluation reads model.pt and config.pkl. Pickles could run any code, so pickles.py and
-torch_files.py read them without running anything.
+Language Models (arXiv 2509.20997). The training script writes model_T.pt and log_T.pkl, where T
+is a time. The evaluation reads model.pt and config.pkl. Pickles could run any code, so pickles.py
+and torch_files.py read pickles without running anything.
 """
 
 import logging
@@ -41,11 +41,11 @@ DECODER_BIAS = "decoder.bias"
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 # A log needs nine bytes for each step and curve: 84 MB for 2,000 epochs over a million tokens.
 LARGEST_LOG_BYTES = 4 * 2**30
-# Both mean a step at zero, and differ only in the gradient. "squarewave" is not a step.
+# Both values mean a step at zero, with different gradients. "squarewave" is not a step.
 BINARIZATIONS = ("sign", "sign_s")
 # Settings to assume if a coder's files do not state them.
 UNSAID = {"binarization_type": "sign_s", "output_activation": "none"}
-# Fields that the training scripts record of a run. They do not change what a coder computes.
+# Fields that training scripts record of a run and that do not change what a coder computes.
 RUN_FIELDS = (
     "batch_size", "bias", "covarience_weight", "cuda", "current_time", "cycle_for_squarewave",
     "dataset_split", "dont_save_log", "dont_save_model", "entropy_start_epoch",

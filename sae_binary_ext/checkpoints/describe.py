@@ -1,4 +1,4 @@
-"""Describes coders without SAELens or sparsify. It downloads no weights of coders on the Hub."""
+"""Describes coders without SAELens or sparsify, and without downloading weights from the Hub."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from sae_binary_ext.coding.paper_names import STOCK_ACTIVATIONS
 # SAELens stores log10(firing rate + this offset).
 SPARSITY_OFFSET = 1e-10
 DENSE_RATE = 0.1
-# Small safetensors files with at most one number for each latent. They are downloaded whole.
+# Small safetensors files, with at most a number a latent, which are downloaded whole.
 SMALL_FILES = (sources.SPARSITY_FILE, STORE_STATE)
 
 Lines = list[tuple[str, str]]
@@ -51,9 +51,9 @@ class Description:
         name: name of the coder's folder in the source.
         format: format of its files, a key of FORMATS.
         architecture: its architecture in a few words.
-        coder: the coder itself. None for an architecture that only its host knows. For a
+        coder: the coder itself, or None for an architecture that only its host knows. For a
             repository, the coder's tensors are on the meta device, without values.
-        firing: recorded firing statistics. None if there are none.
+        firing: recorded firing statistics, or None if there are none.
         details: labelled lines about a coder that only its host knows.
         normalization: the line that says how activations are scaled before encoding, if any.
         unread: whether its weights are on the Hub, so that only their header was read.
@@ -120,7 +120,7 @@ def describe_folder(name: str, folder: Path, hookpoint: str | None = None) -> De
 
 @contextmanager
 def _described_folders(source: str | Path, hookpoint: str | None) -> Generator[dict[str, Path]]:
-    """The folders of coders by name. For a repository, they hold only configs and headers."""
+    """The folders of coders by name. A repository's folders hold only configs and headers."""
     listed = None
     if sources.is_repository(source):
         with files.errors_told(f"{source}: cannot be downloaded"):
@@ -181,7 +181,7 @@ def _recorded_firing(folder: Path, latents: int, rates: Tensor | None) -> Firing
     rates = rates.double()
     return Firing(
         l0=rates.sum().item(),
-        # SAELens adds an offset. Its rounding leaves dead latents a tiny rate.
+        # SAELens adds an offset, whose rounding leaves dead latents a tiny rate.
         dead=int((rates < SPARSITY_OFFSET).sum()),
         dense=int((rates > DENSE_RATE).sum()),
         entropy_bits=bernoulli_entropy(rates).sum().item(),

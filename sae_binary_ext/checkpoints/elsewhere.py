@@ -17,9 +17,9 @@ class Layout(NamedTuple):
 
     Attributes:
         what: a name for the coders of the layout.
-        pattern: regex of a weights file's path. Its group `at` is the folder that SAELens takes.
-        converter: name of SAELens' loader for the layout. None if SAELens has no loader.
-        beside: another file that must exist, if the pattern alone is ambiguous. May use {at}.
+        pattern: regex of a weights file's path, whose group `at` is the folder for SAELens.
+        converter: name of SAELens' loader for the layout, or None if SAELens has no loader.
+        beside: another file that must exist, if `pattern` alone is ambiguous. May use {at}.
     """
 
     what: str
@@ -106,7 +106,7 @@ def no_coder(source: object, files: Iterable[str], expected: Iterable[str]) -> C
 
 
 def _recognised(files: list[str]) -> tuple[Layout, re.Match[str]] | None:
-    """The layout of the files, and the match for the weights file. None if no layout fits."""
+    """The layout of the files, and the match for the weights file, or None if no layout fits."""
     for layout in LAYOUTS:
         for match in filter(None, (re.fullmatch(layout.pattern, name) for name in files)):
             if layout.beside is None or layout.beside.format(**match.groupdict()) in files:

@@ -1,4 +1,4 @@
-"""Reads files that anyone may have written. It runs no code and trusts no size in a file."""
+"""Reads files that anyone may have written, without running code or trusting sizes in them."""
 
 import json
 import reprlib
@@ -16,7 +16,7 @@ from sae_binary_ext.checkpoints.errors import CheckpointError
 
 # A config holds a few dozen numbers and at most one firing rate for each latent.
 LARGEST_CONFIG_BYTES = 64 * 2**20
-# Largest size that a config may state. It is far above any real width or k.
+# Largest size that a config may state, far above any real width or k.
 LARGEST_SIZE = 2**40
 # The dtypes that a coder's tensors may have, by their names in safetensors.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @contextmanager
 def open_config(path: Path, most_bytes: int) -> Generator[BinaryIO]:
-    """Open a config. CheckpointError if it is missing, unreadable or larger than most_bytes."""
+    """Open a config. CheckpointError if the file is unreadable or larger than most_bytes."""
     try:
         size = path.stat().st_size
         if size > most_bytes:
@@ -60,7 +60,7 @@ def _refuse_constant(name: str) -> None:
 
 @contextmanager
 def headers_alone(paths: Iterable[Path]) -> Generator[None]:
-    """A context in which read_tensors gives meta tensors for these files: they have no values."""
+    """A context in which read_tensors gives meta tensors for `paths`, files without values."""
     token = _HEADERS_ALONE.set(frozenset(paths))
     try:
         yield
@@ -119,7 +119,7 @@ class Fields:
         value = self._values.pop(name, default)
         if kind is float and type(value) is int:
             value = float(value)
-        # In Python a bool is an int, but not in a config.
+        # In Python a bool is an int. In a config, a bool is not a number.
         if type(value) is not kind:
             raise self._wrong(name, value, kind.__name__)
         return value

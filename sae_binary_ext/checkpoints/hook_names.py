@@ -14,12 +14,12 @@ from typing import NamedTuple
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.portable import Place
 
-# Regular expressions that match names of models. Each stands for one model structure.
+# Regular expressions that match names of models, one for each structure of models.
 LLAMA = r"llama|mistral|qwen-?[23]|smollm"
 GEMMA = r"gemma"
 NEOX = r"pythia|neox"
 GPT2 = r"gpt-?2"
-# Models that also normalise after attention and MLP. gemma-2b, a first Gemma, does not.
+# Models that also normalise after attention and MLP. The first Gemma (gemma-2b) does not.
 GEMMA_AFTER_1 = r"gemma-?[23](?![\d.]*b)"
 OLMO_2 = r"olmo-?2"
 NORM_AFTER = f"{GEMMA_AFTER_1}|{OLMO_2}"
@@ -47,8 +47,8 @@ class HookName:
     Attributes:
         hookpoint: sparsify's name of a module.
         hook_name: SAELens' name of the module's output.
-        hook_name_in: SAELens' name of the module's input. None if there is no such hook.
-        models: regular expression. The line holds for models whose name contains a match.
+        hook_name_in: SAELens' name of the module's input, or None if there is no hook.
+        models: regular expression. The line fits models whose names contain a match.
         to_saelens_only: the line translates a hookpoint to hooks, but not hooks to a hookpoint.
     """
 
@@ -85,7 +85,7 @@ HOOK_NAMES = [
     HookName("layers.{layer}.attention", _AROUND_ATTENTION, models=NEOX),
     HookName("h.{layer}.mlp", *_AROUND_MLP, models=GPT2),
     HookName("h.{layer}.attn", _AROUND_ATTENTION, models=GPT2),
-    # Lines for all other models. PARTS has the hooks of their attention and MLP.
+    # Lines for all other models, whose hooks of attention and MLP are in PARTS.
     HookName("layers.{layer}", *_RESIDUAL, to_saelens_only=True),
     HookName("h.{layer}", *_RESIDUAL, to_saelens_only=True),
     HookName("embed_tokens", "embed.hook_out", to_saelens_only=True),
@@ -100,8 +100,8 @@ class Part(NamedTuple):
 
     Attributes:
         modules: regular expression of the module's path in the block.
-        hook, hook_in: hooks of its output and input, without blocks.9. None if it has no hook.
-        models: as in HookName.
+        hook, hook_in: hooks of its output and input, without blocks.9, or None if it has none.
+        models: regular expression, as in HookName.
     """
 
     modules: str
@@ -163,7 +163,7 @@ class Module(NamedTuple):
 
 
 def _parse_module(name: str) -> Module | None:
-    """Split a module's name. None if it is not a module of a language model."""
+    """Split a module's name. Returns None if the module is not one of a language model."""
     wrappers = "".join(f"{word}." for word in takewhile(WRAPPERS.__contains__, name.split(".")))
     rest = name.removeprefix(wrappers)
     if (block := BLOCK.fullmatch(rest)) is not None:
@@ -172,7 +172,7 @@ def _parse_module(name: str) -> Module | None:
 
 
 def _holds(models: str, model_name: str | None) -> bool:
-    """Whether a line of a table holds for a model. An empty `models` fits all models."""
+    """Whether a line of a table fits a model. An empty `models` fits all models."""
     named = model_name is not None and re.search(models, model_name.lower()) is not None
     return named or not models
 
@@ -198,7 +198,7 @@ def place_in_saelens(place: Place, transcoder: bool) -> Place:
 
 
 def _hooks(hookpoint: str, model_name: str | None, transcoder: bool) -> tuple[str, str] | None:
-    """SAELens' names of a coder's input and of its output. None if the names are not known."""
+    """SAELens' names of a coder's input and of its output, or None if the names are not known."""
     module = _parse_module(hookpoint)
     names = [hookpoint] if module is None else [hookpoint, module.name]
     last = f"{LAST_OF_ATTENTION}|{LAST_OF_MLP}"
@@ -225,7 +225,7 @@ def _hooks_within(
     if part is None:
         return None
     if part.hook is None and not transcoder:
-        # In models that transformers loads, the module's name is also SAELens' hook of its output.
+        # In models that transformers loads, a module's name is SAELens' hook of its output.
         found = [f"{one}." for models, one in WRAPPER_OF.items() if _holds(models, model_name)]
         wrappers = module.wrappers or next(iter(found), "")
         return (wrappers + module.name, wrappers + module.name) if wrappers else None
@@ -238,7 +238,7 @@ def _hooks_within(
 def model_class_of(hook_name: str | None) -> str | None:
     """SAELens' class of model for a hook, if only one class has the hook."""
     module = None if hook_name is None else _parse_module(hook_name)
-    # In models of this class, hooks have transformers' names of modules.
+    # In models of AutoModelForCausalLM, hooks have transformers' names of modules.
     return "AutoModelForCausalLM" if module is not None and module.wrappers else None
 
 

@@ -17,7 +17,7 @@ from sae_binary_ext.checkpoints.runs import SEED, with_text_settings
 from sae_binary_ext.checkpoints.sources import FORMATS, format_of
 from sae_binary_ext.saving import replacing
 
-# Files with statistics of a coder. They stay valid if its format changes.
+# Files with statistics of a coder, which stay valid if the coder's format changes.
 RECORDS = (sources.SPARSITY_FILE, sources.METRICS_FILE)
 
 Host = Literal["saelens", "sparsify"]
@@ -61,7 +61,7 @@ def load_coder(
 
 
 def load_candidate(folder: Path, hook: str | None, device: str = "cpu") -> Any:
-    """Load a folder's coder in SAELens. Its place is the hook if its files do not tell it."""
+    """Load a folder's coder in SAELens. The hook is its place if its files do not tell one."""
     if _is_stock(folder, "saelens") or sources.is_told(sources.read_coder(folder).place):
         hook = None
     return load_coder(folder, hook, device=device)
@@ -122,11 +122,11 @@ def convert(
         hookpoint: see load_coder.
 
     Returns:
-        The folders written. Each folder is complete when it appears. It may replace an older one.
+        The folders written. Each folder appears complete, and may replace an older conversion.
         A coder's records (sparsity.safetensors, metrics.json) are copied with it.
 
     Raises:
-        CheckpointError: see load_coder. Also if the format cannot store a coder, with the reason.
+        CheckpointError: see load_coder, or the format cannot store a coder for a stated reason.
         ModuleNotFoundError: the format's host is not installed.
     """
     _check_host(host, tuple(FORMATS))
@@ -225,7 +225,7 @@ def write_coder(coder: Any, target: Path, host: str, records: Iterable[Path]) ->
 def placed(coder: PortableCoder, host: str) -> PortableCoder:
     """The coder with a format's names for its place.
 
-    For SAELens, the coder also gets the class of models that has its hook, if only one has it.
+    For SAELens, the coder also gets the name of the class of models, if only one has its hook.
     """
     if FORMATS[host].named_by_folder:
         place = hook_names.place_in_sparsify(coder.place, coder.shape.transcoder)
@@ -260,7 +260,7 @@ def coder_to_saelens(
 def coder_to_sparsify(coder: Any) -> Any:
     """A sparsify coder with the codes and outputs of a SAELens coder, binary or topk.
 
-    Its save_to_disk writes it. sparsify and delphi look in a folder named by its hookpoint.
+    save_to_disk writes the coder. sparsify and delphi look in the folder of its hookpoint.
 
     Raises:
         CheckpointError: sparsify cannot store one of its settings, which the message names.

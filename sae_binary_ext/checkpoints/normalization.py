@@ -26,7 +26,7 @@ SCALED, WHITENED = "expected_average_only_in", "covariance_whitening"
 class Whitening(NamedTuple):
     """An affine map z = (x - mean) @ matrix, undone by x = z @ inverse + mean.
 
-    mean [d]; matrix, inverse: [d, d]. All are float64, as SAELens estimates them.
+    mean [d]; matrix, inverse: [d, d]. All three are float64, as SAELens estimates them.
     """
 
     mean: Tensor
@@ -34,7 +34,7 @@ class Whitening(NamedTuple):
     inverse: Tensor
 
     def part(self, columns: slice) -> "Whitening":
-        """The whitening of some columns: one diagonal block of the matrices."""
+        """The whitening of `columns`: one diagonal block of the matrices."""
         square = (columns, columns)
         return Whitening(self.mean[columns], self.matrix[square], self.inverse[square])
 
@@ -45,8 +45,8 @@ class Scaling:
 
     Attributes:
         file: the name of the file that holds the scaling.
-        input, target: factors, equal for an autoencoder. 1 if there is a whitening.
-        whitening: of the inputs, or of a transcoder's input-target pairs. None with factors.
+        input, target: factors, equal for an autoencoder, and 1 if there is a whitening.
+        whitening: of inputs, or of a transcoder's input-target pairs. None if factors are used.
     """
 
     file: str
@@ -71,7 +71,7 @@ def normalization_lines(mode: Any, scaling: Scaling | None) -> list[tuple[str, s
 
 
 def scaling_of(folder: Path, mode: object, d_in: int, d_out: int | None = None) -> Scaling | None:
-    """Read the scaling that a checkpoint's weights do not contain yet. None if there is none.
+    """Read the scaling that a checkpoint's weights do not contain yet, or None without scaling.
 
     `mode` is normalize_activations of the config. d_out is the width of a transcoder's targets.
     CheckpointError if a file is damaged, or holds no usable scale.

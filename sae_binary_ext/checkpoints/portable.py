@@ -1,4 +1,4 @@
-"""The form of a coder that belongs to no host. Each format is converted from and to this form."""
+"""The form of a coder that belongs to no host, from and to which each format is converted."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +21,7 @@ class Shape:
 
     Attributes:
         rule: which latents fire. If codes are not binary, only its selection and k are used.
-        binary: whether codes are 0 or 1. Otherwise codes are the positive pre-activations.
+        binary: whether codes are 0 or 1. Other codes are the positive pre-activations.
         skip: whether a linear map of the input is added to the output.
         subtracts_decoder_bias: whether the encoder's input is x minus the decoder bias.
         normalize_activations, reshape_activations: SAELens' fields of these names.
@@ -71,12 +71,12 @@ class Place:
 
 @dataclass(frozen=True)
 class PortableCoder:
-    """A coder in no format. CheckpointError if its tensors do not fit the shape or each other.
+    """A coder of any format. CheckpointError if its tensors do not fit the shape or each other.
 
     Attributes:
         tensors: encoder_weight [latents, d_in], encoder_bias [latents], decoder_weight
             [latents, d_out], decoder_bias [d_out], log_threshold [latents] of binary coders,
-            skip_weight [d_out, d_in] of a skip connection. All but log_threshold share one dtype.
+            skip_weight [d_out, d_in] of a skip connection. All except log_threshold share a dtype.
         firing_rates: float [latents], running means of training, or None.
         settings: for each format that it was read from, the fields that no other format has.
     """

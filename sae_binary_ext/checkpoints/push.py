@@ -20,7 +20,7 @@ from sae_binary_ext.checkpoints.sources import FORMATS
 logger = logging.getLogger(__name__)
 
 LIBRARY_OF_FORMAT = {"saelens": "saelens", "sparsify": "sparsify", "quirke2025": "sparsify"}
-# For each host: its name, the line that imports its class, and the call that loads a coder.
+# A host's name, the line that imports the host's class, and the call that loads a coder.
 OWN_LOADERS = {
     "saelens": ("SAELens", "from sae_lens import SAE", "sae = SAE.from_pretrained"),
     "sparsify": (
@@ -34,7 +34,7 @@ PAPERS = {
         "arXiv:2509.20997"
     ),
 }
-# For each key of a coder's figures in metrics.json: its label in the card, and its format.
+# The label in the card and the number format for each figure of a coder in metrics.json.
 FIGURES = {
     "fvu": ("FVU", "{:.4f}"),
     "l0": ("L0, mean active latents a token", "{:.1f}"),
@@ -85,14 +85,14 @@ def push(
 
     Uploads a coder's weights, config and firing statistics, and no other files. The card's figures
     come from metrics.json in the coder's folder, which the demo writes. After an interruption, run
-    it again: files that the Hub already has are not sent twice.
+    push again: files that the Hub already has are not sent twice.
 
     Args:
         path: a coder's folder, which keeps its name in the repository, or a folder of them.
         repo_id: user/name. The repository is made if it does not exist.
-        model: Hub id of the model that the coders are for. None takes the one in their files.
+        model: Hub id of the model that the coders are for. None takes the model that files name.
         licence: the Hub's name of the licence (mit, apache-2.0).
-        dataset: the training text. None takes the one that the training run noted.
+        dataset: the training text. None takes the text that the training run noted.
         training_tokens: the number of tokens. None takes the number that the run noted.
         private: whether to make the repository private.
         dry_run: whether to return the planned upload without uploading.

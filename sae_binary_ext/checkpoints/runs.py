@@ -11,7 +11,7 @@ from sae_binary_ext.checkpoints.hook_names import is_hookpoint
 from sae_binary_ext.checkpoints.portable import PortableCoder
 
 RUN_CONFIG = "config.json"
-# Names of folders: of the best coders so far, and of coders of several seeds at a hookpoint.
+# BEST is a folder of the best coders so far, SEED a coder's folder if there are several seeds.
 BEST, SEED = "best", re.compile(r"seed\d+")
 # Tokens in a row of text if the run does not tell the number. GPT-2 has 1024 positions, and later
 # models have more.
@@ -25,7 +25,7 @@ BOS_MODELS = re.compile(r"llama|mistral|mixtral|gemma|deepseek")
 def run_config(folder: Path) -> dict[str, Any]:
     """The config of the run that a coder's folder belongs to, or {}.
 
-    The file is in the coder's folder, or above its hookpoint's folder. Its "sae" is a dict.
+    config.json is in the coder's folder, or above its hookpoint's folder. Field "sae" is a dict.
     """
     folder = folder.resolve()
     folders = [folder, folder.parent]
@@ -42,7 +42,7 @@ def run_config(folder: Path) -> dict[str, Any]:
 
 
 def hookpoint_in(path: PurePath) -> str:
-    """The folder name that may be a coder's hookpoint. For a seed, it is the parent's name."""
+    """The name in a path that may be a hookpoint. For a seed, this is the parent's name."""
     return path.parent.name if SEED.fullmatch(path.name) else path.name
 
 

@@ -23,8 +23,8 @@ PARAMETERS = {
 # Fields, beside k, that CodeRule and SAELens' configs of binary coders have.
 RULE_FIELDS = {"selection": str, "surrogate": str, "surrogate_temperature": float}
 PLACE_FIELDS = ("hook_name", "hook_name_out", "model_name")
-# For each architecture: whether its codes are 0 or 1, and whether it is a transcoder. Only training
-# checkpoints have binary_entropy. They are converted to binary.
+# Whether codes of each architecture are 0 or 1, and whether it is a transcoder. Only training
+# checkpoints have binary_entropy, which becomes binary in other files.
 ARCHITECTURES = {
     "binary": (True, False),
     "binary_entropy": (True, False),
@@ -32,7 +32,7 @@ ARCHITECTURES = {
     "topk": (False, False),
     "topk_transcoder": (False, True),
 }
-# Fields that only training reads. Training checkpoints contain them.
+# Fields of training checkpoints that only training reads.
 TRAINING_FIELDS = (
     "aux_loss_coefficient", "covariance_coefficient", "covariance_sample", "decoder_init_norm",
     "dense_coefficient", "dense_rate", "encoder_trains_b_dec", "entropy_coefficient",
@@ -68,7 +68,7 @@ def read(folder: Path) -> PortableCoder:
 
 
 def scaling(folder: Path) -> Scaling | None:
-    """The scale that `read` folds into a training checkpoint's weights. None for other coders."""
+    """The scale that `read` folds into the weights of a training checkpoint, or None for others."""
     path = folder / "cfg.json"
     if is_stock(folder):
         return stock.scaling(folder, stock.current_config(folder))
@@ -150,7 +150,7 @@ def from_coder(coder: Any) -> PortableCoder:
 
 def to_coder(coder: PortableCoder) -> Any:
     """A SAELens coder for inference, on the CPU. CheckpointError if SAELens cannot store it."""
-    import_module("sae_binary_ext.saelens")  # its error says what to install
+    import_module("sae_binary_ext.saelens")  # raises an error with advice without SAELens
     from sae_lens.registry import get_sae_class
 
     kind, config_kind = get_sae_class(_architecture(coder.shape))

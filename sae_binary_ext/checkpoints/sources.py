@@ -68,7 +68,7 @@ CODER_FILES = sorted([*WEIGHTS, *_CONFIGS])
 
 
 def find_coder(source: str | Path, hookpoint: str | None) -> tuple[str, Path]:
-    """The name and the folder of one coder, downloaded if needed. For arguments see load_coder.
+    """The name and the folder of one coder, downloaded if needed. load_coder explains arguments.
 
     If there are several coders and no hookpoint, the one at the root of the source is taken.
     CheckpointError if the source lacks the coder, or has several and none at the root.
@@ -83,7 +83,7 @@ def find_coder(source: str | Path, hookpoint: str | None) -> tuple[str, Path]:
 def find_coders(
     source: str | Path, hookpoint: str | None, checkpoints: bool = False
 ) -> dict[str, Path]:
-    """The folders of a source's coders by their names. For arguments see load_coder.
+    """The folders of a source's coders by their names. load_coder explains the arguments.
 
     If a run of SAELens ended with a coder, its earlier checkpoints are left out, unless
     `checkpoints` is True. CheckpointError if there are no coders.
@@ -116,7 +116,7 @@ def repository_files(repository: str) -> list[str]:
 
 
 def reachable_files(repository: str) -> list[str] | None:
-    """Paths of a repository's files. None if the Hub does not answer and the cache has a copy."""
+    """Paths of a repository's files, or None if the Hub is silent and the cache has a copy."""
     try:
         return repository_files(repository)
     except HfHubHTTPError:
@@ -172,7 +172,7 @@ def stated_place(name: str, hookpoint: str | None) -> str | None:
 
 
 def read_coder(folder: Path, stated: str | None = None) -> PortableCoder:
-    """Read a folder's coder. Its files, its folder's name or its run tell its place in a model.
+    """Read a folder's coder. The place in a model comes from its files, folder's name or run.
 
     stated: a hookpoint or SAELens' name of a hook, for a coder whose files tell no place.
     CheckpointError if the files are damaged, or tell another place than `stated`.
@@ -276,7 +276,7 @@ def choose(
 
 
 def _coders_among(paths: set[PurePosixPath]) -> list[str]:
-    """Folders of coders. A model.pt without a config counts only if there is no other."""
+    """Folders of coders. A model.pt without config counts only if no other coder exists."""
     weights = {path for path in paths if any(map(path.match, WEIGHTS))}
     certain = {path for path in weights if path.suffix != ".pt" or _has_config(path, paths)}
     folders = {path.parent for path in certain or weights}
@@ -291,7 +291,7 @@ def _has_config(weights: PurePosixPath, paths: set[PurePosixPath]) -> bool:
 
 
 def _is_openmoss(folder: PurePosixPath, paths: set[PurePosixPath]) -> bool:
-    """Whether OpenMOSS' library wrote a folder's weights. Its files have SAELens' file name."""
+    """Whether OpenMOSS' library wrote a folder's weights, whose file name is also SAELens'."""
     own = {folder / FORMATS["saelens"].weights, folder / "config.json"}
     return own <= paths and folder / FORMATS["saelens"].config not in paths
 

@@ -31,7 +31,7 @@ RATES, THRESHOLD = "firing_rates", "log_threshold"
 QUIRKE2025 = "quirke2025"
 SOURCE = "https://github.com/EleutherAI/sparsify"
 NO_HOST = "SAELens and sparsify cannot load it. Load it with the code that wrote it"
-# Fields that forks of sparsify add, and their effect. If all are off, sparsify loads the coder.
+# Effects of fields of sparsify's forks. sparsify itself loads coders that have all of them off.
 OF_FORKS = {
     "batch_topk": "the k largest latents a token on average over a batch",
     "sample_topk": "the k largest latents a token on average over a row",
@@ -42,7 +42,7 @@ OF_CLT = {
     "n_targets", "n_sources", "normalize_io", "divide_cross_layer", "train_post_encoder",
     "post_encoder_scale", "coalesce_topk", "topk_coalesced",
 }  # fmt: skip
-# Further fields of the first paper's files. They do not change what a coder computes.
+# Further fields of the first paper's files, which do not change what a coder computes.
 IDLE_FIELDS: dict[str, Any] = {
     "expansion_factor": 32, "normalize_decoder": False, "multi_topk": False,
     paper_names.PAPER_IDLE_FIELD: 5,
@@ -60,7 +60,7 @@ TRAINING_FIELDS: dict[str, tuple[type, ...]] = {
 
 
 def is_papers(config: dict[str, Any]) -> bool:
-    """Whether the first paper's code wrote a config. Its first configs have sparsify's fields."""
+    """Whether the first paper's code wrote a config, whose earliest form adds no field."""
     binary = config.get("activation") in list(paper_names.SELECTION_OF_ACTIVATION)
     named = binary or not paper_names.PAPER_FIELDS.keys().isdisjoint(config)
     return named and "subtract_b_dec" not in config
@@ -190,7 +190,7 @@ def from_coder(coder: Any) -> PortableCoder:
 
 def to_coder(coder: PortableCoder) -> Any:
     """A SparseCoder, on the CPU. CheckpointError if sparsify cannot store one of its settings."""
-    import_module("sae_binary_ext.sparsify")  # its error says what to install
+    import_module("sae_binary_ext.sparsify")  # raises an error with advice without sparsify
     from sparsify import SparseCoder
 
     made = SparseCoder(coder.shape.d_in, _config(coder), dtype=coder.dtype)
@@ -202,7 +202,7 @@ def to_coder(coder: PortableCoder) -> Any:
 
 
 def for_inference(coder: PortableCoder) -> Any:
-    """Like to_coder, with multi_topk off. If on, sparsify returns the output of 4k latents."""
+    """Like to_coder, with multi_topk off, because it makes sparsify return 4k latents' output."""
     made = to_coder(coder)
     made.cfg.multi_topk = False
     return made
@@ -245,7 +245,7 @@ def write_quirke2025(coder: PortableCoder, folder: Path) -> None:
     fields |= {**paper_names.PAPER_FIELDS, "d_in": shape.d_in, NOTES_KEY: notes}
     stored = dict(coder.tensors)
     if not shape.rule.kind.has_thresholds and (stored[THRESHOLD] == -torch.inf).all():
-        del stored[THRESHOLD]  # the first paper's files have no thresholds here
+        del stored[THRESHOLD]  # the first paper's files have no thresholds of 0
     folder.mkdir(parents=True, exist_ok=True)
     save_file({PARAMETERS[key]: one.contiguous() for key, one in stored.items()}, folder / WEIGHTS)
     (folder / "cfg.json").write_text(json.dumps(fields))
@@ -278,7 +278,7 @@ def _config(coder: PortableCoder) -> Any:
     before = coder.settings.get("sparsify", coder.settings.get(QUIRKE2025, {}))
     kept = {key: before[key] for key in (*TRAINING_FIELDS, "expansion_factor") if key in before}
     if coder.shape.binary:
-        # The first paper trained with it. This package never rescales a binary coder's rows.
+        # The first paper trained with normalize_decoder. Binary coders here keep their rows.
         kept.pop("normalize_decoder", None)
     if before.get("num_latents") == 0:
         fields.pop("num_latents")  # expansion_factor gives the number of latents

@@ -56,7 +56,7 @@ def current_config(folder: Path) -> dict[str, Any]:
             "silently compute other codes. Use the coder in the SAELens that wrote it: "
             "pip install 'sae-lens<6'."
         )
-    import_module("sae_binary_ext.saelens")  # its error says what to install
+    import_module("sae_binary_ext.saelens")  # raises an error with advice without SAELens
     from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
 
     with errors_told(f"{folder}: its host refuses it"):
@@ -148,7 +148,7 @@ def _read_folded(path: str | Path, device: str, cfg_overrides: dict[str, Any] | 
 
 
 def scaling(folder: Path, config: dict[str, Any]) -> Scaling | None:
-    """The scale that `load` folds into a training checkpoint's weights. None for other coders."""
+    """The scale that `load` folds into the weights of a training checkpoint, or None for others."""
     d_in = Fields(config, folder / "cfg.json").take_size("d_in")
     return scaling_of(folder, config.get("normalize_activations"), d_in)
 
@@ -189,7 +189,7 @@ def described(folder: Path) -> tuple[str, int, list[tuple[str, str]]]:
 def _expected(
     architecture: str, d_in: int, latents: int, d_out: int
 ) -> dict[str, tuple[int, ...]] | None:
-    """The shape of each tensor by name. None for an architecture that only SAELens knows."""
+    """The shape of each tensor by name, or None for an architecture that only SAELens knows."""
     if architecture not in (*RULES, "topk") or architecture == "temporal":
         return None
     expected: dict[str, tuple[int, ...]] = {"W_dec": (latents, d_out), "b_dec": (d_out,)}

@@ -1,7 +1,7 @@
 """Reads state dicts and whole modules that torch.save wrote, and runs no code of the file.
 
-torch's own reader refuses whole modules. It also allocates the sizes that an old file states before
-it looks at the values. This module makes tensors only from bytes in the file, always on the CPU.
+torch's own reader refuses whole modules. That reader also allocates the sizes that an old file
+states before it looks at values. Here a tensor is made only from bytes in the file, on the CPU.
 """
 
 import io
@@ -31,7 +31,7 @@ PARAMETERS = {
     "torch._utils._rebuild_parameter_with_state",
     "torch.nn.parameter.Parameter",
 }
-# Start of files that torch before 1.6 wrote. Newer torch: _use_new_zipfile_serialization=False.
+# Start of files before torch 1.6, or written with _use_new_zipfile_serialization=False.
 OLD_MAGIC, OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001
 MOST_MODULES = 1000
 OTHER_BYTE_ORDER = "comes from a processor of the other byte order"

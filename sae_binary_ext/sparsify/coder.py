@@ -108,7 +108,7 @@ class BinarySparseCoder(SparseCoder):
     def encode_packed(self, x: Tensor) -> Tensor:
         """The codes of encode, one bit each, without gradient: uint8 [..., latents / 8 rounded up].
 
-        coding.unpack turns the bits into 0.0 and 1.0. It raises the same errors as encode.
+        coding.unpack turns the bits into 0.0 and 1.0. Raises the same errors as encode.
         """
         packed = infer_packed(self._inference_encoder(x))
         return packed.view(*x.shape[:-1], packed.shape[-1])
@@ -116,8 +116,8 @@ class BinarySparseCoder(SparseCoder):
     def encode_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The top_acts and top_indices of encode, both [..., m], without gradient.
 
-        If two pre-activations differ only by rounding, it may select another latent than encode.
-        It raises the same errors as encode.
+        If pre-activations differ only by rounding, this may select another latent than encode.
+        Raises the same errors as encode.
         """
         codes, index = infer_indices(self._inference_encoder(x))
         shape = (*x.shape[:-1], codes.shape[-1])
@@ -137,7 +137,7 @@ class BinarySparseCoder(SparseCoder):
         rows = coding.decode_indices(acts, picks, self.decoder_weight(), self.b_dec)
         return rows.view(*top_acts.shape[:-1], rows.shape[-1])
 
-    # On a GPU, sparsify's own forward uses bfloat16 autocast, and its encode does not. This forward
+    # On a GPU, sparsify's own forward uses bfloat16 autocast, but its encode does not. This class
     # uses no autocast, so that forward and encode give the same codes.
     @override
     def forward(
@@ -153,9 +153,9 @@ class BinarySparseCoder(SparseCoder):
         gumbel_binary samples its codes in training mode if gradients are on.
 
         Args:
-            y: target [..., d_in]. None takes x.
+            y: target [..., d_in]. If y is None, x is the target.
             dead_mask: bool [latents], marks the dead latents, which AuxK trains.
-            total_variance: variance of the target summed over tokens, a scalar. None takes y's.
+            total_variance: variance of the target summed over tokens, or None for y's.
 
         Returns:
             latent_indices [m] lists each latent that fired on any rank once, and latent_acts [m] is
@@ -282,7 +282,7 @@ class BinarySparseCoder(SparseCoder):
     def _note_firing(self, rates: Tensor, dead_mask: Tensor | None) -> None:
         """Update the running firing rates, and look for collapsed codes."""
         own = rates.detach().to(self.firing_rates.dtype)
-        # All rates are 0 before the first batch, which sets them.
+        # Running firing rates are 0 before the first batch, which sets them.
         share = torch.where(self.firing_rates.any(), RATE_UPDATE, 1.0).to(own)
         self.firing_rates.lerp_(own, share)
         if self._collapse_watch.is_due(self.progress.step):

@@ -76,8 +76,8 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
     """Subtract the decoder bias from an autoencoder's input. The first paper does so for each
     activation but binary."""
 
-    # These two are not fields, so they are not saved: the TrainConfig fields of a preset, and
-    # whether a loader of sparsify has read this config from a coder's file.
+    # Class variables are not saved: the TrainConfig fields of a preset, and whether a loader of
+    # sparsify has read this config from a coder's file.
     _training: ClassVar[dict[str, Any]] = {}
     read_from_file: ClassVar[bool] = False
 
@@ -142,7 +142,7 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
     @override
     @classmethod
     def from_dict(cls, obj: dict[str, Any], drop_extra_fields: bool | None = None) -> Self:
-        """Make a config from a dict. It also takes the configs of the first paper's files.
+        """Make a config from a dict, which may be the config of a file of the first paper.
 
         sparsify's loaders pass drop_extra_fields=True for the config of a file. If that config has
         no subtract_b_dec, the value is the one that the first paper used for the activation.
@@ -165,7 +165,7 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
         selection = SELECTION_OF_ACTIVATION.get(settings.get("activation", ""))
         if drop_extra_fields and selection:
             settings.setdefault("subtract_b_dec", SELECTIONS[selection].subtracts_b_dec)
-            # The first paper's files say how decoder rows were trained. Here rows keep their norms.
+            # The first paper's normalize_decoder is about training. Loaded rows keep their norms.
             settings.pop("normalize_decoder", None)
         config = dataclass_from_dict(cls, settings, drop_extra_fields=False)
         vars(config)["read_from_file"] = bool(drop_extra_fields)
@@ -193,7 +193,7 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
         """The settings of Cho et al. (arXiv 2509.20997). Arguments replace single fields.
 
         train_config adds the optimizer of the paper. The paper's coefficients are in units of mean
-        squared error. They are equal in units of FVU if inputs have unit variance in each
+        squared error. Coefficients in units of FVU are equal if inputs have unit variance in each
         dimension. The paper starts the entropy loss after a quarter of training: set
         entropy_start_step to a quarter of your steps.
         """

@@ -21,7 +21,7 @@ class TrainingProgress:
     # The ranks that share a batch (DistributedDataParallel).
     group: ProcessGroup | None = None
     # Weight of the losses on codes in the gradient of the reconstruction, if training minimises the
-    # model's loss (ce, kl). It is 0 if training minimises the FVU, which carries these losses.
+    # model's loss (ce, kl). This weight is 0 if training minimises the FVU, which has them.
     regulariser_share: float = 0.0
     first_batch: bool = False
     # Whether the next batch sets the initial parameters.
@@ -29,10 +29,10 @@ class TrainingProgress:
     # Tokens of the batch divided by tokens of the current part (micro_acc_steps), a number or a
     # scalar. The losses on codes are divided by this ratio, as the FVU is.
     parts: float | Tensor = 1.0
-    # Variance summed over the tokens of the whole batch. None if sparsify's own is exact enough.
+    # Variance summed over the tokens of the whole batch, or None if sparsify's is exact enough.
     variance: Tensor | None = None
     # Seed for sampling this batch's codes (gumbel_binary), because sparsify saves no random state.
-    # None samples with torch's own random state.
+    # If the seed is None, torch's own random state is used.
     noise_seed: int | None = None
 
 
@@ -42,7 +42,7 @@ def regulariser(
     """Weighted sum of the losses on codes alone (entropy, covariance, dense latents), a scalar.
 
     `encoded` has the codes of one part of a batch, and `rates` [latents] its firing rates over all
-    ranks. Results summed over the parts give the parts' mean loss. None if all losses are off.
+    ranks. The sum of the results over the parts is their mean loss. None if all losses are off.
     """
     share = coding.ramp(progress.step, cfg.entropy_start_step, cfg.entropy_warm_up_steps)
     losses: list[Tensor] = []
@@ -73,7 +73,7 @@ def batch_variance(
     """The variance that divides the squared error of finite targets y [tokens, d_in].
 
     `given` is sparsify's own variance of the batch if y is a part of it. `given` overflows in
-    float16. It is NaN if a token is not finite, which `skipping` allows. Returns a scalar summed
+    float16, and is NaN if a token is not finite, which `skipping` allows. Returns a scalar summed
     over tokens, in float32 or wider, or None if y is the whole batch.
     """
     narrow = given is not None and given.dtype.itemsize < torch.float32.itemsize

@@ -2,7 +2,7 @@
 
 sparsify has no registry: its Trainer and its loaders name SparseCoder and SparseCoderConfig. Each
 function with an argument `stock` replaces a function of sparsify, which it gets as `stock` and
-calls. It does more than sparsify's function only for binary activations.
+calls. The replacement does more than sparsify's function only for binary activations.
 """
 
 import functools

@@ -32,7 +32,7 @@ SET_TO_MEANS = ("b_dec", "encoder.bias")
 class Start:
     """Where a coder's parameters came from before its first batch."""
 
-    # The parameters at the start of training. None if no Trainer has built the coder.
+    # The parameters at the start of training, or None if no Trainer has built the coder.
     initial: InitialParameters | None = None
     # Whether load_state_dict was called.
     loaded: bool = False
@@ -90,7 +90,7 @@ def with_thresholds(coder: BinarySparseCoder, state: Mapping[str, Any]) -> Mappi
     """A state dict of this coder, with thresholds added if it has none.
 
     The first paper's gumbel_binary files have no thresholds: latents fire at any pre-activation.
-    sparsify's own coders have none either: the first batch turns their weights into a binary
+    sparsify's own coders have no thresholds: the first batch turns their weights into a binary
     coder's. ValueError for sparsify's own coders that are not the Trainer's finetune.
     """
     lacking = "log_threshold" not in state and {"encoder.weight", "W_dec"} <= set(state)
@@ -132,9 +132,10 @@ def start_from_data(coder: BinarySparseCoder, x: Tensor, y: Tensor) -> None:
 def start_from_stock(coder: BinarySparseCoder, x: Tensor) -> None:
     """Turn the weights of one of sparsify's own coders into those of a binary coder.
 
-    The same latents fire. Each decoder row is multiplied by its latent's mean activation over the
-    tokens of x [tokens, d_in] on which it fires. topk and groupmax only compare pre-activations,
-    which stay in proportion. For activation binary, one cutoff lets about k latents fire a token.
+    The same latents fire as before. Each decoder row is multiplied by its latent's mean activation
+    over the tokens of x [tokens, d_in] on which it fires. topk and groupmax only compare
+    pre-activations, which stay in proportion. For activation binary, one cutoff lets about k
+    latents fire a token.
     """
     rows = gather_rows(sample_rows(x), coder.progress.group)
     weight, bias = coder.encoder.weight.float(), coder.encoder.bias.float()

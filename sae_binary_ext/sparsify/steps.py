@@ -1,8 +1,8 @@
 """Batches and optimizer steps of sparsify's Trainer, and the state of a resumed run.
 
 sparsify's optimizers move each weight by a length that does not depend on the gradient's length.
-The default step suits activations of standard deviation 1. It is far too long for decoder rows if
-the target's deviation is 0.02. So the learning rate is scaled: for encoder weights by
+The default step suits activations of standard deviation 1. That step is far too long for decoder
+rows if the target's deviation is 0.02. So the learning rate is scaled: for encoder weights by
 1 / (deviation of the input), for decoder weights by the target's deviation.
 """
 
@@ -47,7 +47,7 @@ class WholeBatch:
         return handles
 
     def inform(self, progress: TrainingProgress, hookpoint: str, tokens: int) -> None:
-        """Tell a coder about the whole batch. The coder's part has this number of tokens."""
+        """Tell a coder about the whole batch. The coder's part of the batch has `tokens` tokens."""
         progress.parts = self._tokens / max(tokens, 1)
         progress.variance = self._variances.get(hookpoint)
 
@@ -83,7 +83,7 @@ def one_group_each(trainer: Trainer) -> None:
 
 
 def group_as_saved(trainer: Trainer, folder: Path) -> None:
-    """Group a new trainer's parameters as its checkpoint does. Old ones have a group a coder."""
+    """Group a new trainer's parameters as in its checkpoint, which may have one group a coder."""
     saved = torch.load(folder / "optimizer_0.pt", map_location="cpu", weights_only=True, mmap=True)
     if len(saved["param_groups"]) > len(trainer.optimizers[0].param_groups):
         one_group_each(trainer)
@@ -110,7 +110,7 @@ def scale_steps(trainer: Trainer, coder: BinarySparseCoder, x: Tensor, y: Tensor
             if (unit := units.get(named.get(settings["params"][0], ""))) is None:
                 continue
             settings["lr"] *= unit
-            # Muon's decay is lr x weight_decay, a share of the weight. Keep this share unchanged.
+            # Muon's decay of a weight, lr x weight_decay, is a share of it and must not change.
             if "weight_decay" in settings:
                 settings["weight_decay"] /= unit
             for scheduler in trainer.lr_schedulers:

@@ -22,7 +22,7 @@ MODEL = "HuggingFaceTB/SmolLM2-135M"
 
 
 def grid(*shape: int, step: float) -> Tensor:
-    """Random multiples of `step`. Few bits make sums of their products exact in any order."""
+    """Random numbers of few bits, so that sums of their products are exact in any order."""
     return torch.randint(-8, 9, shape) * step
 
 
@@ -205,7 +205,7 @@ def without_config(root: Path) -> Path:
 
 
 def huge_log(root: Path) -> Path:
-    """Write a config of over 64 MiB. Nearly all of it is a curve, in pickle's own batches."""
+    """Write a config of over 64 MiB, nearly all of which is a curve in pickle's own batches."""
 
     def text(value: str) -> bytes:
         return b"X" + struct.pack("<I", len(value)) + value.encode()
@@ -273,13 +273,13 @@ def in_bfloat16(state: dict[str, Tensor], path: Path) -> None:
 
 
 def without_decoder_bias(state: dict[str, Tensor], path: Path) -> None:
-    """Save no decoder bias, as the paper's script does by default. Only --bias adds one."""
+    """Save no decoder bias. The paper's script has one only if --bias is given."""
     del state["decoder.bias"]
     torch.save(state, path)
 
 
 class BinarizedAutoencoder(nn.Module):
-    """A module like the paper's. Its pickle names a class that no reader can import."""
+    """A module like the paper's, whose pickle names a class that no reader can import."""
 
     def __init__(self, state: dict[str, Tensor], binarization_type: str, activation: str) -> None:
         super().__init__()
@@ -294,7 +294,7 @@ class BinarizedAutoencoder(nn.Module):
 def whole_module(
     binarization_type: str = "sign_s", activation: str = "none", old: bool = False
 ) -> Callable[[dict[str, Tensor], Path], None]:
-    """Save the whole module with torch.save(model), a mistake for saving only its weights."""
+    """Save the whole module with torch.save(model), although its weights would be enough."""
 
     def save(state: dict[str, Tensor], path: Path) -> None:
         name = "module.binarized_autoencoder"
@@ -325,7 +325,7 @@ class Cho:
     save: Save = plainly
 
     def write(self, root: Path) -> dict[str, Tensor]:
-        """Write the coder's files. Returns its state dict."""
+        """Write the coder's files. Returns the coder's state dict."""
         root.mkdir(parents=True, exist_ok=True)
         state = cho_state()
         self.save(state, self.config(root))

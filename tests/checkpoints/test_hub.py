@@ -132,7 +132,7 @@ def test_missing_files_and_repositories_are_named(hub: Hub, tmp_path: Path):
 def test_an_upload_that_is_cut_off_goes_on_where_it_stopped(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    # huggingface_hub sleeps before it tries again. The test does not wait.
+    # huggingface_hub sleeps before its own retries, which would hide the cut.
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     run = tmp_path / "run"
     for name in ("layers.1", "layers.2"):

@@ -1,4 +1,4 @@
-"""Coders of other libraries are refused. The error names their kind and what loads them."""
+"""Coders of other libraries are refused with an error that names their kind and loader."""
 
 import json
 import re

@@ -72,7 +72,7 @@ def test_the_first_paper_s_files(name: str, host: Any, tmp_path: Path):
         expected = hooks if transcodes else ("blocks.9.hook_resid_post", None)
         assert (place.hook_name, place.hook_name_out) == expected
         assert place.model_name == MODEL
-    # The coder computes the same in every other format. Converted back, its files are the same.
+    # The coder computes the same in each other format. Converting it back restores its files.
     for form in ("saelens", "sparsify"):
         there = convert(folder, tmp_path / form / folder.name, form)
         assert_computes(load_coder(there[0], host=host), host, x, *case.formula(tensors, x))

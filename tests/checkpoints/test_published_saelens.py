@@ -120,9 +120,9 @@ class Published:
     """A layout of coder files that SAELens published.
 
     Attributes:
-        config: cfg.json. For version 6 it lacks the metadata, which `publish` adds.
+        config: cfg.json, for version 6 without the metadata, which `publish` adds.
         formula: computes the coder's codes and output.
-        sparsify: None if sparsify can store the coder. Otherwise words of the refusal.
+        sparsify: None if sparsify can store the coder, or else words of the refusal.
         latents: names of the tensors that have one number for each latent.
         old: whether SAELens before version 6 wrote the files.
         dtype: dtype of the tensors in the file.
@@ -152,7 +152,7 @@ class Published:
         }
 
     def publish(self, folder: Path) -> dict[str, Tensor]:
-        """Write the coder's files. Returns its tensors as float32."""
+        """Write the coder's files. Returns the coder's tensors as float32."""
         folder.mkdir(parents=True)
         tensors = self.tensors()
         config = dict(self.config)
@@ -253,7 +253,7 @@ def test_it_loads_and_converts_as_the_formula_says(name: str, tmp_path: Path):
     assert_computes(coder, expected, x)
     assert coder.cfg.metadata.model_name == "gpt2-small"
     assert coder.cfg.metadata.hook_name == "blocks.8.hook_resid_pre"
-    # Converted, the coder has today's config, which any SAELens 6 reads.
+    # The converted coder has today's config, which any SAELens 6 reads.
     convert(tmp_path / "coder", tmp_path / "today", "saelens")
     assert_computes(load_coder(tmp_path / "today").float(), expected, x)
     assert "metadata" in json.loads((tmp_path / "today" / "cfg.json").read_text())

@@ -102,7 +102,7 @@ class Layout:
         hook, hook_out: SAELens' names. hook is None if SAELens cannot store the coder.
         folder: folder of the coder in the repository.
         centres: whether b_dec is subtracted from the input.
-        hookpoint: argument of load_coder. None stands for the folder.
+        hookpoint: argument of load_coder, or None for the folder.
         further: configs of other coders in the repository, by folder.
     """
 

@@ -24,7 +24,7 @@ class Remedy:
     """A mistake, the remedy that its error names, and a function that follows the remedy.
 
     Attributes:
-        prepare: makes files in a folder. Returns the folder of the coder or coders.
+        prepare: makes files in a folder, and returns the folder of the coder or coders.
         mistake: makes the mistake, which raises the error.
         says: words of the error that name the remedy.
         follow: does what the error says.
