@@ -18,7 +18,7 @@ def check_choice(choices: Iterable[str], **values: object) -> None:
 
 
 def check_at_least(least: float, **values: float) -> None:
-    """Raise ValueError if a named value is below the least one, infinite or NaN."""
+    """Raise ValueError if a named value is below `least`, infinite or NaN."""
     _check(values, lambda value: least <= value < math.inf, f"give a number of at least {least}")
 
 
@@ -28,7 +28,7 @@ def check_positive(**values: float) -> None:
 
 
 def check_rate(**values: float) -> None:
-    """Raise ValueError if a named value is not between 0 and 1. Both ends are refused."""
+    """Raise ValueError if a named value is not between 0 and 1, or is exactly 0 or 1."""
     _check(values, lambda value: 0 < value < 1, "give a number between 0 and 1")
 
 
@@ -40,7 +40,7 @@ def check_layer_norm(normalize_activations: str, d_in: int) -> None:
 
 
 def check_training_dtype(dtype: str) -> None:
-    """Raise ValueError if Adam would turn weights into NaN: its epsilon, 1e-8, is 0 in float16."""
+    """Raise ValueError for float16, in which Adam's epsilon, 1e-8, is 0 and weights become NaN."""
     if dtype.removeprefix("torch.") in ("float16", "half"):
         raise ValueError(
             f"dtype={dtype!r}: SAELens' optimizer divides by 0 in float16, in stock coders too. "

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print."""
+"""The command line: it parses arguments, runs a command and prints its output."""
 
 import logging
 import sys
@@ -50,9 +50,9 @@ def _told_plainly(command: Command) -> Generator[None]:
     except KeyboardInterrupt as interrupt:
         goes_on = "; the same command goes on" * command.goes_on
         print(f"{command.program}: stopped{goes_on}.", file=sys.stderr)
-        raise SystemExit(130) from interrupt  # the exit status that shells give to Ctrl-C
+        raise SystemExit(130) from interrupt  # shells use this exit status for Ctrl-C
     except (ValueError, ImportError) as error:
-        # Python's own errors name a module. This package's errors instead say what to install.
+        # ImportErrors of Python name a module, and those of this package say what to install.
         if isinstance(error, ImportError) and error.name is not None:
             raise
         print(f"{command.program}: {error}", file=sys.stderr)

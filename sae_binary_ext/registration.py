@@ -10,7 +10,7 @@ from types import ModuleType
 import wrapt
 from packaging.version import Version
 
-# The package of each host's adapter. Its module register adds the binary coders to the host.
+# The adapter package of each host, whose submodule `register` adds binary coders to the host.
 ADAPTERS = {"sae_lens": "saelens", "sparsify": "sparsify"}
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Host:
             )
 
     def is_usable(self) -> bool:
-        """Whether all private names exist. Logs a warning if not, or at an untested version."""
+        """Whether the host has all private names. Warns if not, or if the host is untested."""
         warn_if_untested(sys.modules[self.module], self.oldest, self.below)
         try:
             self.check()
@@ -85,7 +85,7 @@ def _register_with(host: ModuleType) -> None:
     try:
         adapter = import_module(f"sae_binary_ext.{ADAPTERS[host.__name__]}.register")
     except ImportError as error:
-        # The host's import must not fail. An import of the adapter itself raises this error.
+        # Importing the host must not fail. Importing the adapter itself raises this error.
         message = "No binary coders in %s %s, which lacks what the adapter imports: %s"
         logger.warning(message, host.__name__, host.__version__, error)
         return

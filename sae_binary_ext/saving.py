@@ -9,28 +9,28 @@ from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# A saved config of any format keeps under this key what the format has no field for.
+# Key under which a saved config keeps the data that its format has no field for.
 NOTES_KEY = "sae_binary_ext"
 
 
 @contextmanager
 def replacing(folder: Path) -> Generator[Path]:
-    """Yield a new folder to write files to. At the end they replace those in folder, all at once.
+    """Yield a new folder. Files that the caller writes there replace those in `folder` all at once.
 
-    Other files in the old folder stay. An error inside leaves the old folder as it was. The folder
-    and each replaced file keep their mode, and their owner, group and access control list if the
-    system allows it. A new folder or file gets the permissions that mkdir would give it.
+    Other files in the old folder stay. An error in the block leaves the old folder as it was. The
+    folder and each replaced file keep their mode, and their owner, group and access control list if
+    the system allows it. A new folder or file gets the permissions that mkdir would give it.
 
-    If the folders cannot change places, each file is replaced on its own. This is so for a mount
-    point, for the working directory, for subfolders that the new folder lacks, and on other systems
-    than Linux and macOS.
+    If the system cannot swap the two folders, each file is replaced on its own. The
+    system cannot swap a mount point or the working directory, nor a folder with subfolders for one
+    without. Only Linux and macOS can swap folders.
     """
     folder = folder.resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = _beside(folder)
     try:
         try:
-            shutil.rmtree(new, ignore_errors=True)  # left by a killed process
+            shutil.rmtree(new, ignore_errors=True)  # a killed process may have left the folder
             _make_like(new, folder)
             yield new
             _write_through(new)
@@ -46,7 +46,7 @@ def replacing(folder: Path) -> Generator[Path]:
 
 
 def _beside(folder: Path) -> Path:
-    # sparsify would read a folder beside the coder's as a coder, if a killed process left it there.
+    # sparsify would load a folder that a killed process left beside the coder's folder.
     name = f".{folder.parent.name}.{folder.name}.new"
     above = folder.parent.parent
     same_device = above.stat().st_dev == folder.parent.stat().st_dev
@@ -54,7 +54,7 @@ def _beside(folder: Path) -> Path:
 
 
 def _make_like(new: Path, folder: Path) -> None:
-    """Make a folder that gives its files the same group and access control list as folder."""
+    """Make `new`, a folder whose files get the same group and access control list as `folder`."""
     if os.name != "posix":
         new.mkdir()
         return
@@ -69,7 +69,7 @@ def _make_like(new: Path, folder: Path) -> None:
     parent = folder.parent.stat()
     inherits = bool(parent.st_mode & stat.S_ISGID)
     mode = stat.S_IMODE(new.stat().st_mode) & ~stat.S_ISGID
-    with suppress(OSError):  # this user is not in the group
+    with suppress(OSError):  # the user may not belong to the group
         os.chown(new, -1, parent.st_gid if inherits or sys.platform == "darwin" else os.getegid())
     new.chmod(mode | stat.S_ISGID * inherits)
     default = "system.posix_acl_default"
@@ -86,28 +86,28 @@ def _keep_permissions(old: Path, new: Path) -> None:
 
 
 def _copy_permissions(source: Path, target: Path) -> None:
-    """Copy group, owner, access control list and then mode, because a change of owner clears it."""
+    """Copy group, owner, access control list, and last the mode, whose bits a new owner clears."""
     status = source.stat()
     for owner, group in ((-1, status.st_gid), (status.st_uid, -1)):
-        with suppress(OSError):  # only root gives files away
+        with suppress(OSError):  # only root may change a file's owner
             os.chown(target, owner, group)
     if sys.platform == "linux":
         for name in _access_lists(source):
-            with suppress(OSError):  # target's file system may have no such lists
+            with suppress(OSError):  # target's file system may not support lists
                 os.setxattr(target, name, os.getxattr(source, name))
     target.chmod(stat.S_IMODE(status.st_mode))
 
 
 def _access_lists(path: Path) -> list[str]:
     """Names of the extended attributes that are access control lists."""
-    with suppress(OSError):  # a file system without them
+    with suppress(OSError):  # the file system may not support access lists
         if sys.platform == "linux":
             return [name for name in os.listxattr(path) if name.startswith("system.")]
     return []
 
 
 def _write_through(folder: Path) -> None:
-    """Write the files from memory to the disk, in case the machine stops."""
+    """Write the files from memory to the disk, so that they survive if the machine stops."""
     for path in (*folder.rglob("*"), folder) if os.name == "posix" else ():
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -117,7 +117,7 @@ def _write_through(folder: Path) -> None:
 
 
 def _is_movable(new: Path, old: Path) -> bool:
-    # Other processes may use the old subfolders, except if the save writes subfolders itself.
+    # Other processes may use subfolders of the old folder, unless the save writes subfolders.
     nested = {one: any(path.is_dir() for path in one.iterdir()) for one in (new, old)}
     owned = nested[new] or not nested[old]
     return owned and not old.is_mount() and not Path.cwd().is_relative_to(old)
@@ -137,12 +137,12 @@ def _exchange_keeping_others(new: Path, old: Path) -> bool:
 def _link(path: str | Path, link: str | Path) -> None:
     try:
         os.link(path, link, follow_symlinks=False)
-    except OSError:  # a file system without hard links
+    except OSError:  # the file system may not support hard links
         shutil.copy2(path, link, follow_symlinks=False)
 
 
 def _replace_one_by_one(new: Path, old: Path) -> None:
-    new.chmod(0o700)  # an exchange that failed may have left it unwritable
+    new.chmod(0o700)  # a failed exchange may have made the folder unwritable
     for path in sorted(new.rglob("*")):
         place = old / path.relative_to(new)
         if path.is_dir():

@@ -1,4 +1,4 @@
-"""Settings that several commands share. The module imports no host and no torch."""
+"""Settings that several commands share. This module imports neither a host nor torch."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,17 +9,17 @@ AUTO = "auto"
 
 
 def chosen_device(device: str) -> str:
-    """The device itself. For "auto", the GPU if there is one, and else the CPU."""
+    """The given device, or for "auto", cuda if there is a GPU and cpu if not."""
     if device != AUTO:
         return device
-    import torch  # takes seconds, so that --help must not import it
+    import torch  # importing torch takes seconds, too slow for --help
 
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @dataclass(frozen=True)
 class TextSource:
-    """The place of the texts, in TextConfig's fields of these names."""
+    """Where the texts come from. Each field means what TextConfig's field of that name means."""
 
     dataset: str | None
     split: str | None = None
@@ -31,7 +31,7 @@ class TextSource:
             raise ValueError(f"{told}: the embedded articles have neither. Name a dataset too.")
 
     def names(self, embedded: str) -> tuple[str, ...]:
-        """Texts that identify the source. embedded names the articles of the bundled sample."""
+        """Strings that identify the source. `embedded` names the bundled Wikipedia sample."""
         chosen = {"split": self.split, "text_column": self.text_column}
         more = [f"{key}={value}" for key, value in chosen.items() if value is not None]
         return (self.dataset or embedded, *more)
@@ -77,7 +77,7 @@ class TextConfig:
 
 
 def check_first_position(first_position: int, context_size: int) -> None:
-    """Raise ValueError if a row has no prediction from this position on."""
+    """Raise ValueError if a row of context_size tokens predicts no token from first_position on."""
     check_at_least(2, context_size=context_size)
     if not 0 <= first_position < context_size - 1:
         told = f"give a number from 0 to two less than context_size={context_size}"

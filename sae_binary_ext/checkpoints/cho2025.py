@@ -1,9 +1,9 @@
-"""The second paper's files: a state dict and a pickled dict, under two pairs of names.
+"""Reads and writes the second paper's files: a state dict and a pickled dict of settings.
 
 Cho, Yang, Li, Kurkoski, Inoue, Binary Autoencoder for Mechanistic Interpretability of Large
-Language Models (arXiv 2509.20997). Its training script writes model_T.pt and log_T.pkl, where T is
-a time. Its evaluation reads model.pt and config.pkl. Pickles could run any code, so pickles.py and
-torch_files.py read them without running anything.
+Language Models (arXiv 2509.20997). The training script writes model_T.pt and log_T.pkl, where T
+is a time. The evaluation reads model.pt and config.pkl. Pickles could run any code, so pickles.py
+and torch_files.py read pickles without running anything.
 """
 
 import logging
@@ -27,7 +27,7 @@ from sae_binary_ext.saving import NOTES_KEY
 logger = logging.getLogger(__name__)
 
 WEIGHTS, CONFIG = "model.pt", "config.pkl"
-# The names that the training script gives.
+# File names that the paper's training script gives.
 REPORT_WEIGHTS, REPORT_CONFIG = "model_*.pt", "log_*.pkl"
 FORMAT = "cho2025"
 PAPER_CODE = "https://github.com/hc495/Binary_Autoencoder"
@@ -41,11 +41,11 @@ DECODER_BIAS = "decoder.bias"
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 # A log needs nine bytes for each step and curve: 84 MB for 2,000 epochs over a million tokens.
 LARGEST_LOG_BYTES = 4 * 2**30
-# Both are the step at zero, and differ in their gradients only. "squarewave" is not a step.
+# Both values mean a step at zero, with different gradients. "squarewave" is not a step.
 BINARIZATIONS = ("sign", "sign_s")
-# Settings of a coder whose files do not say.
+# Settings to assume if a coder's files do not state them.
 UNSAID = {"binarization_type": "sign_s", "output_activation": "none"}
-# Fields of a run that the training scripts record. None changes what a coder computes.
+# Fields that training scripts record of a run and that do not change what a coder computes.
 RUN_FIELDS = (
     "batch_size", "bias", "covarience_weight", "cuda", "current_time", "cycle_for_squarewave",
     "dataset_split", "dont_save_log", "dont_save_model", "entropy_start_epoch",
@@ -55,7 +55,7 @@ RUN_FIELDS = (
 
 
 def read(folder: Path) -> PortableCoder:
-    """Read the coder of a folder. CheckpointError if its files are damaged, or it has no step."""
+    """Read a folder's coder. CheckpointError if files are damaged or codes are no step at zero."""
     found = sorted({*folder.glob(WEIGHTS), *folder.glob(REPORT_WEIGHTS)})
     if len(found) != 1:
         raise CheckpointError(
@@ -73,7 +73,7 @@ def read(folder: Path) -> PortableCoder:
             f"torch.save(model.state_dict(), '{WEIGHTS}')."
         ) from error
     state = _state(saved, weights)
-    # The log of the same time, config.pkl, or the only log.
+    # Take the log of the same time, or else config.pkl, or else the only log.
     own_log, logs = f"log{weights.stem.removeprefix('model')}.pkl", list(folder.glob(REPORT_CONFIG))
     candidates = [folder / own_log, folder / CONFIG, *(logs if len(logs) == 1 else [])]
     path = next((path for path in candidates if path.is_file()), None)
@@ -82,7 +82,7 @@ def read(folder: Path) -> PortableCoder:
 
 
 def _state(saved: Saved, path: Path) -> dict[str, Tensor]:
-    """The tensors by the paper's names. decoder.bias may be missing."""
+    """The tensors under the paper's names. decoder.bias may be missing."""
     stored = {WRAPPERS.sub("", name): name for name in saved.places}
     names = set(PARAMETERS.values())
     if not names - {DECODER_BIAS} <= stored.keys() <= names:
@@ -97,7 +97,7 @@ def _state(saved: Saved, path: Path) -> dict[str, Tensor]:
 
 
 def _without_config(saved: Saved, weights: Path) -> dict[str, Any]:
-    """The settings that a pickled module states, or else the paper's."""
+    """The settings that a pickled module states, or the paper's settings if it states none."""
     told = {name: saved.attributes[name] for name in UNSAID if name in saved.attributes}
     if not told:
         logger.warning(
@@ -123,7 +123,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _portable(config: dict[str, Any], state: dict[str, Tensor], path: Path) -> PortableCoder:
-    # A config written by hand, as in the paper's readme, has the parameters at its top.
+    # A config written by hand, as in the paper's readme, has the parameters at its top level.
     params = Fields(config, path).take("params", dict) if "params" in config else config
     _refuse_others(params, path)
     fields = Fields(params, path)
@@ -143,7 +143,7 @@ def _portable(config: dict[str, Any], state: dict[str, Tensor], path: Path) -> P
         )
     place, rates, settings = read_notes(config.get(NOTES_KEY))
     rule = _read_rule(settings.pop("code_rule", {}), path)
-    # JSON can hold these.
+    # Keep the values that JSON can hold.
     kept = {
         key: value
         for key, value in params.items()
@@ -163,7 +163,7 @@ def _portable(config: dict[str, Any], state: dict[str, Tensor], path: Path) -> P
 
 
 def _refuse_others(params: dict[str, Any], path: Path) -> None:
-    """Raise CheckpointError for the paper's other coders, with the class that loads them."""
+    """Raise CheckpointError for other coders of the paper, and name the class that loads them."""
     binarization, activation = (params.get(name) for name in UNSAID)
     loader = "BinarizedAutoencoder of module/binarized_autoencoder.py"
     if "inner_activation" in params:
@@ -195,7 +195,7 @@ def _read_rule(kept: dict[str, Any], path: Path) -> CodeRule:
 
 
 def write(coder: PortableCoder, folder: Path) -> None:
-    """Save a coder as the paper's code does. CheckpointError if its files cannot store it."""
+    """Save a coder as the paper's code does. CheckpointError if those files cannot store it."""
     shape, rule = coder.shape, coder.shape.rule
     _refuse_inexpressible(coder)
     before = coder.settings.get(FORMAT, {})

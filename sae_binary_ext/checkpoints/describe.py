@@ -1,4 +1,4 @@
-"""Describes a coder on disk or on the Hub without a host, and on the Hub without its weights."""
+"""Describes coders without SAELens or sparsify, and without downloading weights from the Hub."""
 
 import json
 import shutil
@@ -20,20 +20,21 @@ from sae_binary_ext.checkpoints.sources import format_of
 from sae_binary_ext.coding.entropy import bernoulli_entropy
 from sae_binary_ext.coding.paper_names import STOCK_ACTIVATIONS
 
-# SAELens writes the decimal logarithm of a firing rate plus this.
+# SAELens stores log10(firing rate + this offset).
 SPARSITY_OFFSET = 1e-10
 DENSE_RATE = 0.1
-# Weights files that hold at most a number for each latent: they are downloaded whole.
+# Small safetensors files, with at most a number a latent, which are downloaded whole.
 SMALL_FILES = (sources.SPARSITY_FILE, STORE_STATE)
 
 Lines = list[tuple[str, str]]
 
 
 class Firing(NamedTuple):
-    """How a coder's latents fired when that was recorded, in training or after it.
+    """Firing statistics of a coder's latents that were recorded in training or after it.
 
-    l0 is the mean of active latents a token. dead latents never fired, and dense ones were active
-    on more than 10% of the tokens. entropy_bits sums the firing rates' entropies, in bits a token.
+    l0 is the mean number of active latents a token. dead latents never fired. dense latents were
+    active on more than 10% of the tokens. entropy_bits is the sum of the entropies of the firing
+    rates, in bits a token.
     """
 
     l0: float
@@ -47,15 +48,15 @@ class Description:
     """A coder in words and numbers.
 
     Attributes:
-        name: of its folder in the source.
-        format: a key of FORMATS.
-        architecture: in a few words.
-        coder: the coder itself. None for an architecture that only its host knows. For a
-            repository its tensors are on the meta device, without values.
-        firing: recorded statistics. None if there are none.
-        details: lines on a coder that only its host knows, each with its label.
-        normalization: the line on what happens to activations before they are encoded, if any.
-        unread: its weights are on the Hub, and only their header was read.
+        name: name of the coder's folder in the source.
+        format: format of its files, a key of FORMATS.
+        architecture: its architecture in a few words.
+        coder: the coder itself, or None for an architecture that only its host knows. For a
+            repository, the coder's tensors are on the meta device, without values.
+        firing: recorded firing statistics, or None if there are none.
+        details: labelled lines about a coder that only its host knows.
+        normalization: the line that says how activations are scaled before encoding, if any.
+        unread: whether its weights are on the Hub, so that only their header was read.
     """
 
     name: str
@@ -68,7 +69,7 @@ class Description:
     unread: bool = False
 
     def lines(self) -> Lines:
-        """The lines to show, each with its label."""
+        """The lines that `inspect` shows, each with its label."""
         lines = [("format", self.format), ("architecture", self.architecture)]
         if self.coder is not None:
             place = _place_lines(self.coder.place)
@@ -84,12 +85,12 @@ class Description:
 
 
 def describe(source: str | Path, hookpoint: str | None = None) -> list[Description]:
-    """The coders of a source. Its arguments are as load_coder takes them.
+    """Describe the coders of a source. The arguments are those of load_coder.
 
     For a repository on the Hub, only configs and the headers of weights are downloaded.
 
     Raises:
-        CheckpointError: there are none, or a coder's files are damaged.
+        CheckpointError: the source has no coder, or a coder's files are damaged.
     """
     with _described_folders(source, hookpoint) as found:
         return [describe_folder(name, folder, hookpoint) for name, folder in found.items()]
@@ -98,7 +99,7 @@ def describe(source: str | Path, hookpoint: str | None = None) -> list[Descripti
 def describe_folder(name: str, folder: Path, hookpoint: str | None = None) -> Description:
     """Describe the coder of a folder that find_coders found under this name.
 
-    CheckpointError if its files are damaged, or tell another place than hookpoint.
+    CheckpointError if its files are damaged, or name another place than hookpoint.
     """
     stated = sources.stated_place(name, hookpoint)
     name = folder.resolve().name if name == sources.ROOT else name
@@ -119,7 +120,7 @@ def describe_folder(name: str, folder: Path, hookpoint: str | None = None) -> De
 
 @contextmanager
 def _described_folders(source: str | Path, hookpoint: str | None) -> Generator[dict[str, Path]]:
-    """The folders of a source's coders by name. For a repository they hold configs and headers."""
+    """The folders of coders by name. A repository's folders hold only configs and headers."""
     listed = None
     if sources.is_repository(source):
         with files.errors_told(f"{source}: cannot be downloaded"):
@@ -137,7 +138,7 @@ def _described_folders(source: str | Path, hookpoint: str | None) -> Generator[d
 
 
 def _download(repository: str, names: list[str], listed: set[str], root: Path) -> list[Path]:
-    """Write configs and headers below a folder. Returns the files that are only a header."""
+    """Write a repository's configs and headers below `root`. Returns the header-only files."""
     paths = sources.beside(names) & listed
     weights = {path for path in paths if path.endswith(".safetensors")}
     headers = sorted(path for path in weights if not path.endswith(SMALL_FILES))
@@ -153,7 +154,7 @@ def _download(repository: str, names: list[str], listed: set[str], root: Path) -
 
 
 def _write_header(repository: str, name: str, path: Path) -> None:
-    """Write a safetensors file whose values are a hole in the file, which takes no space."""
+    """Write a safetensors file with a header, and a hole that takes no space for the values."""
     header = HfApi().parse_safetensors_file_metadata(repository, name)
     entries = {
         name: {"dtype": one.dtype, "shape": one.shape, "data_offsets": one.data_offsets}
@@ -167,7 +168,7 @@ def _write_header(repository: str, name: str, path: Path) -> None:
 
 
 def _recorded_firing(folder: Path, latents: int, rates: Tensor | None) -> Firing | None:
-    """The statistics of SAELens' file, or else of the coder's own rates, float [latents]."""
+    """Firing statistics from SAELens' file, or else from the coder's rates, float [latents]."""
     path = folder / sources.SPARSITY_FILE
     if path.is_file():
         logarithms = files.read_tensors(path, {"sparsity": (latents,)})["sparsity"].double()
@@ -180,7 +181,7 @@ def _recorded_firing(folder: Path, latents: int, rates: Tensor | None) -> Firing
     rates = rates.double()
     return Firing(
         l0=rates.sum().item(),
-        # The rounding of SAELens' offset leaves tiny rates for dead latents.
+        # SAELens adds an offset, whose rounding leaves dead latents a tiny rate.
         dead=int((rates < SPARSITY_OFFSET).sum()),
         dense=int((rates > DENSE_RATE).sum()),
         entropy_bits=bernoulli_entropy(rates).sum().item(),
@@ -188,7 +189,7 @@ def _recorded_firing(folder: Path, latents: int, rates: Tensor | None) -> Firing
 
 
 def _in_words(shape: Shape) -> str:
-    """The kind of a coder."""
+    """The architecture of a coder in words."""
     kind = "transcoder" if shape.transcoder else "autoencoder"
     skip = " with skip connection" if shape.skip else ""
     codes = "binary" if shape.binary else STOCK_ACTIVATIONS[shape.rule.selection]

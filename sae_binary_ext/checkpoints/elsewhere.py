@@ -13,13 +13,13 @@ PICKLES = "pickles of SAELens' first months (2024)"
 
 
 class Layout(NamedTuple):
-    """A layout, recognised by the path of one of its files.
+    """A layout of coder files, recognised by the path of one file.
 
     Attributes:
-        what: a name for its coders.
-        pattern: regular expression of a weights file's path. `at` is the folder for SAELens.
-        converter: SAELens' name for its loader of the layout. None if it has none.
-        beside: another file that must exist, if the pattern says too little. It may use {at}.
+        what: a name for the coders of the layout.
+        pattern: regex of a weights file's path, whose group `at` is the folder for SAELens.
+        converter: name of SAELens' loader for the layout, or None if SAELens has no loader.
+        beside: another file that must exist, if `pattern` alone is ambiguous. May use {at}.
     """
 
     what: str
@@ -35,7 +35,7 @@ _BY_HAND = (
 _CLT_OF_GEMMA = "Gemma Scope 2 cross-layer transcoders"
 _OF_TRACER = "transcoders of circuit-tracer"
 _OPENMOSS = "coders of OpenMOSS' Language-Model-SAEs"
-# The first line that fits is taken.
+# The first layout that fits is used.
 LAYOUTS = (
     Layout(SHARDS, r"(.*/)?(sae|sae_weights)(-\d+-of-\d+\.safetensors|\.safetensors\.index\.json)"),
     Layout("Gemma Scope transcoders", r"(?P<at>.*transcoder.*)/params\.npz", "gemma_2_transcoder"),
@@ -76,7 +76,7 @@ WEIGHTS_ENDINGS = (".safetensors", ".pt", ".pth", ".npz", ".bin", ".ckpt", ".pkl
 def no_coder(source: object, files: Iterable[str], expected: Iterable[str]) -> CheckpointError:
     """The error for a source without a coder of a format that this package reads.
 
-    files: paths of all its files. expected: file names of the weights that this package reads.
+    files: paths of all files of the source. expected: names of weights files that could be read.
     """
     listed = sorted(files)
     start = f"{source}: holds no coder; expected one of {sorted(expected)}."
@@ -106,7 +106,7 @@ def no_coder(source: object, files: Iterable[str], expected: Iterable[str]) -> C
 
 
 def _recognised(files: list[str]) -> tuple[Layout, re.Match[str]] | None:
-    """The layout of the files, and the match of its weights file. None if no layout fits."""
+    """The layout of the files, and the match for the weights file, or None if no layout fits."""
     for layout in LAYOUTS:
         for match in filter(None, (re.fullmatch(layout.pattern, name) for name in files)):
             if layout.beside is None or layout.beside.format(**match.groupdict()) in files:
@@ -115,7 +115,7 @@ def _recognised(files: list[str]) -> tuple[Layout, re.Match[str]] | None:
 
 
 def _unknown(files: list[str]) -> str:
-    """What a source of no known layout holds."""
+    """The text that says what a source of unknown layout holds."""
     weights = [name for name in files if name.endswith(WEIGHTS_ENDINGS)]
     names = weights or files
     some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -145,7 +145,7 @@ def _joining(source: object, shard: str) -> str:
 
 
 def _call(source: str, at: str, converter: str) -> str:
-    """The call that loads a coder, and the number of other releases that may be meant."""
+    """The text of a call that loads a coder, with the number of other releases that may fit."""
     repository = None if Path(source).exists() else source
     if cached := re.search(r"models--([^/]+?)--([^/]+)", source):
         repository = f"{cached[1]}/{cached[2]}"

@@ -1,5 +1,5 @@
-"""The one error of reading, converting and publishing coders."""
+"""The error that is raised if a coder cannot be read, converted or published."""
 
 
 class CheckpointError(ValueError):
-    """A file, folder or repository is not what it should be, or cannot be told in a format."""
+    """A file, folder or repository is unusable, or a format cannot store its coder."""

@@ -1,4 +1,4 @@
-"""Reads files that anyone may have written: no code in them runs, no size in them is trusted."""
+"""Reads files that anyone may have written, without running code or trusting sizes in them."""
 
 import json
 import reprlib
@@ -16,9 +16,9 @@ from sae_binary_ext.checkpoints.errors import CheckpointError
 
 # A config holds a few dozen numbers and at most one firing rate for each latent.
 LARGEST_CONFIG_BYTES = 64 * 2**20
-# Far above any width or k, and small enough that a product of two sizes stays a small number.
+# Largest size that a config may state, far above any real width or k.
 LARGEST_SIZE = 2**40
-# The dtypes of a coder's tensors, by safetensors' names.
+# The dtypes that a coder's tensors may have, by their names in safetensors.
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 _BRIEFLY = reprlib.Repr()
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @contextmanager
 def open_config(path: Path, most_bytes: int) -> Generator[BinaryIO]:
-    """Open a config. CheckpointError if it is missing, unreadable or larger than most_bytes."""
+    """Open a config. CheckpointError if the file is unreadable or larger than most_bytes."""
     try:
         size = path.stat().st_size
         if size > most_bytes:
@@ -43,7 +43,7 @@ def open_config(path: Path, most_bytes: int) -> Generator[BinaryIO]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a config in JSON. CheckpointError if it cannot be read or is not an object."""
+    """Read a config in JSON. CheckpointError if it cannot be read or is no JSON object."""
     with open_config(path, LARGEST_CONFIG_BYTES) as stream:
         try:
             value = json.loads(stream.read().decode(), parse_constant=_refuse_constant)
@@ -60,7 +60,7 @@ def _refuse_constant(name: str) -> None:
 
 @contextmanager
 def headers_alone(paths: Iterable[Path]) -> Generator[None]:
-    """Inside it, read_tensors gives meta tensors for these files, because they have no values."""
+    """A context in which read_tensors gives meta tensors for `paths`, files without values."""
     token = _HEADERS_ALONE.set(frozenset(paths))
     try:
         yield
@@ -69,7 +69,7 @@ def headers_alone(paths: Iterable[Path]) -> Generator[None]:
 
 
 def has_values(path: Path) -> bool:
-    """Whether a weights file has its values here, and not only its header."""
+    """Whether a weights file on this machine has its values, and not only its header."""
     return path not in _HEADERS_ALONE.get()
 
 
@@ -104,7 +104,7 @@ def read_tensors(
 
 
 class Fields:
-    """The values of a config. Each is taken once, and must have its type."""
+    """The fields of a config. Each field is taken once, and its value must have the right type."""
 
     def __init__(self, values: dict[str, Any], source: Path) -> None:
         self._values = dict(values)
@@ -115,24 +115,24 @@ class Fields:
         return CheckpointError(f"{self._source}: {told}")
 
     def take(self, name: str, kind: type[T], default: T | None = None) -> T:
-        """The value of a field. A field without a default must be in the config."""
+        """Take the value of a field. A field without a default must be in the config."""
         value = self._values.pop(name, default)
         if kind is float and type(value) is int:
             value = float(value)
-        # In Python a bool is an int, but not in a config.
+        # In Python a bool is an int. In a config, a bool is not a number.
         if type(value) is not kind:
             raise self._wrong(name, value, kind.__name__)
         return value
 
     def take_size(self, name: str, default: int | None = None) -> int:
-        """A whole number of at least 1."""
+        """Take a field whose value is a whole number of at least 1."""
         size = self.take(name, int, default)
         if not 1 <= size <= LARGEST_SIZE:
             raise self._wrong(name, size, f"1 to {LARGEST_SIZE}")
         return size
 
     def take_choice(self, name: str, choices: dict[str, T], default: str | None = None) -> T:
-        """The choice that a field names."""
+        """Take a field whose value is a key of `choices`. Returns the choice of that key."""
         value = self.take(name, str, default)
         if value not in choices:
             raise self._wrong(name, value, f"one of {sorted(choices)}")
@@ -147,7 +147,7 @@ class Fields:
         return True
 
     def finish(self, ignored: tuple[str, ...] = ()) -> None:
-        """Raise CheckpointError if the config has fields that were not taken, except ignored."""
+        """Raise CheckpointError if the config has fields that were neither taken nor ignored."""
         if left := sorted(self._values.keys() - set(ignored)):
             raise CheckpointError(
                 f"{self._source}: unknown fields {shortened(left)}. If a newer version of its "
@@ -156,13 +156,13 @@ class Fields:
 
 
 def shortened(value: Any) -> str:
-    """A value in at most 80 characters, for values of any depth and length."""
+    """The repr of a value in at most 80 characters, however deep or long the value is."""
     text = _BRIEFLY.repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def clearly(source: Path, call: Callable[[], T]) -> T:
-    """Return call(). Its errors about a value become a CheckpointError that names the source."""
+    """Return call(). Turn its errors about a value into a CheckpointError that names the source."""
     try:
         return call()
     except (ValueError, TypeError, OverflowError) as error:
@@ -173,12 +173,12 @@ def clearly(source: Path, call: Callable[[], T]) -> T:
 
 @contextmanager
 def errors_told(problem: str) -> Generator[None]:
-    """Inside it, any error of another library becomes a CheckpointError about the problem."""
+    """A context in which any error of another library becomes a CheckpointError with `problem`."""
     try:
         yield
     except (CheckpointError, ModuleNotFoundError):
         raise
     # A host can raise any error for an unexpected value. huggingface_hub also raises the errors of
-    # its HTTP library, which differs by its version.
+    # its HTTP library, which depends on the version of huggingface_hub.
     except Exception as error:
         raise CheckpointError(f"{problem}: {type(error).__name__}: {error}") from error

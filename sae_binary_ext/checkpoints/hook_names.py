@@ -14,12 +14,12 @@ from typing import NamedTuple
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.portable import Place
 
-# Regular expressions of the names of models, by their structure.
+# Regular expressions that match names of models, one for each structure of models.
 LLAMA = r"llama|mistral|qwen-?[23]|smollm"
 GEMMA = r"gemma"
 NEOX = r"pythia|neox"
 GPT2 = r"gpt-?2"
-# Models with normalisations after attention and MLP too. gemma-2b belongs to the first Gemma.
+# Models that also normalise after attention and MLP. The first Gemma (gemma-2b) does not.
 GEMMA_AFTER_1 = r"gemma-?[23](?![\d.]*b)"
 OLMO_2 = r"olmo-?2"
 NORM_AFTER = f"{GEMMA_AFTER_1}|{OLMO_2}"
@@ -31,24 +31,24 @@ WRAPPERS = {
     "backbone", "base_model", "decoder", "gpt_neox", "language_model", "model", "module",
     "text_model", "transformer",
 }  # fmt: skip
-# The module that holds the bare model, in transformers' models with a language head.
+# Name of the module that holds the bare model, in transformers' models with a language head.
 WRAPPER_OF = {GATED: "model", NEOX: "gpt_neox", GPT2: "transformer"}
 BLOCK = re.compile(r"(?:layers|h)\.(?P<layer>\d+)(?:\.(?P<part>.+))?")
 TOP_LEVEL = re.compile(r"embed_tokens|embed_in|wte|norm|ln_f|final_layer_norm")
 HOOK = re.compile(r"blocks\.\d+\..+|(\w+\.)?hook_\w+")
-# TransformerBridge's hook of the last normalisation, and the modules that it stands for.
+# TransformerBridge's hook of the last normalisation, and names of the module in models.
 LAST_NORM, LAST_NORMS = "ln_final.hook_out", ("norm", "ln_f", "final_layer_norm")
 
 
 @dataclass(frozen=True)
 class HookName:
-    """A line of the table. {layer} stands for the number of a layer.
+    """A line of the table HOOK_NAMES. {layer} stands for the number of a layer.
 
     Attributes:
         hookpoint: sparsify's name of a module.
         hook_name: SAELens' name of the module's output.
-        hook_name_in: SAELens' name of the module's input. None if there is no such hook.
-        models: regular expression. The line holds for models whose name contains a match.
+        hook_name_in: SAELens' name of the module's input, or None if there is no hook.
+        models: regular expression. The line fits models whose names contain a match.
         to_saelens_only: the line translates a hookpoint to hooks, but not hooks to a hookpoint.
     """
 
@@ -68,7 +68,7 @@ _AROUND_ATTENTION = "blocks.{layer}.attn.hook_out"
 # Modules of a model that SAELens loads as AutoModelForCausalLM.
 _MODULES = ("model.layers.{layer}.mlp", "model.layers.{layer}.post_attention_layernorm")
 
-# The first line that fits is taken. To add a name: HOOK_NAMES.insert(0, HookName(...)).
+# The first line that fits is used. To add a name: HOOK_NAMES.insert(0, HookName(...)).
 HOOK_NAMES = [
     HookName("layers.{layer}", *_RESIDUAL, models=f"{LLAMA}|{GEMMA}|{NEOX}"),
     HookName("layers.{layer}.mlp", *_MLP, models=f"{LLAMA}|{NEOX}"),
@@ -85,7 +85,7 @@ HOOK_NAMES = [
     HookName("layers.{layer}.attention", _AROUND_ATTENTION, models=NEOX),
     HookName("h.{layer}.mlp", *_AROUND_MLP, models=GPT2),
     HookName("h.{layer}.attn", _AROUND_ATTENTION, models=GPT2),
-    # For other models. PARTS has their attention and MLP.
+    # Lines for all other models, whose hooks of attention and MLP are in PARTS.
     HookName("layers.{layer}", *_RESIDUAL, to_saelens_only=True),
     HookName("h.{layer}", *_RESIDUAL, to_saelens_only=True),
     HookName("embed_tokens", "embed.hook_out", to_saelens_only=True),
@@ -96,12 +96,12 @@ HOOK_NAMES = [
 
 
 class Part(NamedTuple):
-    """A module inside a block. TransformerLens uses one name for it in all models.
+    """A module inside a block. TransformerLens uses one name for the module in all models.
 
     Attributes:
-        modules: regular expression of its path in the block.
-        hook, hook_in: hooks of its output and input, without blocks.9. None if there is none.
-        models: as in HookName.
+        modules: regular expression of the module's path in the block.
+        hook, hook_in: hooks of its output and input, without blocks.9, or None if it has none.
+        models: regular expression, as in HookName.
     """
 
     modules: str
@@ -114,15 +114,15 @@ _MLPS = r"(?:mlp|feed_forward)"
 _ATTENTIONS = r"(?:self_attn|attention|attn|self_attention)"
 LAST_OF_ATTENTION = rf"{_ATTENTIONS}\.(o_proj|out_proj|c_proj|dense)"
 LAST_OF_MLP = rf"{_MLPS}\.(down_proj|c_proj|dense_4h_to_h|fc_out)"
-# The first line that fits is taken. tests/integration/test_hook_names.py compares the activations.
+# The first part that fits is used. tests/integration/test_hook_names.py compares the activations.
 PARTS = (
-    # No hook for the input: at TransformerLens' hook it has a dimension for heads.
+    # hook_in is None, because TransformerLens' hook has a dimension for heads.
     Part(LAST_OF_ATTENTION, "attn.o.hook_out"),
     Part(LAST_OF_MLP, "mlp.out.hook_out", "mlp.hook_post"),
     Part(rf"{_MLPS}\.(c_fc|dense_h_to_4h|fc_in|gate_proj)", "mlp.hook_pre", "mlp.hook_in"),
     Part(rf"{_MLPS}\.up_proj", "mlp.hook_pre_linear", "mlp.hook_in"),
     Part(rf"{_MLPS}\.act(_fn)?", "mlp.hook_post", "mlp.hook_pre", PLAIN_MLP),
-    # In gated MLPs, hook_post is the product with the gate. The gate's activation has no hook.
+    # In gated MLPs, hook_post is the product with the gate. The gate alone has no hook.
     Part(rf"{_MLPS}\.act(_fn)?", None, "mlp.hook_pre", GATED),
     Part(r"ln_1", "ln1.hook_out"),
     Part(r"ln_2", "ln2.hook_out"),
@@ -131,9 +131,9 @@ PARTS = (
     Part(r"post_attention_layernorm", "ln2.hook_out", models=f"{LLAMA}|{GEMMA}|{NEOX}"),
     Part(r"pre_feedforward_layernorm", "ln2.hook_out", models=GEMMA_AFTER_1),
     Part(r"post_feedforward_layernorm", "hook_mlp_out", models=NORM_AFTER),
-    # No hook: TransformerLens gives heads a dimension of their own.
+    # hook is None, because TransformerLens' hooks have a dimension for heads.
     Part(rf"{_ATTENTIONS}\.(q_proj|k_proj|v_proj|c_attn|query_key_value|qkv_proj)", None),
-    # TransformerBridge's hooks around a module hold in any model.
+    # TransformerBridge puts hooks around these modules in any model.
     Part(_MLPS, "mlp.hook_out", "mlp.hook_in"),
     Part(_ATTENTIONS, "attn.hook_out"),
 )
@@ -144,16 +144,16 @@ ALIASES = {
     "attn.hook_z": "attn.o.hook_in", "attn.o.hook_out": "attn.hook_out",
     "mlp.out.hook_out": "mlp.hook_out",
 }  # fmt: skip
-# These hold only if no normalisation stands between the module and the residual stream.
+# These aliases hold only if no normalisation stands between the module and the residual stream.
 ALIASES_OF_LAST = {
     "hook_attn_out": "attn.hook_out", "hook_mlp_out": "mlp.hook_out", "ln2.hook_out": "mlp.hook_in",
 }  # fmt: skip
 
 
 class Module(NamedTuple):
-    """A module's name, split: its wrappers with their last dot, and its name in the bare model.
+    """The name of a module, split into its wrappers (with the last dot) and its bare model's name.
 
-    A module of a block also has the block's number. Its part is the path within the block.
+    A module of a block also has the block's number, and a part: its path within the block.
     """
 
     wrappers: str
@@ -163,7 +163,7 @@ class Module(NamedTuple):
 
 
 def _parse_module(name: str) -> Module | None:
-    """Split a module's name. None if it is not a module of a language model."""
+    """Split a module's name. Returns None if the module is not one of a language model."""
     wrappers = "".join(f"{word}." for word in takewhile(WRAPPERS.__contains__, name.split(".")))
     rest = name.removeprefix(wrappers)
     if (block := BLOCK.fullmatch(rest)) is not None:
@@ -172,7 +172,7 @@ def _parse_module(name: str) -> Module | None:
 
 
 def _holds(models: str, model_name: str | None) -> bool:
-    """Whether a line of a table holds for a model. An empty `models` holds for all."""
+    """Whether a line of a table fits a model. An empty `models` fits all models."""
     named = model_name is not None and re.search(models, model_name.lower()) is not None
     return named or not models
 
@@ -180,7 +180,7 @@ def _holds(models: str, model_name: str | None) -> bool:
 def place_in_saelens(place: Place, transcoder: bool) -> Place:
     """The place with SAELens' names, translated from the hookpoint if they are missing.
 
-    CheckpointError if no hook of such a model is known for the hookpoint.
+    CheckpointError if no hook of the model is known for the hookpoint.
     """
     named = place.hook_name is not None and (not transcoder or place.hook_name_out is not None)
     if named or place.hookpoint is None:
@@ -198,12 +198,12 @@ def place_in_saelens(place: Place, transcoder: bool) -> Place:
 
 
 def _hooks(hookpoint: str, model_name: str | None, transcoder: bool) -> tuple[str, str] | None:
-    """SAELens' names of a coder's input and of its output. None if they are not known."""
+    """SAELens' names of a coder's input and of its output, or None if the names are not known."""
     module = _parse_module(hookpoint)
     names = [hookpoint] if module is None else [hookpoint, module.name]
     last = f"{LAST_OF_ATTENTION}|{LAST_OF_MLP}"
     if module is not None and not transcoder and re.fullmatch(last, module.part or ""):
-        # The last projection of an attention or MLP has the same output as the whole.
+        # The last projection of an attention or MLP has the same output as the whole module.
         names.append(module.name.rpartition(".")[0])
     for name, line in product(names, HOOK_NAMES):
         layer = _layer(line.hookpoint, name)
@@ -225,7 +225,7 @@ def _hooks_within(
     if part is None:
         return None
     if part.hook is None and not transcoder:
-        # In models that transformers loads, the module's name is also SAELens' hook of its output.
+        # In models that transformers loads, a module's name is SAELens' hook of its output.
         found = [f"{one}." for models, one in WRAPPER_OF.items() if _holds(models, model_name)]
         wrappers = module.wrappers or next(iter(found), "")
         return (wrappers + module.name, wrappers + module.name) if wrappers else None
@@ -238,7 +238,7 @@ def _hooks_within(
 def model_class_of(hook_name: str | None) -> str | None:
     """SAELens' class of model for a hook, if only one class has the hook."""
     module = None if hook_name is None else _parse_module(hook_name)
-    # In models of this class the hooks are modules, by transformers' names.
+    # In models of AutoModelForCausalLM, hooks have transformers' names of modules.
     return "AutoModelForCausalLM" if module is not None and module.wrappers else None
 
 
@@ -297,7 +297,7 @@ def place_in_sparsify(place: Place, transcoder: bool) -> Place:
 
 
 def as_output(hook_name: str) -> str:
-    """For the input of a block, the name of the same activation as the previous block's output."""
+    """Rename a block's input to the previous block's output, which is the same activation."""
     for entering, leaving in (("hook_resid_pre", "hook_resid_post"), ("hook_in", "hook_out")):
         layer = _layer(f"blocks.{{layer}}.{entering}", hook_name)
         if layer and int(layer):
@@ -317,7 +317,7 @@ def is_place(name: str) -> bool:
 
 
 def _layer(template: str, name: str) -> str | None:
-    """The layer in a name. "" if the template has no {layer}, None if they do not match."""
+    """The layer in a name. "" if the template has no {layer}, None if the name does not fit it."""
     pattern = re.escape(template).replace(re.escape("{layer}"), r"(?P<layer>\d+)")
     match = re.fullmatch(pattern, name)
     return None if match is None else match.groupdict().get("layer", "")

@@ -17,7 +17,7 @@ from sae_binary_ext.checkpoints.runs import SEED, with_text_settings
 from sae_binary_ext.checkpoints.sources import FORMATS, format_of
 from sae_binary_ext.saving import replacing
 
-# Files of records of a coder. They hold for it in any format.
+# Files with statistics of a coder, which stay valid if the coder's format changes.
 RECORDS = (sources.SPARSITY_FILE, sources.METRICS_FILE)
 
 Host = Literal["saelens", "sparsify"]
@@ -26,16 +26,16 @@ Host = Literal["saelens", "sparsify"]
 def load_coder(
     source: str | Path, hookpoint: str | None = None, host: Host = "saelens", device: str = "cpu"
 ) -> Any:
-    """A coder of any format, for inference in either host.
+    """Load a coder of any format, for inference in SAELens or sparsify.
 
     Args:
-        source: a coder's folder, a folder of such folders, or the id of a Hub repository of either.
+        source: a coder's folder, a folder of coders' folders, or the id of a Hub repository.
             Formats: SAELens', sparsify's, and the files of both papers.
-        hookpoint: the coder's folder in the source ("." for its root). If the source is a coder's
-            own folder whose files and name do not tell where it belongs, its hookpoint (layers.9)
-            or SAELens' name of its hook.
+        hookpoint: the coder's folder in the source ("." for its root). If the source is one
+            coder's folder, and its files and name do not tell its place in the model, give its
+            hookpoint (layers.9) or SAELens' name of its hook.
         host: the library whose coder to return.
-        device: where to put it.
+        device: the device to put the coder on.
 
     Returns:
         SAELens' SAE or sparsify's SparseCoder, in the dtype of the file.
@@ -61,7 +61,7 @@ def load_coder(
 
 
 def load_candidate(folder: Path, hook: str | None, device: str = "cpu") -> Any:
-    """A coder of a folder for SAELens. If its files tell no place, it belongs at the hook."""
+    """Load a folder's coder in SAELens. The hook is its place if its files do not tell one."""
     if _is_stock(folder, "saelens") or sources.is_told(sources.read_coder(folder).place):
         hook = None
     return load_coder(folder, hook, device=device)
@@ -76,8 +76,9 @@ def hub_converter(
 ) -> tuple[dict[str, Any], dict[str, Tensor], None]:
     """Read a coder of any format: SAE.from_pretrained(repo, folder, converter=hub_converter).
 
-    force_download downloads files again that are already here. cfg_overrides are config fields that
-    replace the coder's. Returns the config, the tensors by SAELens' names, and no firing rates.
+    force_download downloads files again even if they are on this machine. cfg_overrides are config
+    fields that replace the coder's. Returns the config, the tensors by SAELens' names, and None for
+    firing rates.
 
     Raises:
         CheckpointError: see load_coder.
@@ -114,18 +115,18 @@ def convert(
     """Write coders in another format.
 
     Args:
-        source: as load_coder takes it.
+        source: see load_coder.
         out: the folder of the new coder. If the source holds several coders and none was chosen,
-            the folder of their folders, each named as the format's host names its hook.
+            each gets a folder in `out`, named as the format's host names its hook.
         host: the format: saelens, sparsify, or the papers' cho2025 and quirke2025.
-        hookpoint: as load_coder takes it.
+        hookpoint: see load_coder.
 
     Returns:
-        The folders written. Each is complete when it appears, or replaces an earlier conversion.
+        The folders written. Each folder appears complete, and may replace an older conversion.
         A coder's records (sparsity.safetensors, metrics.json) are copied with it.
 
     Raises:
-        CheckpointError: as load_coder, or the format cannot store a coder; the message says why.
+        CheckpointError: see load_coder, or the format cannot store a coder for a stated reason.
         ModuleNotFoundError: the format's host is not installed.
     """
     _check_host(host, tuple(FORMATS))
@@ -143,7 +144,7 @@ def convert(
 
 
 def _to_convert(folder: Path, stated: str | None, host: str) -> Any:
-    """The coder of a folder as write_coder takes it, at the stated place if there is one."""
+    """Read a folder's coder for write_coder. A stated place becomes the coder's place."""
     if _is_stock(folder, host):
         return _load_stock(folder, stated, "cpu")
     coder = sources.read_coder(folder)
@@ -151,7 +152,7 @@ def _to_convert(folder: Path, stated: str | None, host: str) -> Any:
         nameless = False
         try:
             placed(coder, host)
-        except CheckpointError:  # the coder's own hook has no name in the format
+        except CheckpointError:  # the format has no name for the coder's hook
             nameless = FORMATS[host].named_by_folder
         if nameless:
             coder = replace(coder, place=replace(coder.place, hookpoint=stated))
@@ -162,7 +163,7 @@ def _to_convert(folder: Path, stated: str | None, host: str) -> Any:
 
 
 def _targets(found: dict[str, Path], out: Path, host: str) -> dict[Path, Path]:
-    """The old folder of each new one. New folders are named by their hooks in the host's words."""
+    """The source folder of each new folder. New folders are named by the host's names of hooks."""
     targets: dict[Path, Path] = {}
     for name, folder in found.items():
         if _is_stock(folder, host):
@@ -184,10 +185,10 @@ def _targets(found: dict[str, Path], out: Path, host: str) -> dict[Path, Path]:
 
 
 def _renamed(name: str, place: Place, known: str) -> str:
-    """A coder's path in which the folder that its place named has a new name.
+    """A coder's path, in which the folder that has the name of its place gets a new name.
 
-    The folders before it (best) and after it (seed0) tell coders of one place apart. Without such a
-    folder the new name is the whole path, except for the folder of a seed.
+    Folders before it (best) and after it (seed0) tell coders of one place apart. If no folder has
+    the name of the place, the path is the new name, and the folder of a seed if there is one.
     """
     parts = PurePosixPath(name).parts
     seed = [part for part in parts[-1:] if SEED.fullmatch(part)]
@@ -200,9 +201,9 @@ def _renamed(name: str, place: Place, known: str) -> str:
 def write_coder(coder: Any, target: Path, host: str, records: Iterable[Path]) -> None:
     """Write a coder into a new folder, or over one of the same format, all at once.
 
-    coder is portable, with its place in the format's words, or SAELens' own. records are files to
-    copy, if they exist. CheckpointError if the format cannot store the coder, or the folder holds
-    other files.
+    coder is a PortableCoder with the format's names for its place, or a coder of SAELens. records
+    are files to copy if they exist. CheckpointError if the format cannot store the coder, or the
+    folder holds other files.
     """
     written = (FORMATS[host].config, FORMATS[host].weights, *RECORDS)
     present = {path.name for path in target.iterdir()} if target.is_dir() else set[str]()
@@ -222,9 +223,9 @@ def write_coder(coder: Any, target: Path, host: str, records: Iterable[Path]) ->
 
 
 def placed(coder: PortableCoder, host: str) -> PortableCoder:
-    """The coder with its place in a format's words.
+    """The coder with a format's names for its place.
 
-    For SAELens also with the class of models that has its hook, if only one has.
+    For SAELens, the coder also gets the name of the class of models, if only one has its hook.
     """
     if FORMATS[host].named_by_folder:
         place = hook_names.place_in_sparsify(coder.place, coder.shape.transcoder)
@@ -243,9 +244,9 @@ def coder_to_saelens(
     """A SAELens coder with the codes and outputs of a sparsify coder.
 
     Args:
-        coder: a SparseCoder of activation topk or a binary one.
-        hookpoint: where it belongs; translated into SAELens' names.
-        model_name: the model it belongs to, if names depend on it.
+        coder: a SparseCoder whose activation is topk or one of the binary ones.
+        hookpoint: the coder's module, which is translated into SAELens' names.
+        model_name: the coder's model. Set it if SAELens' names depend on the model.
 
     Raises:
         CheckpointError: SAELens has no such architecture, or no name for the hookpoint.
@@ -259,10 +260,10 @@ def coder_to_saelens(
 def coder_to_sparsify(coder: Any) -> Any:
     """A sparsify coder with the codes and outputs of a SAELens coder, binary or topk.
 
-    save_to_disk writes it. sparsify and delphi look for it in a folder named by its hookpoint.
+    save_to_disk writes the coder. sparsify and delphi look in the folder of its hookpoint.
 
     Raises:
-        CheckpointError: sparsify cannot store a setting of it; the message names the setting.
+        CheckpointError: sparsify cannot store one of its settings, which the message names.
     """
     return sparsify.to_coder(with_decoder_norms_folded(saelens.from_coder(coder)))
 
@@ -278,7 +279,7 @@ def _is_stock(folder: Path, host: str) -> bool:
 
 
 def _load_stock(folder: Path, stated: str | None, device: str) -> Any:
-    """SAELens' own coder. CheckpointError if its files tell another place than the stated one."""
+    """Load a coder of SAELens. CheckpointError if its files tell another place than the stated."""
     coder = stock.load(folder, device)
     metadata = coder.cfg.metadata
     if stated is not None and metadata.hook_name is None:

@@ -18,7 +18,7 @@ from sae_binary_ext.checkpoints.portable import PortableCoder
 
 SCALER = "activation_scaler.json"
 WHITENING = "activation_whitening.safetensors"
-STORE_STATE = "activations_store_state.safetensors"  # SAELens before version 6 writes it
+STORE_STATE = "activations_store_state.safetensors"  # SAELens before version 6 writes this file
 SCALING_FILES = (SCALER, WHITENING, STORE_STATE)
 SCALED, WHITENED = "expected_average_only_in", "covariance_whitening"
 
@@ -26,7 +26,7 @@ SCALED, WHITENED = "expected_average_only_in", "covariance_whitening"
 class Whitening(NamedTuple):
     """An affine map z = (x - mean) @ matrix, undone by x = z @ inverse + mean.
 
-    mean [d]; matrix, inverse: [d, d]. All are float64, as SAELens estimates them.
+    mean [d]; matrix, inverse: [d, d]. All three are float64, as SAELens estimates them.
     """
 
     mean: Tensor
@@ -34,7 +34,7 @@ class Whitening(NamedTuple):
     inverse: Tensor
 
     def part(self, columns: slice) -> "Whitening":
-        """One diagonal block."""
+        """The whitening of `columns`: one diagonal block of the matrices."""
         square = (columns, columns)
         return Whitening(self.mean[columns], self.matrix[square], self.inverse[square])
 
@@ -44,9 +44,9 @@ class Scaling:
     """The factors or the whitening applied to the inputs and targets of training.
 
     Attributes:
-        file: the name of the file that holds it.
-        input, target: factors, equal for an autoencoder. 1 if there is a whitening.
-        whitening: of the inputs, or of a transcoder's pairs. None if there are factors.
+        file: the name of the file that holds the scaling.
+        input, target: factors, equal for an autoencoder, and 1 if there is a whitening.
+        whitening: of inputs, or of a transcoder's input-target pairs. None if factors are used.
     """
 
     file: str
@@ -56,7 +56,7 @@ class Scaling:
 
 
 def normalization_lines(mode: Any, scaling: Scaling | None) -> list[tuple[str, str]]:
-    """The line of `inspect` on normalize_activations. Empty if activations are not scaled."""
+    """The line of `inspect` about normalize_activations. Empty if activations are not scaled."""
     if scaling is None:
         when = "at run time"
         if mode in (SCALED, WHITENED):
@@ -71,9 +71,9 @@ def normalization_lines(mode: Any, scaling: Scaling | None) -> list[tuple[str, s
 
 
 def scaling_of(folder: Path, mode: object, d_in: int, d_out: int | None = None) -> Scaling | None:
-    """Read the scaling that a checkpoint's weights do not contain yet. None if there is none.
+    """Read the scaling that a checkpoint's weights do not contain yet, or None without scaling.
 
-    The mode is normalize_activations of the config, and d_out the width of a transcoder's targets.
+    `mode` is normalize_activations of the config. d_out is the width of a transcoder's targets.
     CheckpointError if a file is damaged, or holds no usable scale.
     """
     if mode == WHITENED:
@@ -122,14 +122,14 @@ def _whitening(path: Path, width: int) -> Scaling | None:
 
 
 def folded(coder: PortableCoder, scaling: Scaling | None) -> PortableCoder:
-    """The coder that gives for raw activations the codes that this one gives for scaled ones.
+    """A coder whose codes for raw activations are those of `coder` for scaled activations.
 
     A scaling of None leaves the coder unchanged.
     """
     if scaling is None:
         return coder
     if scaling.whitening is not None:
-        # Some coders rank by the norms of decoder rows, which unwhitening changes.
+        # Some coders rank latents by decoder row norms, which unwhitening changes.
         coder = with_decoder_norms_folded(coder)
         changed = _whitened(coder, scaling.whitening)
     else:
@@ -168,7 +168,7 @@ def _whitened(coder: PortableCoder, whitening: Whitening) -> dict[str, Tensor]:
 
 
 def with_decoder_norms_folded(coder: PortableCoder) -> PortableCoder:
-    """If a coder ranks by pre-activation times decoder row norm, make all rows of norm 1.
+    """If a coder ranks by pre-activation times decoder row norm, scale all rows to norm 1.
 
     Codes and outputs stay the same. SAELens' save_inference_model folds the norms in this way.
     """

@@ -1,7 +1,7 @@
-"""Reads pickles without pickle: nothing that a file names is imported, called or run.
+"""Reads pickles without the module pickle. Nothing that a file names is imported or run.
 
-Containers, text and numbers become Python's own. Anything that a pickle would have a class or a
-function make becomes a Made, which only records it. A caller can make other objects of it.
+Containers, text and numbers become Python objects. A call of a class or function becomes a Made,
+which only records the call. A caller of this module can put other objects in place of the call.
 """
 
 import io
@@ -13,13 +13,13 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-# An opcode makes a number, a text or a container of at most a few hundred bytes, beside the text.
+# Limit of memory: each opcode makes at most a few hundred bytes, beside the text of a string.
 MOST_OPCODES = 2**23
-# Training curves are long lists of floats: the letter G and eight bytes for each.
+# Training curves are long lists of floats. Each float is the letter G and eight bytes.
 FLOAT_BYTES = 9
 FLOAT_RUN = re.compile(rb"(?:G.{8})*", re.DOTALL)
 FLOATS_AT_ONCE = 4096
-# Floats of lists beyond this number are left out: configs have fewer, and curves are not read.
+# Floats beyond this number are left out: configs have fewer, and curves are not read.
 MOST_FLOATS = 2**22
 
 CONSTANTS: dict[str, Any] = {
@@ -31,7 +31,7 @@ LITERALS = {
     "SHORT_BINUNICODE", "BINUNICODE", "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES",
     "SHORT_BINBYTES",
 }  # fmt: skip
-# How many items from the top of the stack these opcodes take.
+# How many items each of these opcodes takes from the top of the stack.
 ITEMS = {"APPEND": 1, "SETITEM": 2, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 # These opcodes take all items above the last mark.
 OF_MARK = {"TUPLE", "LIST", "DICT", "APPENDS", "SETITEMS"}
@@ -47,19 +47,19 @@ LETTERS = {
 
 
 class PickleError(ValueError):
-    """Bytes that are not a pickle, or a pickle that asks for more than data needs."""
+    """The bytes are not a pickle, or the pickle asks for more than plain data."""
 
 
 @dataclass(frozen=True)
 class Name:
-    """The module.name of a class or function in a pickle. It is never looked up."""
+    """The module.name of a class or function in a pickle. The name is never looked up."""
 
     name: str
 
 
 @dataclass
 class Made:
-    """A call that a pickle asks for, and the attributes that it sets. It is never made."""
+    """A call that a pickle asks for, and the attributes that it sets. The call is never made."""
 
     name: str
     arguments: tuple[Any, ...]
@@ -118,7 +118,7 @@ class _Reader:
         elif name == "MEMOIZE":
             self._memo[len(self._memo)] = stack[-1]
         elif name in STORES:
-            # No pickle has more objects than bytes.
+            # A memo index above the position is wrong: no pickle has more objects than bytes.
             if not 0 <= int(argument) <= position:
                 raise PickleError(f"{name} {argument} at byte {position}")
             self._memo[int(argument)] = stack[-1]
@@ -131,7 +131,7 @@ class _Reader:
             self._take_call(name, argument)
 
     def _take_container(self, name: str) -> None:
-        """Make or fill a container."""
+        """Handle an opcode that makes or fills a container."""
         if name in ITEMS:
             items = self._stack[-ITEMS[name] :]
             del self._stack[-ITEMS[name] :]
@@ -151,7 +151,7 @@ class _Reader:
             raise PickleError(f"{name} to {type(self._stack[-1]).__name__}")
 
     def _take_call(self, name: str, argument: Any) -> None:
-        """Take the name of a class or function, or a call of it."""
+        """Handle an opcode that names or calls a class or function."""
         if name == "GLOBAL":
             self._stack.append(Name(str(argument).replace(" ", ".", 1)))
         elif name == "STACK_GLOBAL":
@@ -172,7 +172,7 @@ class _Reader:
             raise PickleError(f"{name} is not an opcode of plain data")
 
     def _take_run_of_floats(self) -> None:
-        """Take the floats that follow, thousands at a time."""
+        """Read the floats that follow in the stream, thousands at a time."""
         while True:
             block = self._stream.read(FLOAT_BYTES * FLOATS_AT_ONCE)
             found = FLOAT_RUN.match(block)
@@ -187,7 +187,7 @@ class _Reader:
 
 
 def make_number(name: str, arguments: tuple[Any, ...]) -> Any:
-    """A number or text of numpy as Python's own, for read_pickle. PickleError for other objects."""
+    """Turn a number or text of numpy into Python's, for read_pickle. PickleError for others."""
     if name == "numpy.dtype":
         return Made(name, arguments)
     if name == "_codecs.encode" and arguments[1:] == ("latin1",):

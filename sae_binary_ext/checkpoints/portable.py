@@ -1,4 +1,4 @@
-"""The form of a coder that belongs to no host. Each format reads and writes it."""
+"""The form of a coder that belongs to no host, from and to which each format is converted."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,12 +20,12 @@ class Shape:
     """The part of a config that says what a coder computes.
 
     Attributes:
-        rule: which latents fire. For a coder with values, only its selection and k count.
-        binary: codes are 0 or 1. Otherwise they are the positive pre-activations.
-        skip: a linear map of the input is added to the output.
-        subtracts_decoder_bias: the decoder bias is subtracted from the input before encoding.
+        rule: which latents fire. If codes are not binary, only its selection and k are used.
+        binary: whether codes are 0 or 1. Other codes are the positive pre-activations.
+        skip: whether a linear map of the input is added to the output.
+        subtracts_decoder_bias: whether the encoder's input is x minus the decoder bias.
         normalize_activations, reshape_activations: SAELens' fields of these names.
-        rescales_by_decoder_norm: SAELens' TopK ranks pre-activations times decoder row norms.
+        rescales_by_decoder_norm: whether latents are ranked by pre-activation times row norm.
     """
 
     d_in: int
@@ -57,7 +57,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Place:
-    """The place of a coder in a model. None if its files do not say.
+    """The place of a coder in a model. A name is None if the coder's files do not tell it.
 
     hookpoint is sparsify's name, such as layers.9.mlp. The hook names are SAELens' names of the
     input and of a transcoder's output.
@@ -71,12 +71,12 @@ class Place:
 
 @dataclass(frozen=True)
 class PortableCoder:
-    """A coder between formats. CheckpointError if its tensors do not fit the shape or each other.
+    """A coder of any format. CheckpointError if its tensors do not fit the shape or each other.
 
     Attributes:
         tensors: encoder_weight [latents, d_in], encoder_bias [latents], decoder_weight
             [latents, d_out], decoder_bias [d_out], log_threshold [latents] of binary coders,
-            skip_weight [d_out, d_in] of a skip connection. All but log_threshold share one dtype.
+            skip_weight [d_out, d_in] of a skip connection. All except log_threshold share a dtype.
         firing_rates: float [latents], running means of training, or None.
         settings: for each format that it was read from, the fields that no other format has.
     """
@@ -129,7 +129,7 @@ class PortableCoder:
 
 
 def notes_of(coder: PortableCoder, own_format: str) -> dict[str, Any]:
-    """Notes for a config, in JSON. The config itself holds the settings of its own format."""
+    """Notes to add to a config in JSON. The config itself holds the settings of its own format."""
     place = {name: value for name, value in vars(coder.place).items() if value is not None}
     settings = {key: value for key, value in coder.settings.items() if key != own_format}
     notes: dict[str, Any] = {"version": NOTES_VERSION, "place": place, "settings": settings}
@@ -140,7 +140,7 @@ def notes_of(coder: PortableCoder, own_format: str) -> dict[str, Any]:
 
 
 def read_notes(notes: Any) -> tuple[Place, Tensor | None, dict[str, dict[str, Any]]]:
-    """Read what notes_of wrote. CheckpointError if it is damaged or of a newer version."""
+    """Read notes that notes_of wrote. CheckpointError if they are damaged or of a newer version."""
     if notes is None:
         return Place(), None, {}
     version = notes.get("version") if isinstance(notes, dict) else None

@@ -20,7 +20,7 @@ from sae_binary_ext.checkpoints.sources import FORMATS
 logger = logging.getLogger(__name__)
 
 LIBRARY_OF_FORMAT = {"saelens": "saelens", "sparsify": "sparsify", "quirke2025": "sparsify"}
-# For each host: its name, the line that imports its class, and the call that loads a coder.
+# A host's name, the line that imports the host's class, and the call that loads a coder.
 OWN_LOADERS = {
     "saelens": ("SAELens", "from sae_lens import SAE", "sae = SAE.from_pretrained"),
     "sparsify": (
@@ -34,7 +34,7 @@ PAPERS = {
         "arXiv:2509.20997"
     ),
 }
-# For each key of a coder's figures in metrics.json: its label in the card, and its format.
+# The label in the card and the number format for each figure of a coder in metrics.json.
 FIGURES = {
     "fvu": ("FVU", "{:.4f}"),
     "l0": ("L0, mean active latents a token", "{:.1f}"),
@@ -51,19 +51,19 @@ CARD = "README.md"
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts for a card that a coder's own files do not tell. None if a fact is not known."""
+    """Facts for a model card that a coder's own files do not tell. An unknown fact is None."""
 
     model: str | None = None
     training_tokens: str | None = None
     dataset: str | None = None
     licence: str | None = None
-    figures: list[tuple[str, str]] | None = None  # labels and texts
+    figures: list[tuple[str, str]] | None = None  # pairs of label and text
     measured_on: str = ""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """The content that push uploads: the bytes of each file and the text of each card, by path."""
+    """What push uploads: the size of each file in bytes and the text of each card, by path."""
 
     repo_id: str
     files: dict[str, int]
@@ -85,17 +85,17 @@ def push(
 
     Uploads a coder's weights, config and firing statistics, and no other files. The card's figures
     come from metrics.json in the coder's folder, which the demo writes. After an interruption, run
-    it again: files that the Hub already has are not sent twice.
+    push again: files that the Hub already has are not sent twice.
 
     Args:
-        path: a coder's folder, which keeps its name in the repository, or a folder of such folders.
+        path: a coder's folder, which keeps its name in the repository, or a folder of them.
         repo_id: user/name. The repository is made if it does not exist.
-        model: Hub id of the model that the coders are for. None takes what their files say.
+        model: Hub id of the model that the coders are for. None takes the model that files name.
         licence: the Hub's name of the licence (mit, apache-2.0).
-        dataset: the training text. None takes what the training run noted.
-        training_tokens: the number of tokens. None takes what the training run noted.
-        private: make the repository private.
-        dry_run: return what would be uploaded, and upload nothing.
+        dataset: the training text. None takes the text that the training run noted.
+        training_tokens: the number of tokens. None takes the number that the run noted.
+        private: whether to make the repository private.
+        dry_run: whether to return the planned upload without uploading.
 
     Raises:
         CheckpointError: a coder is damaged, its model has no Hub id, or the Hub refused.
@@ -119,7 +119,7 @@ def push(
 
 
 def _stage(path: Path, repo_id: str, given: Facts, staged: Path, online: bool) -> Upload:
-    """Put the coders' own files and the cards into the folder staged."""
+    """Put the coders' own files and their cards into the folder `staged`."""
     found = sources.find_coders(path, None)
     described = [_described(name, folder) for name, folder in found.items()]
     folders = list(found.values())
@@ -143,19 +143,19 @@ def _stage(path: Path, repo_id: str, given: Facts, staged: Path, online: bool) -
 def _described(name: str, folder: Path) -> Description:
     described = describe_folder(name, folder)
     above = folder.resolve().parent.name
-    # The name of a seed does not tell its hookpoint.
+    # The folder name of a seed does not tell the hookpoint.
     of_seed = runs.SEED.fullmatch(described.name) and is_hookpoint(above)
     return replace(described, name=f"{above}/{described.name}") if of_seed else described
 
 
 def _stage_coder(folder: Path, described: Description, facts: Facts, target: Path) -> Description:
-    """Put a coder's files into target. Returns the coder as it is there."""
+    """Put a coder's files into `target`. Returns a description of the coder in `target`."""
     target.mkdir(parents=True)
     form, coder = FORMATS[described.format], described.coder
     scaled = described.format == "saelens" and saelens.scaling(folder) is not None
-    # A training script's own names of its files contain times, and its log contains curves.
+    # The second paper's script puts times into file names, and training curves into its log.
     named = (folder / form.weights).is_file() and (folder / form.config).is_file()
-    # The run's config is not uploaded, so the coder's own config must say what only that one says.
+    # The run's config is not uploaded, so facts that only it has must enter the coder's config.
     anew = scaled or not named or runs.completed_by_run(folder)
     renamed = None if coder is None else _with_names(coder, facts)
     if renamed is not None and (renamed is not coder or anew):
@@ -233,7 +233,7 @@ def _figures(path: Path) -> tuple[list[tuple[str, str]] | None, str]:
             if key in coder and coder[key]["value"] is not None
         ]
         text = document["run"]["dataset"]
-        # A path of this machine is private.
+        # A path on the user's machine is private.
         text = "a local text" if _is_local(text) else text
         return figures, f"{coder['tokens']:,} tokens of {text}"
     except (KeyError, TypeError, ValueError) as error:
@@ -277,7 +277,7 @@ def _table(rows: list[tuple[str, Any]]) -> str:
 
 
 def _ending(repo_id: str, described: Description, facts: Facts) -> str:
-    """How to load a coder, with a code block for each loader that can, and its licence."""
+    """The end of a card: a code block for each loader that can load the coder, and its licence."""
     name, form = described.name, described.format
     load = f'coder = load_coder("{repo_id}", "{name}"'
     calls = [

@@ -11,10 +11,10 @@ from sae_binary_ext.checkpoints.hook_names import is_hookpoint
 from sae_binary_ext.checkpoints.portable import PortableCoder
 
 RUN_CONFIG = "config.json"
-# Folder names: the best coders so far, and the coder of one of several seeds at a hookpoint.
+# BEST is a folder of the best coders so far, SEED a coder's folder if there are several seeds.
 BEST, SEED = "best", re.compile(r"seed\d+")
-# Tokens in a row of text, if the run does not say. GPT-2 has as many positions, and later models
-# have more.
+# Tokens in a row of text if the run does not tell the number. GPT-2 has 1024 positions, and later
+# models have more.
 CONTEXT_SIZE = 1024
 # Models with fewer positions than sparsify's 2,048 tokens in a row.
 POSITIONS = {r"gpt-?2": 1024}
@@ -25,7 +25,7 @@ BOS_MODELS = re.compile(r"llama|mistral|mixtral|gemma|deepseek")
 def run_config(folder: Path) -> dict[str, Any]:
     """The config of the run that a coder's folder belongs to, or {}.
 
-    It stands beside the coder, or above its hookpoint's folder. Its "sae" is a dict if present.
+    config.json is in the coder's folder, or above its hookpoint's folder. Field "sae" is a dict.
     """
     folder = folder.resolve()
     folders = [folder, folder.parent]
@@ -35,14 +35,14 @@ def run_config(folder: Path) -> dict[str, Any]:
     for path in (above / RUN_CONFIG for above in folders):
         config = read_json(path) if path.is_file() else {}
         of_coders = isinstance(config.get("sae"), dict)
-        # A model's config.json has neither field.
+        # The config.json of a language model has neither `sae` nor `model`.
         if of_coders or isinstance(config.get("model"), str):
             return config if of_coders else {**config, "sae": {}}
     return {}
 
 
 def hookpoint_in(path: PurePath) -> str:
-    """The name in a coder's path that may be its hookpoint. For a seed, the name above it."""
+    """The name in a path that may be a hookpoint. For a seed, this is the parent's name."""
     return path.parent.name if SEED.fullmatch(path.name) else path.name
 
 
@@ -51,7 +51,7 @@ def _belongs_to_a_run(name: str) -> bool:
 
 
 def completed(config: dict[str, Any], run: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A coder's config with its run's fields. CheckpointError, naming path, if they contradict."""
+    """A coder's config, with its run's fields added. CheckpointError if the two contradict."""
     found, transcode = {**run.get("sae", {}), **config}, run.get("transcode")
     if transcode is not None and found.get("transcode", transcode) != transcode:
         raise CheckpointError(
@@ -67,8 +67,8 @@ def completed(config: dict[str, Any], run: dict[str, Any], path: Path) -> dict[s
 def is_of_2024(config: dict[str, Any], run: dict[str, Any]) -> bool:
     """Whether sparsify from before 12 February 2025 wrote a coder's config.
 
-    That day's commits f02711e and b5e29a0 added both fields. Until then, transcoders subtracted
-    b_dec from their input.
+    That day's commits f02711e and b5e29a0 added the fields transcode and activation. Until then,
+    transcoders subtracted b_dec from their input.
     """
     return {**run.get("sae", {}), **config}.keys().isdisjoint(("transcode", "activation"))
 
@@ -91,7 +91,7 @@ def with_centring_folded(coder: PortableCoder) -> PortableCoder:
 
 
 def hookpoint_of_run(folder: Path) -> str | None:
-    """The hookpoint in the run's config beside a coder, if it names exactly one."""
+    """The hookpoint in the run's config beside a coder, if that config names exactly one."""
     path = folder / RUN_CONFIG
     match read_json(path).get("hookpoints") if path.is_file() else None:
         case [str(only)] if is_hookpoint(only):
@@ -110,7 +110,7 @@ def with_text_settings(coder: PortableCoder, run: dict[str, Any]) -> PortableCod
     """The coder with SAELens' metadata on the text that it was trained on.
 
     context_size is the run's ctx_len or CONTEXT_SIZE, at most the model's positions. prepend_bos
-    is what the model's tokenizer does, because sparsify itself adds no first token.
+    says whether the model's tokenizer adds a first token, because sparsify itself adds none.
     """
     if "saelens" in coder.settings:
         return coder

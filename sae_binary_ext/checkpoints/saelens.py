@@ -20,11 +20,11 @@ PARAMETERS = {
     "encoder_weight": "W_enc", "encoder_bias": "b_enc", "decoder_weight": "W_dec",
     "decoder_bias": "b_dec", "log_threshold": "log_threshold", "skip_weight": "W_skip",
 }  # fmt: skip
-# Fields of CodeRule beside k, and of SAELens' configs of binary coders.
+# Fields, beside k, that CodeRule and SAELens' configs of binary coders have.
 RULE_FIELDS = {"selection": str, "surrogate": str, "surrogate_temperature": float}
 PLACE_FIELDS = ("hook_name", "hook_name_out", "model_name")
-# For each architecture: whether its codes are 0 or 1, and whether it is a transcoder. Training
-# checkpoints say binary_entropy, and are written again as binary.
+# Whether codes of each architecture are 0 or 1, and whether it is a transcoder. Only training
+# checkpoints have binary_entropy, which becomes binary in other files.
 ARCHITECTURES = {
     "binary": (True, False),
     "binary_entropy": (True, False),
@@ -32,7 +32,7 @@ ARCHITECTURES = {
     "topk": (False, False),
     "topk_transcoder": (False, True),
 }
-# Fields that only training reads. Training checkpoints contain them.
+# Fields of training checkpoints that only training reads.
 TRAINING_FIELDS = (
     "aux_loss_coefficient", "covariance_coefficient", "covariance_sample", "decoder_init_norm",
     "dense_coefficient", "dense_rate", "encoder_trains_b_dec", "entropy_coefficient",
@@ -68,7 +68,7 @@ def read(folder: Path) -> PortableCoder:
 
 
 def scaling(folder: Path) -> Scaling | None:
-    """The scale that read folds in for a training checkpoint. None for other coders."""
+    """The scale that `read` folds into the weights of a training checkpoint, or None for others."""
     path = folder / "cfg.json"
     if is_stock(folder):
         return stock.scaling(folder, stock.current_config(folder))
@@ -97,7 +97,7 @@ def _in_dtype_of(
 def _portable(
     shape: Shape, stored: dict[str, Tensor], config: dict[str, Any], path: Path
 ) -> PortableCoder:
-    """The coder of tensors by SAELens' names."""
+    """The portable coder of tensors that have SAELens' names."""
     metadata: dict[str, Any] = dict(Fields(config, path).take("metadata", dict, {}))
     place, rates, settings = read_notes(metadata.pop(NOTES_KEY, None))
     tensors = {key: stored[PARAMETERS[key]] for key in shape.tensors()}
@@ -140,7 +140,7 @@ def _read_rule(fields: Fields, binary: bool) -> CodeRule:
 
 
 def from_coder(coder: Any) -> PortableCoder:
-    """The portable form of a SAELens coder. CheckpointError if SAELens alone has its kind."""
+    """The portable form of a SAELens coder. CheckpointError if no other format has it."""
     source = Path(f"<{type(coder).__name__}>")
     config = coder.cfg.to_dict()
     shape = _read_shape(config, source)
@@ -149,8 +149,8 @@ def from_coder(coder: Any) -> PortableCoder:
 
 
 def to_coder(coder: PortableCoder) -> Any:
-    """A SAELens coder for inference, on the CPU. CheckpointError if SAELens lacks its kind."""
-    import_module("sae_binary_ext.saelens")  # if SAELens is missing, says what to install
+    """A SAELens coder for inference, on the CPU. CheckpointError if SAELens cannot store it."""
+    import_module("sae_binary_ext.saelens")  # raises an error with advice without SAELens
     from sae_lens.registry import get_sae_class
 
     kind, config_kind = get_sae_class(_architecture(coder.shape))

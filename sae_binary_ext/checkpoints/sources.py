@@ -1,4 +1,4 @@
-"""Where coders come from: folders and repositories of the Hub; and the formats of their files.
+"""Finds coders in folders and in repositories of the Hub, and the formats of their files.
 
 To add a format, write a module and a line in FORMATS.
 """
@@ -19,11 +19,11 @@ from sae_binary_ext.checkpoints.hook_names import is_hookpoint, is_place, model_
 from sae_binary_ext.checkpoints.normalization import SCALING_FILES
 from sae_binary_ext.checkpoints.portable import Place, PortableCoder
 
-# Beside a coder's own files: SAELens' firing statistics, and figures as the demo writes them.
+# Files beside a coder's own: SAELens' firing statistics, and figures that the demo writes.
 SPARSITY_FILE, METRICS_FILE = "sparsity.safetensors", "metrics.json"
 # The name of a coder at the root of its source, and the folder of SAELens' checkpoints.
 ROOT, CHECKPOINTS = ".", "checkpoints/"
-HUB_SECONDS = 10  # to wait for the Hub's answer
+HUB_SECONDS = 10  # how long to wait for an answer of the Hub
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -31,8 +31,8 @@ REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 class Format:
     """A format of coders: the names of its two files, and functions that read and write a folder.
 
-    The other names are fnmatch patterns of names that the format's own code writes.
-    named_by_folder: the name of a coder's folder is its hookpoint.
+    other_config and other_weights are fnmatch patterns of names that the format's own code writes.
+    named_by_folder: whether the name of a coder's folder is its hookpoint.
     """
 
     config: str
@@ -60,7 +60,7 @@ FORMATS = {
     ),
 }  # fmt: skip
 _CONFIGS = {name for form in FORMATS.values() for name in (form.config, form.other_config) if name}
-# Names of files, and fnmatch patterns of names.
+# Names of files that may be a coder's, and fnmatch patterns of names.
 WEIGHTS = sorted(
     {name for form in FORMATS.values() for name in (form.weights, form.other_weights) if name}
 )
@@ -68,10 +68,10 @@ CODER_FILES = sorted([*WEIGHTS, *_CONFIGS])
 
 
 def find_coder(source: str | Path, hookpoint: str | None) -> tuple[str, Path]:
-    """The name and the folder of one coder, downloaded if needed. Arguments as in load_coder.
+    """The name and the folder of one coder, downloaded if needed. load_coder explains arguments.
 
     If there are several coders and no hookpoint, the one at the root of the source is taken.
-    CheckpointError if there is no such coder, or none at the root.
+    CheckpointError if the source lacks the coder, or has several and none at the root.
     """
     found = find_coders(source, hookpoint)
     if ROOT not in found and len(found) > 1:
@@ -83,10 +83,10 @@ def find_coder(source: str | Path, hookpoint: str | None) -> tuple[str, Path]:
 def find_coders(
     source: str | Path, hookpoint: str | None, checkpoints: bool = False
 ) -> dict[str, Path]:
-    """The folders of a source's coders by their names. Arguments as in load_coder.
+    """The folders of a source's coders by their names. load_coder explains the arguments.
 
-    If a run of SAELens ended with a coder, its earlier checkpoints are left out, unless they are
-    asked for. CheckpointError if there are no coders.
+    If a run of SAELens ended with a coder, its earlier checkpoints are left out, unless
+    `checkpoints` is True. CheckpointError if there are no coders.
     """
     if hookpoint is not None:
         check_name(hookpoint)
@@ -110,18 +110,18 @@ def is_repository(source: str | Path) -> bool:
 
 def repository_files(repository: str) -> list[str]:
     """Paths of all files of a repository, by a single request."""
-    # To list its tree would take six attempts with pauses if there is no network.
+    # A request for the file tree would be tried six times, with pauses, if there is no network.
     information = HfApi().model_info(repository, timeout=HUB_SECONDS)
     return [one.rfilename for one in information.siblings or []]
 
 
 def reachable_files(repository: str) -> list[str] | None:
-    """As repository_files. None if the Hub does not answer and the cache has a copy."""
+    """Paths of a repository's files, or None if the Hub is silent and the cache has a copy."""
     try:
         return repository_files(repository)
     except HfHubHTTPError:
         raise
-    # The Hub did not answer, for any reason.
+    # Any other error means that the Hub did not answer.
     except Exception as error:
         try:
             snapshot_download(repository, local_files_only=True)
@@ -172,10 +172,10 @@ def stated_place(name: str, hookpoint: str | None) -> str | None:
 
 
 def read_coder(folder: Path, stated: str | None = None) -> PortableCoder:
-    """The coder of a folder, at the place that its files, its folder's name or its run tell.
+    """Read a folder's coder. The place in a model comes from its files, folder's name or run.
 
     stated: a hookpoint or SAELens' name of a hook, for a coder whose files tell no place.
-    CheckpointError if the files are damaged, or tell another place.
+    CheckpointError if the files are damaged, or tell another place than `stated`.
     """
     name = format_of(folder)
     if name is None:
@@ -190,18 +190,18 @@ def read_coder(folder: Path, stated: str | None = None) -> PortableCoder:
     if stated is not None:
         place = _place_as_stated(place, stated, folder, named_by_folder)
     if named_by_folder and not _names_of(place):
-        # The folder's name is no known module. An error can show it, and HOOK_NAMES may add it.
+        # Keep a folder's name that is no known module: errors show it, and HOOK_NAMES may have it.
         place = replace(place, hookpoint=runs.hookpoint_in(folder.resolve()))
     return coder if place == coder.place else replace(coder, place=place)
 
 
 def is_told(place: Place) -> bool:
-    """Whether a coder's files tell its place. A folder's name that is no place does not."""
+    """Whether the place of a coder is known. A folder's name that is no place does not count."""
     return place.hook_name is not None or any(map(is_place, _names_of(place)))
 
 
 def _place_by_folder(place: Place, folder: Path) -> Place:
-    """The place that the folder's name tells, or the coder's own notes, or its run."""
+    """The place that the folder's name tells, or else the coder's notes, or else its run."""
     named = runs.hookpoint_in(folder.resolve())
     told = named if is_hookpoint(named) else place.hookpoint or runs.hookpoint_of_run(folder)
     if told is None or told == place.hookpoint:
@@ -211,7 +211,7 @@ def _place_by_folder(place: Place, folder: Path) -> Place:
 
 
 def _place_as_stated(place: Place, stated: str, folder: Path, named_by_folder: bool) -> Place:
-    """The coder's own place if it equals the stated one. The stated one if the files tell none."""
+    """The coder's own place if it equals the stated place, which is used if files tell none."""
     if told := _names_of(place):
         check_stated(folder, told, stated, place.model_name)
         return place
@@ -248,7 +248,7 @@ def _files_under(root: Path) -> list[str]:
 def choose(
     source: str | Path, hookpoint: str | None, files: list[str], checkpoints: bool
 ) -> list[str]:
-    """The folders of the coders asked for, as find_coders does, among the paths of all files.
+    """The folders of the chosen coders, among the paths of all files. See find_coders.
 
     CheckpointError if there are none, or a name leads out of the source.
     """
@@ -263,7 +263,7 @@ def choose(
         return names if checkpoints else only
     if hookpoint in names:
         return [hookpoint]
-    # Coders of several seeds, or the best of a run.
+    # The hookpoint's folder may hold coders of several seeds, or the best coders of a run.
     if within := [name for name in names if name.startswith(f"{hookpoint}/")]:
         return within
     may_be_root = only == [ROOT] and (names == only or is_place(hookpoint))
@@ -276,7 +276,7 @@ def choose(
 
 
 def _coders_among(paths: set[PurePosixPath]) -> list[str]:
-    """Folders of coders. A model.pt without its config counts only if there are no others."""
+    """Folders of coders. A model.pt without config counts only if no other coder exists."""
     weights = {path for path in paths if any(map(path.match, WEIGHTS))}
     certain = {path for path in weights if path.suffix != ".pt" or _has_config(path, paths)}
     folders = {path.parent for path in certain or weights}
@@ -291,13 +291,13 @@ def _has_config(weights: PurePosixPath, paths: set[PurePosixPath]) -> bool:
 
 
 def _is_openmoss(folder: PurePosixPath, paths: set[PurePosixPath]) -> bool:
-    """Whether OpenMOSS' library wrote a folder's weights. Their file has the same name."""
+    """Whether OpenMOSS' library wrote a folder's weights, whose file name is also SAELens'."""
     own = {folder / FORMATS["saelens"].weights, folder / "config.json"}
     return own <= paths and folder / FORMATS["saelens"].config not in paths
 
 
 def format_of(folder: Path) -> str | None:
-    """The format of a folder's coder, or None. CheckpointError if files fit none or several."""
+    """A coder's format, or None. CheckpointError if weights fit several formats, or are missing."""
     files = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
     names = [name for name, form in FORMATS.items() if any(map(form.is_weights, files))]
     if names == ["sparsify", "quirke2025"]:

@@ -31,7 +31,7 @@ RATES, THRESHOLD = "firing_rates", "log_threshold"
 QUIRKE2025 = "quirke2025"
 SOURCE = "https://github.com/EleutherAI/sparsify"
 NO_HOST = "SAELens and sparsify cannot load it. Load it with the code that wrote it"
-# What the fields of a fork do. If such a field is off, the coder is an ordinary one of sparsify.
+# Effects of fields of sparsify's forks. sparsify itself loads coders that have all of them off.
 OF_FORKS = {
     "batch_topk": "the k largest latents a token on average over a batch",
     "sample_topk": "the k largest latents a token on average over a row",
@@ -42,7 +42,7 @@ OF_CLT = {
     "n_targets", "n_sources", "normalize_io", "divide_cross_layer", "train_post_encoder",
     "post_encoder_scale", "coalesce_topk", "topk_coalesced",
 }  # fmt: skip
-# Further fields of the first paper's files. None changes what a coder computes.
+# Further fields of the first paper's files, which do not change what a coder computes.
 IDLE_FIELDS: dict[str, Any] = {
     "expansion_factor": 32, "normalize_decoder": False, "multi_topk": False,
     paper_names.PAPER_IDLE_FIELD: 5,
@@ -60,7 +60,7 @@ TRAINING_FIELDS: dict[str, tuple[type, ...]] = {
 
 
 def is_papers(config: dict[str, Any]) -> bool:
-    """Whether the first paper's code wrote a config. Its earliest configs add no field."""
+    """Whether the first paper's code wrote a config, whose earliest form adds no field."""
     binary = config.get("activation") in list(paper_names.SELECTION_OF_ACTIVATION)
     named = binary or not paper_names.PAPER_FIELDS.keys().isdisjoint(config)
     return named and "subtract_b_dec" not in config
@@ -86,7 +86,7 @@ def read(folder: Path) -> PortableCoder:
 
 
 def _absent_threshold(shape: Shape, stored: dict[str, Tensor], path: Path) -> Tensor:
-    """Logarithms of a threshold of zero, if the first paper's files of a selection have none."""
+    """Logarithms of thresholds of zero, for a selection whose files have no thresholds."""
     if shape.rule.kind.has_thresholds:
         raise CheckpointError(
             f"{path}: holds no {THRESHOLD}. The paper's first coders (commit 474acfb of "
@@ -123,7 +123,7 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
     for name, kinds in TRAINING_FIELDS.items():
         fields.skip(name, kinds)
     if not binary:
-        # The paper's branch writes these fields for every coder.
+        # The first paper's code writes these fields for every coder.
         fields.skip("ste", (str,))
         fields.skip("ste_temperature", _NUMBER)
     fields.finish(ignored=(NOTES_KEY, paper_names.PAPER_IDLE_FIELD, *OF_FORKS))
@@ -132,14 +132,14 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
 
 
 def _refuse_variants(fields: Fields, activation: str) -> None:
-    """Raise CheckpointError for coders of the paper's branches that compute something else."""
+    """Raise CheckpointError for the first paper's coders that compute something else."""
     if fields.take("tied_decoder", bool, False):
         raise CheckpointError(
             "tied_decoder=True: the decoder is the encoder's weight, and the file holds one of the "
             "two. Store it under both names, encoder.weight and W_dec, and set tied_decoder to "
             "false: codes and outputs stay the same."
         )
-    # It changed only the training loss: codes and outputs are those of a plain coder.
+    # matryoshka changed only the training loss: codes and outputs are those of a plain coder.
     fields.skip("matryoshka", (bool,))
     if fields.skip("ste_thresh_est", (bool,)) and activation == "topk_binary":
         raise CheckpointError(
@@ -190,7 +190,7 @@ def from_coder(coder: Any) -> PortableCoder:
 
 def to_coder(coder: PortableCoder) -> Any:
     """A SparseCoder, on the CPU. CheckpointError if sparsify cannot store one of its settings."""
-    import_module("sae_binary_ext.sparsify")  # if sparsify is missing, says what to install
+    import_module("sae_binary_ext.sparsify")  # raises an error with advice without sparsify
     from sparsify import SparseCoder
 
     made = SparseCoder(coder.shape.d_in, _config(coder), dtype=coder.dtype)
@@ -202,7 +202,7 @@ def to_coder(coder: PortableCoder) -> Any:
 
 
 def for_inference(coder: PortableCoder) -> Any:
-    """As to_coder, with multi_topk off, which makes sparsify return the output of 4k latents."""
+    """Like to_coder, with multi_topk off, because it makes sparsify return 4k latents' output."""
     made = to_coder(coder)
     made.cfg.multi_topk = False
     return made
@@ -215,7 +215,7 @@ def write(coder: PortableCoder, folder: Path) -> None:
     config = json.loads(path.read_text())
     notes = notes_of(coder, "sparsify")
     if coder.shape.binary:
-        notes.pop(RATES, None)  # the weights file holds them
+        notes.pop(RATES, None)  # the weights file holds the firing rates
     path.write_text(json.dumps({**config, NOTES_KEY: notes}))
 
 
@@ -245,7 +245,7 @@ def write_quirke2025(coder: PortableCoder, folder: Path) -> None:
     fields |= {**paper_names.PAPER_FIELDS, "d_in": shape.d_in, NOTES_KEY: notes}
     stored = dict(coder.tensors)
     if not shape.rule.kind.has_thresholds and (stored[THRESHOLD] == -torch.inf).all():
-        del stored[THRESHOLD]  # the paper's files have none either
+        del stored[THRESHOLD]  # the first paper's files have no thresholds of 0
     folder.mkdir(parents=True, exist_ok=True)
     save_file({PARAMETERS[key]: one.contiguous() for key, one in stored.items()}, folder / WEIGHTS)
     (folder / "cfg.json").write_text(json.dumps(fields))
@@ -278,7 +278,7 @@ def _config(coder: PortableCoder) -> Any:
     before = coder.settings.get("sparsify", coder.settings.get(QUIRKE2025, {}))
     kept = {key: before[key] for key in (*TRAINING_FIELDS, "expansion_factor") if key in before}
     if coder.shape.binary:
-        # The first paper trained with it. Here nothing rescales the rows of a binary coder.
+        # The first paper trained with normalize_decoder. Binary coders here keep their rows.
         kept.pop("normalize_decoder", None)
     if before.get("num_latents") == 0:
         fields.pop("num_latents")  # expansion_factor gives the number of latents

@@ -11,7 +11,7 @@ from sae_binary_ext.checkpoints.files import Fields, errors_told, has_values, re
 from sae_binary_ext.checkpoints.normalization import Scaling, normalization_lines, scaling_of
 
 WEIGHTS = "sae_weights.safetensors"
-# SAELens loads these only for training, and writes another architecture for inference.
+# SAELens loads these architectures only for training, and writes another one for inference.
 TRAINING_ONLY = {"batchtopk": "jumprelu", "matryoshka_batchtopk": "jumprelu"}
 _RELUS = ("standard", "transcoder", "skip_transcoder")
 _JUMPRELUS = ("jumprelu", "jumprelu_transcoder", "jumprelu_skip_transcoder")
@@ -27,7 +27,7 @@ RULES = {
 }
 # Activations of SAELens before version 6 that SAELens 6 computes too.
 OLD_ACTIVATIONS = ("relu", "topk", "jumprelu")
-# Tensors of old files beside the coder's own.
+# Tensors that old files hold beside the coder's own.
 _FINETUNED = "finetuning_scaling_factor"
 _LEGACY_TENSORS = {"scaling_factor", _FINETUNED}
 
@@ -56,7 +56,7 @@ def current_config(folder: Path) -> dict[str, Any]:
             "silently compute other codes. Use the coder in the SAELens that wrote it: "
             "pip install 'sae-lens<6'."
         )
-    import_module("sae_binary_ext.saelens")  # if SAELens is missing, says what to install
+    import_module("sae_binary_ext.saelens")  # raises an error with advice without SAELens
     from sae_lens.loading.pretrained_sae_loaders import handle_config_defaulting
 
     with errors_told(f"{folder}: its host refuses it"):
@@ -101,7 +101,7 @@ def refuse_training_only(source: Path, config: dict[str, Any]) -> None:
 
 
 def load(folder: Path, device: str = "cpu") -> Any:
-    """Load a coder with SAELens' own loader. The scale of a training checkpoint is folded in.
+    """Load a coder with SAELens' own loader. A training checkpoint's scale is folded in.
 
     CheckpointError if SAELens cannot load it, or cannot fold its scale.
     """
@@ -134,9 +134,10 @@ def _fold_into(coder: Any, scaling: Scaling, folder: Path) -> None:
 
 
 def _read_folded(path: str | Path, device: str, cfg_overrides: dict[str, Any] | None) -> Any:
-    """As SAELens reads a folder, with the factors of finetuning in the decoder's rows.
+    """Read a folder as SAELens does, and multiply decoder rows by the factors of finetuning.
 
-    SAELens before version 6 multiplies codes by them before it decodes. Version 6 ignores them.
+    SAELens before version 6 multiplies codes by these factors before it decodes. Version 6 ignores
+    the factors.
     """
     from sae_lens.loading.pretrained_sae_loaders import sae_lens_disk_loader
 
@@ -147,7 +148,7 @@ def _read_folded(path: str | Path, device: str, cfg_overrides: dict[str, Any] | 
 
 
 def scaling(folder: Path, config: dict[str, Any]) -> Scaling | None:
-    """The scale that load folds in for a training checkpoint. None for other coders."""
+    """The scale that `load` folds into the weights of a training checkpoint, or None for others."""
     d_in = Fields(config, folder / "cfg.json").take_size("d_in")
     return scaling_of(folder, config.get("normalize_activations"), d_in)
 
@@ -188,7 +189,7 @@ def described(folder: Path) -> tuple[str, int, list[tuple[str, str]]]:
 def _expected(
     architecture: str, d_in: int, latents: int, d_out: int
 ) -> dict[str, tuple[int, ...]] | None:
-    """The shape of each tensor by name. None for an architecture that only SAELens knows."""
+    """The shape of each tensor by name, or None for an architecture that only SAELens knows."""
     if architecture not in (*RULES, "topk") or architecture == "temporal":
         return None
     expected: dict[str, tuple[int, ...]] = {"W_dec": (latents, d_out), "b_dec": (d_out,)}

@@ -1,7 +1,7 @@
 """Reads state dicts and whole modules that torch.save wrote, and runs no code of the file.
 
-torch's own reader refuses whole modules. It also allocates the sizes that an old file states before
-it looks at the values. Here a tensor is made only of bytes in the file, always on the CPU.
+torch's own reader refuses whole modules. That reader also allocates the sizes that an old file
+states before it looks at values. Here a tensor is made only from bytes in the file, on the CPU.
 """
 
 import io
@@ -31,7 +31,7 @@ PARAMETERS = {
     "torch._utils._rebuild_parameter_with_state",
     "torch.nn.parameter.Parameter",
 }
-# torch before 1.6 wrote these, and torch still does without _use_new_zipfile_serialization.
+# Start of files before torch 1.6, or written with _use_new_zipfile_serialization=False.
 OLD_MAGIC, OLD_VERSION = 0x1950A86A20F9469CFC6C, 1001
 MOST_MODULES = 1000
 OTHER_BYTE_ORDER = "comes from a processor of the other byte order"
@@ -41,7 +41,7 @@ ReadStorage = Callable[[str], bytes]
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """The place of a tensor in a storage of the file. Its offset, size and stride count values."""
+    """The place of a tensor in a storage of the file. offset, size and stride count values."""
 
     storage: str
     dtype: torch.dtype
@@ -51,9 +51,9 @@ class StoredTensor:
 
 
 class Saved(NamedTuple):
-    """A state dict. places has a StoredTensor for each tensor, and other values as they are.
+    """A state dict. places has a StoredTensor for each tensor, and all other values unchanged.
 
-    attributes are of a whole module: text, numbers, and the class names of parts without tensors.
+    attributes come from a whole module: text, numbers, and class names of parts without tensors.
     """
 
     places: dict[str, Any]
@@ -70,7 +70,7 @@ class Saved(NamedTuple):
             whole = torch.frombuffer(data, dtype=place.dtype) if data else torch.empty(0)
             steps = zip(place.size, place.stride, strict=True)
             last = place.offset + sum((count - 1) * stride for count, stride in steps)
-            # A view can claim to be any size.
+            # A file can claim any size for a view of few values.
             if 0 in place.size or max(math.prod(place.size), last + 1) > len(whole):
                 raise PickleError(f"{list(place.size)} of {len(whole)} values")
             return whole.as_strided(place.size, place.stride, place.offset).contiguous()
@@ -80,7 +80,7 @@ class Saved(NamedTuple):
 
 
 def read_saved(path: Path) -> Saved:
-    """Read what torch.save wrote. OSError or PickleError if it is damaged or something else."""
+    """Read what torch.save wrote. OSError or PickleError if the file is damaged."""
     root, read_storage = (_read_archive if zipfile.is_zipfile(path) else _read_old)(path)
     if isinstance(root, Made) and isinstance(root.state, dict):
         return _module(root, read_storage)
@@ -91,7 +91,7 @@ def read_saved(path: Path) -> Saved:
 
 def _read_archive(path: Path) -> tuple[Any, ReadStorage]:
     with zipfile.ZipFile(path) as archive:
-        # A small compressed file can grow without bounds.
+        # A small compressed file can expand to any size.
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
             raise PickleError("is compressed, and torch.save does not compress")
         size = path.stat().st_size
@@ -147,7 +147,7 @@ def _read_old(path: Path) -> tuple[Any, ReadStorage]:
 def _storage(saved: Any, dtypes: dict[str, torch.dtype]) -> Any:
     """A stand-in for the object of a persistent id. Adds the dtype of a storage to dtypes."""
     kind, *rest = saved
-    if kind == "module":  # in old files: a class and its source text
+    if kind == "module":  # old files store a class and its source text
         return rest[0]
     named, key, *others = rest
     known = isinstance(named, Name) and named.name in DTYPES
@@ -187,7 +187,7 @@ def _module(root: Made, read_storage: ReadStorage) -> Saved:
         places |= {f"{prefix}{name}": value for name, value in held.items() if value is not None}
         waiting += [(f"{prefix}{name}.", part) for name, part in _parts(module).items()]
     parts = _parts(root)
-    # DataParallel wraps a module, whose attributes are the ones to read.
+    # DataParallel wraps a module. The attributes to read are those of the inner module.
     inner = parts["module"] if list(parts) == ["module"] else root
     attributes = {
         name: value

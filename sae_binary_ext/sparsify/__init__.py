@@ -1,6 +1,6 @@
 """The sparsify adapter: binary coders in EleutherAI sparsify."""
 
-# The host first: importing it registers this package with it, which needs the modules below.
+# Import sparsify first: its import registers the binary coders, with the modules below.
 try:
     import sparsify  # noqa: F401  # pyright: ignore[reportUnusedImport]
 except ModuleNotFoundError as error:

@@ -28,7 +28,7 @@ from sae_binary_ext.training.attach import attach_to_loss, attach_to_output
 from sae_binary_ext.training.collapse import CollapseWatch
 from sae_binary_ext.training.finite import FiniteRows, FiniteWatch, check_finite, check_parameters
 
-# Share of the newest batch in the running firing rates.
+# Weight of the newest batch in the running mean of the firing rates.
 RATE_UPDATE = 0.01
 
 
@@ -86,12 +86,12 @@ class BinarySparseCoder(SparseCoder):
 
     @override
     def encode(self, x: Tensor) -> EncoderOutput:
-        """Codes of hidden states x [..., d_in], never sampled.
+        """Codes of hidden states x [..., d_in]. The codes of gumbel_binary are not sampled here.
 
         Returns:
             top_acts [..., m], exactly 0.0 or 1.0; top_indices [..., m]; pre_acts [..., latents].
             m is k, or for activation binary the largest number of latents active on one token. No
-            row has an index twice, so that scattering top_acts loses no 1.
+            row has an index twice, so scattering top_acts keeps each 1.
 
         Raises:
             ValueError: x is not d_in wide, or not finite.
@@ -106,18 +106,18 @@ class BinarySparseCoder(SparseCoder):
         return EncoderOutput(codes.view(shape), index.view(shape), pre)
 
     def encode_packed(self, x: Tensor) -> Tensor:
-        """encode's codes without gradient, one bit each: uint8 [..., latents / 8 rounded up].
+        """The codes of encode, one bit each, without gradient: uint8 [..., latents / 8 rounded up].
 
-        coding.unpack turns them into 0.0 and 1.0. Errors are those of encode.
+        coding.unpack turns the bits into 0.0 and 1.0. Raises the same errors as encode.
         """
         packed = infer_packed(self._inference_encoder(x))
         return packed.view(*x.shape[:-1], packed.shape[-1])
 
     def encode_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """encode's top_acts and top_indices, both [..., m], without gradient.
+        """The top_acts and top_indices of encode, both [..., m], without gradient.
 
-        If two pre-activations differ by rounding alone, it may pick another than encode does.
-        Errors are those of encode.
+        If pre-activations differ only by rounding, this may select another latent than encode.
+        Raises the same errors as encode.
         """
         codes, index = infer_indices(self._inference_encoder(x))
         shape = (*x.shape[:-1], codes.shape[-1])
@@ -137,8 +137,8 @@ class BinarySparseCoder(SparseCoder):
         rows = coding.decode_indices(acts, picks, self.decoder_weight(), self.b_dec)
         return rows.view(*top_acts.shape[:-1], rows.shape[-1])
 
-    # On a GPU sparsify runs forward in bfloat16 autocast, but not encode. This forward has no
-    # autocast, so that both give the same codes.
+    # On a GPU, sparsify's own forward uses bfloat16 autocast, but its encode does not. This class
+    # uses no autocast, so that forward and encode give the same codes.
     @override
     def forward(
         self,
@@ -153,16 +153,16 @@ class BinarySparseCoder(SparseCoder):
         gumbel_binary samples its codes in training mode if gradients are on.
 
         Args:
-            y: target [..., d_in]. None takes x.
-            dead_mask: bool [latents], latents that AuxK trains.
-            total_variance: scalar, summed over tokens. None takes that of y.
+            y: target [..., d_in]. If y is None, x is the target.
+            dead_mask: bool [latents], marks the dead latents, which AuxK trains.
+            total_variance: variance of the target summed over tokens, or None for y's.
 
         Returns:
-            latent_indices [m] has each latent that fired in the batch of all ranks once, and
-            latent_acts [m] is 1. On a GPU m is the number of latents, so that no step waits for a
-            count: one latent that fired is repeated. The losses on codes (entropy, covariance,
-            dense latents) add to the gradient of fvu, not to its value. If the target has no
-            variance, the three losses are NaN and their gradient is 0.
+            latent_indices [m] lists each latent that fired on any rank once, and latent_acts [m] is
+            all ones. On a GPU, m is the number of latents, so that no step waits for a count:
+            latent_indices repeats one of the latents that fired. The losses on codes (entropy,
+            covariance, dense latents) add to the gradient of fvu, not to its value. If the target
+            has no variance, the three losses are NaN and their gradient is 0.
 
         Raises:
             ValueError: x is not d_in wide, x or y is not finite (on a GPU some steps later), or a
@@ -230,13 +230,13 @@ class BinarySparseCoder(SparseCoder):
 
     @override
     def save_to_disk(self, path: Path | str) -> None:
-        """Write both files at once; if a parameter is not finite, none and raise ValueError."""
+        """Write both files at once. If a parameter is not finite, raise ValueError instead."""
         self.check_saveable()
         with replacing(Path(path)) as new:
             super().save_to_disk(new)
 
     def check_saveable(self) -> None:
-        """Raise ValueError if a step or a parameter was not finite. Waits for a GPU's steps."""
+        """Raise ValueError if a batch or a parameter is not finite. Waits for the GPU to finish."""
         self._watch.check_now()
         check_parameters(self.named_parameters())
 
@@ -248,19 +248,19 @@ class BinarySparseCoder(SparseCoder):
         return super().load_state_dict(state, *args, **kwargs)
 
     def decoder_weight(self) -> Tensor:
-        """W_dec [latents, d_in]. ValueError if the coder was loaded without it."""
+        """W_dec [latents, d_in]. ValueError if the coder was loaded without a decoder."""
         if self.W_dec is None:
             raise ValueError("This coder was loaded with decoder=False: it encodes only.")
         return self.W_dec
 
     def origin(self) -> Tensor:
-        """What is subtracted from the input, [d_in]."""
+        """The vector [d_in] that is subtracted from the input."""
         if not self.cfg.centres():
             return torch.zeros_like(self.b_dec)
         return self.b_dec if self.cfg.encoder_trains_b_dec else self.b_dec.detach()
 
     def _empty_output(self, x: Tensor) -> ForwardOutput:
-        """Forward pass of no tokens [0, d_in]: nothing fires, and all gradients are 0."""
+        """The output for x of no tokens [0, d_in]: no latent fires, and all gradients are 0."""
         if self.progress.first_batch:
             raise ValueError(
                 "The first batch has no token to train on: exclude_tokens leaves out all of them. "
@@ -274,7 +274,7 @@ class BinarySparseCoder(SparseCoder):
 
     def _encoder(self, x: Tensor) -> Encoder:
         origin = self.origin()
-        # The origin learns through Encoder.origin, not through the input.
+        # The gradient of the origin flows through Encoder.origin, not through the input.
         centred = x - origin.detach()
         weight, bias = self.encoder.weight.T, self.encoder.bias
         return Encoder(centred, weight, bias, self.log_threshold, origin, self.rule)
@@ -282,7 +282,7 @@ class BinarySparseCoder(SparseCoder):
     def _note_firing(self, rates: Tensor, dead_mask: Tensor | None) -> None:
         """Update the running firing rates, and look for collapsed codes."""
         own = rates.detach().to(self.firing_rates.dtype)
-        # The first batch finds rates of 0, and sets them.
+        # Running firing rates are 0 before the first batch, which sets them.
         share = torch.where(self.firing_rates.any(), RATE_UPDATE, 1.0).to(own)
         self.firing_rates.lerp_(own, share)
         if self._collapse_watch.is_due(self.progress.step):
@@ -299,10 +299,10 @@ class BinarySparseCoder(SparseCoder):
             starting.start_from_data(self, x, y)
 
     def _fired(self, rates: Tensor) -> Tensor:
-        """latent_indices of forward, int64, of firing rates [latents]."""
+        """The latent_indices that forward returns, int64, for firing rates [latents]."""
         if rates.device.type == "cpu":
             return rates.nonzero().flatten()
-        # If none fired, repeat the one that fires most: it counts as alive in any case.
+        # If no latent fired, repeat the latent that fires most: it counts as alive anyway.
         other = torch.where(rates.any(), rates.argmax(), self.firing_rates.argmax())
         return torch.where(rates > 0, torch.arange(len(rates), device=rates.device), other)
 
@@ -315,7 +315,7 @@ class BinarySparseCoder(SparseCoder):
         return losses.over_variance(sum_over_ranks(error, self.progress.group), variance)
 
     def _multi_topk_loss(self, pre: Tensor, target: Tensor, variance: Tensor) -> Tensor:
-        """FVU of codes with four times as many latents."""
+        """FVU of a reconstruction from 4k latents instead of k."""
         rule = replace(self.rule, k=min(4 * self.rule.k, self.num_latents))
         codes = coding.binarise(pre, self.log_threshold, rule)
         error = target - coding.decode(codes, self.decoder_weight(), self.b_dec)

@@ -1,4 +1,4 @@
-"""Config of binary sparse coders, next to sparsify's own fields."""
+"""Config of binary sparse coders: the fields of sparsify's config and those of binary codes."""
 
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, Self
@@ -76,8 +76,8 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
     """Subtract the decoder bias from an autoencoder's input. The first paper does so for each
     activation but binary."""
 
-    # Not fields, so not saved: a preset's fields of TrainConfig, and whether a loader of sparsify
-    # has read this config from a coder's file.
+    # Class variables are not saved: the TrainConfig fields of a preset, and whether a loader of
+    # sparsify has read this config from a coder's file.
     _training: ClassVar[dict[str, Any]] = {}
     read_from_file: ClassVar[bool] = False
 
@@ -118,7 +118,7 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
         return self.subtract_b_dec and not self.transcode
 
     def code_rule(self) -> CodeRule:
-        """Selection and surrogate of these fields. ValueError if k is out of range."""
+        """The selection and surrogate of this config. ValueError if k is out of range."""
         kind = self._kind()
         return CodeRule(
             kind.name,
@@ -133,7 +133,7 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
         return self.activation in SELECTION_OF_ACTIVATION
 
     def for_training(self) -> SparseCoderConfig:
-        """This config in the class of its activation: sparsify's own for sparsify's activations."""
+        """This config, as sparsify's own SparseCoderConfig if the activation is sparsify's own."""
         kind = BinarySparseCoderConfig if self.is_binary() else SparseCoderConfig
         if type(self) is kind:
             return self
@@ -142,13 +142,13 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
     @override
     @classmethod
     def from_dict(cls, obj: dict[str, Any], drop_extra_fields: bool | None = None) -> Self:
-        """Make a config of a dict, also of the config in the first paper's files.
+        """Make a config from a dict, which may be the config of a file of the first paper.
 
-        sparsify's loaders give drop_extra_fields=True, for the config in a file. If subtract_b_dec
-        is missing there, it is as the first paper trained the activation.
+        sparsify's loaders pass drop_extra_fields=True for the config of a file. If that config has
+        no subtract_b_dec, the value is the one that the first paper used for the activation.
 
         Raises:
-            ValueError: a key is no field, or this package does not implement its value.
+            ValueError: a key is not a field, or this package does not implement its value.
         """
         check_choice(ACTIVATIONS, activation=obj.get("activation", cls.activation))
         known = {field.name for field in fields(cls)}
@@ -165,7 +165,7 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
         selection = SELECTION_OF_ACTIVATION.get(settings.get("activation", ""))
         if drop_extra_fields and selection:
             settings.setdefault("subtract_b_dec", SELECTIONS[selection].subtracts_b_dec)
-            # The first paper's files say how decoder rows were trained. They keep their norms here.
+            # The first paper's normalize_decoder is about training. Loaded rows keep their norms.
             settings.pop("normalize_decoder", None)
         config = dataclass_from_dict(cls, settings, drop_extra_fields=False)
         vars(config)["read_from_file"] = bool(drop_extra_fields)
@@ -173,9 +173,9 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
 
     @classmethod
     def quirke2025(cls, **changes: Any) -> Self:
-        """The settings of Quirke et al. (arXiv 2509.25596), with changes to any field.
+        """The settings of Quirke et al. (arXiv 2509.25596). Arguments replace single fields.
 
-        train_config adds their optimizer.
+        train_config adds the optimizer of the paper.
         """
         plain = cls(**changes)
         settings: dict[str, Any] = {
@@ -190,12 +190,12 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
 
     @classmethod
     def cho2025(cls, **changes: Any) -> Self:
-        """The settings of Cho et al. (arXiv 2509.20997), with changes to any field.
+        """The settings of Cho et al. (arXiv 2509.20997). Arguments replace single fields.
 
-        train_config adds their optimizer. Their coefficients are in units of mean squared error. In
-        units of FVU they are the same if inputs have unit variance in each dimension. They start
-        the entropy loss after a quarter of training: set entropy_start_step to a quarter of your
-        steps.
+        train_config adds the optimizer of the paper. The paper's coefficients are in units of mean
+        squared error. Coefficients in units of FVU are equal if inputs have unit variance in each
+        dimension. The paper starts the entropy loss after a quarter of training: set
+        entropy_start_step to a quarter of your steps.
         """
         settings: dict[str, Any] = {
             "activation": "binary",
@@ -222,7 +222,7 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
         return SELECTIONS[SELECTION_OF_ACTIVATION[self.activation]]
 
     def _check_surrogate(self) -> None:
-        # CodeRule checks these too, but its errors name its own fields.
+        # CodeRule checks these values too, but its errors name the fields of CodeRule.
         check_choice(SURROGATE_OF_STE, ste=self.ste)
         taken = self._kind().surrogates
         if taken is not None and SURROGATE_OF_STE[self.ste] not in taken:

@@ -14,25 +14,25 @@ from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
 
 @dataclass
 class TrainingProgress:
-    """State of the Trainer. register.py keeps it up to date."""
+    """The Trainer's state that a coder's losses need. register.py keeps it up to date."""
 
-    # Optimizer steps done.
+    # Number of optimizer steps done.
     step: int = 0
     # The ranks that share a batch (DistributedDataParallel).
     group: ProcessGroup | None = None
-    # Weight of the losses on codes in the gradient of the reconstruction. It is 0 if training
-    # minimises the FVU, which then carries these losses, and not the model's loss (ce, kl).
+    # Weight of the losses on codes in the gradient of the reconstruction, if training minimises the
+    # model's loss (ce, kl). This weight is 0 if training minimises the FVU, which has them.
     regulariser_share: float = 0.0
     first_batch: bool = False
-    # Set the initial parameters on the next batch.
+    # Whether the next batch sets the initial parameters.
     fit_start: bool = False
-    # The batch's size over that of its part (micro_acc_steps), a number or a scalar. The losses on
-    # codes are divided by it, as the FVU is.
+    # Tokens of the batch divided by tokens of the current part (micro_acc_steps), a number or a
+    # scalar. The losses on codes are divided by this ratio, as the FVU is.
     parts: float | Tensor = 1.0
-    # Summed over the tokens of the whole batch, a scalar. None if sparsify's own is exact enough.
+    # Variance summed over the tokens of the whole batch, or None if sparsify's is exact enough.
     variance: Tensor | None = None
-    # Seed of this batch's samples (gumbel_binary), because sparsify saves no random state. None
-    # draws from torch's own state.
+    # Seed for sampling this batch's codes (gumbel_binary), because sparsify saves no random state.
+    # If the seed is None, torch's own random state is used.
     noise_seed: int | None = None
 
 
@@ -41,14 +41,14 @@ def regulariser(
 ) -> Tensor | None:
     """Weighted sum of the losses on codes alone (entropy, covariance, dense latents), a scalar.
 
-    `encoded` has the codes of a part of the batch, `rates` [latents] the firing rates over all
-    ranks. Summed over the parts, it is the mean of the parts' losses. None if all losses are off.
+    `encoded` has the codes of one part of a batch, and `rates` [latents] its firing rates over all
+    ranks. The sum of the results over the parts is their mean loss. None if all losses are off.
     """
     share = coding.ramp(progress.step, cfg.entropy_start_step, cfg.entropy_warm_up_steps)
     losses: list[Tensor] = []
     if share and cfg.entropy_alpha:
         losses.append(share * cfg.entropy_alpha * coding.bernoulli_entropy(rates).sum())
-    # A part of one token has no covariance.
+    # Codes of a single token have no covariance.
     if share and cfg.covariance_alpha and (encoded.tokens > 1 or progress.group is not None):
         codes, sample, group = encoded.dense(), cfg.covariance_sample, progress.group
         if sample:
@@ -70,11 +70,11 @@ def summed_square(error: Tensor, progress: TrainingProgress) -> Tensor:
 def batch_variance(
     y: Tensor, given: Tensor | None, progress: TrainingProgress, skipping: bool
 ) -> Tensor | None:
-    """The variance to divide the errors of finite targets y [tokens, d_in] by.
+    """The variance that divides the squared error of finite targets y [tokens, d_in].
 
-    y is a part of a batch if `given` is sparsify's own variance of the batch. That one overflows
-    in float16, and is NaN if a token is not finite, which `skipping` allows. Returns a scalar
-    summed over tokens, float32 or wider, or None if y is the whole batch.
+    `given` is sparsify's own variance of the batch if y is a part of it. `given` overflows in
+    float16, and is NaN if a token is not finite, which `skipping` allows. Returns a scalar summed
+    over tokens, in float32 or wider, or None if y is the whole batch.
     """
     narrow = given is not None and given.dtype.itemsize < torch.float32.itemsize
     known = progress.variance if narrow else given
@@ -90,7 +90,7 @@ def over_variance(error: Tensor, variance: Tensor) -> Tensor:
     """Summed squared error divided by summed variance.
 
     If the variance is 0 (one token, or equal tokens), the result is NaN and its gradient is 0, so
-    that this batch spoils no weights.
+    that this batch turns no weight into NaN.
     """
     known = variance > 0
     share = error / torch.where(known, variance, torch.inf)

@@ -1,8 +1,8 @@
 """Makes sparsify build, load and train binary coders. This file makes all changes to sparsify.
 
 sparsify has no registry: its Trainer and its loaders name SparseCoder and SparseCoderConfig. Each
-function with an argument `stock` replaces one of sparsify's functions, which is `stock`. It calls
-`stock`, and does more only for binary activations.
+function with an argument `stock` replaces a function of sparsify, which it gets as `stock` and
+calls. The replacement does more than sparsify's function only for binary activations.
 """
 
 import functools
@@ -45,10 +45,10 @@ Stock = Callable[..., Any]
 
 
 def register() -> None:
-    """Teach sparsify the binary coders. A second call does nothing.
+    """Make sparsify build, load and train binary coders. A second call does nothing.
 
-    If sparsify lacks a private name that they need, its Trainer is not changed, and making a binary
-    coder raises an error.
+    If sparsify lacks a private name that binary coders need, its Trainer is not changed, and making
+    a binary coder raises an error.
     """
     if hasattr(sparsify, _REGISTERED):
         return
@@ -67,7 +67,7 @@ def register() -> None:
 
 
 def _change(owner: Any, name: str, changed: Callable[..., Any]) -> None:
-    """Replace a function of sparsify by one that gets the replaced one as its first argument."""
+    """Replace a function of sparsify by `changed`, which gets the replaced function first."""
     stock = getattr(owner, name)
 
     @functools.wraps(stock)
@@ -99,7 +99,7 @@ def _check_class(cfg: object) -> None:
 
 
 def _read_binary_configs() -> None:
-    """Loaders and the command line choose the class of a config by its activation."""
+    """Make loaders and the command line choose the class of a config by its activation."""
     stock = SparseCoderConfig.from_dict.__func__
 
     def from_dict(
@@ -112,7 +112,7 @@ def _read_binary_configs() -> None:
         return stock(cls, obj, drop_extra_fields)
 
     SparseCoderConfig.from_dict = classmethod(from_dict)  # pyright: ignore
-    # TrainConfig.from_dict decodes its field sae by these functions.
+    # TrainConfig.from_dict decodes its field `sae` with these functions.
     for kind in (SparseCoderConfig, CommandLineCoderConfig):
         register_decoding_fn(kind, SparseCoderConfig.from_dict, overwrite=True)
     # The command line reads the type of TrainConfig.sae, and so takes the binary fields too.
@@ -130,7 +130,7 @@ def _check_config_of_training(stock: Stock, train_config: TrainConfig) -> None:
 def _build_trainer(
     stock: Stock, trainer: Trainer, cfg: TrainConfig, *args: Any, **kwargs: Any
 ) -> None:
-    """Refuse settings that binary coders cannot have, and note where each coder starts."""
+    """Refuse settings that binary coders cannot have, and note each coder's initial parameters."""
     if not isinstance(cfg.sae, BinarySparseCoderConfig):
         stock(trainer, cfg, *args, **kwargs)
         return
@@ -149,7 +149,7 @@ def _build_trainer(
     if cfg.optimizer == "signum":
         steps.set_signum_rates(trainer)
     if isinstance(trainer.best_loss, dict):
-        # sparsify names best losses by hookpoint, but save_best looks them up by coder.
+        # sparsify stores best losses by hookpoint, but save_best looks them up by coder name.
         trainer.best_loss = dict.fromkeys(trainer.saes, float("inf"))
     for name, coder in _binary_coders(trainer).items():
         coder.start.initial = InitialParameters(coder)
@@ -195,20 +195,20 @@ def _inform(
     progress.step = trainer.global_step // cfg.grad_acc_steps
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     progress.noise_seed = trainer.global_step * ranks + rank
-    # sparsify divides the model's loss by grad_acc_steps, so losses added to its gradient are too.
+    # sparsify divides the model's loss by grad_acc_steps, so divide losses added to its gradient.
     progress.regulariser_share = 1 / cfg.grad_acc_steps if cfg.loss_fn in ("ce", "kl") else 0.0
     if cfg.micro_acc_steps > 1:
         whole.inform(progress, name.partition("/")[0], len(x))
     progress.first_batch = trainer.global_step == 0
     if progress.first_batch and len(x):
         coder.start.restore(coder)
-        # The first paper's start (initial_firing_rate=0) keeps sparsify's absolute lengths.
+        # With the first paper's start (initial_firing_rate=0), sparsify's learning rate stays.
         if cfg.lr is None and coder.cfg.initial_firing_rate != 0:
             steps.scale_steps(trainer, coder, x, x if y is None else y)
 
 
 def _load_state(stock: Stock, trainer: Trainer, path: str) -> None:
-    """Resume so that binary coders end with the same weights as in an unbroken run."""
+    """Resume a run so that binary coders end with the weights of an uninterrupted run."""
     if not isinstance(trainer.cfg.sae, BinarySparseCoderConfig):
         stock(trainer, path)
         return
@@ -223,7 +223,7 @@ def _write_checkpoint(
     stock: Stock, trainer: Trainer, saes: dict[str, SparseCoder], path: str, rank_zero: bool
 ) -> None:
     """Replace the old checkpoint at once: a killed save leaves no mixture of two steps."""
-    # With distribute_modules each rank writes coders of its own, and all meet only at the end.
+    # With distribute_modules each rank writes its own coders, and waits for others only at the end.
     if not isinstance(trainer.cfg.sae, BinarySparseCoderConfig) or trainer.cfg.distribute_modules:
         stock(trainer, saes, path, rank_zero)
         return
@@ -232,9 +232,9 @@ def _write_checkpoint(
 
 
 def _save(stock: Stock, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-    """Raise ValueError if a parameter is not finite, also in save_best.
+    """Raise ValueError if a parameter is not finite, in save and in save_best.
 
-    sparsify's save_best skips this coder without a word, because its loss NaN is never the lowest.
+    sparsify's save_best would silently skip the coder, because its loss, NaN, is never the lowest.
     """
     for name, coder in _binary_coders(trainer).items():
         try:
@@ -249,7 +249,7 @@ def _share_losses(stock: Stock, module: nn.Module, **kwargs: Any) -> nn.Module:
     """Let binary coders in DistributedDataParallel take losses over the tokens of all ranks."""
     if isinstance(module, BinarySparseCoder):
         module.progress.group = dist.group.WORLD
-        # sparsify names a GPU even on the CPU, and DDP refuses that.
+        # sparsify passes the id of a GPU even on the CPU, and DDP refuses it.
         if module.device.type == "cpu":
             kwargs.pop("device_ids", None)
     return stock(module, **kwargs)

@@ -30,24 +30,24 @@ SET_TO_MEANS = ("b_dec", "encoder.bias")
 
 @dataclass
 class Start:
-    """Where a coder's parameters come from, before its first batch."""
+    """Where a coder's parameters came from before its first batch."""
 
-    # None if no Trainer has built the coder.
+    # The parameters at the start of training, or None if no Trainer has built the coder.
     initial: InitialParameters | None = None
-    # load_state_dict was called.
+    # Whether load_state_dict was called.
     loaded: bool = False
-    # Weights of sparsify's own coder may be loaded (the Trainer's finetune), or were loaded.
+    # Whether weights of sparsify's own coder may be loaded (the Trainer's finetune), or were.
     takes_stock: bool = False
     of_stock: bool = False
-    # The weights to load are in a file with a binary activation.
+    # Whether the weights to load are in a file with a binary activation.
     of_binary_file: bool = False
-    # The default learning rates are already in units of the activations.
+    # Whether the default learning rates are already in units of the activations.
     scaled: bool = False
     # The user's values of parameters that the Trainer sets to means.
     kept: dict[str, Tensor] = field(default_factory=dict)
 
     def set_by_user(self, coder: nn.Module) -> list[str]:
-        """Names of the parameters that the user has set. Thresholds do not count."""
+        """Names of the parameters, except the thresholds, that the user has set."""
         names = [name for name, _ in coder.named_parameters()]
         if not self.loaded and self.initial is not None:
             names = self.initial.changed(coder)
@@ -61,7 +61,7 @@ class Start:
 
 
 def prepare_start(name: str, coder: BinarySparseCoder) -> None:
-    """Decide, before a Trainer's first batch, whether data set the coder's initial parameters."""
+    """Decide whether a Trainer's first batch sets the coder's initial parameters."""
     chosen = coder.start.set_by_user(coder)
     if not chosen:
         coder.progress.fit_start = coder.cfg.initial_firing_rate != 0
@@ -80,7 +80,7 @@ def prepare_start(name: str, coder: BinarySparseCoder) -> None:
 
 
 def is_stock(folder: Path) -> bool:
-    """Whether the config in a folder is that of one of sparsify's own coders."""
+    """Whether a folder holds the config of one of sparsify's own coders."""
     path = folder / "cfg.json"
     activation = json.loads(path.read_text()).get("activation") if path.is_file() else None
     return activation not in SELECTION_OF_ACTIVATION
@@ -89,9 +89,9 @@ def is_stock(folder: Path) -> bool:
 def with_thresholds(coder: BinarySparseCoder, state: Mapping[str, Any]) -> Mapping[str, Any]:
     """A state dict of this coder, with thresholds added if it has none.
 
-    The first paper's gumbel_binary files have none: their latents fire at any pre-activation.
-    sparsify's own coders have none: the first batch makes their weights those of a binary coder.
-    ValueError if they come from anywhere but the Trainer's finetune.
+    The first paper's gumbel_binary files have no thresholds: latents fire at any pre-activation.
+    sparsify's own coders have no thresholds: the first batch turns their weights into a binary
+    coder's. ValueError for sparsify's own coders that are not the Trainer's finetune.
     """
     lacking = "log_threshold" not in state and {"encoder.weight", "W_dec"} <= set(state)
     coder.start.of_stock = lacking and coder.start.takes_stock
@@ -111,7 +111,7 @@ def with_thresholds(coder: BinarySparseCoder, state: Mapping[str, Any]) -> Mappi
 
 @torch.no_grad()
 def start_from_data(coder: BinarySparseCoder, x: Tensor, y: Tensor) -> None:
-    """Set a new coder's parameters on its first batch: x and target y, both [tokens, d_in]."""
+    """Set a new coder's parameters from its first batch x and target y, both [tokens, d_in]."""
     rule, group = coder.rule, coder.progress.group
     rows = gather_rows(sample_rows(x - coder.origin()), group)
     rate = coder.cfg.initial_firing_rate or coding.starting_rate(rule, coder.num_latents)
@@ -132,9 +132,10 @@ def start_from_data(coder: BinarySparseCoder, x: Tensor, y: Tensor) -> None:
 def start_from_stock(coder: BinarySparseCoder, x: Tensor) -> None:
     """Turn the weights of one of sparsify's own coders into those of a binary coder.
 
-    The same latents fire. A decoder row is multiplied by its latent's mean activation over the
-    tokens of x [tokens, d_in] where it fires. topk and groupmax compare pre-activations, which stay
-    in proportion. For activation binary, one cutoff lets about k latents fire on a token.
+    The same latents fire as before. Each decoder row is multiplied by its latent's mean activation
+    over the tokens of x [tokens, d_in] on which it fires. topk and groupmax only compare
+    pre-activations, which stay in proportion. For activation binary, one cutoff lets about k
+    latents fire a token.
     """
     rows = gather_rows(sample_rows(x), coder.progress.group)
     weight, bias = coder.encoder.weight.float(), coder.encoder.bias.float()
@@ -164,7 +165,7 @@ def start_from_stock(coder: BinarySparseCoder, x: Tensor) -> None:
 def mend_start(coder: BinarySparseCoder, x: Tensor, y: Tensor) -> None:
     """Set biases that are not finite to means over finite tokens x and targets y [tokens, d_in].
 
-    The Trainer's means include tokens that are not finite. All ranks call this.
+    The Trainer's means include tokens that are not finite. All ranks must call this function.
     """
     group = coder.progress.group
     tokens = batch_tokens(len(x), x.device, group)

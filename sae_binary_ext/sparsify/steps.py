@@ -1,9 +1,9 @@
-"""Batches and optimizer steps of sparsify's Trainer, and where a resumed run goes on.
+"""Batches and optimizer steps of sparsify's Trainer, and the state of a resumed run.
 
 sparsify's optimizers move each weight by a length that does not depend on the gradient's length.
-The default length suits activations of deviation 1. It is far too long for decoder rows if the
-target has deviation 0.02. So steps are in units of the weights: encoder weights in 1 / (deviation
-of the input), decoder weights in the target's deviation.
+The default step suits activations of standard deviation 1. That step is far too long for decoder
+rows if the target's deviation is 0.02. So the learning rate is scaled: for encoder weights by
+1 / (deviation of the input), for decoder weights by the target's deviation.
 """
 
 import logging
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class WholeBatch:
-    """Tokens and variance of a Trainer's batch; coders see one part at a time (micro_acc_steps)."""
+    """Tokens and variance of a whole batch. A coder sees one part at a time (micro_acc_steps)."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -36,7 +36,7 @@ class WholeBatch:
         self._variances: dict[str, Tensor] = {}
 
     def watch(self) -> list[RemovableHandle]:
-        """Hook the model before the Trainer does. The caller removes the hooks."""
+        """Add hooks to the model before the Trainer does. The caller removes these hooks."""
         trainer, model = self._trainer, self._trainer.model
         handles = [model.register_forward_pre_hook(self._count)]
         # In float32 and wider, sparsify's own sum of squares is exact enough.
@@ -47,7 +47,7 @@ class WholeBatch:
         return handles
 
     def inform(self, progress: TrainingProgress, hookpoint: str, tokens: int) -> None:
-        """Tell a coder of the batch that its part, of this many tokens, belongs to."""
+        """Tell a coder about the whole batch. The coder's part of the batch has `tokens` tokens."""
         progress.parts = self._tokens / max(tokens, 1)
         progress.variance = self._variances.get(hookpoint)
 
@@ -66,7 +66,7 @@ def one_group_each(trainer: Trainer) -> None:
     """Give each parameter its own group in the optimizers, in the order of the coders.
 
     sparsify's muon takes parameters from a set, whose order differs from run to run. A resumed run
-    would give one parameter the momentum of another.
+    would then give one parameter the momentum of another.
     """
     for optimizer in trainer.optimizers:
         own: dict[Tensor, dict[str, Any]] = {
@@ -83,7 +83,7 @@ def one_group_each(trainer: Trainer) -> None:
 
 
 def group_as_saved(trainer: Trainer, folder: Path) -> None:
-    """Group a new trainer's parameters as in a checkpoint: old ones have one group a coder."""
+    """Group a new trainer's parameters as in its checkpoint, which may have one group a coder."""
     saved = torch.load(folder / "optimizer_0.pt", map_location="cpu", weights_only=True, mmap=True)
     if len(saved["param_groups"]) > len(trainer.optimizers[0].param_groups):
         one_group_each(trainer)
@@ -92,8 +92,8 @@ def group_as_saved(trainer: Trainer, folder: Path) -> None:
 def scale_steps(trainer: Trainer, coder: BinarySparseCoder, x: Tensor, y: Tensor) -> None:
     """Multiply the learning rate of each parameter of a coder by the parameter's unit.
 
-    x is the first batch, y its target, both [tokens, d_in]. Each parameter has its own group in the
-    optimizers.
+    x is the first batch, y its target, both [tokens, d_in]. Each parameter must have its own group
+    in the optimizers.
     """
     if coder.start.scaled:
         return
@@ -110,7 +110,7 @@ def scale_steps(trainer: Trainer, coder: BinarySparseCoder, x: Tensor, y: Tensor
             if (unit := units.get(named.get(settings["params"][0], ""))) is None:
                 continue
             settings["lr"] *= unit
-            # Muon's decay is lr x weight_decay, a share of the weight. The unit must not change it.
+            # Muon's decay of a weight, lr x weight_decay, is a share of it and must not change.
             if "weight_decay" in settings:
                 settings["weight_decay"] /= unit
             for scheduler in trainer.lr_schedulers:
@@ -124,7 +124,7 @@ def scale_steps(trainer: Trainer, coder: BinarySparseCoder, x: Tensor, y: Tensor
 def _deviation(x: Tensor, group: ProcessGroup | None) -> float:
     """Standard deviation over tokens, averaged over dimensions and ranks.
 
-    A root mean square would follow the few dimensions of language models that are far larger.
+    A root mean square would depend mostly on the few dimensions that are far larger than others.
     """
     rows = sample_rows(x).to(torch.promote_types(x.dtype, torch.float32))
     rows = rows[rows.isfinite().all(-1)]
@@ -146,9 +146,9 @@ def set_signum_rates(trainer: Trainer) -> None:
 
 
 def load_counters(trainer: Trainer, path: Path) -> None:
-    """Load tokens since each latent fired, and best losses, by the coders' names.
+    """Load best losses, and how many tokens ago each latent fired, by the coders' names.
 
-    sparsify looks for them by hookpoint, and the coders of several seeds have other names.
+    sparsify looks them up by hookpoint, but the coders of several seeds have other names.
     """
     device = trainer.model.device
     for file in path.glob("rank_*_state.pt"):
@@ -160,7 +160,7 @@ def load_counters(trainer: Trainer, path: Path) -> None:
 
 
 def skip_trained_batch(trainer: Trainer) -> None:
-    """Do not train on a batch twice: a periodic checkpoint is written before its batch counts."""
+    """Skip the batch that a periodic checkpoint was trained on but does not count yet."""
     optimizer_steps = trainer.optimizers[0].param_groups[0].get("k", 0)
     if trainer.lr_schedulers:
         optimizer_steps = trainer.lr_schedulers[0].last_epoch
@@ -168,7 +168,7 @@ def skip_trained_batch(trainer: Trainer) -> None:
 
 
 def resume_schedule_free(trainer: Trainer) -> None:
-    """Turn a checkpoint's averaged weights of schedule-free SGD into those that it trains."""
+    """Turn schedule-free SGD's averaged weights in a checkpoint into the weights that it trains."""
     for optimizer in trainer.optimizers:
         if isinstance(optimizer, ScheduleFreeWrapper):
             optimizer.train_mode = False

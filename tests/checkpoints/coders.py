@@ -1,4 +1,4 @@
-"""Coders to convert, as their own hosts save them, and which formats can tell them."""
+"""Coders for conversion tests, each saved by its own host, and the formats that can store it."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ SAELENS, SPARSIFY, QUIRKE, CHO = "saelens", "sparsify", "quirke2025", "cho2025"
 
 
 def spread(coder: Any) -> Any:
-    """Parameters and buffers away from their start, thresholds and biases included."""
+    """Move all parameters and buffers, thresholds and biases too, away from their first values."""
     for tensor in [*coder.parameters(), *coder.buffers()]:
         tensor.data.add_(0.3 * torch.rand_like(tensor))
     return coder
@@ -65,13 +65,13 @@ def with_step_at_zero(coder: Any) -> Any:
 
 @dataclass(frozen=True)
 class Case:
-    """A coder and the formats that can tell it, its own host's first."""
+    """A coder and the formats that can store it. The format of its own host comes first."""
 
     make: Callable[[], Any]
     formats: tuple[str, ...]
 
     def save(self, root: Path) -> Path:
-        """As its host saves it, with what its host's runs write about its place."""
+        """Save the coder as its host does, with the place that runs of the host write."""
         coder = self.make()
         if self.formats[0] == SAELENS:
             coder.save_model(root / "saelens")

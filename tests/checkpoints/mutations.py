@@ -19,7 +19,7 @@ VALUES: list[Any] = [
 
 def flip_bytes(file: Path, generator: random.Random) -> None:
     data = bytearray(file.read_bytes())
-    # Headers are where damage does most; half of the hits go there.
+    # Damage to a header has the most effects, so half of the changes go there.
     limit = min(len(data), 600) if generator.random() < 0.5 else len(data)
     for _ in range(generator.randint(1, 4)):
         data[generator.randrange(limit)] = generator.randrange(256)
@@ -42,7 +42,7 @@ def repeat_a_part(file: Path, generator: random.Random) -> None:
 
 
 def change_config(config: dict[str, Any], generator: random.Random) -> None:
-    """One field of a config, or of a table in it, in place."""
+    """Change one field of a config, or of a table in the config, in place."""
     tables = [config, *(value for value in config.values() if isinstance(value, dict) and value)]
     table = generator.choice(tables)
     key = generator.choice(sorted(table))
@@ -58,7 +58,7 @@ def change_config(config: dict[str, Any], generator: random.Random) -> None:
 
 
 def change_tensors(tensors: dict[str, torch.Tensor], generator: random.Random) -> None:
-    """One tensor of a state dict, in place."""
+    """Change one tensor of a state dict in place."""
     name = generator.choice(sorted(tensors))
     tensor = tensors[name].contiguous()
     changes: list[Callable[[], torch.Tensor]] = [
@@ -88,7 +88,7 @@ def change_tensors(tensors: dict[str, torch.Tensor], generator: random.Random) -
 
 
 class Evil:
-    """Unpickled, it makes a file."""
+    """An object that makes a file when pickle loads it."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -98,7 +98,7 @@ class Evil:
 
 
 def mutate(folder: Path, marker: Path, generator: random.Random) -> str:
-    """Damage one of a coder's files; returns how."""
+    """Damage one of a coder's files. Returns the kind of damage."""
     files = sorted(folder.iterdir())
     file = generator.choice(files)
     kind = generator.choice(["bytes", "config", "tensors", "config", "tensors", "evil", "swap"])

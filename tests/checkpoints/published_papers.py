@@ -1,4 +1,4 @@
-"""Coders as the two papers' own code saves them, with the plain formulas of what they compute."""
+"""Coders in files of the two papers' own code, with plain formulas for codes and outputs."""
 
 import io
 import json
@@ -22,11 +22,11 @@ MODEL = "HuggingFaceTB/SmolLM2-135M"
 
 
 def grid(*shape: int, step: float) -> Tensor:
-    """Random numbers few bits wide: sums of their products are exact in any order."""
+    """Random numbers of few bits, so that sums of their products are exact in any order."""
     return torch.randint(-8, 9, shape) * step
 
 
-# Quirke, Shabalin, Belrose: sparsify's branches binary, binary-threshold and gumbel-binary.
+# The first paper (Quirke et al.): sparsify's branches binary, binary-threshold, gumbel-binary.
 
 BRANCH = {
     "activation": "topk_binary", "expansion_factor": 32, "normalize_decoder": False,
@@ -48,11 +48,11 @@ def largest_of_groups(values: Tensor) -> Tensor:
     return torch.zeros_like(groups).scatter(-1, best, 1.0).flatten(1)
 
 
-# Codes of pre-activations and thresholds.
+# For each activation: the codes for given pre-activations and thresholds.
 FORMULAS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "topk_binary": lambda pre, threshold: k_largest(pre - threshold) * (pre > threshold),
     "binary": lambda pre, threshold: (pre > threshold).float(),
-    # Never sampled where nothing trains; the largest of a group fires even below zero.
+    # Only training samples codes. The largest latent of a group fires even below zero.
     "gumbel_binary": lambda pre, threshold: largest_of_groups(pre),
     "topk": lambda pre, threshold: k_largest(pre) * pre.relu(),
 }
@@ -63,9 +63,9 @@ class Quirke:
     """A coder of the first paper.
 
     Attributes:
-        fields: of cfg.json, where they differ from BRANCH.
-        absent: fields of BRANCH that the file has not.
-        unit_rows: the decoder's rows have norm 1.
+        fields: fields of cfg.json that differ from BRANCH.
+        absent: fields of BRANCH that are missing in the file.
+        unit_rows: whether the decoder rows have norm 1.
     """
 
     fields: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -78,11 +78,11 @@ class Quirke:
         return {key: value for key, value in config.items() if key not in self.absent}
 
     def save(self, root: Path) -> tuple[Path, dict[str, Tensor]]:
-        """Write a run of one coder; returns its folder and its tensors."""
+        """Write a run of one coder. Returns the coder's folder and its tensors."""
         config = self.config
         tensors = {
             "encoder.weight": grid(LATENTS, D, step=1 / 16),
-            # No two pre-activations of a token are equal.
+            # With these biases, no two pre-activations of a token are equal.
             "encoder.bias": grid(LATENTS, step=1 / 16) + torch.arange(LATENTS) / 2**14,
             "W_dec": grid(LATENTS, D, step=1 / 16),
             "b_dec": grid(D, step=1 / 16),
@@ -103,7 +103,7 @@ class Quirke:
 
     def formula(self, tensors: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config
-        # The branch's forward with activation binary subtracts nothing.
+        # For activation binary, forward of the paper's branch does not subtract b_dec.
         centred = config["transcode"] or config["activation"] == "binary"
         inner = x if centred else x - tensors["b_dec"]
         pre = inner @ tensors["encoder.weight"].T + tensors["encoder.bias"]
@@ -139,7 +139,7 @@ QUIRKE = {
 }
 
 
-# Cho, Yang, Li, Kurkoski, Inoue: hc495/Binary_Autoencoder.
+# The second paper (Cho et al.): files of the repository hc495/Binary_Autoencoder.
 
 TIME = "20250930_101500_123456"
 FOUR: dict[str, Any] = {
@@ -156,7 +156,7 @@ LOG = {"train_loss_log": [0.5, 0.25] * 3000, "val_loss_log": [1.0]}
 
 
 def cho_state() -> dict[str, Tensor]:
-    """Random weights, in steps that bfloat16 has, too."""
+    """Random weights that are exact in bfloat16 too."""
     return {
         "encoder.weight": torch.randint(-2, 3, (LATENTS, D)) / 2,
         "encoder.bias": torch.randint(-2, 3, (LATENTS,)) / 2,
@@ -205,7 +205,7 @@ def without_config(root: Path) -> Path:
 
 
 def huge_log(root: Path) -> Path:
-    """Config of more than 64 MiB, all but a few bytes of it a curve, in pickle's own batches."""
+    """Write a config of over 64 MiB, nearly all of which is a curve in pickle's own batches."""
 
     def text(value: str) -> bytes:
         return b"X" + struct.pack("<I", len(value)) + value.encode()
@@ -220,7 +220,7 @@ def huge_log(root: Path) -> Path:
 
 
 def with_numpy_numbers(protocol: int, module: str) -> Callable[[Path], Path]:
-    """Settings that came out of numpy, as numpy 1 (numpy.core) or 2 (numpy._core) pickles them."""
+    """Settings whose numbers are numpy's, pickled by numpy 1 (numpy.core) or 2 (numpy._core)."""
     kinds = {bool: np.bool_, int: np.int64, float: np.float64, str: np.str_}
     params = {name: kinds[type(value)](value) for name, value in SEVENTEEN.items()}
     log = {"train_loss_log": [np.float32(0.5)] * 9}
@@ -228,7 +228,7 @@ def with_numpy_numbers(protocol: int, module: str) -> Callable[[Path], Path]:
     def write(root: Path) -> Path:
         data = pickled({"log": log, "params": params}, protocol)
         if module == "numpy.core":
-            # Their names in protocol 4 have their length before them.
+            # In protocol 4, the length of a name stands before the name.
             data = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
             data = data.replace(b"\x8c\x16numpy.core", b"\x8c\x15numpy.core")
         (root / "config.pkl").write_bytes(without_frames(data))
@@ -238,7 +238,7 @@ def with_numpy_numbers(protocol: int, module: str) -> Callable[[Path], Path]:
 
 
 def without_frames(data: bytes) -> bytes:
-    """A pickle of one frame without it: its length no longer holds."""
+    """Remove the frame of a pickle, because the length in the frame is no longer right."""
     return data[:2] + data[11:] if data[2:3] == b"\x95" else data
 
 
@@ -247,12 +247,12 @@ def plainly(state: dict[str, Tensor], path: Path) -> None:
 
 
 def in_the_old_way(state: dict[str, Tensor], path: Path) -> None:
-    """As before torch 1.6."""
+    """Save the state dict as torch before 1.6 did."""
     torch.save(state, path, _use_new_zipfile_serialization=False)
 
 
 def from_the_gpu(state: dict[str, Tensor], path: Path) -> None:
-    """With storages that say they were on cuda:0."""
+    """Save a state dict whose storages are marked as on the device cuda:0."""
     buffer = io.BytesIO()
     torch.save(state, buffer)
     with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(path, "w") as target:
@@ -273,13 +273,13 @@ def in_bfloat16(state: dict[str, Tensor], path: Path) -> None:
 
 
 def without_decoder_bias(state: dict[str, Tensor], path: Path) -> None:
-    """The script's default: it takes --bias to have one."""
+    """Save no decoder bias. The paper's script has one only if --bias is given."""
     del state["decoder.bias"]
     torch.save(state, path)
 
 
 class BinarizedAutoencoder(nn.Module):
-    """A module like the paper's; pickled, it names a class that no reader can import."""
+    """A module like the paper's, whose pickle names a class that no reader can import."""
 
     def __init__(self, state: dict[str, Tensor], binarization_type: str, activation: str) -> None:
         super().__init__()
@@ -287,14 +287,14 @@ class BinarizedAutoencoder(nn.Module):
         self.decoder = nn.Linear(LATENTS, D)
         self.load_state_dict(state)
         self.binarization_type = binarization_type
-        # The paper's is a lambda where it is none, which no pickle can hold.
+        # For activation none, the paper's code has a lambda, which pickle cannot store.
         self.output_activation = {"sigmoid": nn.Sigmoid(), "none": "none"}[activation]
 
 
 def whole_module(
     binarization_type: str = "sign_s", activation: str = "none", old: bool = False
 ) -> Callable[[dict[str, Tensor], Path], None]:
-    """torch.save(model) where the weights alone were meant."""
+    """Save the whole module with torch.save(model), although its weights would be enough."""
 
     def save(state: dict[str, Tensor], path: Path) -> None:
         name = "module.binarized_autoencoder"
@@ -317,7 +317,7 @@ class Cho:
     """A coder of the second paper.
 
     Attributes:
-        config: writes what lies beside the weights, and returns their path.
+        config: writes the config beside the weights, and returns the path for the weights.
         save: writes the weights.
     """
 
@@ -325,7 +325,7 @@ class Cho:
     save: Save = plainly
 
     def write(self, root: Path) -> dict[str, Tensor]:
-        """Write the coder; returns its state dict."""
+        """Write the coder's files. Returns the coder's state dict."""
         root.mkdir(parents=True, exist_ok=True)
         state = cho_state()
         self.save(state, self.config(root))
@@ -362,11 +362,11 @@ def _params(**changes: Any) -> Callable[[Path], Path]:
     return with_config({"log": {}, "params": SEVENTEEN | changes})
 
 
-# Their SAE and transcoder baselines say what their latents are in place of a binarization.
+# The paper's SAE and transcoder baselines have inner_activation, not binarization_type.
 BASELINE = {key: value for key, value in SEVENTEEN.items() if key != "binarization_type"}
 BASELINE |= {"inner_activation": "topk", "bias": True, "l1_norm_weight": 1e-7, "save_dir": "logs"}
 LOADS = "This package loads coders that were trained with --binarization_type sign or sign_s"
-# Each with the reason and the remedy.
+# Coders that are refused, each with the reason and the remedy in the error.
 REFUSED = {
     "squarewave": (
         Cho(_params(binarization_type="squarewave")),

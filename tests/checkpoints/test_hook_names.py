@@ -22,7 +22,7 @@ AUTOENCODERS = [
     (GPT2, "h.11", "blocks.11.hook_resid_post"),
     (GPT2, "h.11.mlp", "blocks.11.hook_mlp_out"),
     (GPT2, "wte", "hook_embed"),
-    # Its hook_mlp_out comes after another normalisation.
+    # In Gemma 2, hook_mlp_out comes after another normalisation.
     (GEMMA, "layers.9.mlp", "blocks.9.mlp.hook_out"),
     (GEMMA, "layers.9", "blocks.9.hook_resid_post"),
 ]
@@ -35,17 +35,17 @@ TRANSCODERS = [
 
 
 OLMO2, LATER_GEMMA, FIRST_GEMMA = "allenai/OLMo-2-0425-1B", "google/gemma-3-1b", "google/gemma-2b"
-# Parts of a block. tests/integration/test_hook_names.py compares the activations.
+# Modules inside a block. tests/integration/test_hook_names.py compares their activations.
 PARTS = [
     (LLAMA, "layers.5.mlp.down_proj", "blocks.5.hook_mlp_out"),
     (LLAMA, "layers.5.mlp.gate_proj", "blocks.5.mlp.hook_pre"),
     (LLAMA, "layers.5.mlp.up_proj", "blocks.5.mlp.hook_pre_linear"),
-    # What the gate lets through has no hook of TransformerLens: hook_post is a product with it.
+    # TransformerLens has no hook for the gate's activation: hook_post is the gate times up_proj.
     (LLAMA, "layers.5.mlp.act_fn", "model.layers.5.mlp.act_fn"),
     (LLAMA, "layers.5.self_attn.o_proj", "blocks.5.hook_attn_out"),
     (LLAMA, "layers.5.self_attn.q_proj", "model.layers.5.self_attn.q_proj"),
     (LLAMA, "layers.5.input_layernorm", "blocks.5.ln1.hook_out"),
-    # hook_normalized is what the normalisation has before it multiplies by its weights.
+    # hook_normalized would be wrong: there the norm's weights are not multiplied in yet.
     (LLAMA, "layers.5.post_attention_layernorm", "blocks.5.ln2.hook_out"),
     (LLAMA, "norm", "ln_final.hook_out"),
     (NEOX, "layers.5.attention.dense", "blocks.5.hook_attn_out"),
@@ -84,7 +84,7 @@ def test_wrappers_of_a_language_model_change_no_place(
     model: str | None, hookpoint: str, hook_name: str, wrapper: str
 ):
     place = place_in_saelens(Place(hookpoint=wrapper + hookpoint, model_name=model), False)
-    # A module's own name, where SAELens has no other, comes with the wrapper that was given.
+    # If SAELens has no hook for a module, the module's name keeps the wrapper that was given.
     own = wrapper + hookpoint if hook_name.endswith(hookpoint) else hook_name
     assert place.hook_name == own
     module = Place(hook_name=wrapper + hookpoint)

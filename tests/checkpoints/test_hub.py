@@ -1,4 +1,4 @@
-"""Up and down a Hub on loopback, by huggingface_hub itself."""
+"""huggingface_hub uploads coders to a Hub on loopback, and downloads them from it."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ REPO = "me/coders"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What a repository that holds this folder would hold."""
+    """The files of a folder by their paths, as a repository would hold them."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
@@ -65,7 +65,7 @@ def test_saelens_reads_sparsify_s_format_with_the_converter(name: str, hub: Hub,
     push(folder, REPO)
     sae: Any = SAE.from_pretrained(REPO, HOOKPOINT, converter=hub_converter)
     assert_equal_codes(sae, load_coder(folder, host="saelens"))
-    # The run's config, which names the model, stays at home.
+    # The run's config, which names the model, is not uploaded.
     assert sae.cfg.metadata.hook_name in (OUTPUT_HOOK, "blocks.3.mlp.hook_out")
     assert sae.cfg.dtype == "float32"
 
@@ -132,7 +132,7 @@ def test_missing_files_and_repositories_are_named(hub: Hub, tmp_path: Path):
 def test_an_upload_that_is_cut_off_goes_on_where_it_stopped(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    # Its own retries would hide the cut; they sleep between tries.
+    # huggingface_hub sleeps before its own retries, which would hide the cut.
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     run = tmp_path / "run"
     for name in ("layers.1", "layers.2"):
@@ -145,7 +145,7 @@ def test_an_upload_that_is_cut_off_goes_on_where_it_stopped(
     assert hub.repositories[REPO].files == {}
     sent = hub.count("PUT", "/objects/")
     push(run, REPO)
-    # Both files of weights had arrived, so only the commit was missing.
+    # Both weights files had arrived before the error, so only the commit was missing.
     assert hub.count("PUT", "/objects/") == sent
     assert sorted(SparseCoder.load_many(REPO)) == ["layers.1", "layers.2"]
 
@@ -184,7 +184,7 @@ def test_a_second_push_keeps_the_first_s_coders_on_the_card(hub: Hub, tmp_path: 
 def test_a_run_s_config_comes_with_a_coder_from_any_depth(name: str, hub: Hub, tmp_path: Path):
     folder = CASES["sparsify continuous"].save(tmp_path / "source")
     config = json.loads((folder / "cfg.json").read_text())
-    # As before February 2025, when the run alone said that its coders are transcoders.
+    # Before February 2025, only the run's config said that its coders are transcoders.
     old = {key: config[key] for key in ("num_latents", "expansion_factor", "k", "d_in")}
     (folder / "cfg.json").write_text(json.dumps(old))
     files = {f"{name}/{path}": data for path, data in contents(folder).items()}

@@ -20,7 +20,7 @@ from tests.hub_server import Hub
 D, D_OUT, LATENTS = 6, 4, 24
 PLACE = {"model_name": "gpt2-small", "hook_name": "blocks.8.hook_resid_pre"}
 WIDE = {"d_out": D_OUT, "apply_b_dec_to_input": False}
-# Of each of SAELens' own architectures the config's own fields, and words that are shown.
+# For each architecture of SAELens: its own config fields, and words that `inspect` shows.
 STOCK: dict[str, tuple[dict[str, Any], str]] = {
     "standard": ({}, "every positive pre-activation (ReLU)"),
     "gated": ({}, "gated by another's"),
@@ -98,7 +98,7 @@ def test_their_weights_are_checked(architecture: str, damage: str, tmp_path: Pat
 
 
 def publish(hub: Hub, repository: str, folders: dict[str, Path]) -> int:
-    """Upload folders by their names in a repository; returns the size of all files."""
+    """Upload folders under their names in a repository. Returns the size of all files in bytes."""
     files = {
         f"{name}/{file.name}": file.read_bytes()
         for name, folder in folders.items()
@@ -119,7 +119,7 @@ def test_of_a_repository_configs_and_headers_are_read(hub: Hub, tmp_path: Path):
         lines = dict(one.lines())
         assert lines["sizes"] == "128 -> 2048 latents -> 128"
         assert lines["weights"] == "names, sizes and dtypes checked; values not downloaded"
-    # huggingface_hub asks for the first 100 kB of a file, which hold its header.
+    # huggingface_hub downloads the first 100 kB of a file, which contain the header.
     assert hub.served_bytes < 8 * 110_000 < total / 15
     describe("me/many", "layer_3")
     assert hub.served_bytes < 9 * 110_000
@@ -130,7 +130,7 @@ def test_a_repository_s_coders_are_described_as_a_folder_s(name: str, hub: Hub, 
     folder = CASES[name].save(tmp_path)
     publish(hub, "me/one", {folder.name: folder})
     (there,), (here,) = describe("me/one"), describe(folder)
-    # The run's config, beside the folder, was not uploaded; firing rates stand among the values.
+    # The run's config was not uploaded, and firing rates are among values not downloaded.
     apart = {"weights", "recorded firing", "model"}
 
     def lines(one: Any) -> list[tuple[str, str]]:

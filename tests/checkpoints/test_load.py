@@ -54,7 +54,7 @@ def test_saelens_own_loader_and_ours_agree(name: str, tmp_path: Path):
     assert type(ours) is type(own)
     assert ours.cfg.to_dict() == own.cfg.to_dict()
     for key, tensor in own.state_dict().items():
-        # SAELens rounds the threshold of a bfloat16 coder, as its forward pass does.
+        # SAELens rounds the threshold of a bfloat16 coder, as the coder's forward pass does.
         torch.testing.assert_close(ours.state_dict()[key].to(tensor.dtype), tensor, atol=0, rtol=0)
 
 
@@ -108,7 +108,7 @@ def test_coders_in_memory_change_hosts_too():
     back = coder_to_sparsify(sae)
     assert back.cfg == coder.cfg
     torch.testing.assert_close(back.state_dict(), coder.state_dict(), atol=0, rtol=0)
-    # Copies: the one can go on training without the other.
+    # The coders are copies, so training one of them does not change the others.
     sae.b_dec.data.zero_()
     assert coder.b_dec.any()
     assert back.b_dec.any()
@@ -226,7 +226,7 @@ def test_firing_rates_of_training_are_described(tmp_path: Path):
 
 
 def test_the_paper_s_threshold_coders_keep_their_uncentred_input(tmp_path: Path):
-    """A file of the first paper does not say that it subtracts nothing."""
+    """Threshold coders in the first paper's files subtract no b_dec, though no field says so."""
     source = CASES["sparsify binary uncentred"].save(tmp_path)
     convert(source, tmp_path / "papers", QUIRKE)
     config = json.loads((tmp_path / "papers" / "cfg.json").read_text())

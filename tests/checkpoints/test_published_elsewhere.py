@@ -1,4 +1,4 @@
-"""Coders as other libraries publish them: refused, with what they are and what loads them."""
+"""Coders of other libraries are refused with an error that names their kind and loader."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from sae_binary_ext.cli import main
 from tests.hub_server import Hub
 
 D, LATENTS, K = 8, 32, 4
-# Of each layout its files, what the error calls it, and what it says to do.
+# For each layout: its files, its name in the error, and the advice in the error.
 LAYOUTS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "Gemma Scope": (
         ("layer_20/width_16k/average_l0_71/params.npz", "README.md"),
@@ -215,7 +215,7 @@ def test_a_repository_of_another_layout(
     with pytest.raises(SystemExit):
         main(["inspect", repository])
     assert how in capsys.readouterr().err
-    # Nothing was downloaded to say so.
+    # The error comes without a download.
     assert hub.count("GET", "/resolve/") == 0
 
 
@@ -227,7 +227,7 @@ def test_coders_beside_other_files_are_still_found(tmp_path: Path):
     lay_out(tmp_path, LAYOUTS["dictionary_learning"][0])
     lay_out(tmp_path, LAYOUTS["OpenMOSS"][0])
     assert [one.name for one in describe(tmp_path)] == ["ours"]
-    # SAELens' runners write config.json nowhere, and other tools may beside cfg.json.
+    # SAELens' runners write no config.json, but other tools may write one beside cfg.json.
     (tmp_path / "ours" / "config.json").write_text("{}")
     assert torch.equal(load_coder(tmp_path / "ours").W_enc, coder.W_enc)
 
@@ -303,6 +303,6 @@ def test_the_call_that_is_named_loads_them(
         load_coder(repository)
     call = re.search(r"SAE\.from_pretrained\(.*?\)", str(refusal.value))
     assert call is not None
-    # As a reader of the error types it.
+    # The call is run as a reader of the error would type it.
     coder: Any = eval(call[0], {"SAE": SAE, **vars(loaders)})
     assert (coder.cfg.d_in, coder.cfg.d_sae) == (D, LATENTS)

@@ -1,4 +1,4 @@
-"""Coders as the papers' own code saves them: codes and outputs by plain formulas, or refused."""
+"""Coders in the papers' own files compute what plain formulas give, or are refused."""
 
 import json
 import logging
@@ -38,7 +38,7 @@ each_host = pytest.mark.parametrize("host", HOSTS)
 
 
 def codes_and_output(coder: Any, host: str, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Dense codes and output by the host's own methods, in float32."""
+    """Dense codes and output of the host's own methods, in float32."""
     x = x.to(coder.dtype)
     if host == "saelens":
         return coder.encode(x).float(), coder(x).float()
@@ -72,7 +72,7 @@ def test_the_first_paper_s_files(name: str, host: Any, tmp_path: Path):
         expected = hooks if transcodes else ("blocks.9.hook_resid_post", None)
         assert (place.hook_name, place.hook_name_out) == expected
         assert place.model_name == MODEL
-    # In every other format it computes the same, and comes back as it was.
+    # The coder computes the same in each other format. Converting it back restores its files.
     for form in ("saelens", "sparsify"):
         there = convert(folder, tmp_path / form / folder.name, form)
         assert_computes(load_coder(there[0], host=host), host, x, *case.formula(tensors, x))
@@ -107,7 +107,7 @@ def test_a_coder_of_normalized_rows_says_that_nothing_normalizes_them(tmp_path: 
 def test_a_tied_decoder_is_refused_and_the_remedy_works(host: Any, tmp_path: Path):
     case = Quirke({**AUTOENCODES, "tied_decoder": True})
     folder, tensors = case.save(tmp_path)
-    # safetensors' save_model writes one of the two names of a tensor.
+    # If a tensor has two names, save_model of safetensors stores it under one of them.
     del tensors["encoder.weight"]
     save_file(tensors, folder / "sae.safetensors")
     with pytest.raises(CheckpointError, match=r"(?s)tied_decoder=True.*Store it under both names"):
@@ -220,7 +220,7 @@ def test_several_reports_in_one_folder(tmp_path: Path):
     assert [one.name for one in describe(tmp_path)] == names
     with pytest.raises(CheckpointError, match=r"no coder 'layers\.11'"):
         load_coder(tmp_path, "layers.11")
-    # Of the files of both in one folder, nothing tells which is meant.
+    # If one folder holds the files of two coders, nothing tells which coder is meant.
     (tmp_path / names[0] / f"model_{times[0]}.pt").rename(tmp_path / names[1] / "model_1.pt")
     with pytest.raises(CheckpointError, match=r"holds \['model_1.pt', 'model_2025.*of its own"):
         load_coder(tmp_path / names[1])

@@ -1,4 +1,4 @@
-"""Coders as SAELens published them in each of its versions, beside plain formulas."""
+"""Coders in the files of each version of SAELens compute what plain formulas give."""
 
 import json
 import re
@@ -30,7 +30,7 @@ Formula = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]
 
 
 def top(pre: Tensor, k: int = K) -> Tensor:
-    """The k largest of each row, where positive."""
+    """Keep the k largest values of each row if they are positive, and set all others to 0."""
     values, places = pre.topk(k, dim=-1)
     return torch.zeros_like(pre).scatter(-1, places, values.relu())
 
@@ -94,7 +94,7 @@ def pursuit(t: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
     return codes, codes @ t["W_dec"] + t["b_dec"]
 
 
-# Fields as SAELens wrote them flat before its version 6, and under metadata since.
+# Fields that SAELens wrote at the top level before version 6, and under metadata since then.
 PLACE = {
     "model_name": "gpt2-small",
     "hook_name": "blocks.8.hook_resid_pre",
@@ -117,15 +117,15 @@ BIASES = ("b_enc",)
 
 @dataclass(frozen=True)
 class Published:
-    """A published layout.
+    """A layout of coder files that SAELens published.
 
     Attributes:
-        config: cfg.json; of version 6 without the metadata, which every case has.
-        formula: what it computes.
-        sparsify: None where sparsify has it too, or what its refusal says.
-        latents: names of its tensors of one number a latent.
-        old: written before version 6.
-        dtype: of the tensors in the file.
+        config: cfg.json, for version 6 without the metadata, which `publish` adds.
+        formula: computes the coder's codes and output.
+        sparsify: None if sparsify can store the coder, or else words of the refusal.
+        latents: names of the tensors that have one number for each latent.
+        old: whether SAELens before version 6 wrote the files.
+        dtype: dtype of the tensors in the file.
     """
 
     config: dict[str, Any]
@@ -152,7 +152,7 @@ class Published:
         }
 
     def publish(self, folder: Path) -> dict[str, Tensor]:
-        """Write its files; returns the tensors as float32."""
+        """Write the coder's files. Returns the coder's tensors as float32."""
         folder.mkdir(parents=True)
         tensors = self.tensors()
         config = dict(self.config)
@@ -253,7 +253,7 @@ def test_it_loads_and_converts_as_the_formula_says(name: str, tmp_path: Path):
     assert_computes(coder, expected, x)
     assert coder.cfg.metadata.model_name == "gpt2-small"
     assert coder.cfg.metadata.hook_name == "blocks.8.hook_resid_pre"
-    # In today's words, which any version 6 reads.
+    # The converted coder has today's config, which any SAELens 6 reads.
     convert(tmp_path / "coder", tmp_path / "today", "saelens")
     assert_computes(load_coder(tmp_path / "today").float(), expected, x)
     assert "metadata" in json.loads((tmp_path / "today" / "cfg.json").read_text())
@@ -316,7 +316,7 @@ def test_an_old_activation_that_saelens_6_would_replace_is_refused(
 @torch.no_grad()
 @pytest.mark.parametrize("stored_as", ["scaling_factor", "finetuning_scaling_factor"])
 def test_factors_of_finetuning_are_folded_into_the_decoder(stored_as: str, tmp_path: Path):
-    """SAELens 3 to 5 multiply codes by them in decode, and not in encode."""
+    """SAELens 3 to 5 multiply codes by the factors of finetuning in decode, not in encode."""
     factor = torch.rand(LATENTS) + 0.5
     fields = {**OLD, "architecture": "standard", "finetuning_scaling_factor": True}
     case = Published(fields, relu, old=True, further={stored_as: factor})
@@ -372,7 +372,7 @@ def test_what_only_training_loads_says_how_to_make_it_loadable(
             call()
         lines = re.findall(r"^  (.*)$", str(refusal.value), re.MULTILINE)
         assert "coder.save_inference_model('NEW_FOLDER')" in lines
-    # As the error says.
+    # Run the lines that the error gives.
     exec("\n".join(lines).replace("NEW_FOLDER", str(new)), {})
     loaded = load_coder(new)
     scaled = scaler.scale(x)

@@ -1,4 +1,4 @@
-"""EleutherAI's coders as they are published: files made from scratch, results by plain formulas."""
+"""Coders in the layouts that EleutherAI published compute what plain formulas give."""
 
 import json
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from sae_binary_ext.checkpoints import CheckpointError, load_coder
 D, LATENTS, K, TOKENS = 16, 64, 4, 30
 LLAMA, SMOLLM, GPT2 = "meta-llama/Meta-Llama-3-8B", "HuggingFaceTB/SmolLM2-135M", "gpt2"
 PYTHIA = "EleutherAI/pythia-160m"
-# June 2024, August 2024, November 2024 and 2025.
+# Fields that sparsify's configs had in June 2024, August 2024, November 2024 and 2025.
 V0: dict[str, Any] = {"expansion_factor": 4, "normalize_decoder": True, "k": K, "signed": False}
 LATE_2024: dict[str, Any] = {
     "expansion_factor": 4, "normalize_decoder": True, "num_latents": 0, "k": K, "multi_topk": False,
@@ -35,7 +35,7 @@ CLT: dict[str, Any] = {
 
 
 def run_of(model: str, **further: Any) -> dict[str, Any]:
-    """A run's config.json, with the fields that sparsify's own have."""
+    """The config.json of a run, with the fields that sparsify writes."""
     return {"sae": {}, "batch_size": 8, "layers": [], "model": model, "ctx_len": 2048, **further}
 
 
@@ -63,7 +63,7 @@ def write(folder: Path, config: dict[str, Any], dtype: torch.dtype = torch.float
 def results(
     tensors: dict[str, Tensor], x: Tensor, *, centres: bool, groups: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Codes [tokens, latents] and outputs [tokens, D] by the formulas, in float64."""
+    """Codes [tokens, latents] and outputs [tokens, D], computed by formulas in float64."""
     wide = {name: tensor.double() for name, tensor in tensors.items()}
     read = x.double() - wide["b_dec"] if centres else x.double()
     pre = torch.relu(read @ wide["encoder.weight"].T + wide["encoder.bias"])
@@ -94,16 +94,16 @@ def of_sparsify(coder: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Layout:
-    """A coder as it is published, and what it must be.
+    """A published coder, and the properties that it must have after loading.
 
     Attributes:
         config: cfg.json, without d_in.
-        run: config.json above it.
-        hook, hook_out: SAELens' names; hook None where SAELens has no such coder.
-        folder: of the coder in the repository.
-        centres: b_dec is subtracted from the input.
-        hookpoint: what load_coder is given; None for the folder.
-        further: other folders' configs.
+        run: config.json of its run, above its folder.
+        hook, hook_out: SAELens' names. hook is None if SAELens cannot store the coder.
+        folder: folder of the coder in the repository.
+        centres: whether b_dec is subtracted from the input.
+        hookpoint: argument of load_coder, or None for the folder.
+        further: configs of other coders in the repository, by folder.
     """
 
     config: dict[str, Any]
@@ -165,7 +165,7 @@ LAYOUTS = {
         TODAY, run_of(SMOLLM, hookpoints=["layers.5"]), RESID, folder="."
     ),
     "groupmax": Layout({**TODAY, "activation": "groupmax"}, run_of(SMOLLM), None),
-    # tests/checkpoints/test_hook_names.py has the names of all modules.
+    # tests/checkpoints/test_hook_names.py tests the names of all modules.
     "model. before the hookpoint": Layout(
         TODAY, run_of(SMOLLM, loss_fn="kl"), "blocks.5.hook_mlp_out", folder="model.layers.5.mlp"
     ),
@@ -282,7 +282,7 @@ def test_a_model_s_config_above_a_coder_is_no_run_s(tmp_path: Path):
 
 
 def test_bfloat16_weights_stay_bfloat16_and_agree_with_the_formulas(tmp_path: Path):
-    """sparsify adds the encoder's bias before it rounds, SAELens' own TopK after it has."""
+    """sparsify adds the encoder's bias before rounding, and SAELens' own TopK adds it after."""
     write(tmp_path / "layers.5", TODAY, torch.bfloat16)
     x = torch.randn(TOKENS, D).bfloat16()
     expected = results(tensors_of(TODAY, torch.bfloat16), x, centres=True)
@@ -290,6 +290,6 @@ def test_bfloat16_weights_stay_bfloat16_and_agree_with_the_formulas(tmp_path: Pa
         coder = load_coder(tmp_path, "layers.5", host=host)  # type: ignore[arg-type]
         assert coder.W_dec.dtype == torch.bfloat16
         found = read(coder, x)
-        # The reconstruction is rounded to 8 bits, and so are the differences of its parts.
+        # bfloat16 rounds the reconstruction, and the differences of its parts, to 8 bits.
         error = (found[1] - expected[1]).pow(2).sum() / expected[1].pow(2).sum()
         assert error < 1e-2

@@ -1,4 +1,4 @@
-"""What is published, and what its cards say; test_hub.py sends it."""
+"""The files and model cards that push prepares. test_hub.py uploads them."""
 
 import json
 import re
@@ -24,7 +24,7 @@ def card_of(folder: Path, **facts: Any) -> str:
 
 
 def write_figures(folder: Path, **changes: Any) -> None:
-    """As the demo does."""
+    """Write metrics.json as the demo does."""
     values = {
         "latents": LATENTS,
         "fvu": 0.28,
@@ -131,7 +131,7 @@ def test_names_of_this_machine_are_published_as_the_hub_s(hub: Hub, tmp_path: Pa
     assert str(tmp_path) not in str(hub.repositories[REPO].files)
     (description,) = describe(REPO)
     assert description.coder is not None
-    # describe reads a repository's headers alone.
+    # describe reads only headers of a repository, so the values are loaded here.
     assert torch.equal(load_coder(REPO).b_dec, coder.b_dec)
 
 

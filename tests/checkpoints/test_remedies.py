@@ -1,4 +1,4 @@
-"""What errors tell the user to do is done, and works. Others stand in test_published_*.py."""
+"""The remedies that error texts name work. test_published_*.py has tests of further ones."""
 
 import json
 from collections.abc import Callable
@@ -21,13 +21,13 @@ from tests.small_models import save_tokenizer
 
 @dataclass(frozen=True)
 class Remedy:
-    """A mistake, what its error says to do, and that done.
+    """A mistake, the remedy that its error names, and a function that follows the remedy.
 
     Attributes:
-        prepare: makes the files in a folder and returns the coder's, or the coders'.
-        mistake: raises.
-        says: what the error tells.
-        follow: does that.
+        prepare: makes files in a folder, and returns the folder of the coder or coders.
+        mistake: makes the mistake, which raises the error.
+        says: words of the error that name the remedy.
+        follow: does what the error says.
     """
 
     prepare: Callable[[Path], Path]
@@ -37,7 +37,7 @@ class Remedy:
 
 
 def sparsify_elsewhere(root: Path) -> Path:
-    """A coder of sparsify in a folder that is no hookpoint."""
+    """A coder of sparsify in a folder whose name is no hookpoint."""
     return CASES["sparsify topk_binary"].save(root).rename(root / "mine")
 
 
@@ -70,7 +70,7 @@ def occupied(root: Path) -> Path:
 
 
 def copied_beside(root: Path) -> Path:
-    """Two reports of the second paper's script, both in one folder."""
+    """One folder that holds two reports of the second paper's script."""
     for time in (TIME, "20250930_101500_000002"):
         Cho(lambda _, time=time: as_script(root, time)).write(root)
     second = root / "report_20250930_101500_000002"
@@ -81,7 +81,7 @@ def copied_beside(root: Path) -> Path:
 
 
 def move_apart(source: Path) -> Path:
-    """Each model and its log into a folder of its own."""
+    """Move each model and its log into a folder of its own."""
     for weights in sorted(source.glob("model_*.pt")):
         time = weights.stem.removeprefix("model_")
         (source.parent / time).mkdir()
@@ -221,7 +221,7 @@ def test_a_hookpoint_that_is_told_stands_in_the_new_files(tmp_path: Path):
     convert(source, tmp_path / "out", "sparsify", hookpoint="layers.3.self_attn.q_proj")
     notes = json.loads((tmp_path / "out" / "cfg.json").read_text())["sae_binary_ext"]
     assert notes["place"]["hookpoint"] == "layers.3.self_attn.q_proj"
-    # What SAELens can name, it names: the folder chosen is no place.
+    # A chosen folder's name that is no place does not replace the hook of the coder's files.
     convert(several(tmp_path), tmp_path / "other", "sparsify", hookpoint="a")
     notes = json.loads((tmp_path / "other" / "cfg.json").read_text())["sae_binary_ext"]
     assert notes["place"]["hookpoint"] == "layers.3.mlp"

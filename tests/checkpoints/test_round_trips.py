@@ -1,4 +1,4 @@
-"""The hosts' own forward passes decide whether a conversion keeps a coder."""
+"""A converted coder has the same tensors, and the same forward pass in each host."""
 
 import json
 import pickle
@@ -28,13 +28,13 @@ from tests.checkpoints.coders import (
     K,
 )
 
-EDGE = 1e-5  # nearer than this, the order of two hosts' sums may decide who fires
+EDGE = 1e-5  # below this margin, rounding may decide whether a latent fires
 FORMATS = (SAELENS, SPARSIFY, QUIRKE, CHO)
 each_case = pytest.mark.parametrize("name", CASES)
 
 
 def files_of(folder: Path, form: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and config as they stand in the files."""
+    """The tensors and the config that a folder's files hold."""
     if form == CHO:
         config = pickle.loads((folder / "config.pkl").read_bytes())
         return torch.load(folder / "model.pt", weights_only=True), config["params"]
@@ -76,7 +76,7 @@ def test_what_a_format_cannot_tell_is_refused_and_named(name: str, tmp_path: Pat
 
 
 def codes_and_output(coder: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Dense codes and output by the host's own encode and forward."""
+    """Dense codes and output of the host's own encode and forward."""
     if isinstance(coder, SAE):
         return coder.encode(x), coder(x)
     encoded = coder.encode(x)
@@ -87,7 +87,7 @@ def codes_and_output(coder: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def clear_of_edges(coder: SparseCoder, x: Tensor) -> Tensor:
-    """Rows in which no latent is within EDGE of its threshold, its rival or the k-th place."""
+    """Rows where no latent is within EDGE of its threshold, its group's rival or the k-th place."""
     subtracts = not coder.cfg.transcode and getattr(coder.cfg, "subtract_b_dec", True)
     margin = coder.encoder(x - coder.b_dec if subtracts else x)
     if isinstance(coder, BinarySparseCoder):

@@ -1,4 +1,4 @@
-"""Training checkpoints of SAELens whose activations were scaled: what is read is for raw ones."""
+"""SAELens' checkpoints that were trained on scaled activations load as coders of raw ones."""
 
 import itertools
 import json
@@ -35,7 +35,7 @@ from tests.hub_server import Hub
 D, D_OUT, LATENTS, K = 8, 5, 32, 4
 SCALED, WHITENED = "expected_average_only_in", "covariance_whitening"
 HOOK = {"hook_name": "blocks.3.hook_mlp_out", "model_name": "HuggingFaceTB/SmolLM2-135M"}
-# Of each coder its architecture in training and its fields; which sparsify has too.
+# For each coder: its training architecture, its fields, and whether sparsify can store it.
 CODERS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "binary": ("binary", {"k": K}, True),
     "binary uncentred": (
@@ -68,7 +68,7 @@ def estimated(scaler: ActivationScaler, mode: str, x: Tensor) -> ActivationScale
 
 
 def checkpoint(folder: Path, name: str, mode: str) -> tuple[Any, ActivationScaler, Tensor]:
-    """A checkpoint as SAELens' trainer writes it; its coder, its scaler and raw inputs."""
+    """Write a checkpoint as SAELens' trainer does. Returns coder, scaler and raw inputs."""
     architecture, fields, _ = CODERS[name]
     coder_class, config_class = get_sae_training_class(architecture)
     config = config_class(d_in=D, d_sae=LATENTS, normalize_activations=mode, **fields)  # pyright: ignore
@@ -90,7 +90,7 @@ def checkpoint(folder: Path, name: str, mode: str) -> tuple[Any, ActivationScale
 
 @torch.no_grad()
 def in_training(coder: Any, scaler: ActivationScaler, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes and outputs of raw inputs, as training has them: scaled, coded, scaled back."""
+    """Codes and outputs for raw inputs in training, which scales, encodes and scales back."""
     source, target = (
         (scaler.input, scaler.target) if isinstance(scaler, PairScaler) else (scaler, scaler)
     )
@@ -100,13 +100,13 @@ def in_training(coder: Any, scaler: ActivationScaler, x: Tensor) -> tuple[Tensor
     if getattr(coder, "W_skip", None) is not None:
         output = codes @ coder.W_dec + coder.b_dec + scaled @ coder.W_skip.T
     if getattr(coder.cfg, "rescale_acts_by_decoder_norm", False) and scaler.scaling_factor:
-        # Such codes count in the decoder rows' norms, from which SAELens takes the factor.
+        # These codes are in units of decoder row norms, which SAELens divides by the factor.
         codes = codes / scaler.scaling_factor
     return codes, target.unscale(output)
 
 
 def assert_raw(coder: Any, expected: tuple[Tensor, Tensor], x: Tensor) -> None:
-    """The coder has these codes and outputs of raw inputs."""
+    """Assert that the coder gives the expected codes and outputs for raw inputs x."""
     codes, output = expected
     with torch.no_grad():
         if hasattr(coder, "W_enc"):
@@ -116,7 +116,7 @@ def assert_raw(coder: Any, expected: tuple[Tensor, Tensor], x: Tensor) -> None:
             found = torch.zeros_like(codes)
             found = found.scatter_add(-1, encoded.top_indices, encoded.top_acts.to(codes.dtype))
             out = coder(x, y=x).sae_out
-    # An edge of a code may fall either way in another order of sums.
+    # Rounding may decide whether a latent fires if its margin is near zero.
     same = ((found != 0) == (codes != 0)).all(-1)
     assert same.float().mean() > 0.97
     torch.testing.assert_close(found[same], codes[same], rtol=1e-3, atol=1e-3)
@@ -134,7 +134,7 @@ def test_the_scale_beside_a_checkpoint_is_folded_in(name: str, mode: str, tmp_pa
     words = dict(describe(tmp_path / "run")[0].lines())["normalization"]
     assert words.endswith("folded on load")
     assert ("whitened" if mode == WHITENED else "scaled by") in words
-    # Written down again there is nothing left to fold.
+    # A converted checkpoint has no scale left to fold.
     convert(tmp_path / "run", tmp_path / "saelens")
     assert_raw(load_coder(tmp_path / "saelens"), expected, x)
     assert "normalization" not in dict(describe(tmp_path / "saelens")[0].lines())
@@ -181,7 +181,7 @@ def test_a_run_s_checkpoint_explains_what_its_final_coder_does(tmp_path: Path):
     last = next(tmp_path.glob("final_*"))
     (halfway,) = set(tmp_path.iterdir()) - {last}
     assert fvu(load_coder(halfway)) < fvu(final) + 0.15 < 0.6
-    # The last one is folded already, and stays.
+    # The last checkpoint is already folded, so loading does not change its weights.
     assert torch.equal(load_coder(last).W_enc, final.W_enc)
     assert fvu(load_coder(last)) == fvu(final)
 
@@ -197,7 +197,7 @@ def test_a_factor_that_older_versions_kept_in_the_store_s_state(tmp_path: Path):
         "finetuning_scaling_factor": False, **HOOK,
     }  # fmt: skip
     (tmp_path / "cfg.json").write_text(json.dumps(config))
-    unscaled = load_coder(tmp_path)  # as SAELens has it
+    unscaled = load_coder(tmp_path)  # without the factor, as in SAELens
     assert torch.equal(unscaled.W_enc, coder.W_enc)
     assert "activations are not scaled" in dict(describe(tmp_path)[0].lines())["normalization"]
     state = {"estimated_norm_scaling_factor": torch.tensor(factor), "n": torch.zeros(1)}
@@ -259,11 +259,11 @@ def test_a_scale_that_cannot_be_folded_is_named(tmp_path: Path):
 def test_published_and_downloaded(name: str, mode: str, hub: Hub, tmp_path: Path):
     coder, scaler, x = checkpoint(tmp_path / "run", name, mode)
     expected = in_training(coder, scaler, x)
-    # As somebody uploads a run's folder,
+    # A user may upload a run's folder unchanged.
     files = {f"a/{file.name}": file.read_bytes() for file in (tmp_path / "run").iterdir()}
     hub.add("me/raw", files)
     assert_raw(load_coder("me/raw", "a"), expected, x)
-    # and as push does, for loaders that know of no scale.
+    # push folds the scale in, for loaders that do not know it.
     push(tmp_path / "run", "me/pushed")
     uploaded = hub.repositories["me/pushed"].files
     assert not {one for one in uploaded if "activation" in one}

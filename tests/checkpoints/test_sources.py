@@ -1,4 +1,4 @@
-"""Which coders a source holds, by which names, and where they belong."""
+"""Which coders a source holds, their names, and their places in a model."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def coder() -> SparseCoder:
 
 
 def run_of_coders(root: Path, *names: str, **fields: Any) -> Path:
-    """A run's folder with coders whose b_dec is their number."""
+    """Write a run of coders. All values of a coder's b_dec are the number of the coder."""
     for number, name in enumerate(names):
         made = coder()
         made.b_dec.data.fill_(number)
@@ -41,7 +41,7 @@ def run_of_coders(root: Path, *names: str, **fields: Any) -> Path:
 
 
 def runner_output(root: Path, hook_name: str | None = RESID.format(9)) -> Path:
-    """As SAELens' runner leaves it: the coder, and what it saved on the way."""
+    """Write what SAELens' runner writes: the final coder and its earlier checkpoints."""
     for folder in (root, root / "checkpoints" / "abc" / "1000", root / "checkpoints/abc/2000"):
         sae = CASES["saelens topk"].make()
         sae.cfg.metadata.hook_name = hook_name
@@ -148,7 +148,7 @@ def test_seeds_are_coders_of_the_hookpoint_above(tmp_path: Path):
 
 
 def test_seeds_and_the_best_of_a_run_are_converted_to_folders_of_their_own(tmp_path: Path):
-    # The last is where sparsify puts the best of a run on fvu.
+    # The last name is the folder for the best coder of a sparsify run on fvu.
     names = (*SEEDS[:2], "best/layers.2", "layers.2", "layers.3", "best/layers.3/layers.3")
     run = run_of_coders(tmp_path / "run", *names)
     written = convert(run, tmp_path / "out")
@@ -188,7 +188,7 @@ def test_what_the_run_alone_says_is_published_with_the_coder(tmp_path: Path):
     assert load_coder(run).cfg.metadata.hook_name_out == OUTPUT_HOOK
     upload = push(run, "me/coders", dry_run=True)
     assert "TopK transcoder" in upload.cards[f"{HOOKPOINT}/README.md"]
-    # Not the file as it lies there, which does not say so.
+    # The uploaded config is a new one, because the coder's own does not say transcoder.
     assert upload.files[f"{HOOKPOINT}/cfg.json"] > len(json.dumps(old))
 
 

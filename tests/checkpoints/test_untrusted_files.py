@@ -1,4 +1,4 @@
-"""Whatever a file holds: a coder as the file says, or one clear error, and nothing is run."""
+"""Any file loads as a coder that it describes or raises one clear error, and runs no code."""
 
 import io
 import json
@@ -37,17 +37,17 @@ def state_dict(folder: Path) -> dict[str, torch.Tensor]:
     try:
         return torch.load(folder / "model.pt", weights_only=True)
     except RuntimeError:
-        # A damaged header. Each entry has its checksum: read at all, it is what was saved.
+        # The header is damaged. Entries have checksums, so an entry that can be read is intact.
         whole = folder.parents[1] / "whole" / HOOKPOINT
         return torch.load(whole / "model.pt", weights_only=True)
 
 
 def stored_tensors(folder: Path) -> dict[str, torch.Tensor]:
-    """What the file holds, by SAELens' names, read without this package."""
+    """The tensors of a file under SAELens' names, read without this package."""
     if (folder / "model.pt").exists():
         stored = state_dict(folder)
         stored["W_dec"] = stored.pop("decoder.weight").T
-        # Trained without --bias, a decoder has none.
+        # A coder that was trained without --bias has no decoder bias.
         none = torch.zeros_like(stored["W_dec"][0])
         stored["b_dec"] = stored.pop("decoder.bias", none)
     elif (folder / "sae.safetensors").exists():
@@ -64,7 +64,7 @@ def assert_loaded_as_stored(sae: Any, folder: Path) -> None:
     state = sae.state_dict()
     of_saelens = (folder / "sae_weights.safetensors").exists()
     for name, tensor in stored_tensors(folder).items():
-        # A threshold is held in float32 or wider. SAELens' tensors are cast as their config says.
+        # Thresholds load as float32 or wider. SAELens' tensors are cast to the config's dtype.
         cast = of_saelens or name == "log_threshold"
         stored = tensor.to(state[name].dtype) if cast else tensor
         torch.testing.assert_close(state[name], stored, atol=0, rtol=0)
@@ -154,7 +154,7 @@ def evil_log(folder: Path) -> None:
 
 
 def evil_module(folder: Path) -> None:
-    """A module whose hooks and parts ask to run something when it is built."""
+    """Write a module whose hooks and parts would run code when pickle builds it."""
     module = torch.nn.Linear(2, 2)
     vars(module)["_forward_hooks"] = {0: Evil(folder / "marker")}
     vars(module)["_modules"] = {"encoder": Evil(folder / "marker")}
@@ -162,7 +162,7 @@ def evil_module(folder: Path) -> None:
 
 
 def huge_old_storage(folder: Path) -> None:
-    """An old save that claims to hold 2**50 values."""
+    """Write a file in torch's old format that claims to hold 2**50 values."""
     state = torch.load(folder / "model.pt", weights_only=True)
     torch.save(state, folder / "model.pt", _use_new_zipfile_serialization=False)
     count = struct.pack("<q", state["encoder.weight"].numel())
@@ -172,12 +172,12 @@ def huge_old_storage(folder: Path) -> None:
 
 
 def deep_key(folder: Path) -> None:
-    """A dict's key that takes the processor's stack to hash."""
+    """Write a dict key so deep that hashing it would exhaust the processor's stack."""
     (folder / "config.pkl").write_bytes(b"\x80\x04}(" + b")" + b"\x85" * 10**6 + b"Nu.")
 
 
 def deep_value(folder: Path) -> None:
-    """A field's value that takes the processor's stack to print."""
+    """Write a value so deep that printing it would exhaust the processor's stack."""
     head = b"\x80\x04}(X\x06\0\0\0params}(X\x11\0\0\0binarization_type"
     (folder / "config.pkl").write_bytes(head + b"]" * 10**6 + b"a" * (10**6 - 1) + b"uu.")
 
@@ -226,7 +226,7 @@ def test_a_config_s_widths_allocate_nothing(name: str, tmp_path: Path):
 def test_a_config_of_any_size_is_not_read(tmp_path: Path):
     folder = CASES["sparsify topk_binary"].save(tmp_path)
     with (folder / "cfg.json").open("r+b") as file:
-        file.truncate(2**40)  # a hole, no space on the disk
+        file.truncate(2**40)  # a hole in the file takes no disk space
     with little_memory(), pytest.raises(CheckpointError, match="a config has at most"):
         load_coder(folder)
 
@@ -243,7 +243,7 @@ def test_names_stay_within_their_folder(name: str, tmp_path: Path):
     folder = CASES["sparsify topk_binary"].save(tmp_path)
     with pytest.raises(CheckpointError, match="stays within its folder"):
         load_coder(folder.parent, name)
-    # A name that a file brings along.
+    # The name of a coder can also come from the notes in a file.
     config = json.loads((folder / "cfg.json").read_text())
     for other in ("a", "b"):
         notes = {"version": 1, "place": {"hookpoint": name}, "settings": {}}

@@ -1,8 +1,8 @@
-"""Coders that the package wrote before its rooms were moved load, and compute what they did then.
+"""Coders that an earlier version of the package wrote load, and compute the same as before.
 
-written_before/ was written by commit 9e995c8: every selection, both hosts, training checkpoints and
+Commit 9e995c8 wrote written_before/: every selection, both hosts, training checkpoints and
 inference coders, and one coder of each paper. expected.safetensors holds the inputs, codes and
-outputs of that day. Weights and inputs are a few bits wide, so that sums are exact in any order.
+outputs of that commit. Weights and inputs are a few bits wide, so that sums are exact in any order.
 """
 
 from pathlib import Path
