@@ -13,7 +13,7 @@ from sae_binary_ext.report.plots import bars
 
 @dataclass(frozen=True)
 class EntropyOfCoder:
-    """A coder, figures of its codes and outputs, and bounds on the entropy of its codes."""
+    """A coder, its figures, and bounds on the entropy of its codes."""
 
     candidate: Candidate
     figures: CoderFigures

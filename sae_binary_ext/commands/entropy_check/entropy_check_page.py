@@ -12,10 +12,10 @@ from sae_binary_ext.report.plots import curves, grouped
 
 @dataclass(frozen=True)
 class Checked:
-    """Figures of a coder trained on states of known entropy; found has SAELens' figures.
+    """Figures of a coder trained on states of known entropy; `found` has SAELens' figures.
 
-    trained and independent are sums of the entropies of the firing rates, in bits, before any
-    latents were removed and at the end.
+    `trained` and `independent` are entropies of the firing rates, in bits, summed over latents.
+    `trained` is before any latents were removed, `independent` is at the end.
     """
 
     states: States

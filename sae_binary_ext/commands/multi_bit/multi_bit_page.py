@@ -12,7 +12,7 @@ from sae_binary_ext.report.plots import curves, grouped
 
 @dataclass(frozen=True)
 class Leveled:
-    """A coder made from candidate with several levels: its refitted figures, bits and folder."""
+    """A coder of several levels, made from `candidate`: its refitted figures, bits and folder."""
 
     candidate: Candidate
     levels: int
