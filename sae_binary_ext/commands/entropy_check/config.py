@@ -10,7 +10,7 @@ BATCH = 512  # number of states in a training step
 
 @dataclass
 class EntropyCheckConfig:
-    """Train coders on states of known entropy; compare it with the entropy of the codes."""
+    """Train coders on states of known entropy; compare that entropy with the codes' entropy."""
 
     output: Path = Path("runs/entropy-check")
     """Folder for entropy-check.json and entropy-check.html."""
