@@ -74,8 +74,8 @@ def load_candidates(
     """Load all coders of all sources to a device.
 
     Args:
-        sources: coders' folders, folders of such folders, or Hub ids of either.
-        hook_name: hook, module of the model or hookpoint of coders whose files name none.
+        sources: folders of one coder or of several coders, or Hub ids of either.
+        hook_name: hook, module or hookpoint for coders whose files do not name one.
 
     Raises:
         CheckpointError: a source holds no coder, or one that SAELens cannot represent.

@@ -30,7 +30,7 @@ LATENTS_A_BLOCK = 8
 # token silent. A block gets ten tokens of independent latents.
 HALF, BLOCK_PRIOR = 0.5, 10.0
 # If two latents are independent, 2 N ln 2 times their mutual information in bits is chi-squared
-# with one degree of freedom. It exceeds this value for one pair in 10^6.
+# with one degree of freedom. By chance, one pair in 10^6 exceeds this value.
 SIGNIFICANT = 24.0
 TOKENS_AT_ONCE, ROWS_AT_ONCE = 1024, 256
 
@@ -47,7 +47,7 @@ class CodeEntropy:
         blocks: upper bound from groups of up to eight latents that depend on each other most.
         seen: lower bound, the entropy of the observed codes.
         most_seen: the value of seen if no two tokens had the same code.
-        dependent_pairs: pairs of latents whose dependence is beyond chance.
+        dependent_pairs: number of pairs of latents that depend on each other more than by chance.
     """
 
     fitted_tokens: int
@@ -112,7 +112,7 @@ class GatheredCodes:
 class _Models(NamedTuple):
     """Lengths of codes in bits under three models of their distribution.
 
-    A missing parent or member has the index `latents`, one past the last: a column of zeros.
+    A missing parent or member has the index `latents`, where codes get a column of zeros.
 
     Attributes:
         alone: float64 [2, latents], bits that each latent costs if silent and if active.

@@ -154,7 +154,7 @@ class _Sums(RunningCoders):
 
 
 class Comparison:
-    """Measures coders together: a forward pass of the model serves all of them.
+    """Measures coders together, with one forward pass of the model for all of them.
 
     Args:
         opened: the coders (autoencoders or transcoders) with their model and text.
@@ -194,7 +194,7 @@ class Comparison:
         return compared
 
     def measure(self) -> None:
-        """The first part of run: everything except the losses of the model."""
+        """Do the first part of `run`: measure everything except the losses of the model."""
         self._progress.go_on("measured", "Measuring", self._amount.tokens, self._measure)
 
     def _measure(self, text: TextBatch) -> None:

@@ -2,7 +2,7 @@
 
 Intervals come from a bootstrap that resamples documents, because tokens of one document resemble
 each other. In the Poisson bootstrap, each document counts a Poisson(1) number of times in each
-replicate. So each replicate needs only one running sum.
+replicate. So each bootstrap replicate needs only one running sum.
 """
 
 import math
@@ -206,7 +206,7 @@ class OutlyingTokens:
         self.left_out = 0
 
     def within(self, found: Mapping[str, Tensor], where: Tensor) -> Tensor:
-        """The positions within the limit at all hooks: bool [rows, context], like `where`.
+        """bool [rows, context]: positions of `where` whose norm is within the limit at all hooks.
 
         `found` has the activations [rows, context, width] of each hook.
         """
@@ -224,7 +224,7 @@ class OutlyingTokens:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure of all documents with its 95% interval: the ends of the middle 95% of replicates.
+    """A figure over all documents, with a 95% interval (the middle 95% of replicates).
 
     The ends are NaN if there is only one document.
     """
@@ -246,7 +246,7 @@ def document_weights(documents: list[int]) -> Tensor:
 
 
 class WeightedSums(nn.Module):
-    """Sums over rows, for all documents and each replicate; a module, to save its state_dict.
+    """Sums over rows, for all documents and each replicate. Its state_dict can be saved.
 
     Buffer: sums, float64 [1 + REPLICATES, width].
     """
@@ -270,7 +270,7 @@ def resampled(number: int) -> Tensor:
 
 
 def estimate_of(figures: Tensor) -> Estimate:
-    """The estimate from [1 + REPLICATES] figures, of which the first is that of all documents."""
+    """The estimate from [1 + REPLICATES] figures; the first figure is for all documents."""
     value, replicates = figures[0].item(), figures[1:]
     # A replicate without documents gives NaN and is left out.
     drawn = replicates[replicates.isfinite()]

@@ -157,7 +157,7 @@ class CoderFigures:
 
 
 class RunningFigures(nn.Module):
-    """Running sums for CoderFigures, and samples of latents; a module, to save its state_dict."""
+    """Running sums for CoderFigures, and samples of latents. Its state_dict can be saved."""
 
     with_nearest: Tensor
     seconds: Tensor

@@ -126,7 +126,7 @@ def states_of_positions(
 ) -> States:
     """States at each (layer, position), from the rows long enough for the last position.
 
-    Arguments as for states_of_layers. Raises ValueError if there are too few such rows.
+    Arguments are those of states_of_layers. Raises ValueError if there are too few long rows.
     """
     positions = [at for at in POSITIONS if config.first_position <= at < opened.context_size]
     places = torch.tensor(positions)
@@ -140,9 +140,9 @@ def states_of_prompts(
 ) -> States:
     """States before the answer, at each (layer, number of examples); see in_context_prompts.
 
-    Other arguments as for states_of_layers. The number of prompts is config.tokens over the context
-    size. Raises ValueError if the text has too few words, or the model too few positions for a
-    prompt.
+    Other arguments are those of states_of_layers. The number of prompts is config.tokens over the
+    context size. Raises ValueError if the text has too few words, or the model too few positions
+    for a prompt.
     """
     words = frequent_words(opened.documents())
     if len(words) <= EXAMPLES:

@@ -117,7 +117,7 @@ def apply_coder(
     """Apply a coder to tokens [tokens, d_in] in parts of about codes_at_once codes.
 
     A coder that reads sequences takes rows [rows, context, d_in], with the tokens that count in
-    `where`, bool [rows, context]. ValueError if such a coder gets single tokens. Yields the indices
+    `where`, bool [rows, context]. ValueError if that coder gets single tokens. Yields the indices
     of tokens, int64, their codes [tokens, latents], outputs [tokens, d_out], and the seconds that
     encode took.
     """

@@ -29,7 +29,7 @@ Messages = list[dict[str, str]]
 Item = TypeVar("Item")
 Scored = TypeVar("Scored")
 
-# Names of reasoning tags contain one of these words: inner_monologue, seed:think.
+# Names of reasoning tags contain one of these words, for example inner_monologue, seed:think.
 _ABOUT = r"(?:think|thought|reason|reflect|analys|monolog|deliberat|scratchpad)"
 _NAME = rf"[\w:.-]*{_ABOUT}[\w:.-]*"
 # Models write these tags into their answers if their server does not remove them.
@@ -42,7 +42,7 @@ _SPELLINGS = (
     (r"Here is my thought process:", r"Here is my response:"),
 )
 _FLAGS = re.IGNORECASE | re.DOTALL
-# Tags around the answer, and empty reasoning tags. All of these are deleted.
+# Tags around the answer, and empty reasoning tags. All of these tags are deleted.
 _MARKS = re.compile(
     r"<\|start\|>assistant|<\|channel\|>final<\|message\|>|<\|return\|>"
     r"|<\|(?:begin|end)_of_solution\|>|</?(?:final[_-]?)?(?:answer|response|output|explanation|verdict)>"
@@ -54,7 +54,7 @@ _FIRST_BLOCK = re.compile(r"<([\w:.-]+)(?:\s[^<>]*)?>(.*?)</\1\s*>(\s*)(?=\S)", 
 
 
 class JudgeStoppedError(Exception):
-    """The judge takes no more requests. If the same command runs again, it continues from there."""
+    """The judge takes no more requests. The same command later continues where it stopped."""
 
 
 class MalformedAnswerError(Exception):
@@ -251,8 +251,8 @@ def without_reasoning(text: str) -> str:
     request.
 
     A tag of another name counts as reasoning if its block is at the start of the text, an answer
-    follows, and a line break is within or after the block. Markup in an answer has no such line
-    break.
+    follows, and a line break is within or after the block. Markup inside an answer has no line
+    break there.
     """
     for opening, closing in _SPELLINGS:
         inner = re.compile(rf"(?:{opening})(?:(?!{opening}).)*?(?:{closing})", _FLAGS)
@@ -270,7 +270,8 @@ def without_reasoning(text: str) -> str:
 def answer_in(message: Any) -> Any:
     """The text of a chat-completions message, without its fields and parts of reasoning.
 
-    It is empty if the message has only reasoning. Content that is not text is returned unchanged.
+    The text is empty if the message has only reasoning. Content that is not text is returned
+    unchanged.
     """
     content = message.content
     if isinstance(content, list):

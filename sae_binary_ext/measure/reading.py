@@ -138,8 +138,8 @@ def open_coders(
     """Load coders, and the model that their files name.
 
     Args:
-        sources: coders' folders, folders of such folders, or Hub ids of either.
-        config: names the model and the text, and the hook of coders whose files name none.
+        sources: folders of one coder or of several coders, or Hub ids of either.
+        config: names the model, the text, and the hook of coders whose files do not name it.
         folder: gets the bundled model's files, in "model"; the folder is made if missing.
         embedded: name of the bundled articles that are read if config.dataset is None.
 
@@ -272,7 +272,7 @@ def read_text(
 
 
 class RunningCoders(nn.Module):
-    """Figures and samples of all opened coders; a module, to save its state_dict."""
+    """Figures and samples of all opened coders. Its state_dict can be saved."""
 
     def __init__(self, opened: OpenedModel, samples: int = 0) -> None:
         super().__init__()

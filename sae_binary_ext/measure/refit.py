@@ -163,11 +163,11 @@ def refit(
     Args:
         source, hookpoint: a saved coder; both as in checkpoints.load_coder.
         out: folder of the refitted coder, in the format of the old one.
-        text: the text to fit to. The next tokens, a tenth as many, are used for measuring.
+        text: the text to fit to. The tokens after it, one tenth more, are used to measure.
         pull: as in refit_decoder.
 
     Raises:
-        CheckpointError: there is no such coder, or SAELens has no such architecture.
+        CheckpointError: the coder does not exist, or SAELens does not have its architecture.
         ValueError: the codes have values, the coder's files do not name its hook and model, the
             text is too short, or `out` holds figures of another decoder.
     """

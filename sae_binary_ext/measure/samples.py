@@ -172,7 +172,7 @@ def predictability(samples: LatentSamples) -> Predictability:
 
     A place's score is the sum over these tokens of log p(token | firing) - log p(token). p(token |
     firing) is estimated from the latent's other firings, p(token) from the silent places of all
-    latents. Both use documents of the other folds only.
+    latents. Both estimates use documents of the other folds only.
     """
     common = _shares(samples)
     areas = [

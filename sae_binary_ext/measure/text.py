@@ -58,8 +58,8 @@ def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tens
     [tokens, d_in] and [tokens, d_out]; for an autoencoder both are the same.
 
     Raises:
-        ValueError: the hook or the model is not named, the model has no such hook or head, or the
-            dataset has no such split or column.
+        ValueError: the hook or the model is not named, the model lacks the hook or head, or the
+            dataset lacks the split or column.
     """
     metadata = coder.cfg.metadata
     model_name = text.model or metadata.model_name

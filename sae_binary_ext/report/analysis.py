@@ -56,7 +56,7 @@ def analyse_coders(
 ) -> Analysis:
     """Open coders with their model, measure them, and write the results to config.output.
 
-    `coders` are folders of coders, folders of such folders, or Hub ids of either. Errors are those
+    `coders` are folders of one coder or of several coders, or Hub ids of either. Errors are those
     of open_coders. `measure` reads the text, and `page` makes tables, plots and remarks.
     """
     return analyse_model(config, measure, page, open_coders(coders, config, config.output))
@@ -91,7 +91,8 @@ def analysis_of(
         columns: columns of the table; a column without a label is only for files.
         things: the things that the table measures, one for each row.
         figures: plots, by title.
-        results: figures for the JSON file, or the key under which the columns' figures stand there.
+        results: figures for the JSON file, or the key under which the file has the columns'
+            figures.
         settings: values for the fields in title and caption, for example {change}.
     """
     texts = Path(page).with_name("page.toml")

@@ -48,7 +48,7 @@ def curves(
 
 
 def bars(heights: Mapping[str, Mapping[str, Estimate]], y: str) -> go.Figure:
-    """A plot with a group of bars for each name. Bars with the same label stand side by side."""
+    """A plot with a group of bars for each name. Bars with the same label are side by side."""
     figure = go.Figure()
     for name, of_name in heights.items():
         figure.add_bar(x=list(of_name), **_along("y", list(of_name.values())), name=name)

@@ -25,7 +25,7 @@ class Column(Generic[T]):
     Attributes:
         label: head of the column; if empty, tables do not show the figure.
         meaning: explains the figure in a sentence, with its unit.
-        form: format specification of the number, such as .2f.
+        form: format specification of the number, for example .2f.
         value: computes the figure of a thing. If None, the figure is the attribute named key.
         key: name of the figure in files; if empty, files do not have the figure.
     """
@@ -45,7 +45,7 @@ class Column(Generic[T]):
 class Table:
     """Figures of several things: a row for each thing, and a column for each figure.
 
-    The caption says what was measured. It may be empty. The first column names the things. A
+    The caption says what was measured, and may be empty. The first column names the things. A
     value of None leaves a cell empty.
     """
 

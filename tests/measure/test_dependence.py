@@ -36,8 +36,7 @@ def information(one: Tensor, other: Tensor) -> float:
 
 @pytest.fixture
 def codes() -> Tensor:
-    """Latents 0 and 3 differ on a tenth of tokens, 1 is the opposite of 4, 2 is alone, 5 is
-    dead."""
+    """Latents 0 and 3 differ on a tenth of tokens, 1 is the opposite of 4, 2 is alone, 5 dead."""
     coins = torch.rand(TOKENS, 4) < torch.tensor([0.5, 0.3, 0.1, 0.1])
     zero, one, two, flips = coins.unbind(1)
     return torch.stack([zero, one, two, zero ^ flips, ~one, torch.zeros_like(zero)], dim=1)

@@ -21,8 +21,7 @@ VOCABULARY, LENGTH, DOCUMENTS = 30, 40, 40
 
 
 def sample(codes_of: Any, latents: int, documents: int = DOCUMENTS) -> LatentSamples:
-    """Samples of random tokens; `codes_of` maps tokens [rows, LENGTH] to codes [rows, LENGTH,
-    _]."""
+    """Samples of random tokens, with codes that `codes_of` computes from the tokens."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(VOCABULARY, (documents, LENGTH), generator=generator)
     text = TextBatch(tokens, torch.full((documents,), LENGTH), list(range(documents)))

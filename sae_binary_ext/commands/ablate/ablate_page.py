@@ -48,7 +48,7 @@ COLUMNS: tuple[Column[Ablated], ...] = (
 
 
 def ablate_page(found: list[Ablated], config: AblateConfig) -> Analysis:
-    """Table, plots and remarks."""
+    """Make the page: its table, plots and remarks."""
 
     def plot(figure: str, title: str) -> go.Figure:
         heights: dict[str, dict[str, Estimate]] = {}

@@ -41,7 +41,7 @@ CHANGES = {"zero": zero, "flip": flip}
 def run_ablate(coders: list[str], config: AblateConfig) -> Analysis:
     """Change latents of coders and measure; arguments and errors as for analyse_coders.
 
-    Also ValueError if change="flip" and a coder's codes have values.
+    Also raises ValueError if change="flip" and a coder's codes have values.
     """
     return analyse_coders(coders, config, _measure, ablate_page)
 

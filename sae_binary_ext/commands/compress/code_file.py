@@ -119,7 +119,7 @@ def read_codes(path: Path) -> Iterator[Tensor]:
     """The packed codes of a file, uint8 [tokens, packed_width(latents)], block by block.
 
     Raises:
-        CodeFileError: the file is damaged or cut short; the blocks before the damage are yielded.
+        CodeFileError: the file is damaged or cut short; blocks before the damage are yielded first.
     """
     with path.open("rb") as file:
         header = _header(file, path)

@@ -51,7 +51,7 @@ COLUMNS: tuple[Column[Scheme], ...] = (
 def compress_page(
     found: tuple[dict[Site, VectorFigures], list[Compressed]], config: CompressConfig
 ) -> Analysis:
-    """Table, plot and remarks."""
+    """Make the page: its table, plot and remarks."""
     vectors, compressed = found
     schemes = list(_schemes(vectors, compressed))
     results = {

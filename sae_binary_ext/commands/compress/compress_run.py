@@ -23,7 +23,7 @@ from sae_binary_ext.report.analysis import Analysis, analyse_coders
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 FIRST_ENCODING = "packed"
-# Tests for coders whose output needs more than codes of 0 and 1, with the text of the error.
+# Checks that find coders whose output needs more than codes of 0 and 1, with their error texts.
 _INCOMPRESSIBLE: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (
         lambda coder: not isinstance(coder, BinaryCoder),

@@ -71,7 +71,7 @@ def figures_of(scores: Iterable[ComsemScore], at: float) -> list[ComsemFigures]:
 
 
 def comsem_page(scores: list[ComsemScore], config: ComsemConfig) -> Analysis:
-    """Table, plots and remarks."""
+    """Make the page: its table, plots and remarks."""
     found = figures_of(scores, config.interpretable_at)
     judge = config.judge_model or f"embedding, {EMBEDDING_MODEL}"
     shares = {

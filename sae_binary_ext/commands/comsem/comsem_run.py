@@ -27,7 +27,7 @@ def run_comsem(coders: list[str], config: ComsemConfig) -> Analysis:
     """Score what latents' tokens have in common; arguments and errors as for analyse_coders.
 
     Raises:
-        Also ValueError if a package is missing, or if the language model stops answering.
+        Also raises ValueError if a package is missing, or if the language model stops answering.
     """
     config.output.mkdir(parents=True, exist_ok=True)
     # Open the judge first, so that a missing package is reported before minutes of reading.

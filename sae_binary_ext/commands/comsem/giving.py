@@ -20,7 +20,7 @@ def prominence(coder: Any, codes: Tensor, running: RunningLatents) -> Tensor:
     """How much each latent stands out on each token; float32 [tokens, latents], the shape of codes.
 
     For binary coders this is burstiness, log2 |h - mean of h|. A 0 of a latent that is nearly
-    always active stands out as much as a 1 of a rare one. For other coders it is the distance of
+    always active stands out as much as a 1 of a rare latent. For other coders it is the distance of
     the value from its mean, in standard deviations. The paper rescales SAEs in this way to compare
     them. Means and deviations are for the whole text.
     """

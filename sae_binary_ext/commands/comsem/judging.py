@@ -39,7 +39,7 @@ class ComsemScore:
         answered: number of answers from which both shares are computed.
         failed: number of answers that did not come or could not be read; no share counts them.
         phrase: what the latent's tokens have in common, in the words of a language model.
-        reason: why both shares are None; None if they are numbers.
+        reason: why both shares are None; None if both are numbers.
     """
 
     coder: str
@@ -70,8 +70,8 @@ class ComsemScore:
 class Questions:
     """Excerpts for one latent: a judge learns from shown and silent, and is asked about the rest.
 
-    Excerpts in `shown` and `asked` are around tokens of the latent. Those in `silent` and `others`
-    are around other tokens, in the same numbers.
+    Excerpts in `shown` and `asked` are around tokens of the latent. Excerpts in `silent` and
+    `others` are around other tokens, in the same numbers.
     """
 
     shown: list[str]

@@ -24,7 +24,7 @@ TENSOR = "train"
 def load_or_compute(config: DemoConfig, model_folder: Path) -> Tensor:
     """The activations that the demo's coders are trained on, from the file if it exists.
 
-    They are float16 [training tokens, d_in], the residual stream that enters config.layer.
+    Activations are float16 [training tokens, d_in], the residual stream that enters config.layer.
     ValueError if the sample has too few tokens, or if the model does not have the layer.
     """
     path = config.output / "activations.safetensors"
@@ -49,7 +49,7 @@ def _compute(config: DemoConfig, model_folder: Path) -> Tensor:
     model = LlamaForCausalLM.from_pretrained(model_folder).eval()
     if not 0 <= config.layer < (layers := model.config.num_hidden_layers):
         raise ValueError(f"layer={config.layer}: the model has layers 0 to {layers - 1}.")
-    # This raises an error before any training if there is too little text to measure on.
+    # Cut the text first, which raises an error before any training if there is too little text.
     training, _ = tokenised_rows(config, tokenizer)
     # Remove the later layers, so that the model returns the residual stream that enters
     # config.layer.

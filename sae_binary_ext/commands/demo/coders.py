@@ -22,7 +22,7 @@ NORM_BATCHES = 20
 
 
 class CoderPlan(NamedTuple):
-    """Name, config and learning rate of one coder. The rate was chosen on training tokens alone."""
+    """One coder of the demo. Its learning rate was chosen on training tokens alone."""
 
     name: str
     sae: sae_lens.TrainingSAEConfig
@@ -30,13 +30,13 @@ class CoderPlan(NamedTuple):
 
 
 def plan_coders(config: DemoConfig, d_in: int) -> list[CoderPlan]:
-    """The demo's coders. Their inputs are all scaled to the same norm.
+    """The demo's coders. Inputs of all coders are scaled to the same norm.
 
     The stock coders' settings come from a few short runs on training tokens, not from a search.
-    topk has decoder_init_norm 1.0, because 71% of its latents died at SAELens' default of 0.1. Its
-    learning rate is the best of 1e-3, 2e-3 and 3e-3. jumprelu has the only setting, among those
-    tried, with about k active latents and a low error. SAELens' dead_feature_window of 1000 steps
-    is longer than the demo's training, so topk has no auxiliary loss.
+    topk has decoder_init_norm 1.0, because 71% of its latents died at SAELens' default of 0.1. The
+    learning rate of topk is the best of 1e-3, 2e-3 and 3e-3. jumprelu has the only setting, among
+    those tried, with about k active latents and a low error. SAELens' dead_feature_window of 1000
+    steps is longer than the demo's training, so topk has no auxiliary loss.
     """
     shared: dict[str, Any] = {"d_in": d_in, "normalize_activations": "expected_average_only_in"}
     wide: dict[str, Any] = {**shared, "d_sae": config.expansion * d_in}

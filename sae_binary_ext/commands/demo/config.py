@@ -14,9 +14,9 @@ FIRST_POSITION = 1
 class DemoConfig:
     """Train binary and stock coders on SmolLM2 and compare them.
 
-    With the defaults it took 12 minutes on two slow cores, with installation. Two epochs with
-    batches of 1024 have the same number of steps, take twice the training time, and give slightly
-    better reconstruction.
+    With the defaults, the demo took 12 minutes on two slow cores, with installation. Two epochs
+    with batches of 1024 have the same number of steps, take twice the training time, and give
+    slightly better reconstruction.
     """
 
     output: Path = Path("runs/demo")

@@ -54,7 +54,7 @@ COLUMNS: tuple[Column[EntropyOfCoder], ...] = (
 
 
 def entropy_page(found: list[EntropyOfCoder], config: EntropyConfig) -> Analysis:
-    """Table, plot and remarks."""
+    """Make the page: its table, plot and remarks."""
     several = len({each.candidate.site for each in found}) > 1
     heights = {
         f"{each.candidate.name}{f' at {each.candidate.site}' * several}": {

@@ -49,7 +49,7 @@ COLUMNS: tuple[Column[Checked], ...] = (
 
 
 def entropy_check_page(checked: list[Checked]) -> Analysis:
-    """Table, plot and remarks."""
+    """Make the page: its table, plot and remarks."""
     groups = grouped(checked, lambda c: f"{c.states.name}, d = {c.states.dictionary.hidden_dim}")
     points = {name: [(c.states.truth, c.independent) for c in own] for name, own in groups.items()}
     lowest = [(c.states.truth, min(c.bounds.tree.value, c.bounds.blocks.value)) for c in checked]

@@ -1,6 +1,6 @@
 """Makes hidden states of known entropy with SAELens' synthetic module.
 
-They are sums of random directions with 0/1 coefficients, as in Cho et al. (arXiv 2509.20997).
+States are sums of random directions with 0/1 coefficients, as in Cho et al. (arXiv 2509.20997).
 """
 
 import math

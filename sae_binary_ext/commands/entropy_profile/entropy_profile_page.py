@@ -45,7 +45,7 @@ COLUMNS: tuple[Column[ProfilePoint], ...] = (
 
 
 def entropy_profile_page(points: list[ProfilePoint], config: EntropyProfileConfig) -> Analysis:
-    """Table, plots and remarks."""
+    """Make the page: its table, plots and remarks."""
     by_layer = grouped(points, lambda point: point.layer)
     if config.along == "layers":
         x, named = "layer", {"all positions": [(point.layer, point) for point in points]}

@@ -1,7 +1,7 @@
 """`sae-binary entropy-profile`: entropy of hidden states by layer, position or number of examples.
 
-A coder is trained for each point. The entropy of the coder's codes stands for the entropy of the
-hidden states there (Cho et al., arXiv 2509.20997).
+A coder is trained for each point. The entropy of the coder's codes estimates the entropy of the
+hidden states at the point (Cho et al., arXiv 2509.20997).
 """
 
 import torch

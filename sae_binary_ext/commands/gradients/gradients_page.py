@@ -70,7 +70,7 @@ COLUMNS: tuple[Column[Probe], ...] = (
 
 
 def gradients_page(probes: list[Probe], config: GradientsConfig) -> Analysis:
-    """Table, plots and remarks."""
+    """Make the page: its table, plots and remarks."""
     by_surrogate = grouped(probes, lambda probe: probe.surrogate)
 
     def over_training(value: Callable[[Probe], float]) -> go.Figure:

@@ -26,7 +26,7 @@ from sae_binary_ext.saelens.splice import resolve_hook
 LEARNING_RATE = 3e-3
 # Sizes of steps of a latent's bias, in standard deviations of its pre-activation.
 BUMPS = (0.03, 0.1, 0.3, 1.0)
-# Each step of the encoder goes against the gradient, which promises this share of the loss.
+# Sizes of steps against the encoder's gradient, by the share of the loss that they promise.
 PROMISES = (0.01, 0.1)
 
 

@@ -20,7 +20,7 @@ class ActiveExamples:
     """Windows in which a latent is active: tokens int64 and codes float32 [windows, length].
 
     Windows are ordered by highest activation, and cut into tenths. A window's quantile is the
-    number of its tenth. It is 0 if windows were drawn at random.
+    number of its tenth. The quantile is 0 if windows were drawn at random.
     """
 
     tokens: Tensor

@@ -23,7 +23,7 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
     """Score latents of coders; files go to config.output.
 
     Args:
-        coders: folders of coders, folders of such folders, or Hub ids of either.
+        coders: folders of one coder or of several coders, or Hub ids of either.
         config: the command's settings.
 
     Returns:

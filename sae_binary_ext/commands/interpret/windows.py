@@ -23,8 +23,8 @@ ACTIVE_WINDOWS, POOLED_WINDOWS = 256, 4096
 class Windows:
     """Windows of a batch of rows. All windows have the same length and do not overlap.
 
-    All are int64. rows [windows, 1] and positions [windows, length] say where each window is in the
-    batch. tokens are [windows, length], documents [windows].
+    All fields are int64. rows [windows, 1] and positions [windows, length] say where each window is
+    in the batch. tokens are [windows, length], documents [windows].
     """
 
     rows: Tensor

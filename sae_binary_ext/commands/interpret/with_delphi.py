@@ -22,7 +22,7 @@ UNREADABLE = "Explanation could not be parsed."
 EXPLANATION_TOKENS, ANSWER_TOKENS = 500, 100
 # Classes of delphi's scorers, by the name of the method.
 SCORERS = {"detection": "DetectionScorer", "fuzz": "FuzzingScorer"}
-TokenText = Callable[[int], str]  # gives the text of a token
+TokenText = Callable[[int], str]  # a function that gives the text of a token
 
 
 def latent_record(examples: LatentExamples, coder: str, text: TokenText) -> Any:
@@ -111,7 +111,7 @@ def embedding_score(
     module = imported("delphi.scorers.embedding.example_embedding")
     record = latent_record(examples, coder, text)
     # Each latent gets a new scorer, so that random numbers do not depend on earlier latents. The
-    # scorer asks twice as many questions as there are windows, which is two a window on average.
+    # scorer asks about each window twice on average.
     scorer = module.ExampleEmbeddingScorer(embeddings, number_batches=40)
     found = scorer.call_sync(record).score
     embeddings.forget()

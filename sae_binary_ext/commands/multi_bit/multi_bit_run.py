@@ -22,8 +22,8 @@ from sae_binary_ext.report import Analysis
 from sae_binary_ext.report.analysis import analyse_coders
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
-# A threshold that no pre-activation exceeds. It is finite, because saved coders must have finite
-# values.
+# A threshold that no pre-activation exceeds. The threshold is finite, because saved coders must
+# have finite values.
 NEVER = math.exp(80)
 
 

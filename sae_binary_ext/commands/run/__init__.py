@@ -34,7 +34,8 @@ class RunCommand(Command):
                 runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         else:
             sys.argv = arguments
-            # Python does the same, so that a script can import files beside it.
+            # Add the script's folder, as Python does, so that the script can import files from
+            # there.
             sys.path.insert(0, str(Path(arguments[0]).resolve().parent))
             runpy.run_path(arguments[0], run_name="__main__")
         return ()

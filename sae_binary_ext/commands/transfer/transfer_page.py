@@ -45,7 +45,7 @@ COLUMNS: tuple[Column[Transferred], ...] = (
 
 
 def transfer_page(found: list[Transferred], config: TransferConfig) -> Analysis:
-    """Table, plots and remarks."""
+    """Make the page: its table, plots and remarks."""
     errors: dict[str, list[tuple[int, float | None]]] = {}
     shifts: dict[str, list[tuple[int, float]]] = {}
     for name, own in grouped(found, lambda each: each.candidate.name).items():
