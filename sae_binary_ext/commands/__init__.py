@@ -1,4 +1,4 @@
-"""The commands that train or measure, one room each. A room imports torch when a name is used."""
+"""The commands, one package each. A package imports torch only when one of its names is used."""
 
 from importlib import import_module
 from pkgutil import iter_modules
@@ -12,7 +12,7 @@ def rooms() -> list[Any]:
 
 
 def __getattr__(name: str) -> Any:
-    """A public name of one of the rooms: run_compare, CompareConfig, and so on."""
+    """A public name of one of the commands' packages: run_compare, CompareConfig, and so on."""
     if not name.startswith("_"):
         for room in rooms():
             if name in getattr(room, "__all__", ()) and name != "COMMAND":

@@ -1,4 +1,4 @@
-"""The commands of sae-binary. Each room of commands/ exports one as COMMAND."""
+"""Classes of sae-binary's commands. Each package in commands/ exports one command, COMMAND."""
 
 import sys
 from abc import ABC, abstractmethod
@@ -26,8 +26,8 @@ class Command(ABC):
 
     Attributes:
         summary: one or more lines for the list of commands.
-        goes_on: the same command continues an interrupted run.
-        shows_tracebacks: errors come from a user's or a host's code, so show where they arose.
+        goes_on: whether the same command continues an interrupted run.
+        shows_tracebacks: whether to show tracebacks, because errors come from other people's code.
     """
 
     name: str
@@ -42,20 +42,20 @@ class Command(ABC):
 
     @abstractmethod
     def run(self, arguments: list[str]) -> Iterable[str]:
-        """Do the work; returns the lines or blocks to print."""
+        """Do the work; return the lines or blocks to print."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuringCommand(Command):
     """A command whose options are the fields of a dataclass.
 
-    The room of the settings' class has a function run_ROOM, which takes the coders, if any, and
-    the settings. It is imported after the arguments are parsed.
+    The package NAME of the settings' class has a function run_NAME, which takes the coders (if the
+    command has any) and the settings. The function is imported after the arguments are parsed.
 
     Attributes:
-        settings: dataclass of config.py, which imports no host, so that help is quick.
-        result, result_label: file below settings.output that is named at the end, NAME.html if
-            empty; and what to call that file.
+        settings: dataclass in config.py, which imports no host, so that --help is quick.
+        result, result_label: file in settings.output to print at the end (NAME.html if empty), and
+            the label to print with it.
     """
 
     settings: type[Any]
@@ -81,10 +81,10 @@ class MeasuringCommand(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class FileCommand(Command):
-    """A command on the files of coders; the description stands first in its help.
+    """A command on the files of coders; its --help begins with the description.
 
-    `add_arguments` adds its arguments to a parser. `does` takes the parsed ones, does the work and
-    yields the text to print.
+    `add_arguments` adds its arguments to a parser. `does` takes the parsed arguments, does the work
+    and yields the text to print.
     """
 
     description: str
@@ -99,9 +99,9 @@ class FileCommand(Command):
 
 
 def imported_late(room: str, *homes: str) -> Callable[[str], Any]:
-    """A room's __getattr__: a name is imported when it is first used, because torch takes seconds.
+    """Make a package's __getattr__, which imports a name on first use, because torch takes seconds.
 
-    The room's __all__ has the public names; `homes` are the room's modules that define them.
+    The package's __all__ has the public names. `homes` are its modules that define them.
     """
 
     def find(name: str) -> Any:
@@ -115,12 +115,12 @@ def imported_late(room: str, *homes: str) -> Callable[[str], Any]:
 
 
 def add_option(parser: StandardParser, name: str, **settings: Any) -> None:
-    """Add an option that takes dashes and underscores: --training_tokens, --training-tokens."""
+    """Add an option that may be written with dashes or underscores, as --training-tokens."""
     parser.add_argument(*dict.fromkeys((name, name[:2] + name[2:].replace("_", "-"))), **settings)
 
 
 def add_source(parser: StandardParser) -> None:
-    """Add the argument and the option that name coders."""
+    """Add the arguments that name coders: `source` and `--hookpoint`."""
     source_help = "a coder's folder, a folder of them, or a Hub id (user/name)"
     parser.add_argument("source", help=source_help)
     parser.add_argument(
@@ -131,6 +131,6 @@ def add_source(parser: StandardParser) -> None:
 
 
 def find_commands() -> dict[str, Command]:
-    """The command of each room of commands/, by name."""
+    """The command of each package in commands/, by name."""
     found: list[Command] = [room.COMMAND for room in rooms()]
     return {command.name: command for command in sorted(found, key=lambda each: each.name)}

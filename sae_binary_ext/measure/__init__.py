@@ -1,6 +1,6 @@
-"""One pass of text through a model for many coders: figures, intervals, samples."""
+"""Measures many coders with one pass of text through a model: figures, intervals, samples."""
 
-# Imported first, because its error says what to install if SAELens is missing.
+# This import comes first, because its error says what to install if SAELens is missing.
 import sae_binary_ext.saelens  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from sae_binary_ext.measure.candidates import Candidate, Site, common_model, load_candidates
 from sae_binary_ext.measure.code_entropy import CodeEntropy, GatheredCodes

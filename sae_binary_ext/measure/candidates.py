@@ -1,4 +1,4 @@
-"""Coders of any format with their names, and the hooks where they belong."""
+"""Loads coders of any format, names them, and finds the hooks that they read."""
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,7 +24,7 @@ ALL_POSITIONS = ((None,), (None, None), (0, None), (1, None))
 
 @dataclass(frozen=True)
 class Site:
-    """The hooks of the activation that coders read, and of the one they reconstruct or predict."""
+    """Two hooks: the activation that coders read, and the activation that they output."""
 
     hook_name: str
     hook_name_out: str
@@ -49,7 +49,7 @@ class Candidate:
 
     @property
     def is_transcoder(self) -> bool:
-        """Whether the coder predicts another activation than it reads."""
+        """Whether the coder reads one activation and predicts another."""
         return self.site.hook_name != self.site.hook_name_out
 
     @property
@@ -58,7 +58,7 @@ class Candidate:
         return getattr(self.coder.cfg, "d_out", None) or self.coder.cfg.d_in
 
     def check_widths(self, inputs: Tensor, targets: Tensor) -> None:
-        """Raise ValueError if the model's activations at the site have other widths."""
+        """Raise ValueError if the activations do not have the widths of the coder."""
         found, own = (inputs.shape[-1], targets.shape[-1]), (self.coder.cfg.d_in, self.d_out)
         if found != own:
             raise ValueError(
@@ -74,12 +74,12 @@ def load_candidates(
     """Load all coders of all sources to a device.
 
     Args:
-        sources: coders' folders, folders of such folders, or Hub ids of either.
-        hook_name: hook, module of the model or hookpoint of coders whose files name none.
+        sources: folders of one coder or of several coders, or Hub ids of either.
+        hook_name: hook, module or hookpoint for coders whose files do not name one.
 
     Raises:
         CheckpointError: a source holds no coder, or one that SAELens cannot represent.
-        ValueError: a coder's files name another hook, or name none and hook_name is None.
+        ValueError: a coder's files name another hook than hook_name, or neither names a hook.
     """
     folders = [folder for source in sources for folder in find_coders(source, None).values()]
     candidates: list[Candidate] = []
@@ -96,7 +96,7 @@ def load_candidates(
 
 
 def check_alike(candidates: list[Candidate]) -> None:
-    """Raise ValueError if there are no coders, or autoencoders beside transcoders."""
+    """Raise ValueError if there are no coders, or if autoencoders and transcoders are mixed."""
     if not candidates:
         raise ValueError("coders: none were given. Name at least one.")
     first = {each.is_transcoder: each.name for each in reversed(candidates)}
@@ -110,9 +110,9 @@ def check_alike(candidates: list[Candidate]) -> None:
 def at_common_sites(
     candidates: Iterable[Candidate], model: HookedModel
 ) -> tuple[list[Candidate], dict[Site, tuple[str, str]]]:
-    """Give coders of one activation one site; also returns the model's own hooks of each site.
+    """Give all coders of one activation the same site; also return the model's hooks of each site.
 
-    Its names may differ: layers.8, blocks.8.hook_resid_post and blocks.9.hook_resid_pre are one.
+    Hosts name one activation layers.8, blocks.8.hook_resid_post or blocks.9.hook_resid_pre.
     """
     sites: dict[tuple[str, str], Site] = {}
     joined: list[Candidate] = []
@@ -124,7 +124,7 @@ def at_common_sites(
 
 
 def _hooks_of(candidate: Candidate, model: HookedModel) -> tuple[str, str]:
-    """The model's own names of the hooks that a coder reads and gives."""
+    """The model's own names of a coder's input hook and output hook."""
     errors: list[ValueError] = []
     for site in _possible_sites(candidate):
         try:
@@ -132,12 +132,12 @@ def _hooks_of(candidate: Candidate, model: HookedModel) -> tuple[str, str]:
             return source, resolve_hook(model, "hook_name_out", site.hook_name_out)
         except ValueError as error:
             errors.append(error)
-    # The first error names the hook as the coder's files do.
+    # Raise the first error, because it names the hook as the coder's files do.
     raise errors[0]
 
 
 def _possible_sites(candidate: Candidate) -> Iterator[Site]:
-    """The site as the files name it, then in SAELens' hooks if it is a module (model.layers.9)."""
+    """The site as the files name it. A module (model.layers.9) is also given as SAELens' hook."""
     site, transcoder, model_name = candidate.site, candidate.is_transcoder, candidate.model_name
     yield site
     out = site.hook_name_out if transcoder else None
@@ -155,9 +155,10 @@ def _possible_sites(candidate: Candidate) -> Iterator[Site]:
 def candidate_of(
     coder: SAE[Any], name: str, folder: Path = Path(), hook_name: str | None = None
 ) -> Candidate:
-    """A SAELens coder with its name and site. A coder of attn.hook_z now takes heads side by side.
+    """A SAELens coder with its name and site.
 
-    hook_name is its hook if its metadata names none. ValueError if they differ or both are None.
+    A coder of attn.hook_z takes all heads as one vector from now on. hook_name is the coder's hook
+    if its metadata names none. ValueError if the two differ or both are None.
     """
     metadata = coder.cfg.metadata
     own, model_name = metadata.hook_name, metadata.model_name
@@ -183,7 +184,7 @@ def candidate_of(
 
 
 def _short_names(folders: list[Path]) -> list[str]:
-    """The fewest last parts of each folder that tell it from the others."""
+    """Short names of folders: the fewest last parts of each path that no other folder shares."""
     resolved = [folder.resolve() for folder in folders]
     if twice := [str(folder) for folder in resolved if resolved.count(folder) > 1]:
         raise ValueError(f"{twice[0]}: is named twice. Name it once.")
@@ -199,7 +200,7 @@ def _short_names(folders: list[Path]) -> list[str]:
 
 
 def settings_of_model(candidate: Candidate) -> dict[str, Any]:
-    """The settings in a coder's files for loading its model, without defaults."""
+    """Settings for loading the model, from the coder's files, without those at their defaults."""
     try:
         return decisive_settings(candidate.coder.cfg.metadata.model_from_pretrained_kwargs)
     except ValueError as error:
@@ -207,20 +208,21 @@ def settings_of_model(candidate: Candidate) -> dict[str, Any]:
 
 
 def told(settings: Mapping[str, Any]) -> str:
-    """Settings of a model for a message."""
+    """Settings of a model as text, for a message."""
     return ", ".join(f"{key}={value}" for key, value in settings.items()) or "no settings"
 
 
 def common_model(candidates: list[Candidate], model: str | None) -> str:
-    """The Hub id or folder of the model to read coders in: `model`, or the one their files name.
+    """The Hub id or folder of the model: `model`, or else the model that the coders' files name.
 
-    Two names of one model (gpt2-small, openai-community/gpt2) count as one. ValueError if model is
-    None, and the files name several models or none.
+    Two names of the same model (gpt2-small, openai-community/gpt2) count as equal. ValueError if
+    model is None, and the files name several models or none.
     """
     named = {each.model_name: each.name for each in candidates if each.model_name is not None}
     if model is not None:
         for name, coder in named.items():
-            # A folder may hold any model. The coders' widths are checked later.
+            # The name of a folder does not say which model it holds. The coders' widths are checked
+            # later.
             if official_name(name) != official_name(model) and not Path(model).exists():
                 logger.warning("%s was trained on %s, and is read in %s.", coder, name, model)
         return model

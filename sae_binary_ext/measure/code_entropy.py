@@ -1,4 +1,4 @@
-"""Bounds on the entropy of binary codes, from the dependence between latents.
+"""Upper and lower bounds on the entropy of binary codes, from the dependence between latents.
 
 If latents were independent, the entropy of a code would be the sum of the entropies of the firing
 rates (H in Cho et al., arXiv 2509.20997). Dependence can only lower it. Two models of the
@@ -22,15 +22,15 @@ from sae_binary_ext.coding import pack, unpack
 from sae_binary_ext.coding.kernels.sparse import whole_matrix
 from sae_binary_ext.measure.documents import Estimate, WeightedSums, document_weights, estimate_of
 
-# Pairs are counted for these many latents of the highest entropy (268 MB); others count as
-# independent.
+# Number of latents whose pairs are counted (268 MB), those of the highest entropy. All other
+# latents count as independent.
 MOST_PAIRED = 8192
 LATENTS_A_BLOCK = 8
-# Priors of the models, in tokens: half a token firing and half a token silent for a latent given
-# another; ten tokens of independent latents for a block.
+# Priors in tokens added to the counts. A latent given another gets half a token active and half a
+# token silent. A block gets ten tokens of independent latents.
 HALF, BLOCK_PRIOR = 0.5, 10.0
-# For two independent latents 2 N ln 2 times the mutual information in bits is chi-squared with one
-# degree of freedom. It is above this for one pair in 10^6.
+# If two latents are independent, 2 N ln 2 times their mutual information in bits is chi-squared
+# with one degree of freedom. By chance, one pair in 10^6 exceeds this value.
 SIGNIFICANT = 24.0
 TOKENS_AT_ONCE, ROWS_AT_ONCE = 1024, 256
 
@@ -41,12 +41,13 @@ class CodeEntropy:
 
     Attributes:
         fitted_tokens, measured_tokens: sizes of the two halves, drawn at random.
-        independent: upper bound by firing rates, fitted to one half and measured on the other.
-        tree: upper bound by a tree, each latent given one other (most mutual information).
-        blocks: upper bound by groups of up to eight latents that depend on each other most.
+        independent: upper bound from firing rates, fitted to one half and measured on the other.
+        tree: upper bound from the tree of most mutual information, which predicts each latent from
+            one other latent.
+        blocks: upper bound from groups of up to eight latents that depend on each other most.
         seen: lower bound, the entropy of the observed codes.
         most_seen: the value of seen if no two tokens had the same code.
-        dependent_pairs: pairs of latents whose dependence is beyond chance.
+        dependent_pairs: number of pairs of latents that depend on each other more than by chance.
     """
 
     fitted_tokens: int
@@ -60,7 +61,7 @@ class CodeEntropy:
 
 
 class GatheredCodes:
-    """Codes of a stream of text in memory, one bit for each latent and token."""
+    """Keeps the codes of a stream of text in memory, as one bit for each latent and token."""
 
     def __init__(self, latents: int) -> None:
         self._latents = latents
@@ -79,8 +80,8 @@ class GatheredCodes:
             raise ValueError(
                 f"tokens={len(packed)}: give at least 2, to fit to one and measure another."
             )
-        # At random, so that both halves have tokens of all documents. Firing rates differ between
-        # documents, and the bounds are for the text as a whole.
+        # Split tokens at random, so that both halves have tokens of all documents. The bounds are
+        # for the whole text, and firing rates differ between documents.
         order = torch.randperm(len(packed), generator=torch.Generator().manual_seed(0))
         fitted = order < len(packed) // 2
         models = _fit_models(packed[fitted], self._latents)
@@ -109,17 +110,17 @@ class GatheredCodes:
 
 
 class _Models(NamedTuple):
-    """Bits that codes take under three models.
+    """Lengths of codes in bits under three models of their distribution.
 
-    The number of latents stands for a missing parent or member, and reads a column of zeros.
+    A missing parent or member has the index `latents`, where codes get a column of zeros.
 
     Attributes:
-        alone: float64 [2, latents], bits of each latent if silent and if active.
-        parents: int64 [latents], the latent that each is given.
-        given: float64 [4, latents], bits by 2 x the parent's code + the latent's own code.
-        members: int64 [blocks, LATENTS_A_BLOCK].
-        together: float64 [blocks, 2^LATENTS_A_BLOCK], bits by the packed code of a block.
-        dependent_pairs: how many pairs depend on each other.
+        alone: float64 [2, latents], bits that each latent costs if silent and if active.
+        parents: int64 [latents], the latent from which each latent is predicted.
+        given: float64 [4, latents], bits; the row is 2 x the parent's code + the latent's code.
+        members: int64 [blocks, LATENTS_A_BLOCK], the latents of each block.
+        together: float64 [blocks, 2^LATENTS_A_BLOCK], bits of each packed code of a block.
+        dependent_pairs: number of pairs of latents that depend on each other.
     """
 
     alone: Tensor
@@ -130,7 +131,7 @@ class _Models(NamedTuple):
     dependent_pairs: int
 
     def bits(self, active: Tensor) -> Tensor:
-        """float64 [tokens, 3], bits of codes, bool [tokens, latents]."""
+        """Bits of codes under each model, float64 [tokens, 3]; codes are bool [tokens, latents]."""
         silent, fires = self.alone
         independent = torch.where(active, fires, silent).sum(1)
         padded = F.pad(active, (0, 1))
@@ -150,7 +151,7 @@ def _fit_models(packed: Tensor, latents: int) -> _Models:
     alone = -torch.stack([(1 - rates).log2(), rates.log2()])
 
     paired = (counts / tokens - 0.5).abs().argsort()[:MOST_PAIRED].sort().values
-    # The upper triangle has the tokens on which two latents fired together.
+    # The upper triangle counts the tokens on which two latents fired together.
     counted = torch.zeros(len(paired), len(paired), dtype=torch.int32)
     for part in packed.split(TOKENS_AT_ONCE):
         whole_matrix(unpack(part, latents, torch.bool)[:, paired]).add_pair_counts(counted)
@@ -167,7 +168,7 @@ def _fit_models(packed: Tensor, latents: int) -> _Models:
 
 
 def _fired_together(counted: Tensor, paired: Tensor, parents: Tensor) -> Tensor:
-    """float64 [latents]: tokens on which each fired with its parent; 0 if it has none."""
+    """float64 [latents]: tokens on which a latent and its parent fired; 0 if it has no parent."""
     latents = len(parents)
     place = torch.full((latents + 1,), -1)
     place[paired] = torch.arange(len(paired))
@@ -179,7 +180,7 @@ def _fired_together(counted: Tensor, paired: Tensor, parents: Tensor) -> Tensor:
 
 
 def _conditional_bits(counts: Tensor, parents: Tensor, both: Tensor, tokens: int) -> Tensor:
-    """float64 [4, latents]: bits of a code given its parent's, from counts of tokens."""
+    """float64 [4, latents]: bits of a latent given its parent's code, from counts of tokens."""
     alone, neither_parent = counts - both, tokens - parents
     rates = ((alone + HALF) / (neither_parent + 2 * HALF), (both + HALF) / (parents + 2 * HALF))
     return torch.stack([-each.log2() for rate in rates for each in (1 - rate, rate)])
@@ -199,7 +200,7 @@ def _block_bits(packed: Tensor, latents: int, members: Tensor, rates: Tensor) ->
         codes = _block_codes(F.pad(unpack(part, latents, torch.bool), (0, 1)), members)
         seen += torch.bincount((block * states + codes).flatten(), minlength=len(seen))
     each = unpack(torch.arange(states, dtype=torch.uint8)[:, None], LATENTS_A_BLOCK, torch.bool)
-    # A missing member is never active.
+    # A missing member counts as never active.
     of_members = F.pad(rates, (0, 1))[members][:, None]
     independent = torch.where(each, of_members, 1 - of_members).prod(2)
     counts = seen.view(-1, states) + BLOCK_PRIOR * independent
@@ -215,10 +216,10 @@ class Pairs(NamedTuple):
 
 
 def dependent_pairs(counts: Tensor, tokens: int) -> Pairs:
-    """Pairs of latents whose firing depends on each other beyond chance.
+    """Pairs of latents that depend on each other more than by chance.
 
-    `counts`, int32 [latents, latents], has tokens on which two latents fired together in its upper
-    triangle, and tokens on which each fired on its diagonal.
+    `counts`, int32 [latents, latents], counts the tokens on which two latents fired together in its
+    upper triangle, and the tokens on which each latent fired on its diagonal.
     """
     fired = counts.diagonal().double()
     margins = torch.xlogy(fired, fired) + torch.xlogy(tokens - fired, tokens - fired)
@@ -229,7 +230,7 @@ def dependent_pairs(counts: Tensor, tokens: int) -> Pairs:
         # tokens x information (nats) = sum of n ln n over cells - sum of n ln n over margins.
         nats = torch.stack([torch.xlogy(cell, cell) for cell in cells]).sum(0)
         nats += tokens * math.log(tokens) - margins[rows][:, None] - margins
-        # Counts below the diagonal are empty.
+        # The triangle below the diagonal has no counts.
         beyond = (2 * nats > SIGNIFICANT).triu(1 + int(rows[0]))
         row, column = beyond.nonzero().unbind(1)
         found.append((rows[row], column, nats[row, column] / (tokens * math.log(2))))
@@ -237,9 +238,9 @@ def dependent_pairs(counts: Tensor, tokens: int) -> Pairs:
 
 
 def strongest_tree(pairs: Pairs, latents: int) -> Pairs:
-    """The spanning tree of most mutual information (Chow and Liu, 1968), strongest pair first.
+    """The tree with the most mutual information (Chow and Liu, 1968), strongest pair first.
 
-    There are several trees if the pairs do not connect all latents.
+    The result is several trees if the pairs do not connect all latents.
     """
     graph = _graph(pairs.one, pairs.other, -pairs.information, latents)
     tree = minimum_spanning_tree(graph).tocoo()
@@ -249,11 +250,11 @@ def strongest_tree(pairs: Pairs, latents: int) -> Pairs:
 
 
 def parents_of(tree: Pairs, latents: int) -> Tensor:
-    """int64 [latents], the parent of each latent in its tree; the number of latents for a root."""
+    """int64 [latents], the parent of each latent in its tree. A root's parent is `latents`."""
     graph = _graph(tree.one, tree.other, torch.ones_like(tree.information), latents)
     _, own_tree = connected_components(graph, directed=False)
     roots = torch.from_numpy(np.unique(own_tree, return_index=True)[1])
-    # One more node connects all trees.
+    # An extra node connects the roots of all trees.
     one = torch.cat([tree.one, torch.full_like(roots, latents)])
     joined = _graph(one, torch.cat([tree.other, roots]), torch.ones(len(one)), latents + 1)
     before: np.ndarray = breadth_first_order(joined, latents, directed=False)[1]
@@ -263,7 +264,7 @@ def parents_of(tree: Pairs, latents: int) -> Tensor:
 def blocks_of(tree: Pairs, latents: int, size: int) -> Tensor:
     """Group latents along the strongest pairs of a tree: int64 [blocks, size].
 
-    Smaller groups are filled up with the number of latents.
+    Smaller groups are filled up with the index `latents`, which no latent has.
     """
     group_of = [[latent] for latent in range(latents)]
     for one, other in zip(tree.one.tolist(), tree.other.tolist(), strict=True):

@@ -1,4 +1,4 @@
-"""Coders of either host and any format, measured on the same tokens of the same model."""
+"""Measures coders of either host and any format on the same tokens of the same model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,14 +27,14 @@ Replacement = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class SplicedFigures:
-    """Losses in nats a prediction, at the positions where the activation is replaced.
+    """Losses in nats per prediction, at the positions where the activation is replaced.
 
     Attributes:
-        predictions: how many. Each row has one fewer than it has positions.
-        clean, zero_ablated, mean_ablated, spliced: cross-entropy of the untouched model, and with
-            zeros, the mean activation or the coder's output in place of the activation.
+        predictions: number of predictions; a row has one fewer than it has positions.
+        clean, zero_ablated, mean_ablated, spliced: cross-entropy of the model if the activation is
+            unchanged, or replaced by zeros, by its mean, or by the coder's output.
         divergence: KL divergence of the spliced model's predictions from the clean model's.
-        recovered_of_zero, recovered_of_mean: share of the loss from ablation that splicing avoids.
+        recovered_of_zero, recovered_of_mean: share of the ablation's damage that splicing avoids.
     """
 
     predictions: int
@@ -48,12 +48,12 @@ class SplicedFigures:
 
 
 class RunningLosses(nn.Module):
-    """Running sums for SplicedFigures; a module for its state_dict."""
+    """Running sums for SplicedFigures. It is a module so that its state_dict can be saved."""
 
     def __init__(self) -> None:
         super().__init__()
         self.sums = WeightedSums(7)
-        # Counts rows [rows, 7] of SplicedBatch.losses, with weights of document_weights.
+        # `add` takes the rows [rows, 7] of SplicedBatch.losses, with weights of document_weights.
         self.add = self.sums.add
 
     def figures(self) -> SplicedFigures:
@@ -64,7 +64,7 @@ class RunningLosses(nn.Module):
         recovered = (means[:, [ZEROED, MEANED]] - means[:, [SPLICED]]) / gaps
         losses = means[:, [CLEAN, ZEROED, MEANED, SPLICED]].T
         divergence = sums[:, DIVERGENCE] / sums[:, POSITIONS]
-        # In the order of the fields.
+        # Estimates are in the order of the fields of SplicedFigures.
         estimates = map(documents.estimate_of, (*losses, divergence, *recovered.T))
         return SplicedFigures(int(sums[0, PREDICTIONS]), *estimates)
 
@@ -72,7 +72,8 @@ class RunningLosses(nn.Module):
 class SplicedBatch:
     """A batch of text, run through a model whose activation at one site is replaced.
 
-    `clean` has Splice.outputs of the untouched model, `mean` [width] the site's mean activation.
+    `clean` is what Splice.outputs gives for the unchanged model. `mean` [width] is the mean
+    activation at the site.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class SplicedBatch:
         self._shared = [_row_sums(losses, self._predicts) for losses in shared]
 
     def losses(self, replacement: Replacement) -> Tensor:
-        """float64 [rows, 7], sums over each row's predictions; replacement as for Splice."""
+        """Sums over each row's predictions, float64 [rows, 7]; `replacement` is that of Splice."""
         logits, spliced = self._outputs(replacement)
         divergence = _row_sums(_divergences(self._clean_logits, logits), self._where)
         own = [_row_sums(spliced, self._predicts), self._where.sum(1).double(), divergence]
@@ -120,10 +121,10 @@ def _divergences(clean: Tensor, other: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ComparedCoder:
-    """A coder, its figures, and losses of the model with its outputs in place.
+    """A coder, its figures, and the losses of the model if the coder's output is spliced in.
 
-    samples has some of its latents in their text. predictability and matches are of these latents:
-    how well tokens predict them, and latents that fire most like them in each other coder, by name.
+    samples has text in which some of its latents fire. predictability says how well tokens predict
+    these latents. matches has the latents of each other coder, by name, that fire most like them.
     """
 
     candidate: Candidate
@@ -135,13 +136,14 @@ class ComparedCoder:
 
 
 class _Sums(RunningCoders):
-    """All counts of a comparison, for one state_dict."""
+    """All counts of a comparison in one module, so that one state_dict saves them."""
 
     def __init__(self, opened: OpenedModel, samples: int) -> None:
         super().__init__(opened, samples)
         candidates = opened.candidates
         self.losses = [RunningLosses() for _ in candidates]
-        # By two places in the list: sampled latents of the first coder, all latents of the second.
+        # Keys are two places in the list of coders. Counts are for the sampled latents of the first
+        # coder and all latents of the second.
         self.joint: dict[tuple[int, int], JointCounts] = {}
         for one, other in permutations(range(len(candidates)), 2):
             if candidates[one].site == candidates[other].site:
@@ -152,13 +154,13 @@ class _Sums(RunningCoders):
 
 
 class Comparison:
-    """Measures coders together: a forward pass of the model serves all of them.
+    """Measures coders together, with one forward pass of the model for all of them.
 
     Args:
-        opened: the coders, autoencoders or transcoders, with their model and text.
-        amount: how much of the text to use; the rows are cut as opened says.
-        saved: file for the counts, from which an interrupted comparison goes on.
-        sources: names of the model and the text. Counts of others in the file are not used.
+        opened: the coders (autoencoders or transcoders) with their model and text.
+        amount: how much of the text to use; `opened` says how rows are cut.
+        saved: file for the counts, from which an interrupted comparison continues.
+        sources: names of the model and the text. Counts of other sources are not used.
     """
 
     def __init__(
@@ -172,10 +174,10 @@ class Comparison:
         self._progress = SavedProgress(opened, saved, of, self._sums)
 
     def run(self) -> list[ComparedCoder]:
-        """Measure all coders; after an interruption, go on with the rest of the text.
+        """Measure all coders; after an interruption, continue with the rest of the text.
 
-        KeyboardInterrupt comes once a batch is saved. ValueError if there is no text, or if a coder
-        has other widths than the model.
+        Ctrl-C raises KeyboardInterrupt once the batch is saved. ValueError if there is no text, or
+        if a coder does not have the model's widths.
         """
         self.measure()
         self._progress.go_on("spliced", "Splicing", self._amount.spliced_tokens, self._splice)
@@ -192,7 +194,7 @@ class Comparison:
         return compared
 
     def measure(self) -> None:
-        """The first part of run: everything except the losses of the model."""
+        """Do the first part of `run`: measure everything except the losses of the model."""
         self._progress.go_on("measured", "Measuring", self._amount.tokens, self._measure)
 
     def _measure(self, text: TextBatch) -> None:

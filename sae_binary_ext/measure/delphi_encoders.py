@@ -1,4 +1,4 @@
-"""Encode functions of coders of any format, for delphi's LatentCache."""
+"""Makes encode functions of coders of any format, for delphi's LatentCache."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ class HookpointEncoders:
     Attributes:
         encoders: by the name of a module, a function from its activations [rows, context, d_in] to
             codes, float32 [rows, context, latents], on the same device.
-        transcode: whether the functions take the inputs of the modules. If not, they take outputs.
+        transcode: whether the functions take the modules' inputs; otherwise they take their
+            outputs.
     """
 
     encoders: dict[str, Callable[[Tensor], Tensor]]
@@ -31,10 +32,10 @@ class HookpointEncoders:
 def hookpoint_encoders(
     candidates: Iterable[Candidate], model: PreTrainedModel
 ) -> HookpointEncoders:
-    """Encode functions of coders, by the modules of a Hugging Face model.
+    """Encode functions of coders, by the names of modules of a Hugging Face model.
 
-    SAELens' hook names are translated to modules by checkpoints.HOOK_NAMES. The input of a block is
-    read as the output of the block before it.
+    SAELens' hook names are translated to modules by checkpoints.HOOK_NAMES. A coder of a block's
+    input reads the output of the block before it.
 
     Args:
         candidates: autoencoders or transcoders, from load_candidates.
@@ -42,8 +43,8 @@ def hookpoint_encoders(
 
     Raises:
         CheckpointError: no module is known for a coder's hook.
-        ValueError: there are no coders, autoencoders beside transcoders, two coders at one module,
-            a coder of a model that was processed when loaded, or the model lacks the module.
+        ValueError: there are no coders, autoencoders and transcoders are mixed, two coders have the
+            same module, a coder's model was processed when loaded, or the model lacks a module.
     """
     candidates = list(candidates)
     check_alike(candidates)
@@ -66,11 +67,11 @@ def hookpoint_encoders(
 
 
 def _module_of(candidate: Candidate, model: PreTrainedModel) -> str:
-    # The model's type tells how its modules are named; its name may be missing from the files.
+    # Module names depend on the model's type. The coder's files may not name the model.
     site, kind = candidate.site, model.config.model_type
     place = Place(hook_name=site.hook_name, hook_name_out=site.hook_name_out, model_name=kind)
     hookpoint = place_in_sparsify(place, candidate.is_transcoder).hookpoint
-    # In a model with a head the bare model's modules have a prefix: model.layers.9.
+    # If the model has a head, its modules have a prefix: model.layers.9.
     found = [name for name, _ in model.named_modules() if f".{name}".endswith(f".{hookpoint}")]
     if len(found) != 1:
         raise ValueError(

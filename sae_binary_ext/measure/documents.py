@@ -1,8 +1,8 @@
-"""Documents from any source, cut into rows of tokens; and intervals of figures over documents.
+"""Reads documents from any source, cuts them into rows of tokens, and bootstraps intervals.
 
 Intervals come from a bootstrap that resamples documents, because tokens of one document resemble
 each other. In the Poisson bootstrap, each document counts a Poisson(1) number of times in each
-replicate. So one running sum for each replicate is enough.
+replicate. So each bootstrap replicate needs only one running sum.
 """
 
 import math
@@ -26,9 +26,9 @@ REPLICATES, CONFIDENCE = 200, 0.95
 HELD_OUT_ARTICLES = "Wikipedia sample of gensim, articles not trained on"
 ALL_ARTICLES = "Wikipedia sample of gensim, all articles"
 TEXT_COLUMN, DEFAULT_SPLIT = "text", "train"
-# Files that save_to_disk writes for a Dataset and for a DatasetDict.
+# A folder with one of these files was written by save_to_disk of a Dataset or a DatasetDict.
 SAVED_BY_DATASETS = ("state.json", "dataset_dict.json")
-# The loader of the package datasets for each file ending.
+# Loader in the package `datasets` for each file ending.
 LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".txt": "text"}
 
 
@@ -36,8 +36,8 @@ LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "cs
 class TextBatch:
     """Rows of tokens, int64 [rows, context]. No row holds text of two documents.
 
-    Short rows are padded at the right; lengths, int64 [rows], are without padding. `documents` has
-    the number of each row's document.
+    Short rows are padded at the right; `lengths`, int64 [rows], do not count padding. `documents`
+    has the number of each row's document.
     """
 
     tokens: Tensor
@@ -45,13 +45,13 @@ class TextBatch:
     documents: list[int]
 
     def positions(self, first: int) -> Tensor:
-        """bool [rows, context], true for tokens of the text from this position on."""
+        """bool [rows, context], true for tokens (not padding) from the position `first` on."""
         position = torch.arange(self.tokens.shape[1])
         return (position >= first) & (position < self.lengths[:, None])
 
 
 def padded(rows: list[list[int]], documents: list[int], width: int) -> TextBatch:
-    """A batch of rows of token ids, each padded to this width."""
+    """A batch made of rows of token ids, each padded to `width` tokens."""
     tokens = torch.tensor([row + [0] * (width - len(row)) for row in rows])
     return TextBatch(tokens, torch.tensor(list(map(len, rows))), documents)
 
@@ -60,7 +60,7 @@ def read_documents(source: TextSource | str | None) -> Iterator[str]:
     """Read the texts of a dataset one by one.
 
     Without a dataset, read the articles of the bundled Wikipedia sample that the demo does not
-    train on. A ValueError says if there is no such dataset, split or column.
+    train on. Raises ValueError if the dataset, split or column does not exist.
     """
     source = source if isinstance(source, TextSource) else TextSource(source)
     if source.dataset is None:
@@ -73,7 +73,7 @@ def read_documents(source: TextSource | str | None) -> Iterator[str]:
 
 
 def read_all_documents(source: TextSource | str | None) -> Iterator[str]:
-    """Read texts as read_documents does, but without a dataset all articles of the sample."""
+    """Read texts as read_documents does; without a dataset, read all bundled Wikipedia articles."""
     if (source.dataset if isinstance(source, TextSource) else source) is None:
         return (text for _, text in read_wikipedia_sample())
     return read_documents(source)
@@ -98,13 +98,13 @@ def open_dataset(source: str, split: str | None = None) -> Iterable[dict[str, An
     if split is None or path.is_file():
         options["data_files"] = [str(file) for file in files if file.suffix == ending]
     else:
-        # datasets finds the splits by the files' names.
+        # The package `datasets` finds the splits by the names of the files.
         options["data_dir"] = source
     return _load(source, LOADERS[ending], split, **options)
 
 
 def _saved_dataset(source: str, split: str | None) -> Iterable[dict[str, Any]]:
-    """Open what save_to_disk wrote: one dataset, or one for each split."""
+    """Open a folder that save_to_disk wrote: one dataset, or one dataset for each split."""
     found: Any = load_from_disk(source)
     if not isinstance(found, DatasetDict):
         if split not in (None, str(found.split)):
@@ -133,7 +133,7 @@ def _load(source: str, loader: str, split: str | None, **options: Any) -> Iterab
 
 
 def text_column(source: TextSource, entry: Mapping[str, Any]) -> str:
-    """Find the column of the texts from an entry; a ValueError says if none or several fit."""
+    """Find the column of texts in an entry; raise ValueError if none or several fit."""
     texts = [name for name, value in entry.items() if isinstance(value, str)]
     wanted = source.text_column or TEXT_COLUMN
     if wanted in texts:
@@ -173,7 +173,8 @@ def cut_rows(
 
     def each() -> Iterator[tuple[int, list[int]]]:
         for number, text in enumerate(documents):
-            # verbose=False, or it warns of texts longer than the model's context.
+            # verbose=False, because the tokenizer would warn of texts longer than the model's
+            # context.
             encoded = tokenizer(text, add_special_tokens=False, verbose=False)
             ids = cast(list[int], encoded["input_ids"])
             for begin in range(0, len(ids), width):
@@ -191,8 +192,8 @@ class OutlyingTokens:
     arXiv 2402.17762). From layer 12 of SmolLM2 on, one token in a thousand has 190 times the
     median norm. Ten of 20,000 tokens hold four fifths of the variance there.
 
-    `limit` is the largest norm, in medians of the first batch; inf leaves no token out. `left_out`
-    counts the tokens found since `start`.
+    `limit` is the largest norm kept, in medians of the first batch; inf keeps all tokens.
+    `left_out` counts the tokens left out since `start`.
     """
 
     def __init__(self, limit: float) -> None:
@@ -205,7 +206,7 @@ class OutlyingTokens:
         self.left_out = 0
 
     def within(self, found: Mapping[str, Tensor], where: Tensor) -> Tensor:
-        """The positions within the limit at all hooks: bool [rows, context], like `where`.
+        """bool [rows, context]: positions of `where` whose norm is within the limit at all hooks.
 
         `found` has the activations [rows, context, width] of each hook.
         """
@@ -214,7 +215,7 @@ class OutlyingTokens:
         left = where
         for hook, activations in found.items():
             norms = activations.float().norm(dim=-1).cpu()
-            # The first batch decides, so that reading more text changes no token.
+            # The first batch sets the limit, so that reading more text changes no earlier token.
             median = self._medians.setdefault(hook, norms[where].median().item())
             left = left & (norms <= self._limit * median)
         self.left_out += int((where & ~left).sum())
@@ -223,7 +224,7 @@ class OutlyingTokens:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure of all documents with its 95% interval: the ends of the middle 95% of replicates.
+    """A figure over all documents, with a 95% interval (the middle 95% of replicates).
 
     The ends are NaN if there is only one document.
     """
@@ -234,9 +235,9 @@ class Estimate:
 
 
 def document_weights(documents: list[int]) -> Tensor:
-    """How often each row counts: once, and in each replicate as often as its document was drawn.
+    """Weights of rows: 1 in the estimate, and in each replicate the draws of the row's document.
 
-    Returns float64 [rows, 1 + REPLICATES]. Rows of the same document number are equal.
+    Returns float64 [rows, 1 + REPLICATES]. Rows of the same document have equal weights.
     """
     once = torch.ones(REPLICATES, dtype=torch.float64)
     seeded = (torch.Generator().manual_seed(document) for document in documents)
@@ -245,7 +246,7 @@ def document_weights(documents: list[int]) -> Tensor:
 
 
 class WeightedSums(nn.Module):
-    """Sums over rows, for all documents and for each replicate; a module for its state_dict.
+    """Sums over rows, for all documents and each replicate. Its state_dict can be saved.
 
     Buffer: sums, float64 [1 + REPLICATES, width].
     """
@@ -269,11 +270,11 @@ def resampled(number: int) -> Tensor:
 
 
 def estimate_of(figures: Tensor) -> Estimate:
-    """The estimate from [1 + REPLICATES] figures; the first is of all documents."""
+    """The estimate from [1 + REPLICATES] figures; the first figure is for all documents."""
     value, replicates = figures[0].item(), figures[1:]
-    # A replicate without documents has no figure.
+    # A replicate without documents gives NaN and is left out.
     drawn = replicates[replicates.isfinite()]
-    # Replicates of a single document differ only by rounding.
+    # If there is only one document, its replicates differ by rounding alone.
     if not len(drawn) or drawn.isclose(drawn[0], rtol=1e-6, atol=0).all():
         return Estimate(value, float("nan"), float("nan"))
     outside = (1 - CONFIDENCE) / 2

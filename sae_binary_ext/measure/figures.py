@@ -16,7 +16,7 @@ from sae_binary_ext.measure.samples import LatentSamples
 BITS_A_VALUE = 8
 # Codes (tokens times latents) computed at once: 64 MB in float32.
 CODES_AT_ONCE = 2**24
-# Documents whose own FVU is kept.
+# Number of documents, from the first on, for which the FVU is also kept document by document.
 FIRST_DOCUMENTS = 500
 TOKENS, ERROR, COSINE, ACTIVE, ACTIVE_SQUARED = range(5)
 ROWS_AT_ONCE = 1024
@@ -24,9 +24,9 @@ ROWS_AT_ONCE = 1024
 
 @torch.no_grad()
 def nearest_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine, float32, and number, int64, of the row nearest to each row of weight [rows, width].
+    """For each row of weight [rows, width], the nearest other row: its cosine and its index.
 
-    There are two rows or more. A row of zeros has cosine 0 with all others.
+    At least two rows. Cosines are float32, indices int64; a row of zeros has cosine 0 with all.
     """
     unit = nn.functional.normalize(weight.float(), dim=1)
     found: list[tuple[Tensor, Tensor]] = []
@@ -42,7 +42,7 @@ def nearest_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 class TokenBatch:
     """Activations of tokens at one site, and the rows of text they come from.
 
-    inputs [tokens, d_in] and targets [tokens, d_out] are of the positions in where, bool
+    inputs [tokens, d_in] and targets [tokens, d_out] are at the true positions of `where`, bool
     [rows, context], row by row. weights, float64 [rows, 1 + REPLICATES], are from document_weights.
     rows [rows, context, d_in] are inputs at all positions, for coders that read sequences.
     """
@@ -56,18 +56,18 @@ class TokenBatch:
 
     @property
     def row_of_token(self) -> Tensor:
-        """int64 [tokens], the row of each token."""
+        """int64 [tokens], the row of text that each token is in."""
         return self.where.nonzero()[:, 0]
 
 
 def sums_by_row(values: Tensor, row_of_token: Tensor, rows: int) -> Tensor:
-    """Sums of values [tokens, width] over each row's tokens, [rows, width], in their dtype."""
+    """Sum values [tokens, width] over the tokens of each row: [rows, width], of the same dtype."""
     sums = values.new_zeros(rows, values.shape[1])
     return sums.index_add_(0, row_of_token.to(values.device), values)
 
 
 class DocumentSums(nn.Module):
-    """Sums over each of the first documents."""
+    """Sums over the tokens of each document, for the first FIRST_DOCUMENTS documents."""
 
     sums: Tensor
 
@@ -76,14 +76,14 @@ class DocumentSums(nn.Module):
         self.register_buffer("sums", torch.zeros(FIRST_DOCUMENTS, width, dtype=torch.float64))
 
     def add(self, rows: Tensor, documents: list[int]) -> None:
-        """Count rows [rows, width] of these documents."""
+        """Add rows [rows, width] to the sums of their documents."""
         numbers = torch.tensor(documents)
         first = numbers < FIRST_DOCUMENTS
         self.sums.index_add_(0, numbers[first], rows.to("cpu", torch.float64)[first])
 
 
 class RunningVariance(nn.Module):
-    """Total variance of the targets at a site; every coder there is measured against it."""
+    """Total variance of the targets at a site, by which the error of each coder is divided."""
 
     origin: Tensor
 
@@ -91,11 +91,11 @@ class RunningVariance(nn.Module):
         super().__init__()
         self.sums = WeightedSums(2 + width)
         self.documents = DocumentSums(2 + width)
-        # Subtracted from every target. Squares around a distant mean would lose digits.
+        # `origin` is subtracted from all targets, because squares of values far from 0 lose digits.
         self.register_buffer("origin", torch.zeros(width, dtype=torch.float64))
 
     def add(self, batch: TokenBatch) -> None:
-        """Count a batch's targets."""
+        """Add the targets of a batch."""
         targets = batch.targets.to("cpu", torch.float64)
         if not self.sums.sums.any():
             self.origin.copy_(targets.mean(0))
@@ -112,7 +112,7 @@ class RunningVariance(nn.Module):
         return sums[:, 1] - sums[:, 2:].square().sum(1) / sums[:, 0]
 
     def document_totals(self) -> Tensor:
-        """float64 [FIRST_DOCUMENTS], the same for each document; 0 for documents without text."""
+        """float64 [FIRST_DOCUMENTS], totals of each document; 0 for documents without text."""
         sums, shift = self.documents.sums, self.mean() - self.origin
         return sums[:, 1] - 2 * sums[:, 2:] @ shift + sums[:, 0] * shift.square().sum()
 
@@ -127,16 +127,16 @@ class CoderFigures:
 
     Attributes:
         fvu: squared error over total variance, both summed over tokens and dimensions.
-        cosine: between target and output, mean over tokens.
-        l0, l0_deviation: mean and standard deviation of the active latents of a token.
+        cosine: cosine between target and output, mean over tokens.
+        l0, l0_deviation: mean and standard deviation of the number of active latents a token.
         entropy_bits: entropy of the firing rates, summed over latents, in bits a token.
-        bits: description length in bits a token: the entropy plus 8 bits a value.
+        bits: description length in bits a token: the entropy plus 8 bits for each value.
         stores_values: whether active latents have values other than 1.
         rates: float64 [latents], firing rates.
         neighbour_cosines: float32 [latents], cosine of each decoder row with the most similar one.
-        neighbour_correlations: float64 [latents], correlation of the firing of these two latents;
-            NaN if one of them never or always fires.
-        tokens_per_second: speed of encode alone.
+        neighbour_correlations: float64 [latents], correlation between the firing of a latent and of
+            its neighbour; NaN if one of them never or always fires.
+        tokens_per_second: tokens a second of encode, without decode.
         document_fvu: float64, FVU of each of the first documents that have text.
     """
 
@@ -157,7 +157,7 @@ class CoderFigures:
 
 
 class RunningFigures(nn.Module):
-    """Running sums for CoderFigures, with contexts of some latents; a module for its state_dict."""
+    """Running sums for CoderFigures, and samples of latents. Its state_dict can be saved."""
 
     with_nearest: Tensor
     seconds: Tensor
@@ -166,7 +166,7 @@ class RunningFigures(nn.Module):
     def __init__(self, coder: SAE[Any], samples: int = 0) -> None:
         super().__init__()
         latents = coder.cfg.d_sae
-        # In a list, so that the weights are not part of the state_dict.
+        # The coder is in a list, so that its weights are not part of the state_dict.
         self._coder = [coder]
         self._cosines, self._nearest = nearest_rows(coder.W_dec)
         self.samples = LatentSamples(latents, samples)
@@ -179,7 +179,7 @@ class RunningFigures(nn.Module):
 
     @torch.no_grad()
     def add(self, batch: TokenBatch) -> Tensor:
-        """Count a batch; returns bool [tokens, latents], the active latents."""
+        """Add a batch; returns bool [tokens, latents], true where a latent is active."""
         (coder,), all_rows = self._coder, batch.row_of_token
         fired: list[Tensor] = []
         values: list[Tensor] = []
@@ -189,7 +189,7 @@ class RunningFigures(nn.Module):
         for tokens, codes, output, seconds in apply_coder(coder, inputs, CODES_AT_ONCE, where):
             targets, row = batch.targets[tokens].to(codes.device), all_rows[tokens]
             self.seconds += seconds
-            # float32 sums are exact here; sums of bools would convert to int64.
+            # Sum in float32, which is exact here, because sums of bools would convert to int64.
             active = (codes != 0).float()
             self.stores_values |= (codes != active).any().cpu()
             figures = _figures_of(active, output.float(), targets.float())
@@ -204,7 +204,7 @@ class RunningFigures(nn.Module):
         return torch.cat(fired)
 
     def figures(self, variance: RunningVariance) -> CoderFigures:
-        """The figures so far; variance must have counted the same batches."""
+        """The figures so far; `variance` must have had the same batches."""
         sums, tokens = self.sums.sums, self.sums.sums[:, TOKENS]
         rates = self.counts.sums / tokens[:, None]
         entropy = bernoulli_entropy(rates.clamp(0, 1)).sum(1)
@@ -215,7 +215,7 @@ class RunningFigures(nn.Module):
         stores_values = bool(self.stores_values)
         there = self.documents.sums[:, 0] > 0
         rate, others = rates[0], rates[0, self._nearest]
-        # The phi coefficient of each latent and its nearest.
+        # The phi coefficient (correlation of firing) of each latent and its nearest latent.
         covariance = self.with_nearest / tokens[0] - rate * others
         correlations = covariance / (rate * (1 - rate) * others * (1 - others)).sqrt()
         return CoderFigures(
@@ -237,7 +237,7 @@ class RunningFigures(nn.Module):
 
 
 def _figures_of(active: Tensor, output: Tensor, targets: Tensor) -> Tensor:
-    """float64 [tokens, 5], in the order of TOKENS, ERROR, …; active is 0.0 or 1.0."""
+    """float64 [tokens, 5], in the order of TOKENS, ERROR, …; `active` holds 0.0 or 1.0."""
     number = active.sum(1).double()
     error = (output - targets).double().square().sum(1)
     cosine = nn.functional.cosine_similarity(output, targets, dim=1).double()

@@ -1,4 +1,4 @@
-"""Hidden states of a model at its layers, at positions of a text, and in prompts."""
+"""Reads hidden states of a model by layer, by position in the text, or in prompts with examples."""
 
 import random
 import re
@@ -26,19 +26,19 @@ TASKS: dict[str, Callable[[str], str]] = {
 }
 SHORTEST_WORD, LONGEST_WORD = 4, 9
 QUESTION, ANSWER = "{} ->", " {}\n"
-# How many of the most frequent words are used.
+# Number of words used, the most frequent ones of the text.
 WORDS = 2000
 POSITIONS = (1, 2, 4, 8, 16, 32, 63)
-# Examples before the last question; after how many examples states are read.
+# Number of examples before the last question, and numbers of examples after which to read states.
 EXAMPLES = 15
 LAST_EXAMPLES = (0, 1, 2, 4, 8, 15)
 FEWEST_ROWS = 10
-# The keys are a layer, and a position, a number of examples, or "all".
+# A key is a layer, and one of: a position, a number of examples, "all".
 States = dict[tuple[int, int | str], Tensor]
 
 
 def frequent_words(documents: Iterable[str]) -> list[str]:
-    """The most frequent words of lower-case letters, most frequent first."""
+    """The most frequent words of lower-case letters alone, in falling order of frequency."""
     pattern = re.compile(rf"\b[a-z]{{{SHORTEST_WORD},{LONGEST_WORD}}}\b")
     counts = Counter(word for text in documents for word in pattern.findall(text))
     return sorted(counts, key=lambda word: (-counts[word], word))[:WORDS]
@@ -47,11 +47,11 @@ def frequent_words(documents: Iterable[str]) -> list[str]:
 def in_context_prompts(
     words: list[str], tokenizer: PreTrainedTokenizerBase, prompts: int, examples: int, seed: int
 ) -> Iterator[tuple[TextBatch, Tensor]]:
-    """Make prompts of lines "word -> answer", each prompt for one task, the tasks in turn.
+    """Make prompts of lines "word -> answer". Each prompt has one task; tasks take turns.
 
-    A prompt has `examples` lines with an answer and a last question. It has no word twice; the
-    words are drawn by the seed. Yields rows, and int64 [rows, examples + 1], the position of each
-    line's last token before its answer.
+    A prompt has `examples` lines with an answer, and a last line without one. No word occurs twice
+    in a prompt; words are drawn with `seed`. Yields batches, and int64 [rows, examples + 1], the
+    position of the last token before each line's answer.
     """
     draw = random.Random(seed)
     bos = cast(int | None, tokenizer.bos_token_id)
@@ -63,7 +63,8 @@ def in_context_prompts(
         task = list(TASKS.values())[number % len(TASKS)]
         row, due = [] if bos is None else [bos], []
         for word in draw.sample(words, examples + 1):
-            # Question and answer are tokenized apart, so that it is known where one ends.
+            # Question and answer are tokenized separately, so that the end of the question is
+            # known.
             row += ids(QUESTION.format(word))
             due.append(len(row) - 1)
             row += ids(ANSWER.format(task(word)))
@@ -78,7 +79,7 @@ def in_context_prompts(
 def states_of_layers(
     opened: OpenedModel, config: ReadingConfig, hooks: dict[int, str], most: int
 ) -> States:
-    """States of all positions at each layer, at most `most`, drawn evenly from the text.
+    """States at each layer from all positions: at most `most`, drawn evenly from the text.
 
     `hooks` has the model's name of the hook to read for each layer. Returns float16
     [states, width] for each (layer, "all").
@@ -93,7 +94,7 @@ def states_of_layers(
 class EvenlyDrawn:
     """States drawn evenly from a stream of unknown length.
 
-    Every `step`-th state is kept. If twice as many as wanted are kept, every second one is dropped.
+    Every `step`-th state is kept. Once it has 2 * `most` states, it drops every second one.
     """
 
     def __init__(self, most: int) -> None:
@@ -102,7 +103,7 @@ class EvenlyDrawn:
         self._number_kept, self._seen, self._step = 0, 0, 1
 
     def add(self, states: Tensor) -> None:
-        """The next states [states, width] of the stream."""
+        """Take the next states [states, width] of the stream."""
         # A copy, because a view of float16 states would keep the whole batch in memory.
         kept = states[-self._seen % self._step :: self._step].to(torch.float16, copy=True)
         self._seen += len(states)
@@ -113,7 +114,7 @@ class EvenlyDrawn:
             self._number_kept, self._step = len(self._kept[0]), 2 * self._step
 
     def drawn(self) -> Tensor:
-        """float16 [states, width], `most` of them, or all if the stream had fewer."""
+        """float16 [states, width]: `most` states, or all if the stream had fewer."""
         kept = torch.cat(self._kept)
         if len(kept) <= self.most:
             return kept
@@ -123,9 +124,9 @@ class EvenlyDrawn:
 def states_of_positions(
     opened: OpenedModel, config: ReadingConfig, hooks: dict[int, str], most: int
 ) -> States:
-    """States at each (layer, position), of the rows that reach the last position.
+    """States at each (layer, position), from the rows long enough for the last position.
 
-    Arguments as for states_of_layers. A ValueError says if there are too few rows.
+    Arguments are those of states_of_layers. Raises ValueError if there are too few long rows.
     """
     positions = [at for at in POSITIONS if config.first_position <= at < opened.context_size]
     places = torch.tensor(positions)
@@ -139,8 +140,9 @@ def states_of_prompts(
 ) -> States:
     """States before the answer, at each (layer, number of examples); see in_context_prompts.
 
-    Other arguments as for states_of_layers. There are as many prompts as config.tokens has rows. A
-    ValueError says if the text has too few words, or the model too few positions for a prompt.
+    Other arguments are those of states_of_layers. The number of prompts is config.tokens over the
+    context size. Raises ValueError if the text has too few words, or the model too few positions
+    for a prompt.
     """
     words = frequent_words(opened.documents())
     if len(words) <= EXAMPLES:
@@ -180,9 +182,9 @@ def _within(text: TextBatch, last: int, positions: int | None) -> TextBatch:
 def _states_at(
     rows: Iterable[tuple[ReadBatch, Tensor]], points: list[int], hooks: dict[int, str], most: int
 ) -> States:
-    """States of the rows in which all places count, at most `most` for each point.
+    """At most `most` states for each point, from rows in which all places count.
 
-    Each batch of rows comes with its places, int64 [rows, points]: positions in the text.
+    `rows` has batches with their places, int64 [rows, points]: the position of each point in a row.
     """
     found: dict[int, list[Tensor]] = {layer: [] for layer in hooks}
     for batch, places in rows:

@@ -1,7 +1,8 @@
-"""A hooked model: loaded as a coder's file says, read at hooks, and run with coders in it.
+"""Loads the hooked model of a coder, reads it at hooks, and runs it with coders spliced in.
 
-Temporal coders attend to earlier tokens, so they take whole rows. Their output, and that of skip
-transcoders, does not come from codes alone. Coders of attn.hook_z take heads side by side here.
+Temporal coders attend to earlier tokens, so they take whole rows. The outputs of temporal coders
+and of skip transcoders do not come from codes alone. Coders of attn.hook_z take all heads of a
+token as one vector here.
 """
 
 import re
@@ -33,16 +34,16 @@ from sae_binary_ext.saelens.splice import HookedModel, HookView, Splice, Spliced
 from sae_binary_ext.saelens.transcoder import SkipConnection
 
 ROWS_PER_FORWARD = 8
-# Coders with one of these have the output decode(encode(x)).
+# A coder with one of these forward methods has the output decode(encode(x)).
 PLAIN_FORWARDS = (SAE.forward, Transcoder.forward, SkipConnection.forward)
-# The layer in the name of a hook: blocks.9.hook_resid_pre, model.layers.9, transformer.h.9.mlp
+# Finds the layer in a hook's name: blocks.9.hook_resid_pre, model.layers.9, transformer.h.9.mlp
 BLOCK = re.compile(r"(?:^|\.)(?:blocks|layers|h)\.(\d+)(?=\.|$)")
 EVERY_LAYER = 3
 HOOKED_TRANSFORMER = "HookedTransformer"
 BRIDGES = ("TransformerBridge", "SAETransformerBridge")
-# Organisations on the Hub. TransformerLens knows some of their models without this prefix.
+# Organisations on the Hub: TransformerLens names some of their models without this prefix.
 MOVED_TO = ("openai-community/", "distilbert/")
-# The processing of weights that TransformerLens offers, with our defaults: none.
+# TransformerLens' options that process weights. By default we use none of them.
 PROCESSING = {
     "fold_ln": False,
     "center_writing_weights": False,
@@ -57,8 +58,8 @@ DEFAULTS: dict[str, Any] = {
     **dict.fromkeys(("checkpoint_index", "checkpoint_value", "checkpoint_label")),
 }
 NOT_OF_BRIDGES = {"checkpoint_label", "first_n_layers"}
-# Settings that do not change activations. trust_remote_code is one: a coder's file may not decide
-# whether a model's own code runs.
+# Settings that are ignored, because they change no activation. trust_remote_code is among them,
+# because a coder's file may not decide whether a model's own code runs.
 OF_NO_EFFECT = {
     "attn_implementation",
     "cache_dir",
@@ -89,7 +90,7 @@ def decodes_codes_alone(coder: Any) -> bool:
 
 @contextmanager
 def heads_side_by_side(coder: Any) -> Generator[None]:
-    """Let a coder of attn.hook_z take and give [..., heads * d_head]."""
+    """Within the block, a coder of attn.hook_z takes and returns [..., heads * d_head]."""
     reshapes = getattr(coder, "hook_z_reshaping_mode", False)
     if reshapes:
         coder.turn_off_forward_pass_hook_z_reshaping()
@@ -113,11 +114,12 @@ def codes_of(coder: Any, rows: Tensor, where: Tensor) -> Tensor:
 def apply_coder(
     coder: Any, inputs: Tensor, codes_at_once: int, where: Tensor | None = None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, float]]:
-    """Apply a coder to tokens [tokens, d_in], about codes_at_once codes at a time.
+    """Apply a coder to tokens [tokens, d_in] in parts of about codes_at_once codes.
 
     A coder that reads sequences takes rows [rows, context, d_in], with the tokens that count in
-    `where`, bool [rows, context]. ValueError if it gets single tokens. Yields numbers of tokens,
-    int64, their codes [tokens, latents], outputs [tokens, d_out], and the seconds that encode took.
+    `where`, bool [rows, context]. ValueError if that coder gets single tokens. Yields the indices
+    of tokens, int64, their codes [tokens, latents], outputs [tokens, d_out], and the seconds that
+    encode took.
     """
     if reads_sequences(coder) and where is None:
         raise ValueError(
@@ -142,7 +144,7 @@ def apply_coder(
 
 @torch.no_grad()
 def output_of_changed(coder: Any, rows: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Output [rows, context, d_out] for rows [rows, context, d_in] if `change` maps their codes."""
+    """Output [rows, context, d_out] for rows [rows, context, d_in] if `change` edits the codes."""
     rows = _for(coder, rows)
     with heads_side_by_side(coder):
         changed = change(coder.encode(rows))
@@ -151,7 +153,7 @@ def output_of_changed(coder: Any, rows: Tensor, change: Callable[[Tensor], Tenso
         output = coder.decode(changed)
         if decodes_codes_alone(coder):
             return output
-        # The part of the output that does not come from codes stays as it was.
+        # Only the decoded codes change; the rest of the output stays the same.
         return output + coder(rows) - coder.decode(coder.encode(rows))
 
 
@@ -172,8 +174,8 @@ class SplicedModel:
         model: a TransformerBridge, HookedTransformer or SAELens' HookedProxyLM.
         rows: int64 [rows, context], token ids.
         hook_name: the activation that coders read. ValueError if the model has no such hook.
-        hook_name_out: the activation they replace; None for autoencoders, which replace hook_name.
-        first_position: positions before it, such as an attention sink, are not replaced.
+        hook_name_out: the activation that is replaced; None replaces hook_name (autoencoders).
+        first_position: earlier positions, for example an attention sink, are not replaced.
     """
 
     def __init__(
@@ -192,7 +194,7 @@ class SplicedModel:
         self.ablated = self._mean_loss(self._splice.ablated, "Zero ablation")
 
     def losses(self, coder: SAE[Any]) -> SplicedLosses:
-        """Losses with the coder's output in place, as means over all tokens."""
+        """Mean losses over all tokens with the coder's output spliced in."""
         loss = partial(self._splice.replaced, replacement=lambda x, _: coder(x))
         with heads_side_by_side(coder):
             spliced = self._mean_loss(loss, "Splicing")
@@ -225,9 +227,9 @@ def read_pairs(
 
 @torch.no_grad()
 def read_hooks(model: HookedModel, hook_names: Iterable[str], tokens: Tensor) -> dict[str, Tensor]:
-    """Activations [rows, context, width] at hooks of resolve_hook, with heads side by side.
+    """Activations [rows, context, width] at hooks of resolve_hook, with all heads as one vector.
 
-    The forward pass stops after the last layer needed. ValueError if it does not reach a hook.
+    The forward pass stops after the last layer needed. ValueError if the model never runs a hook.
     """
     views = {name: HookView.of(name) for name in hook_names}
     found: dict[str, Tensor] = {}
@@ -254,7 +256,7 @@ def read_hooks(model: HookedModel, hook_names: Iterable[str], tokens: Tensor) ->
 
 
 def layer_of(hook: str) -> int:
-    """The layer of a hook; ValueError if its name has no number of a layer."""
+    """The layer of a hook; ValueError if the hook's name has no layer number."""
     if (found := BLOCK.search(hook)) is None:
         raise ValueError(f"hook={hook!r}: belongs to no layer. Give a coder of a layer.")
     return int(found[1])
@@ -263,10 +265,10 @@ def layer_of(hook: str) -> int:
 def layer_hooks(
     model: HookedModel, hooks: tuple[str, str], layers: Iterable[int]
 ) -> dict[int, tuple[str, str]]:
-    """The model's names, by layer, of a coder's two hooks at `layers` and at its own layer.
+    """The model's names of a coder's two hooks, for each of `layers` and for the coder's own layer.
 
-    No layers means every third. ValueError if the coder has no layer or two, or the model lacks
-    one of them.
+    Every third layer is taken if `layers` is empty. ValueError if the coder's hooks have no layer
+    or two different ones, or if the model lacks a layer.
     """
     home, target = map(layer_of, hooks)
     if home != target:
@@ -292,7 +294,7 @@ def layer_hooks(
 
 
 def official_name(name: str) -> str:
-    """One name for a model with several: gpt2 for gpt2-small; for a folder, its full path."""
+    """A single name for a model with several (gpt2 for gpt2-small); for a folder, its full path."""
     known = make_model_alias_map()
     for prefix in ("", *MOVED_TO):
         if name.startswith(prefix) and (found := known.get(name.removeprefix(prefix).lower())):
@@ -301,9 +303,9 @@ def official_name(name: str) -> str:
 
 
 def decisive_settings(settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The part of a coder's model_from_pretrained_kwargs that changes activations, no defaults.
+    """Settings in model_from_pretrained_kwargs that change activations, if not at their defaults.
 
-    It is equal for settings that load the same model. An unknown setting is a ValueError.
+    The results are equal if two coders need the same model. An unknown setting is a ValueError.
     """
     found = dict(settings or {})
     if "torch_dtype" in found:
@@ -327,12 +329,12 @@ def load_hooked_model(
 ) -> HookedModel:
     """The model of a coder, whose metadata has class_name and settings.
 
-    name is a Hub id or a folder. If class_name is None, the model is a TransformerBridge. A setting
-    that is unknown, or that the class does not have, is a ValueError. So is a folder for
-    HookedTransformer, which loads models by name alone.
+    name is a Hub id or a folder. If class_name is None, the model is a TransformerBridge.
+    ValueError if a setting is unknown, or if the class does not have it. ValueError if `name` is a
+    folder and the class is HookedTransformer, which loads models by name alone.
     """
     decisive = decisive_settings(settings)
-    # Only TransformerLens knows its aliases.
+    # Replace an alias of TransformerLens, because no other loader knows it.
     name = make_model_alias_map().get(name.lower(), name)
     if class_name is None or class_name in BRIDGES:
         return _load_bridge(name, device, decisive)
@@ -359,12 +361,12 @@ def load_hooked_model(
 
 
 def known_to_hooked_transformer(name: str) -> bool:
-    """Whether HookedTransformer has a model of this name. It loads no folders."""
+    """Whether HookedTransformer can load this model by name (it never loads a folder)."""
     return official_name(name) in OFFICIAL_MODEL_NAMES
 
 
 def positions_of(model: HookedModel) -> int | None:
-    """The most tokens that a row of the model can have; None if its config does not say."""
+    """The longest row in tokens that the model takes; None if its config does not say."""
     config: Any = getattr(model, "cfg", None)
     if config is not None:
         return getattr(config, "n_ctx", None)

@@ -1,4 +1,4 @@
-"""Ask a language model by the chat-completions protocol, and keep its answers in a file."""
+"""Asks a language model by the chat-completions protocol, and keeps its answers in a file."""
 
 import asyncio
 import hashlib
@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from sae_binary_ext.settings import JudgeFields
 
-# Used to estimate tokens before the start, and for servers that do not count them.
+# Characters per token, to estimate tokens before the start or if the server does not count them.
 CHARACTERS_A_TOKEN = 4
-# How often a request is repeated if the server's response is malformed.
+# Number of times that a request is repeated if the server's response is malformed.
 MALFORMED_ASKED_AGAIN = 2
-# Fields of a message that hold reasoning, and kinds of its parts that hold the answer.
+# Fields of a message that hold reasoning, and types of its parts that hold the answer.
 REASONING_FIELDS = ("reasoning_content", "reasoning", "reasoning_details", "thinking")
 ANSWER_PARTS = ("text", "output_text")
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ Messages = list[dict[str, str]]
 Item = TypeVar("Item")
 Scored = TypeVar("Scored")
 
-# Names of reasoning tags contain one of these words: inner_monologue, seed:think.
+# Names of reasoning tags contain one of these words, for example inner_monologue, seed:think.
 _ABOUT = r"(?:think|thought|reason|reflect|analys|monolog|deliberat|scratchpad)"
 _NAME = rf"[\w:.-]*{_ABOUT}[\w:.-]*"
 # Models write these tags into their answers if their server does not remove them.
@@ -42,23 +42,23 @@ _SPELLINGS = (
     (r"Here is my thought process:", r"Here is my response:"),
 )
 _FLAGS = re.IGNORECASE | re.DOTALL
-# Marks around the answer itself, and empty tags of reasoning.
+# Tags around the answer, and empty reasoning tags. All of these tags are deleted.
 _MARKS = re.compile(
     r"<\|start\|>assistant|<\|channel\|>final<\|message\|>|<\|return\|>"
     r"|<\|(?:begin|end)_of_solution\|>|</?(?:final[_-]?)?(?:answer|response|output|explanation|verdict)>"
     rf"|<{_NAME}\s*/>",
     _FLAGS,
 )
-# A tag of any name that begins the text.
+# A block in tags of any name at the start of the text.
 _FIRST_BLOCK = re.compile(r"<([\w:.-]+)(?:\s[^<>]*)?>(.*?)</\1\s*>(\s*)(?=\S)", _FLAGS)
 
 
 class JudgeStoppedError(Exception):
-    """The judge cannot be asked any more. The same command continues where it stopped."""
+    """The judge takes no more requests. The same command later continues where it stopped."""
 
 
 class MalformedAnswerError(Exception):
-    """The server's response has no answer. It counts as a failed answer."""
+    """The server's response holds no answer, so it counts as a failed answer."""
 
 
 def imported(name: str) -> Any:
@@ -73,10 +73,10 @@ def imported(name: str) -> Any:
 
 
 class Judge:
-    """Asks the server that the settings name. It sends no request twice.
+    """Sends requests to the server that the settings name. No request is sent twice.
 
     Each line of the file `answers` is an answer. Tokens of answers in the file count as spent. The
-    key is read from the variable OPENAI_API_KEY and sent only to judge_url. A ValueError says if
+    key is read from the variable OPENAI_API_KEY and sent only to judge_url. Raises ValueError if
     the package openai is not installed.
     """
 
@@ -102,8 +102,8 @@ class Judge:
     async def ask(self, messages: Messages, **settings: Any) -> str:
         """The answer without reasoning; empty if the model wrote only reasoning.
 
-        Settings are temperature and max_tokens. JudgeStoppedError says that the budget is spent or
-        the server does not answer; MalformedAnswerError, that its response holds no answer.
+        Settings are temperature and max_tokens. Raises JudgeStoppedError if the budget is spent or
+        the server does not answer, and MalformedAnswerError if the response holds no answer.
         """
         request = json.dumps([self.model, messages, settings], sort_keys=True)
         key = hashlib.sha256(request.encode()).hexdigest()
@@ -130,7 +130,7 @@ class Judge:
             raise JudgeStoppedError(self._stopped)
 
     async def _well_formed(self, messages: Messages, settings: dict[str, Any]) -> tuple[str, int]:
-        """As _request; asks again if the response is malformed."""
+        """Send a request, and repeat it if the response is malformed; arguments as for _request."""
         for _ in range(1 + MALFORMED_ASKED_AGAIN):
             if self._stopped is None and self.spent >= self.budget:
                 self._stopped = (
@@ -145,7 +145,7 @@ class Judge:
         raise MalformedAnswerError(f"{self._url} sent no answer {1 + MALFORMED_ASKED_AGAIN} times.")
 
     async def _request(self, messages: Messages, settings: dict[str, Any]) -> tuple[str, int]:
-        """The answer, and the tokens of request and answer."""
+        """Returns the answer, and the number of tokens of request and answer."""
         try:
             response = await self._client.chat.completions.create(
                 model=self.model, messages=messages, **settings
@@ -154,7 +154,7 @@ class Judge:
         except self._openai.APIResponseValidationError as error:
             raise MalformedAnswerError(repr(error)) from error
         except self._openai.OpenAIError as error:
-            # It failed after all retries, so the next request would fail too.
+            # The request failed after all retries, so the next request would fail too.
             self._stopped = f"judge_url={self._url}: {error} The same command goes on from here."
             raise JudgeStoppedError(self._stopped) from error
         except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -175,13 +175,13 @@ class Rehearsal:
         self.requests = self.tokens = 0
 
     async def ask(self, messages: Messages, **settings: Any) -> str:
-        """Count the request; the answer is always the same."""
+        """Count the request and its tokens; return the answer, which is always the same."""
         self.requests += 1
         self.tokens += _tokens(messages, self._answer)
         return self._answer
 
     def check(self) -> None:
-        """A rehearsal never stops."""
+        """Do nothing, because a rehearsal never stops."""
 
 
 Asked = Judge | Rehearsal
@@ -194,10 +194,10 @@ def ask_about(
     score: Callable[[Asked, Item], Coroutine[Any, Any, Scored]],
     keep: Callable[[Scored], None],
 ) -> None:
-    """Have a judge score items, several at once; first log how many tokens that takes.
+    """Have a judge score items, several at once, after logging an estimate of the tokens.
 
     The estimate assumes rehearsed_answer, a valid answer of usual length. `keep` is called with
-    each score as it comes. A ValueError says if the judge stopped; its answers so far are saved.
+    each score as it comes. Raises ValueError if the judge stopped; its answers so far are saved.
     """
 
     async def score_all(asked: Asked, keep_score: Callable[[Scored], None]) -> None:
@@ -238,7 +238,7 @@ def _tokens(messages: Messages, answer: str) -> int:
 
 
 def open_judge(fields: JudgeFields, folder: Path) -> Judge | None:
-    """The judge that the settings name, with its answers in folder; None if they name none."""
+    """The judge that the settings name, with its answers in `folder`; None if no judge is named."""
     named = fields.judge_url is not None and fields.judge_model is not None
     return Judge(fields, folder / "answers.jsonl") if named else None
 
@@ -247,15 +247,17 @@ def without_reasoning(text: str) -> str:
     """The answer without its blocks of reasoning; empty if the text is only reasoning.
 
     A block without a closing tag was cut off, so it reaches to the end of the text. A block without
-    an opening tag starts with the text, because some servers put that tag into the request.
+    an opening tag begins at the start of the text, because some servers put that tag into the
+    request.
 
-    Any other tag counts as reasoning if its block starts the text, an answer follows, and there is
-    a line break within or after the block. Markup in an answer has no such line break.
+    A tag of another name counts as reasoning if its block is at the start of the text, an answer
+    follows, and a line break is within or after the block. Markup inside an answer has no line
+    break there.
     """
     for opening, closing in _SPELLINGS:
         inner = re.compile(rf"(?:{opening})(?:(?!{opening}).)*?(?:{closing})", _FLAGS)
         found = 1
-        while found:  # from the inside out
+        while found:  # innermost blocks first
             text, found = inner.subn("", text)
         text = re.split(closing, text, flags=_FLAGS)[-1]
         text = re.split(opening, text, maxsplit=1, flags=_FLAGS)[0]
@@ -268,7 +270,8 @@ def without_reasoning(text: str) -> str:
 def answer_in(message: Any) -> Any:
     """The text of a chat-completions message, without its fields and parts of reasoning.
 
-    It is empty if the message has only reasoning. Content that is not text is returned unchanged.
+    The text is empty if the message has only reasoning. Content that is not text is returned
+    unchanged.
     """
     content = message.content
     if isinstance(content, list):
@@ -280,7 +283,7 @@ def answer_in(message: Any) -> Any:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """The lines of a file, with their ends; half a line of a killed process is removed from it."""
+    """The lines of a file, with line ends. A half-written last line is removed from the file."""
     lines = path.read_text().splitlines(keepends=True)
     whole = [line for line in lines if line.endswith("\n")]
     if len(whole) < len(lines):

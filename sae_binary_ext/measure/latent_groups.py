@@ -1,4 +1,4 @@
-"""Latents ranked and grouped, each group with random latents to compare with."""
+"""Ranks latents and groups them; each group comes with random latents to compare with."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sae_binary_ext.coding import burstiness
 
-# A random latent is drawn from this many latents of the nearest firing rates.
+# A random latent is drawn from this number of latents with the nearest firing rates.
 NEIGHBOURS = 8
 
 
@@ -22,7 +22,7 @@ class RunningLatents:
         self._squared = torch.zeros(latents, dtype=torch.float64)
 
     def add(self, codes: Tensor) -> None:
-        """Count codes [tokens, latents], binary or with values."""
+        """Add codes [tokens, latents], binary or with values."""
         codes = codes.to("cpu", torch.float32)
         self.tokens += len(codes)
         self.fired += (codes != 0).sum(0)
@@ -36,7 +36,7 @@ class RunningLatents:
 
     @property
     def means(self) -> Tensor:
-        """float64 [latents], mean code; the firing rate for binary codes."""
+        """float64 [latents], mean code, which is the firing rate if codes are binary."""
         return self._sum / self.tokens
 
     @property
@@ -45,9 +45,9 @@ class RunningLatents:
         return (self._squared / self.tokens - self.means.square()).clamp_min(0).sqrt()
 
 
-# Scores by which latents are ranked, highest first, from their statistics and decoder rows.
+# Scores of latents from their statistics and decoder rows. The highest score ranks first.
 RANKINGS: dict[str, Callable[[RunningLatents, Tensor], Tensor]] = {
-    # log2 |h - rate| of the rarer state of each latent: -1 at a rate of 1/2, up to 0.
+    # log2 |h - rate| for the rarer state h of each latent: -1 at a rate of 1/2, up to 0.
     "burstiness": lambda running, _: burstiness((running.rates < 0.5).double(), running.rates),
     "rate": lambda running, _: running.rates,
     # Standard deviation of a latent's code times the norm of its decoder row.
@@ -57,10 +57,10 @@ RANKINGS: dict[str, Callable[[RunningLatents, Tensor], Tensor]] = {
 
 @dataclass(frozen=True)
 class LatentGroup:
-    """Latents to change together, int64 [group]; its name is for tables.
+    """Latents to change together, int64 [group], with a name for tables.
 
-    `others`, int64 [group], are random latents outside the group that fire about as often. They are
-    fewer if there are not enough.
+    `others`, int64 [group], are random latents outside the group that fire about as often. There
+    are fewer others if the coder has not enough latents.
     """
 
     name: str
@@ -71,10 +71,10 @@ class LatentGroup:
 def ranked_groups(
     running: RunningLatents, scores: Tensor, groups: int, singles: int, seed: int
 ) -> Iterator[LatentGroup]:
-    """The first `singles` latents of a ranking one by one, then all that fired, in groups.
+    """The first `singles` latents of a ranking one by one; then groups of all latents that fired.
 
     Latents are ranked by scores, float64 [latents], highest first. Each group has about an equal
-    share of all firings. The seed is for the random latents.
+    share of all firings. The seed is used to draw the random latents.
     """
     generator = torch.Generator().manual_seed(seed)
     order = scores.argsort(descending=True, stable=True)
@@ -97,10 +97,10 @@ def ranked_groups(
 
 
 def alike_in_rate(fired: Tensor, latents: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw for each of some latents, int64 [group], another one of nearly the same log firing rate.
+    """For each latent of a group, int64 [group], draw another one with nearly the same firing rate.
 
-    `fired` has the tokens on which each latent is active, float64 [latents]. Returns int64, all
-    different; fewer than the group if no latents are left.
+    `fired`, float64 [latents], counts the tokens on which each latent is active. Rates are compared
+    by their logarithm. Returns int64, all different; fewer than the group if no latents are left.
     """
     free = fired > 0
     free[latents] = False

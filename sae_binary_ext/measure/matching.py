@@ -1,21 +1,21 @@
-"""Latents of two coders matched by the correlation of their firing."""
+"""Matches latents of two coders by the correlation of their firing."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-# Above this many firings a token, a matrix product is faster than sums of rows.
+# If a token has more firings than this, a matrix product is faster than sums of rows.
 MOST_FIRINGS_A_TOKEN = 8
 FIRINGS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
 class Matches:
-    """The latents of another coder, int64 [n], that fire most like some latents of a coder.
+    """For n latents of a coder, the latents of another coder that fire most like them, int64 [n].
 
-    `correlations`, float64 [n], are of the firing of each pair; -inf if a latent of the first coder
-    never or always fires.
+    `correlations`, float64 [n], are the correlations of firing in each pair; -inf if the first
+    coder's latent never or always fires.
     """
 
     latents: Tensor
@@ -35,7 +35,7 @@ class JointCounts(nn.Module):
         self.register_buffer("counts", torch.zeros(ones, others, dtype=torch.float64))
 
     def add(self, ones: Tensor, others: Tensor) -> None:
-        """Count a batch: bool [tokens, latents] of the first coder and of the other."""
+        """Add a batch: active latents of the two coders, bool [tokens, latents]."""
         token, latent = ones.nonzero(as_tuple=True)
         if len(token) > MOST_FIRINGS_A_TOKEN * len(ones):
             self.counts += ones.T.float() @ others.float()
@@ -44,7 +44,7 @@ class JointCounts(nn.Module):
             self.counts.index_add_(0, latent[part], others[token[part]].double())
 
     def matches(self, ones_rates: Tensor, others_rates: Tensor, tokens: int) -> Matches:
-        """The most correlated latents, from the firing rates of both coders over these tokens."""
+        """The most correlated latents, from firing rates of both coders on the same tokens."""
         both = (ones_rates, others_rates)
         deviations = [(rates * (1 - rates)).clamp_min(0).sqrt() for rates in both]
         covariance = self.counts / tokens - torch.outer(*both)

@@ -1,4 +1,4 @@
-"""Figures of a coder on activations that are in memory."""
+"""Measures a coder on activations that are in memory."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +20,12 @@ class CoderMetrics:
 
     Attributes:
         fvu: squared error over total variance, both summed over tokens and dimensions.
-        l0: mean active latents a token.
-        latents: width of the code.
+        l0: mean number of active latents a token.
+        latents: number of latents of the coder.
         dead: latents active on no token.
         dense_10, dense_50: latents active on more than 10% and 50% of the tokens.
-        entropy_bits: entropy of the firing rates, summed over latents, in bits a token; values of
-            active latents are not counted.
+        entropy_bits: entropy of the firing rates, summed over latents, in bits a token; the values
+            of active latents add nothing to it.
         rates: float64 [latents], firing rates.
     """
 
@@ -49,9 +49,9 @@ def measure(coder: SAE[Any], activations: Tensor, targets: Tensor | None = None)
     """Measure reconstruction and firing of any SAELens coder, binary or stock.
 
     Args:
-        coder: a ValueError says if it reads whole sequences (temporal coders).
+        coder: the coder to measure; a ValueError if it reads whole sequences (temporal coders).
         activations: [tokens, d_in]; processed in batches, in float32.
-        targets: [tokens, d_out], targets of a transcoder; None takes the activations.
+        targets: [tokens, d_out], targets of a transcoder; if None, the activations are the targets.
     """
     targets = activations if targets is None else targets
     rates = FiringRates(coder.cfg.d_sae)

@@ -1,6 +1,6 @@
-"""Open coders with their model, and read text for all of them with one forward pass a batch.
+"""Opens coders with their model, and reads text for all of them with one forward pass a batch.
 
-Counts are saved in a file, so that a run goes on after an interruption.
+Counts are saved in a file, so that an interrupted run can continue.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ from sae_binary_ext.settings import ReadingConfig, TextConfig, check_first_posit
 
 Hooks = Iterable[str]
 logger = logging.getLogger(__name__)
-# Readers of the text, by the name of the embedded articles that they read without a dataset.
+# Functions that read text, by the name of the bundled articles they read without a dataset.
 _READERS = {HELD_OUT_ARTICLES: texts.read_documents, ALL_ARTICLES: texts.read_all_documents}
 HOOKED_TRANSFORMER, PLAIN_MODEL = in_model.HOOKED_TRANSFORMER, "AutoModelForCausalLM"
 # Hooks at which an unprocessed HookedTransformer and a TransformerBridge have the same activations.
@@ -48,20 +48,21 @@ SAME_HOOKS = re.compile(
     r"hook_embed|blocks\.\d+\.(hook_resid_(pre|mid|post)|hook_(mlp|attn)_out|mlp\.hook_(in|pre|post)"
     r"|attn\.hook_[qkvz])"
 )
-# Of these, two depend on the model. HookedTransformer applies a norm after attention or MLP before
-# the hook, a bridge after it. Hooks of norms agree for LayerNorm only.
+# Two kinds of hooks agree for some models only. If a norm follows attention or MLP,
+# HookedTransformer applies it before the hook, and a bridge after it. Hooks of norms agree for
+# LayerNorm only.
 WITHOUT_POST_NORM = re.compile(r"blocks\.\d+\.hook_(mlp|attn)_out")
 OF_LAYER_NORM = re.compile(r"blocks\.\d+\.ln[12]\.hook_(normalized|scale)")
-# Version of the saved counts; those of another version are not used.
+# Version of the saved counts. Counts of another version are not used.
 LAYOUT = 2
-# A save writes tens of megabytes.
+# Time between two saves, because each save writes tens of megabytes.
 SECONDS_BETWEEN_SAVES = 30.0
 UseBatch = Callable[[TextBatch], None]
 
 
 @dataclass(frozen=True)
 class ReadBatch:
-    """Rows of text, positions that count, bool [rows, context], and activations by hook."""
+    """Rows of text, the positions that count (bool [rows, context]), and activations by hook."""
 
     text: TextBatch
     where: Tensor
@@ -72,12 +73,12 @@ class ReadBatch:
         return self.found[hooks[0]][self.where], self.found[hooks[1]][self.where]
 
     def tokens(self, hooks: tuple[str, str], weights: Tensor, with_rows: bool = True) -> TokenBatch:
-        """The activations for RunningFigures; with_rows if a coder reads sequences."""
+        """The activations for RunningFigures; set with_rows if a coder reads sequences."""
         rows = self.found[hooks[0]] if with_rows else None
         return TokenBatch(*self.activations(hooks), self.text, self.where, weights, rows)
 
     def codes(self, coder: Any, hook: str) -> Tensor:
-        """Codes [tokens, latents] at the positions that count, of a coder that reads this hook."""
+        """Codes [tokens, latents] of a coder that reads `hook`, at the positions that count."""
         return codes_of(coder, self.found[hook], self.where)
 
 
@@ -86,23 +87,23 @@ class OpenedModel:
     """A model, the coders that belong to it, and the text to read."""
 
     candidates: list[Candidate]
-    # The model's names of the hooks that the coders of a site read and give.
+    # The model's names of the input hook and the output hook of each site.
     hooks: dict[Site, tuple[str, str]]
     model: HookedModel
     model_name: str
     tokenizer: PreTrainedTokenizerBase
     text_name: str
-    # Gives the texts, from the first one each time it is called.
+    # Each call gives all texts again, from the first one.
     documents: Callable[[], Iterable[str]]
-    # The tokens that the last reading left out.
+    # Finds tokens of too large a norm; its `left_out` is for the last reading.
     outliers: texts.OutlyingTokens
-    # Most tokens in a row, no more than the model has positions.
+    # Most tokens in a row. The model has at least this number of positions.
     context_size: int
-    # Positions before it do not count.
+    # Positions before this one do not count.
     first_position: int
 
     def batches(self, tokens: int) -> Iterator[tuple[TextBatch, int]]:
-        """Batches of rows, each with its number of tokens that count, up to `tokens` or the end."""
+        """Batches of rows with their numbers of tokens that count, until these sum to `tokens`."""
         taken, read = 0, self.documents()
         for batch in texts.cut_rows(read, self.tokenizer, self.context_size, ROWS_PER_FORWARD):
             number = int(batch.positions(self.first_position).sum())
@@ -115,7 +116,7 @@ class OpenedModel:
     def forward(self, tokens: Tensor, more_hooks: Iterable[str] = ()) -> dict[str, Tensor]:
         """Activations [rows, context, width] of tokens [rows, context] at all coders' hooks.
 
-        `more_hooks` are the model's names of others. ValueError if a coder has other widths.
+        `more_hooks` are names of further hooks. ValueError if a coder lacks the model's widths.
         """
         names = {name for pair in self.hooks.values() for name in pair} | set(more_hooks)
         found = read_hooks(self.model, names, tokens)
@@ -125,7 +126,7 @@ class OpenedModel:
         return found
 
     def read(self, text: TextBatch, more_hooks: Iterable[str] = ()) -> ReadBatch:
-        """The activations of a batch, and which of its positions count; else as forward."""
+        """The activations of a batch, and its positions that count; more_hooks as in `forward`."""
         found = self.forward(text.tokens, more_hooks)
         where = self.outliers.within(found, text.positions(self.first_position))
         return ReadBatch(text, where, found)
@@ -134,16 +135,16 @@ class OpenedModel:
 def open_coders(
     sources: Iterable[str], config: TextConfig, folder: Path, embedded: str = HELD_OUT_ARTICLES
 ) -> OpenedModel:
-    """Load coders and their model, as their files say.
+    """Load coders, and the model that their files name.
 
     Args:
-        sources: coders' folders, folders of such folders, or Hub ids of either.
-        config: names the model and the text, and the hook of coders whose files name none.
-        folder: gets the embedded model's files, in "model"; it is made if it does not exist.
-        embedded: names the articles that are read without config.dataset.
+        sources: folders of one coder or of several coders, or Hub ids of either.
+        config: names the model, the text, and the hook of coders whose files do not name it.
+        folder: gets the bundled model's files, in "model"; the folder is made if missing.
+        embedded: name of the bundled articles that are read if config.dataset is None.
 
-    CheckpointError if a coder cannot be read. ValueError if the coders need several models, or
-    autoencoders stand beside transcoders.
+    CheckpointError if a coder cannot be read. ValueError if the coders need several models, or if
+    autoencoders and transcoders are mixed.
     """
     candidates = coders.load_candidates(sources, config.hook, config.device)
     return open_in_model(candidates, config, folder, embedded)
@@ -152,7 +153,7 @@ def open_coders(
 def open_in_model(
     candidates: list[Candidate], config: TextConfig, folder: Path, embedded: str = HELD_OUT_ARTICLES
 ) -> OpenedModel:
-    """Load the model of coders that are loaded; else as open_coders."""
+    """Load the model of coders that are already loaded; other arguments as for open_coders."""
     coders.check_alike(candidates)
     name = coders.common_model(candidates, config.model)
     return _open(candidates, name, config, folder, embedded)
@@ -191,7 +192,7 @@ def _open(
 
 
 def _common_settings(candidates: list[Candidate]) -> dict[str, Any]:
-    """Settings for the model of all coders; ValueError if they differ."""
+    """The settings of the model, which all coders must share; ValueError if they differ."""
     found = [(each.name, coders.settings_of_model(each)) for each in candidates]
     for name, settings in found[1:]:
         if settings != found[0][1]:
@@ -205,7 +206,7 @@ def _common_settings(candidates: list[Candidate]) -> dict[str, Any]:
 
 
 def _common_class(candidates: list[Candidate], path: str) -> str | None:
-    """The class of hooked model for all coders; None for a bridge, which can replace most."""
+    """The class of hooked model for all coders; None for a bridge, which replaces most classes."""
     classes = {_class_of(each): each.name for each in candidates}
     if len(classes) != 1:
         if others := set(classes) - {None, HOOKED_TRANSFORMER, PLAIN_MODEL}:
@@ -227,7 +228,7 @@ def _class_of(candidate: Candidate) -> str | None:
 
 
 def _check_same_in_bridge(candidates: list[Candidate], bridge: TransformerBridge) -> None:
-    """Raise ValueError if a HookedTransformer's coder would read other activations in a bridge."""
+    """Raise ValueError if a bridge would give a HookedTransformer's coder other activations."""
     names = cast(Mapping[str, Any], bridge.hook_dict)
     has_post_norms = any(re.search(r"\.ln[12]_post\.", name) for name in names)
     layer_norm = str(bridge.cfg.normalization_type).startswith("LN")
@@ -246,7 +247,7 @@ def _check_same_in_bridge(candidates: list[Candidate], bridge: TransformerBridge
 
 
 def settings_of(opened: OpenedModel, config: TextConfig) -> dict[str, str]:
-    """A command's settings for its files, with the names and numbers that reading decided."""
+    """A command's settings as its files list them, with the model, text and context size in use."""
     found = asdict(config) | {"model": opened.model_name, "dataset": opened.text_name}
     found["context_size"] = opened.context_size
     if isinstance(config, ReadingConfig):
@@ -257,7 +258,7 @@ def settings_of(opened: OpenedModel, config: TextConfig) -> dict[str, str]:
 def read_text(
     opened: OpenedModel, config: TextConfig, description: str = "Reading", more_hooks: Hooks = ()
 ) -> Iterator[ReadBatch]:
-    """Batches of config.tokens of text with their activations; ValueError if there is no text."""
+    """Batches with activations, config.tokens tokens in all; ValueError if there is no text."""
     more_hooks = list(more_hooks)
     opened.outliers.start()
     with tqdm(total=config.tokens, desc=description, unit="tokens", unit_scale=True) as progress:
@@ -271,7 +272,7 @@ def read_text(
 
 
 class RunningCoders(nn.Module):
-    """Figures of all opened coders, with contexts of some latents; a module for its state_dict."""
+    """Figures and samples of all opened coders. Its state_dict can be saved."""
 
     def __init__(self, opened: OpenedModel, samples: int = 0) -> None:
         super().__init__()
@@ -282,7 +283,7 @@ class RunningCoders(nn.Module):
         self.all_figures = nn.ModuleList(self.running)
 
     def add(self, batch: ReadBatch) -> Iterator[tuple[Candidate, TokenBatch, Tensor]]:
-        """Count a batch; yields each coder, its activations and its active latents, on the CPU."""
+        """Add a batch; yields each coder, its activations, and its active latents on the CPU."""
         weights = texts.document_weights(batch.text.documents)
         tokens: dict[Site, TokenBatch] = {}
         for site, variance in self.variances.items():
@@ -308,7 +309,7 @@ def fingerprint(candidates: Iterable[Candidate], settings: Any, sources: Iterabl
             digest.update(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
     for candidate in candidates:
         digest.update(f"{candidate.name} {candidate.site}".encode())
-        # A comparison writes METRICS_FILE beside a coder, which stays the same.
+        # METRICS_FILE is left out, because a comparison writes it without changing the coder.
         for file in sorted(candidate.folder.iterdir()):
             if file.is_file() and file.name != METRICS_FILE:
                 with file.open("rb") as contents:
@@ -318,13 +319,13 @@ def fingerprint(candidates: Iterable[Candidate], settings: Any, sources: Iterabl
 
 @contextmanager
 def interrupts_noted() -> Generator[Callable[[], bool]]:
-    """Only note the first Ctrl-C, so that no batch is counted by half; yields whether it came.
+    """Only note the first Ctrl-C, so that no batch is half counted; yields a check for it.
 
-    A second one raises KeyboardInterrupt at once. The previous handler is not called, because
-    SAELens' training runner leaves its own behind.
+    A second Ctrl-C raises KeyboardInterrupt at once. The previous handler is not called, because it
+    may be a leftover of SAELens' training runner.
     """
     handled, came = signal.getsignal(signal.SIGINT), threading.Event()
-    # Other threads cannot handle interrupts. Interrupts that are ignored stay so.
+    # Only the main thread can handle interrupts. If the process ignores Ctrl-C, keep ignoring it.
     if threading.current_thread() is not threading.main_thread() or not callable(handled):
         yield came.is_set
         return
@@ -342,9 +343,9 @@ def interrupts_noted() -> Generator[Callable[[], bool]]:
 
 
 class SavedProgress:
-    """Counts in a file, and how many batches of each stage are in them.
+    """Saves counts in a file, with the number of batches of each stage that they contain.
 
-    The module `counts` takes those of the file if they have the same fingerprint `of` the run.
+    The module `counts` loads the file's counts if the file has the same fingerprint, `of`.
     """
 
     def __init__(self, opened: OpenedModel, path: Path, of: str, counts: nn.Module) -> None:
@@ -363,9 +364,9 @@ class SavedProgress:
         logger.info("Going on after %s batches, from %s", self._done, path)
 
     def go_on(self, stage: str, description: str, tokens: int, use: UseBatch) -> None:
-        """Use the batches of a stage, `tokens` at least, that were not used before an interruption.
+        """Use batches of a stage (at least `tokens` tokens), except those used in an earlier run.
 
-        KeyboardInterrupt comes once the batch is counted and saved. ValueError without text.
+        Ctrl-C raises KeyboardInterrupt once the batch is saved. ValueError if there is no text.
         """
         done = self._done.setdefault(stage, 0)
         with (

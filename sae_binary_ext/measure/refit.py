@@ -1,7 +1,7 @@
-"""Change a trained binary coder: refit its decoder by least squares, or keep some of its latents.
+"""Changes a trained binary coder: refits its decoder by least squares, or keeps some latents.
 
-With fixed codes the best decoder has a closed form, which training by gradient steps only
-approaches.
+If codes are fixed, the best decoder has a closed form. Training by gradient steps only approaches
+it.
 """
 
 import copy
@@ -25,24 +25,26 @@ from sae_binary_ext.measure.text import Text, read_activations
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 from sae_binary_ext.saelens.transcoder import TranscoderFields
 
-# Keeps latents with few tokens from fitting noise. Among 1, 30, 100 and 300, the value 30 had the
-# least error on held-out tokens (the demo's coder "binary", 4608 latents, 270,000 tokens).
+# The pull keeps latents with few tokens from fitting noise. Of the values 1, 30, 100 and 300, the
+# value 30 had the least error on held-out tokens (the demo's coder "binary", 4608 latents, 270,000
+# tokens).
 PULL = 30.0
-# Tokens to measure on for each token fitted on.
+# Number of tokens to measure on, as a share of the tokens that the decoder is fitted to.
 MEASURED_SHARE = 0.1
 DIMENSION_OF_LATENTS = {"W_enc": 1, "b_enc": 0, "log_threshold": 0, "W_dec": 0}
 AnyCoder = TypeVar("AnyCoder", bound=BinaryCoder)
 
 
 class DecoderFit:
-    """The best decoder for given codes: normal equations, gathered a batch at a time.
+    """Finds the best decoder for given codes, by normal equations summed batch by batch.
 
     Attributes:
         counts: int32 [latents, latents], tokens on which each pair of latents fired; only the upper
-            triangle, because it is symmetric.
-        target_sums: float64 [latents, d_out], sum of the targets where each latent fired.
+            triangle is filled, because the matrix is symmetric.
+        target_sums: float64 [latents, d_out], sum of the targets over tokens on which a latent
+            fired.
         target_sum: float64 [d_out], sum of all targets.
-        tokens: how many were added.
+        tokens: number of tokens added.
     """
 
     def __init__(self, latents: int, d_out: int, device: str | torch.device = "cpu") -> None:
@@ -55,7 +57,7 @@ class DecoderFit:
     def add(self, active: Tensor, target: Tensor) -> None:
         """Add codes, bool [tokens, latents], and targets [tokens, d_out].
 
-        There must be fewer than 2^24 tokens, up to which float32 counts exactly.
+        A call takes fewer than 2^24 tokens, because float32 counts exactly up to there.
         """
         matrix = code_matrix(active)
         matrix.add_pair_counts(self.counts)
@@ -67,12 +69,12 @@ class DecoderFit:
     def solve(
         self, weight: Tensor, bias: Tensor, pull: float, fits_bias: bool
     ) -> tuple[Tensor, Tensor]:
-        """The decoder of least squared error, pulled a little towards the old one.
+        """The decoder of least squared error, pulled a little towards the old decoder.
 
         Minimises the sum over tokens of |target - codes @ W - b|^2, plus pull * |W - weight|^2,
         from the old decoder: weight [latents, d_out] and bias [d_out]. The pull is in tokens and
-        must be positive. A latent that never fired keeps its row. The bias is kept too if fits_bias
-        is false. Returns W and b in the dtypes of weight and bias; solved in float64.
+        must be positive. A latent that never fired keeps its row. The bias does not change if
+        fits_bias is false. Solves in float64; returns W and b in the dtypes of weight and bias.
         """
         before = weight.double()
         gram = (self.counts + self.counts.triu(1).T).double()
@@ -80,12 +82,12 @@ class DecoderFit:
         rates = gram.diagonal() / self.tokens
         mean = self.target_sum / self.tokens
         if fits_bias:
-            # With the best bias for each W, codes and targets are centred.
+            # Centre codes and targets, which is the same as taking the best bias for each W.
             gram.addr_(rates, rates, alpha=-self.tokens)
             wanted.addr_(rates, mean, alpha=-self.tokens)
         else:
             wanted.addr_(gram.diagonal(), bias.double(), alpha=-1)
-        # Solve for the change, so that rows of latents that never fired stay bitwise the same.
+        # Solve for the change of rows, so that rows of latents that never fired keep every bit.
         wanted -= gram @ before
         gram.diagonal().add_(pull)
         torch.linalg.cholesky(gram, out=gram)
@@ -99,10 +101,10 @@ class DecoderFit:
 def refit_decoder(
     coder: BinaryCoder, batches: Iterable[tuple[Tensor, Tensor]], pull: float = PULL
 ) -> int:
-    """Give a coder the decoder of least squared error for its codes on these tokens.
+    """Give a coder the decoder of least squared error for its codes on the tokens of `batches`.
 
-    b_dec is fitted too. If the coder subtracts b_dec from its input, it stays the same, because
-    the codes depend on it.
+    b_dec is fitted too, unless the coder subtracts b_dec from its input: then its codes depend on
+    b_dec, which therefore stays.
 
     Args:
         coder: a binary autoencoder or transcoder, changed in place.
@@ -132,16 +134,16 @@ def refit_decoder(
 
 
 def _decoder_target(coder: Any, x: Tensor, target: Tensor) -> Tensor:
-    """Targets for the sum of decoder rows and b_dec, [tokens, d_out]."""
+    """What the sum of active decoder rows and b_dec should give, [tokens, d_out]."""
     if isinstance(coder.cfg, TranscoderFields):
         return target if coder.W_skip is None else target - x @ coder.W_skip.T
-    # The input as the encoder sees it: reshaped and normalised.
+    # Take the input in the encoder's form: reshaped and normalised.
     return coder.process_sae_in(x) + coder.b_dec * coder.cfg.apply_b_dec_to_input
 
 
 @dataclass(frozen=True)
 class Refitted:
-    """FVU with the old decoder and with the new one, on tokens after those fitted to."""
+    """FVU with the old and the new decoder, on text after the tokens that were fitted."""
 
     fitted_tokens: int
     measured_tokens: int
@@ -159,15 +161,15 @@ def refit(
     """Refit the decoder of a saved binary coder of either host.
 
     Args:
-        source, hookpoint: a saved coder, as checkpoints.load_coder takes them.
+        source, hookpoint: a saved coder; both as in checkpoints.load_coder.
         out: folder of the refitted coder, in the format of the old one.
-        text: the text to fit to. A tenth as many tokens after it are used for measuring.
-        pull: as refit_decoder takes it.
+        text: the text to fit to. The tokens after it, one tenth more, are used to measure.
+        pull: as in refit_decoder.
 
     Raises:
-        CheckpointError: there is no such coder, or SAELens has no such architecture.
+        CheckpointError: the coder does not exist, or SAELens does not have its architecture.
         ValueError: the codes have values, the coder's files do not name its hook and model, the
-            text is too short, or out holds figures of another decoder.
+            text is too short, or `out` holds figures of another decoder.
     """
     name, folder = sources.find_coder(source, hookpoint)
     portable = sources.read_coder(folder, sources.stated_place(name, hookpoint))
@@ -192,7 +194,7 @@ def refit(
     fields = {"decoder_weight": coder.W_dec, "decoder_bias": coder.b_dec}
     decoder = {name: value.detach().to(portable.dtype) for name, value in fields.items()}
     refitted = replace(portable, tensors=portable.tensors | decoder)
-    # The codes stay the same, so the old firing rates are still right. Other figures are not.
+    # Copy the file of firing rates, because codes stay the same. Other figures are out of date.
     write_coder(refitted, Path(out), str(format_of(folder)), [folder / sources.SPARSITY_FILE])
     return Refitted(fitted, len(inputs), *fvu)
 
@@ -200,7 +202,7 @@ def refit(
 def _take(
     activations: Iterator[tuple[Tensor, Tensor]], tokens: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The next tokens of the stream, to the end of a batch; fewer if the stream ends."""
+    """The next tokens of the stream, in whole batches; fewer if the stream ends."""
     with tqdm(total=tokens, unit="tokens", unit_scale=True, leave=False) as progress:
         taken = 0
         while taken < tokens and (pair := next(activations, None)) is not None:
@@ -211,9 +213,9 @@ def _take(
 
 @torch.no_grad()
 def with_latents(coder: AnyCoder, latents: Tensor) -> AnyCoder:
-    """A coder with some latents of another one, int64 [new d_sae], at least one.
+    """A coder made of some latents, int64 [new d_sae], of another coder; at least one latent.
 
-    A latent may occur twice.
+    The same latent may occur twice.
     """
     if not len(latents):
         raise ValueError(
@@ -221,7 +223,7 @@ def with_latents(coder: AnyCoder, latents: Tensor) -> AnyCoder:
             "latent was worth its bits, train longer or lower the price of a bit."
         )
     metadata: Any = copy.deepcopy(coder.cfg.metadata)
-    # SAELens writes figures of all latents into the metadata.
+    # Remove these figures of SAELens, because they are for all latents of the old coder.
     for name in ("l0", "num_dead_features"):
         metadata.__dict__.pop(name, None)
     chosen = type(coder)(replace(coder.cfg, d_sae=len(latents), metadata=metadata))

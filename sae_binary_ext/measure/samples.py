@@ -1,4 +1,4 @@
-"""Random places in the text where latents are active or silent, and what the tokens there tell."""
+"""Samples places where latents are active or silent, and predicts firing from tokens."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from sae_binary_ext.measure.documents import Estimate, TextBatch, estimate_of, resampled
 
 SEED = 0
-# Places kept for each latent where it is active, and as many where it is silent.
+# Number of places kept for each latent where it is active; the same number where it is silent.
 PLACES = 256
-# Tokens kept to either side of a place.
+# Number of tokens kept on each side of a place.
 CONTEXT_RADIUS, SILENT_RADIUS = 12, 1
 CONTEXTS = 6
-# Predictability reads the token and one to either side.
+# Predictability uses the token and this number of neighbours on each side.
 RADIUS = 1
-# Weight, in firings, of the tokens of the whole text in the estimate of a latent's tokens.
+# Weight, in firings, of the whole text's token frequencies as a prior for a latent's tokens.
 PRIOR_FIRINGS = 10.0
-# Firings needed to measure a latent, and firings of other folds needed to learn from.
+# FEWEST_FIRINGS are needed to measure a latent, FEWEST_TAUGHT in other folds to learn from.
 FEWEST_FIRINGS, FEWEST_TAUGHT = 12, 6
 STRATA = ("all", "low", "middle", "high")
 FOLDS = 5
@@ -33,16 +33,16 @@ def draw_latents(width: int, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class SampledContext:
-    """Token ids around a token on which a latent is active, and whether it is active on each."""
+    """Token ids around a token on which a latent is active, and for each whether it is active."""
 
     tokens: list[int]
     fired: list[bool]
 
 
 class Reservoir(nn.Module):
-    """Uniform samples of up to `most` entries from each of several streams, in [lists, most, ...].
+    """Uniform samples of up to `most` entries from each of several streams: [lists, most, ...].
 
-    The entries of the largest random priorities are kept. -inf is an empty place.
+    Each entry gets a random priority; those with the largest are kept. -inf marks an empty slot.
     """
 
     priorities: Tensor
@@ -56,11 +56,11 @@ class Reservoir(nn.Module):
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
     def draw(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw entries of one more batch, and their priorities: both [lists, at most `most`].
+        """Draw entries of the next batch, with priorities: both are [lists, at most `most`].
 
-        `chosen`, bool [entries, lists], marks the entries that may be kept. Others get -inf.
+        `chosen`, bool [entries, lists], marks the entries that may be kept. Other entries get -inf.
         """
-        # Seeded by the batch, so that an interrupted run draws what an unbroken one does.
+        # The seed is the batch's number, so that a continued run draws the same as an unbroken one.
         generator = torch.Generator().manual_seed(int(self.batches))
         self.batches += 1
         draws = torch.rand(chosen.shape, dtype=torch.float64, generator=generator)
@@ -69,7 +69,7 @@ class Reservoir(nn.Module):
         return entries.T, priorities.T
 
     def keep(self, priorities: Tensor, **found: Tensor) -> None:
-        """Keep the entries of the largest priorities, and the values found for each buffer."""
+        """Keep the entries of the largest priorities, with their values for each buffer."""
         joined = torch.cat([self.priorities, priorities], dim=1)
         self.priorities, kept = joined.topk(self._most, dim=1)
         for name, values in found.items():
@@ -79,7 +79,7 @@ class Reservoir(nn.Module):
 
     @property
     def there(self) -> Tensor:
-        """bool [lists, most], the places that hold an entry."""
+        """bool [lists, most], true for slots that hold an entry."""
         return self.priorities > -torch.inf
 
 
@@ -103,9 +103,9 @@ class PlaceSamples(Reservoir):
         self.register_buffer("values", torch.zeros(shape))
 
     def add(self, text: TextBatch, where: Tensor, chosen: Tensor, values: Tensor) -> None:
-        """Sample places of one more batch, measured at the positions `where`, bool [rows, context].
+        """Sample places from the next batch, at the positions `where`, bool [rows, context].
 
-        `chosen`, bool, has the places to sample from, `values` the codes, [positions, latents].
+        `chosen`, bool, marks places to sample from; `values` are codes; both [positions, latents].
         """
         entries, priorities = self.draw(chosen)
         everywhere = torch.zeros(*where.shape, chosen.shape[1])
@@ -121,7 +121,7 @@ class PlaceSamples(Reservoir):
 
 
 class LatentSamples(nn.Module):
-    """Random places where the drawn latents of a coder are active (firings) and silent."""
+    """Random places where the drawn latents of a coder are active (`firings`) and `silent`."""
 
     def __init__(self, width: int, count: int) -> None:
         super().__init__()
@@ -130,14 +130,14 @@ class LatentSamples(nn.Module):
         self.silent = PlaceSamples(len(self.latents), PLACES, SILENT_RADIUS)
 
     def add(self, text: TextBatch, where: Tensor, values: Tensor) -> None:
-        """Sample from one more batch; values float32 [positions measured, sampled latents]."""
+        """Sample from the next batch; `values` are codes, float32 [positions, sampled latents]."""
         self.firings.add(text, where, values != 0, values)
         self.silent.add(text, where, values == 0, values)
 
     def contexts(self, latent: int) -> list[SampledContext]:
-        """Some places where a latent is active, by its number among the sampled latents."""
+        """Some places where a latent is active; `latent` is its place among the sampled latents."""
         there = self.firings.there[latent]
-        # The places are in random order.
+        # Take the first places, because they are in random order.
         tokens, values = (
             each[latent][there][:CONTEXTS] for each in (self.firings.tokens, self.firings.values)
         )
@@ -149,7 +149,7 @@ class LatentSamples(nn.Module):
 
 @dataclass(frozen=True)
 class Predictability:
-    """How well the tokens around a place tell whether a latent fires there.
+    """How well the tokens around a place predict whether a latent fires there.
 
     areas, float64 [latents, STRATA], are areas under the ROC curve: the share of pairs (one firing,
     one silent token) that the scores put in the right order. The strata are all firings, and the
@@ -170,9 +170,9 @@ class Predictability:
 def predictability(samples: LatentSamples) -> Predictability:
     """Naive Bayes on the tokens around a place, with five folds of documents.
 
-    A place's score is the sum over these tokens of log p(token | firing) - log p(token).
-    The first is estimated from the latent's other firings, the second from the silent places of all
-    latents; both come from documents of the other folds.
+    A place's score is the sum over these tokens of log p(token | firing) - log p(token). p(token |
+    firing) is estimated from the latent's other firings, p(token) from the silent places of all
+    latents. Both estimates use documents of the other folds only.
     """
     common = _shares(samples)
     areas = [
@@ -183,7 +183,7 @@ def predictability(samples: LatentSamples) -> Predictability:
 
 
 class _Places:
-    """Sampled places: there, fold, values [latents, places]; tokens [latents, places, window]."""
+    """Sampled places: there, fold, values [latents, places], tokens [latents, places, window]."""
 
     def __init__(self, samples: PlaceSamples, latents: Tensor) -> None:
         self.there = samples.there[latents]
@@ -193,13 +193,13 @@ class _Places:
 
 
 def _tokens_around(samples: PlaceSamples) -> Tensor:
-    """int64 [latents, places, 2 * RADIUS + 1], token + 1; 0 is beyond the ends of a row."""
+    """int64 [latents, places, 2 * RADIUS + 1]: token + 1, or 0 beyond the ends of a row."""
     centre = samples.tokens.shape[2] // 2
     return samples.tokens[..., centre - RADIUS : centre + RADIUS + 1] + 1
 
 
 def _shares(samples: LatentSamples) -> Tensor:
-    """float64 [FOLDS, vocabulary]: each token's share of the silent text outside a fold."""
+    """float64 [FOLDS, vocabulary]: share of each token among silent places outside a fold."""
     silent, tokens = samples.silent, _tokens_around(samples.silent)
     seen = torch.cat([tokens.flatten(), _tokens_around(samples.firings).flatten(), torch.zeros(1)])
     shares: list[Tensor] = []
@@ -213,12 +213,12 @@ def _shares(samples: LatentSamples) -> Tensor:
 def _areas(firings: _Places, silent: _Places, common: Tensor) -> Tensor:
     """float64 [latents, STRATA], areas under the ROC curve."""
     comparable = firings.there[:, :, None] & silent.there[:, None, :]
-    # Only scores of one fold come from the same counts.
+    # Compare scores within a fold only, because other folds have other counts.
     comparable &= firings.fold[:, :, None] == silent.fold[:, None, :]
     comparable &= _of_other_folds(firings, firings).sum(2, keepdim=True) >= FEWEST_TAUGHT
     scores = _scores(firings, firings, common), _scores(silent, firings, common)
     above = scores[0][:, :, None] - scores[1][:, None, :]
-    # For each firing, pairs in the right order and all its pairs.
+    # `won` counts each firing's pairs in the right order, `pairs` counts all its pairs.
     won = (((above.sign() + 1) / 2) * comparable).sum(2)
     pairs = comparable.sum(2)
     areas: list[Tensor] = []
@@ -230,26 +230,26 @@ def _areas(firings: _Places, silent: _Places, common: Tensor) -> Tensor:
 
 
 def _scores(places: _Places, firings: _Places, common: Tensor) -> Tensor:
-    """float64 [latents, places], scores of the tokens around each place."""
+    """float64 [latents, places], the score of each place from the tokens around it."""
     others = _of_other_folds(places, firings)
     scores = torch.zeros(places.fold.shape, dtype=torch.float64)
     for place in range(places.tokens.shape[2]):
         own = places.tokens[..., place]
         alike = own[:, :, None] == firings.tokens[:, None, :, place]
         times = (alike & others).sum(2) / common[places.fold, own]
-        # p(token | firing) / p(token), where p(token) is the prior of the former.
+        # This is log p(token | firing) / p(token); p(token) is also the prior of p(token | firing).
         scores += ((times + PRIOR_FIRINGS) / (others.sum(2) + PRIOR_FIRINGS)).log()
-    # Round, so that ties compare equal: many tokens have no firing.
+    # Round, so that ties compare equal. Ties are common, because many tokens have no firing.
     return scores.round(decimals=DECIMALS)
 
 
 def _of_other_folds(places: _Places, firings: _Places) -> Tensor:
-    """bool [latents, places, firings], the firings that a place's score is learnt from."""
+    """bool [latents, places, firings], true for firings from which a place's score is learnt."""
     return firings.there[:, None, :] & (places.fold[:, :, None] != firings.fold[:, None, :])
 
 
 def _strata(firings: _Places) -> list[Tensor]:
-    """bool [latents, places] for each stratum, the firings in it."""
+    """bool [latents, places] for each stratum, true for the firings in it."""
     values = torch.where(firings.there, firings.values.double(), torch.inf)
     rank = values.argsort(dim=1, stable=True).argsort(dim=1)
     number = firings.there.sum(1, keepdim=True)

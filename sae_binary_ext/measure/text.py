@@ -1,4 +1,4 @@
-"""Activations of a text to fit decoders to: a stream of them, or two halves in memory."""
+"""Reads activations to fit decoders to: as a stream, or as two halves of a text in memory."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -26,14 +26,14 @@ TOKEN_COLUMNS = ("tokens", "input_ids")
 
 @dataclass(frozen=True)
 class Text:
-    """A text, and the model to read it with.
+    """A text, and the model that reads it.
 
     Attributes:
         dataset: a dataset of texts, in any form that TextSource takes, or of token ids.
-        model: Hub id or folder; None takes the model that the coder's files name.
+        model: Hub id or folder of the model; None takes the model that the coder's files name.
         tokens: how many tokens to use.
         context_size: tokens in a row. None takes the context size of the coder's training, or 256.
-        split: of the dataset; None takes train, or the only split of a folder of save_to_disk.
+        split: split of the dataset; None takes train, or the only split of a save_to_disk folder.
         text_column: the column of the texts; None takes token ids (tokens, input_ids), text, or
             the only column of strings.
     """
@@ -58,8 +58,8 @@ def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tens
     [tokens, d_in] and [tokens, d_out]; for an autoencoder both are the same.
 
     Raises:
-        ValueError: the hook or the model is not named, the model has no such hook or head, or the
-            dataset has no such split or column.
+        ValueError: the hook or the model is not named, the model lacks the hook or head, or the
+            dataset lacks the split or column.
     """
     metadata = coder.cfg.metadata
     model_name = text.model or metadata.model_name
@@ -69,7 +69,7 @@ def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tens
             "where it belongs. Name its model, and its hook as sparsify names it (layers.9)."
         )
     if metadata.prepend_bos is None:
-        # sparsify's files lack this setting; True is SAELens' default.
+        # sparsify's files do not have this setting. True is SAELens' default.
         metadata.prepend_bos = True
     wanted = text.context_size or metadata.context_size or DEFAULT_CONTEXT
     config = TextConfig(model_name, context_size=wanted, first_position=0, device=str(coder.device))
@@ -94,7 +94,7 @@ def read_activations(coder: SAE[Any], text: Text) -> Iterator[tuple[Tensor, Tens
 
 
 def _dataset_of(text: Text, model: Any) -> Any:
-    """A stream with one column, named as ActivationsStore expects."""
+    """The dataset as a stream with one column, which has a name that ActivationsStore expects."""
     dataset: Any = documents.open_dataset(text.dataset, text.split)
     if isinstance(dataset, Dataset):
         dataset = dataset.to_iterable_dataset()
@@ -114,7 +114,7 @@ def _dataset_of(text: Text, model: Any) -> Any:
 
 @dataclass(frozen=True)
 class Halves:
-    """Activations at a pair of hooks: fitted [tokens, d_in] and [tokens, d_out], and measured."""
+    """Inputs [tokens, d_in] and targets [tokens, d_out] to fit to, and batches to measure on."""
 
     fitted: list[tuple[Tensor, Tensor]]
     measured: list[TokenBatch]
@@ -124,14 +124,14 @@ class Halves:
         return torch.cat([batch.inputs.norm(dim=1) for batch in self.measured]).mean().item()
 
     def to_fit(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """The fitted half on a device, in float32."""
+        """The half to fit to, on a device and in float32."""
         return ((x.to(device).float(), y.to(device).float()) for x, y in self.fitted)
 
 
 def read_halves(
     opened: OpenedModel, config: ReadingConfig, pairs: Iterable[tuple[str, str]]
 ) -> dict[tuple[str, str], Halves]:
-    """Read a text at pairs of the model's hooks. Its documents go to the two halves in turn.
+    """Read a text at pairs of the model's hooks. Documents go to the two halves in turn.
 
     ValueError if there is only one document.
     """
@@ -156,7 +156,7 @@ def read_halves(
 
 
 def figures_on(coder: Any, batches: list[TokenBatch]) -> CoderFigures:
-    """Figures of a coder on batches of one hook."""
+    """Figures of a coder on batches of activations."""
     running = RunningFigures(coder)
     variance = RunningVariance(batches[0].targets.shape[1])
     for batch in batches:

@@ -1,4 +1,4 @@
-"""Tables, plots and pages of measured figures."""
+"""Makes tables, plots and pages of measured figures."""
 
 from sae_binary_ext.report.analysis import Analysis, analysis_of, write_analysis
 from sae_binary_ext.report.comparison_files import comparison_table, write_comparison

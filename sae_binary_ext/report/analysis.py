@@ -1,4 +1,4 @@
-"""Results of a command: tables for the terminal, a JSON file and a page."""
+"""The results of a command: tables for the terminal, a JSON file and a page."""
 
 import json
 import tomllib
@@ -30,10 +30,10 @@ Found = TypeVar("Found")
 
 @dataclass(frozen=True)
 class Analysis:
-    """Results of a command. Its files have the command's name.
+    """Results of a command. Its files are named after the command.
 
-    The page has the title, the remarks (paragraphs that say what the figures mean, and what they do
-    not mean), the tables and the plots by their title. The JSON file has the results, unrounded.
+    The page shows the title, remarks, tables and plots. Remarks are paragraphs that say what the
+    figures mean, and what they do not mean. The JSON file has the unrounded results.
     """
 
     command: str
@@ -56,8 +56,8 @@ def analyse_coders(
 ) -> Analysis:
     """Open coders with their model, measure them, and write the results to config.output.
 
-    `coders` are folders of coders, folders of such folders, or Hub ids of either; errors as of
-    open_coders. `measure` reads the text, and `page` makes tables, plots and remarks.
+    `coders` are folders of one coder or of several coders, or Hub ids of either. Errors are those
+    of open_coders. `measure` reads the text, and `page` makes tables, plots and remarks.
     """
     return analyse_model(config, measure, page, open_coders(coders, config, config.output))
 
@@ -68,7 +68,7 @@ def analyse_model(
     page: Callable[[Found, Config], Analysis],
     opened: OpenedModel | None = None,
 ) -> Analysis:
-    """As analyse_coders, with a model that is open, or else with the model alone."""
+    """Do the same as analyse_coders for an opened model, or (if None) a model without coders."""
     opened = opened or open_model_alone(config, config.output)
     analysis = page(measure(opened, config), config)
     write_analysis(analysis, settings_of(opened, config), config.output)
@@ -83,16 +83,17 @@ def analysis_of(
     results: Mapping[str, Any] | str,
     **settings: Any,
 ) -> Analysis:
-    """An analysis with one table, which has a row for each thing.
+    """Make an analysis with one table, which has a row for each thing.
 
     Args:
-        page: a file beside the command's page.toml, which has the page's title, the table's
-            caption, remarks in paragraphs, and the meaning of each column by its label.
-        columns: columns of the table; those without a label are for files alone.
-        things: one thing for each row.
+        page: a file in the folder of page.toml, which has the page's title, the table's caption,
+            remarks in paragraphs, and the meaning of each column by its label.
+        columns: columns of the table; a column without a label is only for files.
+        things: the things that the table measures, one for each row.
         figures: plots, by title.
-        results: figures for the JSON file, or the key under which the columns' figures stand there.
-        settings: fill the fields of title and caption, such as {change}.
+        results: figures for the JSON file, or the key under which the file has the columns'
+            figures.
+        settings: values for the fields in title and caption, for example {change}.
     """
     texts = Path(page).with_name("page.toml")
     found = tomllib.loads(texts.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""A comparison as a terminal table, metrics.json and metrics.csv.
+"""Shows a comparison as a terminal table, and writes metrics.json and metrics.csv.
 
 columns.toml has a sentence that explains each column.
 """
@@ -19,12 +19,12 @@ from sae_binary_ext.report.tables import Column, Table, as_json, table_of, write
 
 # Firing rates above which latents count as dense and as ultra-high.
 DENSE, ULTRA = 0.1, 0.5
-# Above this cosine two decoder rows count as similar; above this correlation two latents count as
-# firing together.
+# Two decoder rows count as similar above this cosine. Two latents count as firing together above
+# this correlation.
 SIMILAR_COSINE, DUPLICATE_CORRELATION = 0.9, 0.9
-# Above this correlation of their firing, latents of two coders count as the same.
+# Latents of two coders count as the same if their firing correlates above this value.
 MATCHED = 0.7
-# Version of metrics.json: its keys stay the same within a version.
+# Version of metrics.json. Keys stay the same within a version.
 SCHEMA_VERSION = 1
 MEANINGS = tomllib.loads(Path(__file__).with_name("columns.toml").read_text(encoding="utf-8"))
 
@@ -110,13 +110,13 @@ COLUMNS = (
 
 
 def site_tables(coders: list[ComparedCoder]) -> list[Table]:
-    """One table for each site."""
+    """Tables of a comparison, one for each site."""
     by_site = grouped(coders, lambda coder: str(coder.candidate.site))
     return [table_of(site, [NAME, *COLUMNS], own) for site, own in by_site.items()]
 
 
 def comparison_table(coders: list[ComparedCoder]) -> str:
-    """The tables for the terminal, without intervals: those stand in the files."""
+    """The tables for the terminal, without intervals, because the files have them."""
     return "\n\n".join(table.without_intervals() for table in site_tables(coders))
 
 

@@ -1,4 +1,4 @@
-"""Plots (curves and bars of any figures, those of a comparison), and pages that hold them."""
+"""Draws curves, bars and the plots of a comparison, and writes pages that hold them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ K = TypeVar("K")
 
 
 def grouped(things: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
-    """Things by key, in the order in which the keys first appear."""
+    """Group things by their key, in the order in which keys first appear."""
     groups: dict[K, list[T]] = {}
     for thing in things:
         groups.setdefault(key(thing), []).append(thing)
@@ -33,8 +33,8 @@ def curves(
 ) -> go.Figure:
     """A plot with one curve for each name; x and y are the titles of the axes.
 
-    A point is its x, its y, and its text if it has one. A y that is an Estimate gets error bars. A
-    point without a y (None) is left out. The settings go to plotly's scatter traces.
+    A point is (x, y) or (x, y, text). If a y is an Estimate, it gets error bars. A point whose y is
+    None is left out. The settings go to plotly's scatter traces.
     """
     figure = go.Figure()
     for name, of_name in points.items():
@@ -48,7 +48,7 @@ def curves(
 
 
 def bars(heights: Mapping[str, Mapping[str, Estimate]], y: str) -> go.Figure:
-    """A plot with a group of bars for each name. Bars with the same label stand side by side."""
+    """A plot with a group of bars for each name. Bars with the same label are side by side."""
     figure = go.Figure()
     for name, of_name in heights.items():
         figure.add_bar(x=list(of_name), **_along("y", list(of_name.values())), name=name)
@@ -110,7 +110,7 @@ def _spread(coders: list[ComparedCoder]) -> go.Figure:
 
 
 def _predictable(coders: list[ComparedCoder]) -> go.Figure:
-    """Boxes over sampled latents, for each third of their activations if values differ."""
+    """Box plots over sampled latents; one for each third of activations if codes have values."""
     figure = go.Figure()
     for coder in coders:
         areas = coder.predictability.areas
@@ -127,11 +127,11 @@ def _predictable(coders: list[ComparedCoder]) -> go.Figure:
 
 def plot_html(figure: go.Figure, *, library: bool) -> Markup:
     """A plot as part of a page. The first plot of a page must include plotly's library."""
-    # A legend anchored at its lower edge grows upwards, and never covers the plot.
+    # Anchor the legend at its lower edge, so that it grows upwards and never covers the plot.
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
     margin = {"l": 60, "r": 20, "t": 20, "b": 50}
     figure.update_layout(template="plotly_white", height=420, margin=margin, legend=legend)
-    # On a phone, plotly's buttons would cover the legend.
+    # Hide plotly's buttons, because they would cover the legend on a phone.
     config = {"displayModeBar": False, "responsive": True}
     return Markup(figure.to_html(full_html=False, include_plotlyjs=library, config=config))
 
@@ -141,7 +141,7 @@ def write_page(
 ) -> None:
     """Write a page that needs no network, from a template in report/templates.
 
-    The template gets the plots of each site by title, as HTML, and the other values.
+    The template gets the plots of each site by title, as HTML, and the values of `shown`.
     """
     first = next((plot for of_site in plots.values() for plot in of_site.values()), None)
     html = {

@@ -1,4 +1,4 @@
-"""Tables of figures: one column, one table, one way to show a number with its interval."""
+"""Columns and tables of figures, for the terminal, for pages and for files."""
 
 import json
 import math
@@ -20,14 +20,14 @@ HOSTS = ("sae-lens", "eai-sparsify", "transformer-lens", "transformers", "eai-de
 
 @dataclass(frozen=True)
 class Column(Generic[T]):
-    """A column of a table: one figure of each thing.
+    """A column of a table: it has one figure of each thing in the table.
 
     Attributes:
-        label: head of the column; empty if tables leave the figure out.
+        label: head of the column; if empty, tables do not show the figure.
         meaning: explains the figure in a sentence, with its unit.
-        form: format specification of the number, such as .2f.
+        form: format specification of the number, for example .2f.
         value: computes the figure of a thing. If None, the figure is the attribute named key.
-        key: name of the figure in files; empty if files leave the figure out.
+        key: name of the figure in files; if empty, files do not have the figure.
     """
 
     label: str
@@ -43,9 +43,9 @@ class Column(Generic[T]):
 
 @dataclass(frozen=True)
 class Table:
-    """Figures of several things: a row for each thing, with a value for each column.
+    """Figures of several things: a row for each thing, and a column for each figure.
 
-    The caption says what the figures are of. It may be empty. The first column names the things. A
+    The caption says what was measured, and may be empty. The first column names the things. A
     value of None leaves a cell empty.
     """
 
@@ -70,7 +70,7 @@ class Table:
         return [(column.label, column.meaning) for column in self.columns]
 
     def for_page(self) -> list[list[tuple[str, str, Value]]]:
-        """For each cell: its text, its interval and the value by which the page sorts."""
+        """Cells for a page; each has its text, its interval and the value to sort by."""
         forms = [column.form for column in self.columns]
         return [
             [(*shown(each, form), number_of(each)) for each, form in zip(row, forms, strict=True)]
@@ -79,7 +79,7 @@ class Table:
 
 
 def with_meanings(columns: Iterable[Column[T]], meanings: Mapping[str, str]) -> list[Column[T]]:
-    """The columns with their meanings, found by label, or by key if a column has no label."""
+    """Columns with their meanings, which are looked up by label, or by key if there is no label."""
     return [
         replace(column, meaning=meanings.get(column.label or column.key, column.meaning))
         for column in columns
@@ -99,18 +99,18 @@ def described(columns: Sequence[Column[T]], things: Iterable[T]) -> list[dict[st
 
 
 def number_of(value: Any) -> Any:
-    """The value of an estimate; anything else unchanged."""
+    """The value of an estimate; any other value is returned unchanged."""
     return value.value if isinstance(value, Estimate) else value
 
 
 def shown(value: Value, form: str = "") -> tuple[str, str]:
-    """A value as text, and its interval as text; each is empty if there is none."""
+    """A value and its interval, both as text. Without a value or interval, the text is empty."""
     if isinstance(value, str):
         return value, ""
     number = number_of(value)
     if number is None:
         return "", ""
-    # An undefined figure reads "nan": an empty cell says that the thing has no such figure.
+    # An undefined figure is shown as "nan", because an empty cell means that there is no figure.
     text = format(number, form) if math.isfinite(number) else str(float(number))
     if isinstance(value, Estimate) and math.isfinite(value.low) and math.isfinite(value.high):
         return text, f"[{format(value.low, form)}, {format(value.high, form)}]"
@@ -126,7 +126,7 @@ def aligned(rows: list[tuple[str, ...]]) -> str:
 
 
 def as_json(value: Any) -> Any:
-    """Figures as JSON can hold them: an estimate becomes its value and interval, NaN null."""
+    """Convert figures for JSON: an estimate becomes value and interval, NaN becomes null."""
     if isinstance(value, Estimate):
         return as_json({"value": value.value, "interval": [value.low, value.high]})
     if isinstance(value, Mapping):
@@ -141,7 +141,7 @@ def write_figures(
 ) -> None:
     """Write figures of coders as JSON, with the command's settings and further keys.
 
-    `schema_version` is the version of the keys. `resampled` says what intervals are over.
+    `schema_version` is the version of the keys. `resampled` is what the bootstrap resamples.
     """
     document = {
         "schema_version": schema_version,

@@ -22,7 +22,7 @@ HOOK = "blocks.3.hook_resid_post"
 
 
 def save(kind: str, folder: Path, **metadata: Any) -> str:
-    """A coder's folder, as its host writes it."""
+    """Save a coder in its host's format; returns the folder."""
     place = SAEMetadata(**metadata)
     if kind == "sparsify topk":
         SparseCoder(D_IN, SparseCoderConfig(num_latents=LATENTS, k=2)).save_to_disk(folder)
@@ -111,14 +111,14 @@ def trained_on(*models: str | None) -> list[Candidate]:
 def test_the_model_is_that_of_all_coders(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     assert common_model(trained_on("a/one", None, "a/one"), None) == "a/one"
     assert common_model(trained_on("a/one", None), "a/one") == "a/one"
-    # What a folder holds is not known by its name.
+    # A local folder is accepted, because its name does not say which model it holds.
     assert common_model(trained_on("a/one"), str(tmp_path)) == str(tmp_path)
     with pytest.raises(ValueError, match=r"name \['a/one', 'a/two'\].*--model"):
         common_model(trained_on("a/one", "a/two"), None)
     with pytest.raises(ValueError, match=r"name none.*--model"):
         common_model(trained_on(None), None)
     assert not caplog.records
-    # Names do not tell a mirror from another model: the user has the last word.
+    # The user's choice of model counts, because a different name may be a mirror of the same model.
     assert common_model(trained_on("a/one", "a/two"), "a/one") == "a/one"
     assert caplog.messages == ["coder 1 was trained on a/two, and is read in a/one."]
 
@@ -140,7 +140,7 @@ def test_two_names_of_one_model_are_one(
     assert common_model(trained_on(*names), None) == official
     for name in names:
         assert common_model(trained_on(*names), name) == name
-        # One name alone stays as it is.
+        # If coders have a single name, the name is not changed.
         assert common_model(trained_on(name, None), None) == name
     assert not caplog.records
 

@@ -1,4 +1,4 @@
-"""Bounds on the entropy of codes that were drawn from known distributions."""
+"""Bounds on the entropy are right for codes drawn from known distributions."""
 
 import math
 from collections.abc import Callable
@@ -37,19 +37,19 @@ def noisy_copies() -> Tensor:
 
 
 def one_of_four() -> Tensor:
-    """Groups of four latents of which exactly one fires: 2 bits a group."""
+    """Groups of four latents; exactly one latent of each group fires: 2 bits a group."""
     return torch.nn.functional.one_hot(torch.randint(4, (TOKENS, 5)), 4).flatten(1).bool()
 
 
 def either() -> Tensor:
-    """A third latent that fires when exactly one of two others does."""
+    """Triples of latents; the third fires if exactly one of the other two fires."""
     one, other = coins(4), coins(4)
     return torch.cat([one, other, one ^ other], dim=1)
 
 
 ONE_OF_TEN = bernoulli_entropy(torch.tensor(0.1)).item()
 QUARTER = bernoulli_entropy(torch.tensor(0.25)).item()
-# A source, its entropy, and what independence, the tree and blocks make of it.
+# Each case: a source, its entropy, and the bounds by independent latents, tree and blocks.
 CASES: dict[str, tuple[Callable[[], Tensor], float, float, float, float]] = {
     "coins": (lambda: coins(12), 12, 12, 12, 12),
     "rare": (
@@ -61,8 +61,8 @@ CASES: dict[str, tuple[Callable[[], Tensor], float, float, float, float]] = {
     ),
     "copies": (twice_and_contrary, 8, 24, 8, 8),
     "noisy copies": (noisy_copies, 6 + 6 * ONE_OF_TEN, 12, 6 + 6 * ONE_OF_TEN, 6 + 6 * ONE_OF_TEN),
-    # A tree has three of the six pairs of a group: of a latent given another that does not fire,
-    # a third fires.
+    # A tree uses three of the six pairs of a group. If a latent's parent is silent, the latent
+    # fires with probability 1/3.
     "one of four": (
         one_of_four,
         10,
@@ -115,7 +115,7 @@ def test_latents_whose_pairs_are_not_counted_are_independent(monkeypatch: pytest
     monkeypatch.setattr(code_entropy, "MOST_PAIRED", 8)
     fair, rare = coins(4), coins(4, 0.1)
     found = entropy_of(torch.cat([rare, fair, rare, fair], dim=1))
-    # The fair ones have the most entropy, and their pairs are counted.
+    # Only pairs of the fair latents are counted, because these have the most entropy.
     assert found.tree.value == pytest.approx(4 + 8 * ONE_OF_TEN, abs=0.03)
 
 

@@ -1,4 +1,4 @@
-"""Which latents depend on which, on codes whose dependence was planted."""
+"""Dependent pairs of latents are found in codes with planted dependence."""
 
 import itertools
 import math
@@ -25,7 +25,7 @@ def counts_of(active: Tensor) -> Tensor:
 
 
 def information(one: Tensor, other: Tensor) -> float:
-    """Mutual information in bits, by its definition."""
+    """Mutual information in bits, computed by its definition."""
     total = 0.0
     for a, b in itertools.product((False, True), repeat=2):
         both = ((one == a) & (other == b)).double().mean().item()
@@ -36,7 +36,7 @@ def information(one: Tensor, other: Tensor) -> float:
 
 @pytest.fixture
 def codes() -> Tensor:
-    """Latents 0 and 3 alike but for a tenth, 1 the contrary of 4, 2 on its own, 5 dead."""
+    """Latents 0 and 3 differ on a tenth of tokens, 1 is the opposite of 4, 2 is alone, 5 dead."""
     coins = torch.rand(TOKENS, 4) < torch.tensor([0.5, 0.3, 0.1, 0.1])
     zero, one, two, flips = coins.unbind(1)
     return torch.stack([zero, one, two, zero ^ flips, ~one, torch.zeros_like(zero)], dim=1)
@@ -51,7 +51,7 @@ def test_the_pairs_beyond_chance_are_the_planted_ones_with_their_information(cod
 
 def test_independent_latents_have_hardly_a_pair():
     codes = torch.rand(TOKENS, 300) < 0.2
-    # 44,850 pairs, one in a million of them by chance.
+    # There are 44,850 pairs, and chance alone finds one pair in a million.
     assert len(dependent_pairs(counts_of(codes), TOKENS).one) <= 1
 
 

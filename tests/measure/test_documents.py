@@ -93,7 +93,7 @@ SPLITS = {"train": ["w1", "w2"], "test": ["w3"]}
 
 
 def save_splits(folder: Path, **splits: list[str]) -> str:
-    """A folder as DatasetDict.save_to_disk writes it, with two columns of strings."""
+    """Write a folder with DatasetDict.save_to_disk, with two columns of strings."""
     columns = {name: {"body": texts, "title": texts[::-1]} for name, texts in splits.items()}
     datasets = {name: Dataset.from_dict(entries) for name, entries in columns.items()}
     DatasetDict(datasets).save_to_disk(folder)
@@ -107,7 +107,7 @@ def test_a_split_and_a_column_are_chosen_by_name(tmp_path: Path):
             found = list(read_documents(TextSource(folder, split, column)))
             assert found == (expected if column == "body" else expected[::-1])
             assert list(read_all_documents(TextSource(folder, split, column))) == found
-    # The only split needs no name.
+    # A dataset with a single split needs no split name.
     alone = save_splits(tmp_path / "alone", validation=["w4"])
     assert list(read_documents(TextSource(alone, text_column="body"))) == ["w4"]
 

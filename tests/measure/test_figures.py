@@ -14,7 +14,7 @@ ROWS, LENGTH, WIDTH = 30, 20, 3
 
 
 def activations() -> Tensor:
-    """[ROWS * LENGTH, WIDTH], far from zero, and row by row of another kind."""
+    """Activations [ROWS * LENGTH, WIDTH] far from zero, with a different mean in each row."""
     generator = torch.Generator().manual_seed(0)
     of_row = torch.rand(ROWS, 1, WIDTH, generator=generator)
     drawn = torch.rand(ROWS, LENGTH, WIDTH, generator=generator)
@@ -146,7 +146,7 @@ def test_sampled_latents_fire_in_the_middle_of_their_contexts():
         contexts = samples.contexts(place)
         assert len(contexts) == min(CONTEXTS, int(fires.sum()))
         for context in contexts:
-            # Tokens are numbered through: the text is its numbers.
+            # Token ids are positions in the text, so they say where the latent fires.
             assert context.fired == fires[context.tokens].tolist()
             (middle,) = {token // LENGTH for token in context.tokens}
             assert middle in range(ROWS)

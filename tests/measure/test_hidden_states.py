@@ -1,4 +1,4 @@
-"""States drawn evenly from a stream of unknown length."""
+"""States are drawn evenly from a stream of unknown length."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_as_many_as_there_are_and_from_everywhere(length: int, batch: int):
         assert drawn[:, 0].tolist() == list(range(length))
     else:
         gaps = drawn[:, 0].float().diff()
-        # No state twice, none far from the next, and both ends of the stream among them.
+        # No state is drawn twice, gaps are small, and both ends of the stream are covered.
         assert gaps.min() >= 1
         assert gaps.max() <= 2 * length / 50 + 1
         assert drawn[0] == 0

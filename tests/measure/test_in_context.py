@@ -1,4 +1,4 @@
-"""Prompts that teach a task by examples."""
+"""Prompts teach a task by examples."""
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -10,7 +10,7 @@ WORDS = [f"{first}{second}word" for first in "abcd" for second in "efgh"]
 
 
 def characters() -> PreTrainedTokenizerFast:
-    """A token a character."""
+    """A tokenizer in which each character is a token."""
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ->\n"
     vocabulary = {"<s>": 0} | {letter: place + 1 for place, letter in enumerate(letters)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<s>"))
@@ -19,7 +19,7 @@ def characters() -> PreTrainedTokenizerFast:
 
 
 def prompts(number: int, seed: int = 0) -> list[tuple[str, list[str]]]:
-    """Each prompt, and what of it stands before each answer."""
+    """Each prompt, and for each answer the text of the prompt before it."""
     tokenizer = characters()
     found: list[tuple[str, list[str]]] = []
     for text, due in in_context_prompts(WORDS, tokenizer, number, 3, seed):

@@ -1,4 +1,4 @@
-"""The judge against a server on loopback that misbehaves."""
+"""The judge copes with a local server that gives errors and malformed answers."""
 
 import asyncio
 import json
@@ -36,7 +36,7 @@ def message(text: str) -> Messages:
 
 
 def ask(judge: Judge, *texts: str) -> list[Any]:
-    """Answers and errors, all asked at once."""
+    """Send all texts at once; return the answers and errors."""
 
     async def all_of_them() -> list[Any]:
         questions = (judge.ask(message(text), temperature=0.0) for text in texts)
@@ -94,7 +94,7 @@ def test_a_server_that_is_gone_stops_the_run(fault: str, server: JudgeServer, tm
     assert len(server.asked) == 4
     with pytest.raises(JudgeStoppedError, match="goes on from here"):
         judge.check()
-    # What was answered is there for the next one.
+    # A new judge reuses the answers that the first judge got.
     again = new_judge(server, tmp_path)
     assert ask(again, "one", "two", "three")[0] == "answer to one"
     assert len(server.asked) == 6
@@ -107,7 +107,7 @@ def test_no_more_than_the_budget_is_spent(server: JudgeServer, tmp_path: Path):
     assert isinstance(stopped, JudgeStoppedError)
     assert "judge_tokens=20: all are spent" in str(stopped)
     assert len(server.asked) == 2
-    # Known answers are free.
+    # An answer that is already in the file costs no tokens.
     assert ask(new_judge(server, tmp_path, tokens=TOKENS), "two") == ["answer to two"]
 
 

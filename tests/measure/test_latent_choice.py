@@ -1,4 +1,4 @@
-"""Coders of some latents of another."""
+"""A coder can be made of some latents of another coder."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def test_latents_are_as_they_were(kind: str):
     codes = coder.encode(x)
     assert 0 < codes[:, latents].sum() < codes.sum()
     assert torch.equal(chosen.encode(x), codes[:, latents])
-    # The one that stands there twice counts twice.
+    # A latent that was chosen twice counts twice in the output.
     times = torch.bincount(latents, minlength=10)
     torch.testing.assert_close(chosen.decode(codes[:, latents]), coder.decode(codes * times))
     assert coder.cfg.d_sae == 10

@@ -9,7 +9,7 @@ SILENT = 3
 
 
 def data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Codes of which one latent never fires, targets, and the decoder there is."""
+    """Codes (one latent never fires), targets, and the weight and bias of an old decoder."""
     generator = torch.Generator().manual_seed(0)
     active = torch.rand(TOKENS, LATENTS, generator=generator) < 0.3
     active[:, SILENT] = False

@@ -5,7 +5,7 @@ from sae_binary_ext.measure import matching
 from sae_binary_ext.measure.matching import JointCounts
 
 
-@pytest.mark.parametrize("most", [0, 1000])  # a product, and sums of rows
+@pytest.mark.parametrize("most", [0, 1000])  # 0 takes a matrix product, 1000 takes sums of rows
 def test_matches_are_the_largest_correlations(most: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(matching, "MOST_FIRINGS_A_TOKEN", most)
     monkeypatch.setattr(matching, "FIRINGS_AT_ONCE", 7)

@@ -9,7 +9,7 @@ from sae_binary_ext.saelens import BinarySAE, BinarySAEConfig
 
 
 def coder_with_known_codes() -> BinarySAE:
-    """Latent j fires where input j is above 0.5; latent 3 never does. Decodes what it encodes."""
+    """Latent j fires if input j is above 0.5; latent 3 never fires. Codes decode to themselves."""
     sae = BinarySAE(BinarySAEConfig(d_in=3, d_sae=4, selection="threshold"))
     weight = torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]])
     with torch.no_grad():

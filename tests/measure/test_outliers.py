@@ -1,4 +1,4 @@
-"""Tokens left out by their norm."""
+"""Tokens whose norm is too large are left out."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ ROWS, CONTEXT, WIDTH = 3, 8, 16
 
 
 def states(seed: int) -> torch.Tensor:
-    """Of norms near to 4."""
+    """Random activations whose norms are near 4."""
     return torch.randn(ROWS, CONTEXT, WIDTH, generator=torch.Generator().manual_seed(seed))
 
 
@@ -25,7 +25,7 @@ def test_tokens_far_off_at_any_hook_go_and_are_counted(where: torch.Tensor):
     found = {"one": states(0), "other": 1000 * states(1)}
     found["one"][1, 3] *= 100
     found["other"][2, 5] *= 100
-    # Those that do not count are not found, however large.
+    # A token that does not count is not found, even if its norm is large.
     found["one"][0, 0] *= 100
     outliers = OutlyingTokens(10)
     expected = where.clone()

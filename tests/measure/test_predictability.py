@@ -21,7 +21,7 @@ VOCABULARY, LENGTH, DOCUMENTS = 30, 40, 40
 
 
 def sample(codes_of: Any, latents: int, documents: int = DOCUMENTS) -> LatentSamples:
-    """Samples of codes that a function gives for tokens [rows, LENGTH] as [rows, LENGTH, _]."""
+    """Samples of random tokens, with codes that `codes_of` computes from the tokens."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(VOCABULARY, (documents, LENGTH), generator=generator)
     text = TextBatch(tokens, torch.full((documents,), LENGTH), list(range(documents)))
@@ -35,7 +35,7 @@ def noise(tokens: Tensor) -> Tensor:
 
 
 def places(samples: PlaceSamples) -> list[tuple[int, list[int], float]]:
-    """Of one latent: fold of the document, the token with those beside it, and the code."""
+    """Places of the first latent: fold of the document, the token and its neighbours, the code."""
     there, middle = samples.there[0], samples.tokens.shape[2] // 2
     return [
         (document % FOLDS, tokens[middle - 1 : middle + 2], values[middle])
@@ -60,7 +60,7 @@ def test_what_the_tokens_decide_is_predictable_and_what_they_do_not_is_not():
     assert areas[0, 0] > 0.98
     assert areas[1, 0] > 0.98
     assert 0.35 < areas[2, 0] < 0.65
-    # Binary activations have no thirds, and a silent latent nothing at all.
+    # Binary codes have no thirds, and a silent latent has no areas.
     assert areas[:, 1:].isnan().all()
     assert areas[3].isnan().all()
 
@@ -69,7 +69,7 @@ def test_a_token_of_which_no_silent_place_is_sampled_is_one_like_others():
     last = VOCABULARY - 1
 
     def codes(tokens: Tensor) -> Tensor:
-        # Wherever the last token is, or is near: no silent place has it.
+        # The latent fires on the last token and beside it, so no silent place has this token.
         near = (tokens == last) | (tokens == last).roll(1, 1) | (tokens == last).roll(-1, 1)
         return near.float()[..., None]
 
@@ -80,7 +80,7 @@ def test_a_token_of_which_no_silent_place_is_sampled_is_one_like_others():
 
 def test_thirds_are_by_activation():
     def codes(tokens: Tensor) -> Tensor:
-        # Strongly on tokens 5 and 6, weakly anywhere; as many of the one as of the other.
+        # The latent fires strongly on tokens 5 and 6, and about as often weakly on random tokens.
         strong = (tokens == 5) | (tokens == 6)
         weak = (noise(tokens) < 0.07) & ~strong
         return (strong * (2 + noise(tokens)) + weak * noise(tokens))[..., None]
@@ -135,7 +135,7 @@ def test_of_a_latent_that_fires_too_seldom_nothing_is_said(one: int, other: int)
         fires[1, :other] = 1
         return fires[..., None]
 
-    # Each document is asked about where six firings of the other taught it.
+    # Firings of a document are measured only if the other document has at least six firings.
     asked = one * (other >= 6) + other * (one >= 6)
     assert predictability(sample(codes, 1)).areas[0, 0].isfinite() == (asked >= 12)
 

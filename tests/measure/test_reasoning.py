@@ -1,4 +1,4 @@
-"""Reasoning that a judge writes into its answers is no answer."""
+"""Reasoning that a judge writes into its answers is removed."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ ANSWERS = [
     "<b>Names</b> of places",
     "<td> and </td> around numbers",
 ]
-# A tag of these names alone might be markup of the answer.
+# Tags of these names could also be markup of the answer.
 OF_ANY_NAME = ("<plan>", "<notes>", "<step>")
 
 

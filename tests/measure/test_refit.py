@@ -58,7 +58,7 @@ def test_the_codes_stay_and_the_error_has_no_slope_left(kind: str):
 
     assert torch.equal(coder.encode(x), codes)
     assert measure(coder, x, target).fvu < before.fvu
-    if kind == "normalising":  # tokens are weighed by their norm where the coder scales them
+    if kind == "normalising":  # its error is least on normalised tokens
         x = x - x.mean(-1, keepdim=True)
         x = target = x / (x.std(-1, keepdim=True) + 1e-5)
         coder.cfg.normalize_activations = "none"

@@ -11,7 +11,7 @@ def test_every_firing_is_as_likely_to_be_sampled():
     drawn = torch.zeros(2 * length)
     for trial in range(trials):
         samples = PlaceSamples(1, most, radius)
-        samples.batches.fill_(2 * trial)  # other random numbers in each trial
+        samples.batches.fill_(2 * trial)  # each trial has other random numbers
         for batch in range(2):
             ids = torch.arange(length)[None] + length * batch
             text = TextBatch(ids, torch.tensor([length]), [0])

@@ -1,4 +1,4 @@
-"""Settings of models in coders' files."""
+"""Settings in coders' files that change a model's activations are compared and checked."""
 
 from typing import Any
 

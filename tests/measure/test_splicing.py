@@ -13,7 +13,7 @@ LENGTHS = (6, 4, 2, 6)
 
 
 def plain_losses(model: ToyLanguageModel, tokens: Tensor, change: Any) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and losses of one row alone, at the positions that are replaced."""
+    """Log-probabilities and losses of a single row, at the positions that are replaced."""
     output = model.layer(model.embed(tokens)).detach()
     output[FIRST:] = change(model.embed(tokens)[FIRST:], output[FIRST:])
     scores = torch.log_softmax(model.head(output).double(), dim=-1)[FIRST:]

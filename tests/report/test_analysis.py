@@ -1,4 +1,4 @@
-"""What an analysis found, as terminal text, JSON and page."""
+"""The results of an analysis are shown as terminal text, JSON and a page."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Columns, tables and curves, and the texts of the commands' pages in page.toml."""
+"""Checks columns, tables and curves, and the texts of the commands' pages in page.toml."""
 
 import math
 import tomllib

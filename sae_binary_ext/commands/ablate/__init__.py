@@ -1,4 +1,4 @@
-"""`sae-binary ablate`: silence or flip latents."""
+"""`sae-binary ablate`: measures the harm of silencing or flipping latents."""
 
 from typing import TYPE_CHECKING
 

@@ -13,7 +13,7 @@ from sae_binary_ext.report.plots import bars
 
 @dataclass(frozen=True)
 class Rise:
-    """Rise of FVU and loss (nats per prediction) when latents with this share of ones change."""
+    """Rise of FVU and loss (nats per prediction); `ones` is the latents' share of firings."""
 
     ones: float
     fvu: Estimate
@@ -22,7 +22,7 @@ class Rise:
 
 @dataclass(frozen=True)
 class Ablated:
-    """A group of a coder's latents, its rise, and that of the random latents if there are any."""
+    """A group of a coder's latents, the rise if they change, and the rise for random latents."""
 
     coder: str
     group: LatentGroup
@@ -48,7 +48,7 @@ COLUMNS: tuple[Column[Ablated], ...] = (
 
 
 def ablate_page(found: list[Ablated], config: AblateConfig) -> Analysis:
-    """Table, plots and remarks."""
+    """Make the page: its table, plots and remarks."""
 
     def plot(figure: str, title: str) -> go.Figure:
         heights: dict[str, dict[str, Estimate]] = {}

@@ -1,4 +1,4 @@
-"""`sae-binary ablate`: the error and loss of a model when latents are changed."""
+"""`sae-binary ablate`: measures error and loss of a model if latents are changed."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,7 +20,7 @@ from sae_binary_ext.saelens.autoencoder import BinaryCoder
 from sae_binary_ext.saelens.splice import Splice
 
 Change = Callable[[Tensor], Tensor]
-# Rows of text, each with the positions to replace, bool [rows, context].
+# Batches of text, each with the positions to replace, bool [rows, context].
 Rows = list[tuple[TextBatch, Tensor]]
 Read = tuple[Rows, dict[Site, RunningVariance], dict[str, RunningLatents]]
 
@@ -39,9 +39,9 @@ CHANGES = {"zero": zero, "flip": flip}
 
 
 def run_ablate(coders: list[str], config: AblateConfig) -> Analysis:
-    """Change latents of coders and measure; arguments and errors as analyse_coders.
+    """Change latents of coders and measure; arguments and errors as for analyse_coders.
 
-    Also ValueError if codes with values are to be flipped.
+    Also raises ValueError if change="flip" and a coder's codes have values.
     """
     return analyse_coders(coders, config, _measure, ablate_page)
 
@@ -59,7 +59,7 @@ def _measure(opened: OpenedModel, config: AblateConfig) -> list[Ablated]:
 
 
 def _read(opened: OpenedModel, config: AblateConfig) -> Read:
-    """Read the text: the rows to measure on, their variance, and the firing of all latents.
+    """Read the text; return the rows to measure on, their variance, and firings of all latents.
 
     The rows are spread over the text, because an interval needs several documents.
     """
@@ -95,7 +95,7 @@ def _read(opened: OpenedModel, config: AblateConfig) -> Read:
 def _ablated(
     candidate: Candidate, opened: OpenedModel, read: Read, config: AblateConfig
 ) -> Iterator[Ablated]:
-    """Change groups of one coder's latents, against its unchanged output on the same rows."""
+    """Change groups of one coder's latents; compare with its unchanged output on the same rows."""
     coder: Any = candidate.coder
     rows, variances, counted = read
     running, variance = counted[candidate.name], variances[candidate.site].totals()
@@ -131,7 +131,7 @@ def _error_and_loss(
 ) -> Tensor:
     """float64 [rows, 3]: squared error, losses, and number of predictions, summed over each row.
 
-    `change` maps codes [rows, context, latents] to the new ones.
+    `change` is a function from codes [rows, context, latents] to changed codes.
     """
     error = torch.zeros(len(where), dtype=torch.float64)
 

@@ -1,4 +1,4 @@
-"""`sae-binary compare`: coders measured on the same tokens."""
+"""`sae-binary compare`: measures coders on the same tokens."""
 
 from typing import TYPE_CHECKING
 

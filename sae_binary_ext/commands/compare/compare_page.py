@@ -1,6 +1,6 @@
-"""A comparison as report.html: one file that needs no network.
+"""Writes a comparison as report.html, one file that needs no network.
 
-Its views of latents have text in which a latent fires, and tokens that it promotes.
+The report's views of latents have text in which a latent fires, and tokens that it promotes.
 """
 
 import json
@@ -24,20 +24,20 @@ from sae_binary_ext.report.plots import coder_plots, grouped, write_page
 from sae_binary_ext.saelens.splice import HookedModel
 
 PROMOTED = 8
-# Hooks with no vectors of the residual stream, though some are as wide.
+# Hooks whose vectors are not in the residual stream, even if their width is the same.
 INSIDE_A_BLOCK = re.compile(r"attn\.hook_[qkvz]|mlp\.hook_(pre|post)|hook_(normalized|scale)")
 
 
 @dataclass(frozen=True)
 class LatentView:
-    """One latent, by its number, with its firing rate.
+    """What the report shows of one latent.
 
     Attributes:
-        contexts: (text, whether it is active) of each token, in reading order.
-        promoted: tokens whose logits its decoder row raises most, the strongest first; none if the
-            row is no vector of the residual stream.
-        matches: (name of another coder, its latent, correlation) of the latents that fire most
-            like it; none if it never or always fires.
+        contexts: (text, whether the latent is active) for each token, in reading order.
+        promoted: tokens whose logits the decoder row raises most, strongest first; none if the row
+            is not in the residual stream.
+        matches: (name of another coder, its latent, correlation) for latents that fire most like
+            this one; none if this latent never or always fires.
     """
 
     latent: int
@@ -57,8 +57,8 @@ def write_comparison_report(
 ) -> None:
     """Write the report: sortable tables, plots, and views of each coder's latents.
 
-    `run` has the comparison's settings. `more_plots` are shown too, by title, and scores of the
-    same coders.
+    `run` has the comparison's settings. `more_plots` has further plots by title. `interpretability`
+    has scores of the same coders.
     """
     by_site = grouped(coders, lambda coder: str(coder.candidate.site))
     plots = {site: coder_plots(of_site) for site, of_site in by_site.items()}
@@ -76,7 +76,7 @@ def write_comparison_report(
         interpretability=interpretability,
         run=run,
         tokens=coders[0].figures.tokens,
-        # "</script>" within a text would end the element.
+        # Escape "<", because "</script>" within a text would end the script element.
         data=Markup(json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")),
     )
 
@@ -84,7 +84,7 @@ def write_comparison_report(
 def latent_views(
     compared: ComparedCoder, model: HookedModel, tokenizer: PreTrainedTokenizerBase
 ) -> list[LatentView]:
-    """Views of a coder's sampled latents, highest firing rate first."""
+    """Views of a coder's sampled latents, in falling order of firing rate."""
     text = token_texts(tokenizer)
     coder, samples, rates = compared.candidate.coder, compared.samples, compared.figures.rates
     rows = coder.W_dec[samples.latents.to(coder.device)]
@@ -112,7 +112,7 @@ def latent_views(
 
 @torch.no_grad()
 def promoted_tokens(rows: Tensor, model: HookedModel) -> list[list[int]]:
-    """For each decoder row [latents, d_out], the tokens whose logits it raises most.
+    """For each decoder row [latents, d_out], the tokens whose logits the row raises most.
 
     The logits are those of the unembedding. If the model has no W_U of this width, the lists are
     empty.
@@ -120,7 +120,7 @@ def promoted_tokens(rows: Tensor, model: HookedModel) -> list[list[int]]:
     unembedding = getattr(model, "W_U", None)
     if not isinstance(unembedding, Tensor) or unembedding.shape[0] != rows.shape[1]:
         return [[] for _ in rows]
-    # If the last norm is not folded into W_U, its scale comes between.
+    # If the last norm is not folded into W_U, multiply the rows by its scale first.
     scale = getattr(getattr(model, "ln_final", None), "weight", None)
     scaled = rows.to(unembedding) * (scale if isinstance(scale, Tensor) else 1)
     return (scaled @ unembedding).topk(PROMOTED, dim=1).indices.tolist()

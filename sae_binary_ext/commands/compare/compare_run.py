@@ -1,4 +1,4 @@
-"""`sae-binary compare` from start to end: coders, model, text, figures, files."""
+"""`sae-binary compare`: loads coders, model and text, measures, and writes files."""
 
 from collections.abc import Mapping
 
@@ -21,19 +21,19 @@ def run_compare(
     """Compare coders and write the files to config.output.
 
     Args:
-        coders: folders of coders, folders of such folders, or Hub ids of either.
-        config: the other settings.
-        more_plots: others for the report, by title.
+        coders: folders of one coder or of several coders, or Hub ids of either.
+        config: the command's settings.
+        more_plots: further plots for the report, by title.
 
     Returns:
         The comparison as tables for the terminal.
 
     Raises:
         CheckpointError: a coder cannot be read.
-        ValueError: coders that cannot be compared, or text that cannot be read.
+        ValueError: the coders cannot be compared, or the text cannot be read.
     """
     candidates = load_candidates(coders, config.hook, config.device)
-    # Read first, so that a mistake in it shows before minutes of measuring.
+    # Read the scores first, so that a mistake is reported before minutes of measuring.
     interpretability = None
     if config.interpretation is not None:
         names = [candidate.name for candidate in candidates]

@@ -12,7 +12,7 @@ class CompareConfig(TextConfig):
     """
     Measure coders of either host and any format on the same tokens of the same model: their
     reconstruction, the model's loss with their outputs in place, and how their latents fire.
-    After Ctrl-C the same command goes on where it stopped.
+    After Ctrl-C, the same command continues where it stopped.
     """
 
     output: Path = Path("runs/compare")

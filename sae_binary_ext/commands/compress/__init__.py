@@ -1,4 +1,4 @@
-"""`sae-binary compress`: hidden states as codes in files."""
+"""`sae-binary compress`: writes hidden states to files as codes."""
 
 from typing import TYPE_CHECKING
 

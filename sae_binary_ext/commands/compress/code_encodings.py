@@ -1,4 +1,4 @@
-"""Codes of several tokens as bytes, and back, without loss; and sizes of vectors as bytes."""
+"""Converts codes to bytes and back without loss, and measures vectors stored as bytes."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from sae_binary_ext.coding import pack, packed_width, unpack
 
 ZSTANDARD_LEVEL = 19
 LARGEST_INT8 = 127
-# Integers of the sparse encodings: counts of ones are large, latents are small if they fit.
+# Integer types of the sparse encodings. Counts of ones are _LARGE; latents are _SMALL if they fit.
 _SMALL, _LARGE = np.dtype("<u2"), np.dtype("<u4")
 
 
@@ -23,7 +23,7 @@ def as_packed(packed: Tensor, latents: int) -> bytes:
 
 
 def from_packed(payload: bytes, tokens: int, latents: int) -> Tensor:
-    """The codes of as_packed; ValueError if the payload has another length."""
+    """Undo as_packed; ValueError if the payload has another length."""
     found = np.frombuffer(payload, np.uint8).reshape(tokens, packed_width(latents))
     return torch.from_numpy(found.copy())
 
@@ -40,7 +40,7 @@ def as_sparse(packed: Tensor, latents: int) -> bytes:
 
 
 def from_sparse(payload: bytes, tokens: int, latents: int) -> Tensor:
-    """The codes of as_sparse, packed; ValueError if length or latents do not fit."""
+    """Undo as_sparse, to packed codes; ValueError if the payload's length or latents do not fit."""
     dtype = _index_type(latents)
     counts = np.frombuffer(payload, _LARGE, tokens).astype(np.int64)
     latent = np.frombuffer(payload, dtype, offset=tokens * _LARGE.itemsize).astype(np.int64)
@@ -62,8 +62,9 @@ class Encoding:
     """A way to write codes to bytes.
 
     `write` makes the payload from packed codes and the number of latents; `read` makes packed codes
-    from the payload and the numbers of tokens and latents. If `differs`, codes are written as
-    differences from the rounded mean code. If `compressed`, zstandard compresses the payload.
+    from the payload and the numbers of tokens and latents. If `differs` is true, codes are written
+    as differences from the rounded mean code. If `compressed` is true, zstandard compresses the
+    payload.
     """
 
     write: Callable[[Tensor, int], bytes]
@@ -80,10 +81,10 @@ class Encoding:
         return compressed(payload) if self.compressed else payload
 
     def decode(self, payload: bytes, tokens: int, latents: int, mean_code: Tensor) -> Tensor:
-        """The packed codes of a payload; ValueError if it does not hold that many codes."""
+        """The packed codes of a payload; ValueError if its number of codes is not `tokens`."""
         if self.compressed:
             module = zstandard()
-            # A few bytes may claim to expand to gigabytes.
+            # Check the size first, because a few bytes may claim to expand to gigabytes.
             longest = tokens * (latents + 1) * _LARGE.itemsize
             try:
                 if not 0 <= module.frame_content_size(payload) <= longest:
@@ -102,7 +103,7 @@ _PLAIN = {
     "sparse": Encoding(as_sparse, from_sparse),
     "difference": Encoding(as_sparse, from_sparse, differs=True),
 }
-# By the name in the file.
+# Keys are the names of encodings in file headers.
 ENCODINGS = _PLAIN | {
     f"{name}, zstandard": replace(plain, compressed=True) for name, plain in _PLAIN.items()
 }
@@ -127,7 +128,7 @@ def compressed(payload: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class VectorFigures:
-    """Bits per vector, and squared error over total variance, of a stream in each scheme."""
+    """Bits per vector, and squared error over total variance, for each scheme."""
 
     bits: dict[str, float]
     fvu: dict[str, float]
@@ -135,7 +136,7 @@ class VectorFigures:
 
 
 class RunningVectors:
-    """Sizes and errors of a stream of vectors in float16 and int8, plain and compressed."""
+    """Sizes and errors of vectors stored in float16 and int8, plain and compressed."""
 
     def __init__(self) -> None:
         self._vectors = self._width = 0
@@ -143,7 +144,7 @@ class RunningVectors:
         self._errors: defaultdict[str, float] = defaultdict(float)
 
     def add(self, vectors: Tensor) -> None:
-        """Count vectors [tokens, width]."""
+        """Add vectors [tokens, width]."""
         vectors = vectors.to("cpu", torch.float32)
         self._vectors, self._width = self._vectors + len(vectors), vectors.shape[1]
         half = vectors.half()
@@ -162,7 +163,7 @@ class RunningVectors:
             self._errors[name] += squared
 
     def figures(self, variance: float) -> VectorFigures:
-        """The figures so far; variance sums the squared distances of vectors from their mean."""
+        """The figures so far; `variance` sums the squared distances of vectors from their mean."""
         bits = {name: 8 * size / self._vectors for name, size in self._bytes.items()}
         fvu = {name: error / variance for name, error in self._errors.items()}
         return VectorFigures(bits, fvu, 16 * self._width)

@@ -1,4 +1,4 @@
-"""Files of codes: written and read block by block, each block with a checksum.
+"""Writes and reads files of codes block by block. Each block has a checksum.
 
 docs/codes.md has the format byte by byte.
 """
@@ -23,12 +23,12 @@ MAGIC, VERSION = b"SAECODES", 1
 _START = struct.Struct("<8sIII")  # magic, version, length and checksum of the header
 _BLOCK = struct.Struct("<III")  # tokens, length and checksum of the payload
 _END = struct.Struct("<IQI")  # no tokens, tokens in all, checksum of all payloads
-# A header or block that claims to be longer is not read.
+# Longer headers and blocks are not read, because a damaged file may claim any length.
 LONGEST_HEADER, LONGEST_BLOCK = 2**24, 2**31
 
 
 class CodeFileError(ValueError):
-    """A file is damaged, cut short or no file of codes; the message says where and how."""
+    """The file is damaged, cut short, or not a file of codes; the message says how."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class CodeHeader:
         encoding: a key of ENCODINGS.
         coder: fingerprint of the coder that wrote the codes, from coder_fingerprint.
         mean_code: the packed mean code, hexadecimal; zeros if the encoding needs none.
-        about: notes of the writer: names of coder, model and hook.
+        about: notes by the writer: names of coder, model and hook.
     """
 
     latents: int
@@ -119,7 +119,7 @@ def read_codes(path: Path) -> Iterator[Tensor]:
     """The packed codes of a file, uint8 [tokens, packed_width(latents)], block by block.
 
     Raises:
-        CodeFileError: the file is damaged or cut short; the blocks before the damage are yielded.
+        CodeFileError: the file is damaged or cut short; blocks before the damage are yielded first.
     """
     with path.open("rb") as file:
         header = _header(file, path)

@@ -1,4 +1,4 @@
-"""The page of `sae-binary compress`: what it shows of each result."""
+"""The page of `sae-binary compress`: its table and plot."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ ENTROPY = "entropy (no file)"
 
 @dataclass(frozen=True)
 class Compressed:
-    """A coder's figures, its bits per vector in each encoding, and the smallest file."""
+    """A coder, its figures, its bits per vector in each encoding, and the smallest file."""
 
     candidate: Candidate
     figures: CoderFigures
@@ -28,7 +28,7 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Scheme:
-    """One row of the table, and one point of a curve: a way to store the hidden states."""
+    """A way to store the hidden states: one row of the table, and one point of a curve."""
 
     what: str
     curve: str
@@ -51,7 +51,7 @@ COLUMNS: tuple[Column[Scheme], ...] = (
 def compress_page(
     found: tuple[dict[Site, VectorFigures], list[Compressed]], config: CompressConfig
 ) -> Analysis:
-    """Table, plot and remarks."""
+    """Make the page: its table, plot and remarks."""
     vectors, compressed = found
     schemes = list(_schemes(vectors, compressed))
     results = {

@@ -1,4 +1,4 @@
-"""`sae-binary compress`: hidden states as codes in files, and back."""
+"""`sae-binary compress`: writes hidden states to files as codes, and reads them back."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ from sae_binary_ext.report.analysis import Analysis, analyse_coders
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 FIRST_ENCODING = "packed"
-# Coders whose output does not come from codes of 0 and 1 alone, and the words of the error.
+# Checks that find coders whose output needs more than codes of 0 and 1, with their error texts.
 _INCOMPRESSIBLE: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (
         lambda coder: not isinstance(coder, BinaryCoder),
@@ -43,10 +43,10 @@ _INCOMPRESSIBLE: tuple[tuple[Callable[[Any], bool], str], ...] = (
 
 
 def run_compress(coders: list[str], config: CompressConfig) -> Analysis:
-    """Compress hidden states by coders; arguments and errors as analyse_coders has them.
+    """Compress hidden states by coders; arguments and errors as for analyse_coders.
 
     Raises:
-        ValueError: also if codes alone do not give a coder's output, or zstandard is missing.
+        ValueError: codes alone do not give a coder's output, or zstandard is missing.
     """
     return analyse_coders(coders, config, _measure, compress_page)
 
@@ -90,7 +90,7 @@ def check_compressible(name: str, coder: Any) -> None:
 
 
 def coder_fingerprint(coder: Any) -> str:
-    """SHA-256 of a binary coder's decoder, hexadecimal. Coders with the same one decode alike."""
+    """SHA-256 of a binary coder's decoder, hexadecimal. Equal decoders have equal fingerprints."""
     digest = hashlib.sha256()
     for tensor in (coder.W_dec, coder.b_dec):
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
@@ -101,10 +101,10 @@ def coder_fingerprint(coder: Any) -> str:
 def decompress(path: Path, coder: Any) -> Iterator[Tensor]:
     """Decode the hidden states of a file with the binary coder that wrote its codes.
 
-    Yields a block at a time, [tokens, d_out] in the coder's dtype, on its device.
+    Yields blocks of hidden states, [tokens, d_out], in the coder's dtype and on its device.
 
     Raises:
-        CodeFileError: the file is damaged, or of another coder.
+        CodeFileError: the file is damaged, or another coder wrote it.
     """
     header, own = code_file.read_header(path), coder_fingerprint(coder)
     if header.coder != own:

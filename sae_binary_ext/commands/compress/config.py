@@ -9,8 +9,8 @@ from sae_binary_ext.settings import ReadingConfig
 @dataclass
 class CompressConfig(ReadingConfig):
     """
-    Write hidden states to files as codes, in all schemes, and read them back. Compares size and
-    error with those of the vectors themselves. The smallest file of each coder stays.
+    Write hidden states to files as codes, in all schemes, and read them back. The sizes and errors
+    are compared with those of the vectors themselves. The smallest file of each coder is kept.
     """
 
     output: Path = Path("runs/compress")

@@ -1,4 +1,4 @@
-"""`sae-binary comsem`: what a latent's tokens have in common (arXiv 2509.20997)."""
+"""`sae-binary comsem`: scores what a latent's tokens have in common (arXiv 2509.20997)."""
 
 from typing import TYPE_CHECKING
 

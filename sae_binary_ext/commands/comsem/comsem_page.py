@@ -1,4 +1,4 @@
-"""The page of `sae-binary comsem`: what it shows of each coder and latent."""
+"""The page of `sae-binary comsem`: its figures of each coder, table and plot."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
@@ -20,7 +20,7 @@ TEXTS = Path(__file__).with_name("page.toml")
 
 @dataclass(frozen=True)
 class ComsemFigures:
-    """Figures of one coder; page.toml has their meanings."""
+    """Figures of one coder; page.toml explains each of them."""
 
     coder: str
     drawn: int
@@ -32,7 +32,7 @@ class ComsemFigures:
     failed: int
 
 
-# How the table shows what is not a count.
+# Number formats of the columns that are not counts.
 FORMS = {
     "coder": "",
     "interpretable": ".0%",
@@ -49,7 +49,7 @@ COLUMNS: tuple[Column[ComsemFigures], ...] = tuple(
 def figures_of(scores: Iterable[ComsemScore], at: float) -> list[ComsemFigures]:
     """Figures of each coder, with intervals over latents.
 
-    A latent counts as interpretable if at least the share `at` of its own tokens fits.
+    A latent counts as interpretable if its phrase fits at least the share `at` of its own tokens.
     """
 
     def mean(group: list[ComsemScore], of: Callable[[ComsemScore], float | None]) -> Estimate:
@@ -71,7 +71,7 @@ def figures_of(scores: Iterable[ComsemScore], at: float) -> list[ComsemFigures]:
 
 
 def comsem_page(scores: list[ComsemScore], config: ComsemConfig) -> Analysis:
-    """Table, plots and remarks."""
+    """Make the page: its table, plots and remarks."""
     found = figures_of(scores, config.interpretable_at)
     judge = config.judge_model or f"embedding, {EMBEDDING_MODEL}"
     shares = {
@@ -89,7 +89,7 @@ def comsem_page(scores: list[ComsemScore], config: ComsemConfig) -> Analysis:
 
 
 def _scatter(scores: list[ComsemScore]) -> go.Figure:
-    """One point for each latent, moved a little, because shares of eight tokens often coincide."""
+    """One point for each latent; points are moved a little, because shares often coincide."""
     figure, random = go.Figure(), Random(0)
 
     def moved(share: float | None) -> float | None:

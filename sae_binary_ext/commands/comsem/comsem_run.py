@@ -1,4 +1,4 @@
-"""`sae-binary comsem`: give tokens to latents, and have a judge say what each latent's share."""
+"""`sae-binary comsem`: gives tokens to latents, and asks a judge what a latent's tokens share."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,13 +24,13 @@ REHEARSED_ANSWER = "yes, words that have something in common"
 
 
 def run_comsem(coders: list[str], config: ComsemConfig) -> Analysis:
-    """Score what latents' tokens have in common; arguments and errors as analyse_coders has them.
+    """Score what latents' tokens have in common; arguments and errors as for analyse_coders.
 
     Raises:
-        ValueError: also if a package is missing, or the language model cannot be asked any more.
+        Also raises ValueError if a package is missing, or if the language model stops answering.
     """
     config.output.mkdir(parents=True, exist_ok=True)
-    # The judge is opened first, so that a missing package is known before minutes of reading.
+    # Open the judge first, so that a missing package is reported before minutes of reading.
     judge: Judge | Embeddings = open_judge(config, config.output) or Embeddings(config.device)
     return analyse_coders(
         coders, config, lambda opened, config: _scores(opened, config, judge), comsem_page
@@ -66,7 +66,7 @@ def _scores(
 
 
 def _given_tokens(opened: OpenedModel, config: ComsemConfig) -> dict[str, GivenTokens]:
-    """Read the text once for the latents' means, and once more to give tokens to latents."""
+    """Read the text once for the latents' means, and again to give tokens to latents."""
 
     def codes(description: str) -> Iterator[tuple[str, Any, Tensor, ReadBatch]]:
         for batch in read_text(opened, config, description):

@@ -11,9 +11,9 @@ from sae_binary_ext.settings import JudgeFields, ReadingConfig
 class ComsemConfig(JudgeFields, ReadingConfig):
     """
     Score what the tokens of each latent have in common (ComSem). Each token is given to the latents
-    that are burstiest on it. A judge sees some tokens of a latent and finds what they share. It is
-    then asked whether this fits more tokens of the latent, and as many tokens of other latents. A
-    language model judges if you name one; otherwise a sentence embedding judges.
+    that are burstiest on it. A judge sees some tokens of a latent and finds what they share. Then
+    it is asked whether this fits further tokens of the latent, and an equal number of tokens of
+    other latents. A language model judges if you name one; otherwise a sentence embedding judges.
     """
 
     output: Path = Path("runs/comsem")

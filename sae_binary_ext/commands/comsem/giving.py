@@ -1,4 +1,4 @@
-"""Give tokens to latents, and keep some tokens of each latent with their text."""
+"""Gives tokens to latents, and keeps some tokens of each latent with their text."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +12,17 @@ from sae_binary_ext.measure.latent_groups import RunningLatents
 from sae_binary_ext.measure.samples import CONTEXT_RADIUS, SEED, PlaceSamples, draw_latents
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
-# A latent with a smaller deviation takes no tokens.
+# A latent gets no tokens if the standard deviation of its code is smaller than this.
 SMALLEST_DEVIATION = 1e-6
 
 
 def prominence(coder: Any, codes: Tensor, running: RunningLatents) -> Tensor:
-    """How much each latent stands out on each token, float32 [tokens, latents], as the codes.
+    """How much each latent stands out on each token; float32 [tokens, latents], the shape of codes.
 
-    For binary coders it is burstiness, log2 |h - mean of h|. A 0 of a latent that is nearly always
-    active stands out as much as a 1 of a rare one. For other coders it is the value in standard
-    deviations from its mean; the paper rescales SAEs in this way to compare them. Means and
-    deviations are those of the whole text.
+    For binary coders this is burstiness, log2 |h - mean of h|. A 0 of a latent that is nearly
+    always active stands out as much as a 1 of a rare latent. For other coders it is the distance of
+    the value from its mean, in standard deviations. The paper rescales SAEs in this way to compare
+    them. Means and deviations are for the whole text.
     """
     if isinstance(coder, BinaryCoder):
         return burstiness(codes, running.rates.float())
@@ -35,7 +35,7 @@ def give(scores: Tensor, number: int) -> Tensor:
     """Give each token to the `number` latents with the highest scores.
 
     Ties are broken by one random order of the latents. Binary latents of equal rates always tie.
-    Scores are [tokens, latents]; -inf for a latent that cannot take the token. Returns bool
+    Scores are [tokens, latents]; -inf means that a latent cannot take the token. Returns bool
     [tokens, latents].
     """
     generator = torch.Generator().manual_seed(SEED)
@@ -47,10 +47,10 @@ def give(scores: Tensor, number: int) -> Tensor:
 
 @dataclass(frozen=True)
 class LatentTokens:
-    """Tokens of one latent: how many were given to it, and on which share of them it is silent.
+    """Tokens given to one latent: their number, and the share of them on which it is silent.
 
-    `own`, int64 [samples, window], has some given tokens, drawn at random, with their neighbours.
-    -1 stands beyond the ends of a row. `others` has the same for tokens not given to the latent.
+    `own`, int64 [samples, window], has some given tokens, drawn at random, with their neighbours;
+    -1 is beyond the ends of a row. `others` has the same for tokens not given to the latent.
     """
 
     latent: int
@@ -70,7 +70,7 @@ class GivenTokens:
         self._given, self._absent = torch.zeros(2, len(self.latents), dtype=torch.long)
 
     def add(self, text: TextBatch, where: Tensor, codes: Tensor, given: Tensor) -> None:
-        """Count and sample one more batch.
+        """Count and sample the next batch.
 
         `where` is bool [rows, context], the positions that count. Codes are float32, and `given` is
         bool, [positions that count, latents], row by row.
@@ -82,7 +82,7 @@ class GivenTokens:
         self._others.add(text, where, ~given, codes)
 
     def tokens_of(self, place: int) -> LatentTokens:
-        """Tokens of the latent at a place among those followed."""
+        """Tokens of a latent, by its place among the drawn latents."""
         given = int(self._given[place])
         return LatentTokens(
             int(self.latents[place]),

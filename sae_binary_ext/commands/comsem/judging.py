@@ -33,13 +33,13 @@ class ComsemScore:
 
     Attributes:
         given: tokens of the text that were given to the latent.
-        absent: share of the given tokens on which it is silent.
-        fitting: share of its own tokens that the phrase fits, the paper's score.
-        others_fitting: share of tokens not given to it that the phrase fits.
-        answered: answers that both shares are computed from.
-        failed: answers that did not come or could not be read; they are in no share.
-        phrase: what its tokens have in common, in the words of a language model.
-        reason: why both shares are None; None if they are numbers.
+        absent: share of the given tokens on which the latent is silent.
+        fitting: share of the latent's own tokens that the phrase fits, the paper's score.
+        others_fitting: share of tokens not given to the latent that the phrase fits.
+        answered: number of answers from which both shares are computed.
+        failed: number of answers that did not come or could not be read; no share counts them.
+        phrase: what the latent's tokens have in common, in the words of a language model.
+        reason: why both shares are None; None if both are numbers.
     """
 
     coder: str
@@ -54,11 +54,11 @@ class ComsemScore:
     reason: str | None = None
 
     def interpretable(self, at: float) -> bool:
-        """Whether at least this share of its own tokens fits."""
+        """Whether the phrase fits at least this share of the latent's own tokens."""
         return self.fitting is not None and self.fitting >= at
 
     def told_apart(self, at: float) -> bool:
-        """Whether it is interpretable, and at most 1 - at of the other tokens fit.
+        """Whether the latent is interpretable, and its phrase fits at most 1 - at of other tokens.
 
         A phrase that fits every token says nothing about the latent.
         """
@@ -68,10 +68,10 @@ class ComsemScore:
 
 @dataclass(frozen=True)
 class Questions:
-    """Excerpts about one latent: a judge learns from shown and silent, and is asked the others.
+    """Excerpts for one latent: a judge learns from shown and silent, and is asked about the rest.
 
-    Shown and asked are around tokens of the latent; silent and others are around other tokens, as
-    many as of shown and of asked.
+    Excerpts in `shown` and `asked` are around tokens of the latent. Excerpts in `silent` and
+    `others` are around other tokens, in the same numbers.
     """
 
     shown: list[str]
@@ -81,22 +81,22 @@ class Questions:
 
 
 def excerpt(window: Tensor, text: TokenText) -> str:
-    """A token between << and >> in its text, on one line.
+    """The text of a window on one line, with its middle token between << and >>.
 
-    The window is int64 [2 * CONTEXT_RADIUS + 1], tokens; -1 beyond the ends of a row.
+    The window has tokens, int64 [2 * CONTEXT_RADIUS + 1], and -1 beyond the ends of a row.
     """
     pieces = [text(token) if token >= 0 else "" for token in window.tolist()]
     marked = pieces[CONTEXT_RADIUS]
-    # The space before a word stays outside the marks.
+    # Keep the space before a word outside the marks.
     word = marked.lstrip(" ")
     pieces[CONTEXT_RADIUS] = f"{marked[: len(marked) - len(word)]}<<{word}>>"
     return " ".join("".join(pieces).split("\n")).strip()
 
 
 def questions_of(tokens: LatentTokens, text: TokenText, shown: int, asked: int) -> Questions | None:
-    """Excerpts of a latent for a judge, or None if it was given too few tokens.
+    """Excerpts of a latent for a judge, or None if too few tokens were given to the latent.
 
-    The first tokens are used: they are in random order already.
+    The first tokens are used, because they are in random order already.
     """
     if len(tokens.own) <= shown or len(tokens.others) <= shown:
         return None
@@ -111,7 +111,7 @@ def questions_of(tokens: LatentTokens, text: TokenText, shown: int, asked: int) 
 async def language_model_score(
     judge: Asked, score: ComsemScore, questions: Questions
 ) -> ComsemScore:
-    """Fill in a score: the model says what tokens share, and whether that fits other tokens."""
+    """Fill in a score: a model says what the tokens share, and whether that fits other tokens."""
     answer = await _answer(judge, "\n".join([COMMON, "", *questions.shown]), PHRASE_TOKENS)
     phrase = next(iter(answer.strip().splitlines()), "").strip(" \"'.")[:LONGEST_PHRASE]
     if not phrase:

@@ -1,4 +1,4 @@
-"""`sae-binary convert`: coders in another format."""
+"""`sae-binary convert`: writes coders in another format."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 
 def _convert(options: Namespace) -> Iterator[str]:
-    """Yields the folders written."""
+    """Convert the coders; yields the folders that are written."""
     from sae_binary_ext import checkpoints
 
     written = checkpoints.convert(options.source, options.out, options.host, options.hookpoint)

@@ -1,4 +1,4 @@
-"""`sae-binary demo`: coders trained on SmolLM2 and compared."""
+"""`sae-binary demo`: trains coders on SmolLM2 and compares them."""
 
 from typing import TYPE_CHECKING
 

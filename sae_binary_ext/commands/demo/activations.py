@@ -1,4 +1,4 @@
-"""SmolLM2's activations on the Wikipedia sample, computed once and kept in a file."""
+"""Computes SmolLM2's activations on the Wikipedia sample once, and keeps them in a file."""
 
 import logging
 import math
@@ -17,15 +17,15 @@ from sae_binary_ext.commands.demo.config import FIRST_POSITION, DemoConfig
 
 logger = logging.getLogger(__name__)
 ROWS_PER_FORWARD = 8
-# Name of the activations in the file.
+# Name of the tensor in the file of activations.
 TENSOR = "train"
 
 
 def load_or_compute(config: DemoConfig, model_folder: Path) -> Tensor:
-    """The activations that the demo's coders are trained on. A second call reads the file.
+    """The activations that the demo's coders are trained on, from the file if it exists.
 
-    They are float16 [training tokens, d_in], the residual stream that enters config.layer.
-    ValueError if the sample has fewer tokens, or the model fewer layers, than asked for.
+    Activations are float16 [training tokens, d_in], the residual stream that enters config.layer.
+    ValueError if the sample has too few tokens, or if the model does not have the layer.
     """
     path = config.output / "activations.safetensors"
     names = ("layer", "training_tokens", "context_size", "seed")
@@ -36,7 +36,7 @@ def load_or_compute(config: DemoConfig, model_folder: Path) -> Tensor:
                 logger.info("Using the activations in %s", path)
                 return file.get_tensor(TENSOR)
     activations = _compute(config, model_folder)
-    # Moved into place when whole, so that an interrupted run leaves no half of a file.
+    # Move the file into place once it is whole, so that an interrupted run leaves no partial file.
     unfinished = path.with_suffix(".unfinished")
     save_file({TENSOR: activations}, unfinished, metadata=settings)
     unfinished.replace(path)
@@ -49,9 +49,10 @@ def _compute(config: DemoConfig, model_folder: Path) -> Tensor:
     model = LlamaForCausalLM.from_pretrained(model_folder).eval()
     if not 0 <= config.layer < (layers := model.config.num_hidden_layers):
         raise ValueError(f"layer={config.layer}: the model has layers 0 to {layers - 1}.")
-    # Too little text to measure on is refused here, before any training.
+    # Cut the text first, which raises an error before any training if there is too little text.
     training, _ = tokenised_rows(config, tokenizer)
-    # Without the later layers, the model returns the residual stream that enters config.layer.
+    # Remove the later layers, so that the model returns the residual stream that enters
+    # config.layer.
     model.model.layers = model.model.layers[: config.layer]
     model.model.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     outputs: list[Tensor] = []
@@ -66,14 +67,14 @@ def _compute(config: DemoConfig, model_folder: Path) -> Tensor:
 def tokenised_rows(config: DemoConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor]:
     """Training and held-out rows of token ids, each [rows, context_size], in random order.
 
-    ValueError if the sample is too short for the tokens asked for.
+    ValueError if the sample has fewer tokens than the settings ask for.
     """
     training: list[list[int]] = []
     held_out: list[list[int]] = []
     bos, length = cast(int, tokenizer.bos_token_id), config.context_size - 1
     for number, (_, text) in enumerate(tqdm(read_wikipedia_sample(), "Articles", leave=False)):
         rows = held_out if is_held_out(number) else training
-        # verbose=False: the tokeniser would warn of texts longer than the model's context.
+        # verbose=False, because the tokenizer would warn of texts longer than the model's context.
         ids = cast(list[int], tokenizer(text, verbose=False)["input_ids"])
         starts = range(0, len(ids) - length + 1, length)
         rows.extend([bos, *ids[start : start + length]] for start in starts)

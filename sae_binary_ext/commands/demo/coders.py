@@ -1,4 +1,4 @@
-"""The coders the demo compares, and their training in SAELens' own trainer."""
+"""The coders that the demo compares, and their training in SAELens' own trainer."""
 
 import time
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ from sae_binary_ext.coding.variance import total_variance
 from sae_binary_ext.commands.demo.config import FIRST_POSITION, DemoConfig
 from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig, BinaryTrainingSAEConfig
 
-# SAELens reads this many batches to estimate the activations' norm before it trains.
+# Number of batches from which SAELens estimates the norm of activations before training.
 NORM_BATCHES = 20
 
 
 class CoderPlan(NamedTuple):
-    """One coder of the comparison; its learning rate was chosen on training tokens alone."""
+    """One coder of the demo. Its learning rate was chosen on training tokens alone."""
 
     name: str
     sae: sae_lens.TrainingSAEConfig
@@ -30,13 +30,13 @@ class CoderPlan(NamedTuple):
 
 
 def plan_coders(config: DemoConfig, d_in: int) -> list[CoderPlan]:
-    """The demo's coders. Their inputs are all scaled to the same norm.
+    """The demo's coders. Inputs of all coders are scaled to the same norm.
 
     The stock coders' settings come from a few short runs on training tokens, not from a search.
-    topk has decoder_init_norm 1.0, because 71% of its latents died at SAELens' default of 0.1, and
-    the best learning rate of 1e-3, 2e-3 and 3e-3. jumprelu has the one setting tried that came near
-    k active latents and a low error. SAELens' dead_feature_window of 1000 steps is longer than the
-    demo's training, so topk has no auxiliary loss.
+    topk has decoder_init_norm 1.0, because 71% of its latents died at SAELens' default of 0.1. The
+    learning rate of topk is the best of 1e-3, 2e-3 and 3e-3. jumprelu has the only setting, among
+    those tried, with about k active latents and a low error. SAELens' dead_feature_window of 1000
+    steps is longer than the demo's training, so topk has no auxiliary loss.
     """
     shared: dict[str, Any] = {"d_in": d_in, "normalize_activations": "expected_average_only_in"}
     wide: dict[str, Any] = {**shared, "d_sae": config.expansion * d_in}
@@ -61,7 +61,7 @@ def plan_coders(config: DemoConfig, d_in: int) -> list[CoderPlan]:
 
 
 class RecordingTrainer(sae_lens.SAETrainer[Any, Any]):
-    """SAELens' trainer, which also keeps the FVU of each step. SAELens logs it to wandb only."""
+    """SAELens' trainer, which also keeps the FVU of each step; SAELens sends FVUs to wandb only."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -111,7 +111,7 @@ def train_coder(plan: CoderPlan, config: DemoConfig, activations: Tensor) -> Tra
 
 
 def shuffled_batches(activations: Tensor, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """Endless float32 batches [batch_size, d_in], each token once an epoch."""
+    """Endless float32 batches [batch_size, d_in], shuffled; a token occurs once in an epoch."""
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(activations), generator=generator)
@@ -127,7 +127,7 @@ def trainer_on(
     trainer: type[Any] = sae_lens.SAETrainer,
     **settings: Any,
 ) -> Any:
-    """SAELens' trainer of a new coder on shuffled activations; settings of SAETrainerConfig."""
+    """SAELens' trainer for a new coder on shuffled activations; settings go to SAETrainerConfig."""
     torch.manual_seed(seed)
     config = SAETrainerConfig(
         train_batch_size_samples=batch_size,

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from sae_binary_ext.checks import check_at_least
 
-# Position 0 is an attention sink, whose norm is several times that of any other token. It is not
-# trained or measured on, and not replaced when a reconstruction is spliced into the model.
+# Position 0 is an attention sink, whose norm is several times that of any other token. No coder is
+# trained or measured on position 0, and splicing does not replace it.
 FIRST_POSITION = 1
 
 
@@ -14,9 +14,9 @@ FIRST_POSITION = 1
 class DemoConfig:
     """Train binary and stock coders on SmolLM2 and compare them.
 
-    With the defaults it took 12 minutes on two slow cores, with installation. Two epochs with
-    batches of 1024 take as many steps and twice the training time. They reconstruct slightly
-    better.
+    With the defaults, the demo took 12 minutes on two slow cores, with installation. Two epochs
+    with batches of 1024 have the same number of steps, take twice the training time, and give
+    slightly better reconstruction.
     """
 
     output: Path = Path("runs/demo")

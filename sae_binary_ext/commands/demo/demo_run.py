@@ -1,4 +1,4 @@
-"""The demo from start to end: activations, training, comparison."""
+"""Runs the demo: computes activations, trains coders and compares them."""
 
 import json
 from itertools import accumulate
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-# Imported first, because its error says what to install if SAELens is missing.
+# This import comes first, because its error says what to install if SAELens is missing.
 import sae_binary_ext.saelens  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from sae_binary_ext.bundled.smollm2 import export_smollm2
 from sae_binary_ext.checkpoints.sources import METRICS_FILE
@@ -21,12 +21,12 @@ CURVE_POINTS = 200
 
 
 def run_demo(config: DemoConfig) -> str:
-    """Train and compare the demo's coders; returns tables. Files go to config.output."""
+    """Train and compare the demo's coders; return tables as text. Files go to config.output."""
     config.output.mkdir(parents=True, exist_ok=True)
     activations = load_or_compute(config, export_smollm2(config.output / "model"))
     plans = plan_coders(config, activations.shape[-1])
     trained = [train_coder(plan, config, activations) for plan in plans]
-    # Each point is the mean of a stretch of steps, so that lines do not hide each other.
+    # Plot the mean of every few steps, so that noisy lines do not hide each other.
     points: dict[str, list[tuple[int, float]]] = {}
     for folder, _, fvu_by_step in trained:
         stretches = torch.tensor(fvu_by_step).chunk(CURVE_POINTS)
@@ -35,7 +35,7 @@ def run_demo(config: DemoConfig) -> str:
             (end, stretch.mean().item()) for end, stretch in zip(ends, stretches, strict=True)
         ]
     plot = curves(points, "training step", "FVU of the training batch", mode="lines")
-    # The saved files are measured, because a user gets the files.
+    # Measure the saved files, because these are what a user gets.
     table = run_compare(
         [str(training.folder) for training in trained],
         CompareConfig(
@@ -47,7 +47,7 @@ def run_demo(config: DemoConfig) -> str:
         ),
         {"Training": plot.update_yaxes(type="log")},
     )
-    # `sae-binary push` looks for a coder's own figures in its folder.
+    # Write each coder's figures to its folder, because `sae-binary push` reads them there.
     document = json.loads((config.output / METRICS_FILE).read_text())
     for coder in document["coders"]:
         own = json.dumps(document | {"coders": [coder]}, indent=1)

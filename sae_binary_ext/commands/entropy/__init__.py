@@ -1,4 +1,4 @@
-"""`sae-binary entropy`: the information in hidden states, by codes."""
+"""`sae-binary entropy`: bounds the entropy of hidden states by codes."""
 
 from typing import TYPE_CHECKING
 

@@ -13,7 +13,7 @@ from sae_binary_ext.report.plots import bars
 
 @dataclass(frozen=True)
 class EntropyOfCoder:
-    """A coder, figures of its codes and outputs, and bounds on the entropy of its codes."""
+    """A coder, its figures, and bounds on the entropy of its codes."""
 
     candidate: Candidate
     figures: CoderFigures
@@ -54,7 +54,7 @@ COLUMNS: tuple[Column[EntropyOfCoder], ...] = (
 
 
 def entropy_page(found: list[EntropyOfCoder], config: EntropyConfig) -> Analysis:
-    """Table, plot and remarks."""
+    """Make the page: its table, plot and remarks."""
     several = len({each.candidate.site for each in found}) > 1
     heights = {
         f"{each.candidate.name}{f' at {each.candidate.site}' * several}": {

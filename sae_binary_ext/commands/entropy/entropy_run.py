@@ -1,4 +1,4 @@
-"""`sae-binary entropy`: the information in hidden states, read off the codes of coders."""
+"""`sae-binary entropy`: bounds the entropy of hidden states by the codes of coders."""
 
 import torch
 
@@ -10,7 +10,7 @@ from sae_binary_ext.report.analysis import Analysis, analyse_coders
 
 
 def run_entropy(coders: list[str], config: EntropyConfig) -> Analysis:
-    """Measure the entropy of coders' codes; arguments and errors as analyse_coders has them."""
+    """Measure the entropy of coders' codes; arguments and errors as for analyse_coders."""
     return analyse_coders(coders, config, _measure, entropy_page)
 
 

@@ -1,4 +1,4 @@
-"""`sae-binary entropy-check`: the entropy of codes on states of known entropy."""
+"""`sae-binary entropy-check`: measures the entropy of codes on states of known entropy."""
 
 from typing import TYPE_CHECKING
 

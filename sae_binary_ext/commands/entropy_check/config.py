@@ -5,12 +5,12 @@ from pathlib import Path
 
 from sae_binary_ext.checks import check_at_least
 
-BATCH = 512  # states of a training step
+BATCH = 512  # number of states in a training step
 
 
 @dataclass
 class EntropyCheckConfig:
-    """Train coders on states of known entropy, and compare it with the entropy of their codes."""
+    """Train coders on states of known entropy; compare that entropy with the codes' entropy."""
 
     output: Path = Path("runs/entropy-check")
     """Folder for entropy-check.json and entropy-check.html."""

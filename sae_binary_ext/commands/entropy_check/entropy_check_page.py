@@ -12,10 +12,10 @@ from sae_binary_ext.report.plots import curves, grouped
 
 @dataclass(frozen=True)
 class Checked:
-    """Figures of a coder trained on states of known entropy; found has SAELens' figures.
+    """Figures of a coder trained on states of known entropy; `found` has SAELens' figures.
 
-    trained and independent are sums of the entropies of the firing rates, in bits, before any
-    latents were removed and at the end.
+    `trained` and `independent` are entropies of the firing rates, in bits, summed over latents.
+    `trained` is before any latents were removed, `independent` is at the end.
     """
 
     states: States
@@ -49,7 +49,7 @@ COLUMNS: tuple[Column[Checked], ...] = (
 
 
 def entropy_check_page(checked: list[Checked]) -> Analysis:
-    """Table, plot and remarks."""
+    """Make the page: its table, plot and remarks."""
     groups = grouped(checked, lambda c: f"{c.states.name}, d = {c.states.dictionary.hidden_dim}")
     points = {name: [(c.states.truth, c.independent) for c in own] for name, own in groups.items()}
     lowest = [(c.states.truth, min(c.bounds.tree.value, c.bounds.blocks.value)) for c in checked]

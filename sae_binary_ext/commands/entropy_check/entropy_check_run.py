@@ -1,4 +1,4 @@
-"""`sae-binary entropy-check`: compares the entropy of trained codes with a known truth."""
+"""`sae-binary entropy-check`: compares the entropy of trained codes with the true entropy."""
 
 from dataclasses import asdict
 
@@ -19,7 +19,7 @@ from sae_binary_ext.report import Analysis, write_analysis
 from sae_binary_ext.saelens import BinaryEntropyTrainingSAE, BinaryEntropyTrainingSAEConfig
 
 LATENTS_A_DIRECTION = 4
-# Each of r directions has about 1/r of the variance. A bit costs this share of it.
+# Price of a bit, as a share of the variance of one direction (about 1/r for r directions).
 COST_OF_A_BIT = 0.03
 ROUNDS, LEARNING_RATE = 4, 1e-2
 STATES_AT_ONCE, MANY_DIRECTIONS = 4096, 32
@@ -44,14 +44,14 @@ def run_entropy_check(config: EntropyCheckConfig) -> Analysis:
 def check(states: known_states.States, config: EntropyCheckConfig) -> Checked:
     """Train coders on states, and measure the entropy of the best one's codes."""
     starts = [_trained(states, config) for _ in range(config.starts)]
-    # The best coder is chosen on other states than are measured below.
+    # Choose the best coder on other states than those that are measured below.
     _, trained_bits, coder = min(starts, key=lambda start: start[0])
     gathered, rates = GatheredCodes(coder.cfg.d_sae), FiringRates(coder.cfg.d_sae)
     with torch.no_grad():
         for part in torch.arange(config.measured_states).split(STATES_AT_ONCE):
             codes = coder.encode(states.draw(len(part)))
             rates.update(codes)
-            # States are drawn independently, so each counts as a document of its own.
+            # States are drawn independently, so each state counts as its own document.
             gathered.add(codes != 0, part)
     recovery = eval_sae_on_synthetic_data(
         coder, states.dictionary, states.generator, config.measured_states, STATES_AT_ONCE
@@ -63,9 +63,10 @@ def check(states: known_states.States, config: EntropyCheckConfig) -> Checked:
 def _trained(
     states: known_states.States, config: EntropyCheckConfig
 ) -> tuple[float, float, BinaryEntropyTrainingSAE]:
-    """A coder's loss, its bits before latents were removed for the first time, and the coder.
+    """Train a coder; return its loss, its bits before latents were first removed, and the coder.
 
-    It is trained in rounds. After each one, the latents that cost more than they pay are removed.
+    The coder is trained in rounds. After each round, latents that cost more than they explain are
+    removed.
     """
     directions = states.dictionary.num_features
     price, bits = COST_OF_A_BIT / directions, 0.0
@@ -98,9 +99,9 @@ def _trained(
 
 
 def _pruned(coder: AnyCoder, sample: Tensor, price: float) -> AnyCoder:
-    """The coder without latents that do not pay on a sample of states, its decoder refitted."""
+    """Remove latents that cost more than they explain on a sample, and refit the decoder."""
     fit = DecoderFit(coder.cfg.d_sae, coder.cfg.d_in)
-    # In parts, because each part is copied to float64.
+    # Fit in parts, because each part is copied to float64.
     parts = sample.split(STATES_AT_ONCE)
     for part in parts:
         fit.add(coder.encode(part) != 0, part)
@@ -117,11 +118,11 @@ def needed_latents(fit: DecoderFit, variance: float, price: float, pull: float =
 
     Without latent i the squared error rises by |w_i|^2 / (G^-1)_ii, where G is the Gram matrix of
     centred codes and w_i the decoder row (optimal brain surgeon, Hassibi and Stork, 1993). Training
-    finds no such latents: the entropy of a latent that fires half of the time has no slope.
+    does not find these latents, because entropy has slope 0 at a firing rate of one half.
 
     variance: squared distance of the targets from their mean, summed over all tokens. price: share
-    of it that one bit per token is worth. pull: ridge in tokens, which keeps G invertible if
-    latents repeat each other. Returns int64 [left], ascending.
+    of this variance that one bit per token is worth. pull: ridge in tokens, which keeps G
+    invertible if latents repeat each other. Returns the remaining latents, int64 [left], ascending.
     """
     rates = fit.counts.diagonal().double() / fit.tokens
     gram = (fit.counts + fit.counts.triu(1).T).double()

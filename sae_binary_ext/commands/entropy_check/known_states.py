@@ -1,6 +1,6 @@
-"""Hidden states of known entropy, from SAELens' synthetic module.
+"""Makes hidden states of known entropy with SAELens' synthetic module.
 
-They are sums of random directions with 0/1 coefficients, as in Cho et al. (arXiv 2509.20997).
+States are sums of random directions with 0/1 coefficients, as in Cho et al. (arXiv 2509.20997).
 """
 
 import math
@@ -13,10 +13,10 @@ from typing_extensions import override
 
 from sae_binary_ext.coding import bernoulli_entropy
 
-# Length of a direction. States are not normalised: with a norm of sqrt(dimensions), one step of
-# Adam would move a latent's input by several deviations, and few directions are ever separated.
+# Length of a direction. States are not normalised to a norm of sqrt(dimensions): then one step of
+# Adam would move a latent's input by several deviations, and coders would separate few directions.
 LENGTH = 2.0
-# Standard deviation of the noise on each dimension, as a share of the signal's.
+# Standard deviation of the noise on each dimension, as a share of the signal's deviation.
 NOISE = 0.1
 CORRELATION, UNEQUAL = 0.8, (0.05, 0.5)
 
@@ -36,7 +36,7 @@ class States(NamedTuple):
 
 
 class Directions(FeatureDictionary):
-    """Random directions of one length. Their sums may get noise, given as a share of the signal."""
+    """Random directions of equal length; `noise` on their sums is a share of the signal."""
 
     def __init__(self, directions: int, dimensions: int, noise: float = 0.0) -> None:
         super().__init__(directions, dimensions, initializer=None)
@@ -51,19 +51,19 @@ class Directions(FeatureDictionary):
 
 
 def fair(directions: int, dimensions: int, noise: float = 0.0) -> States:
-    """Coefficients that are 1 half of the time: the entropy is one bit per direction."""
+    """States whose coefficients are 1 half of the time: the entropy is one bit per direction."""
     dictionary = Directions(directions, dimensions, noise)
     generator = ActivationGenerator(directions, 0.5)
     return States("noise" if noise else "fair", dictionary, generator, float(directions))
 
 
 def noisy(directions: int, dimensions: int) -> States:
-    """Fair coefficients, and noise on the states."""
+    """States with coefficients that are 1 half of the time, plus noise."""
     return fair(directions, dimensions, NOISE)
 
 
 def unequal(directions: int, dimensions: int) -> States:
-    """Coefficients with different rates: the entropy is the sum of their entropies."""
+    """States whose coefficients have different rates: the entropy is the sum over coefficients."""
     rates = torch.linspace(*UNEQUAL, directions)
     generator = ActivationGenerator(directions, rates)
     truth = bernoulli_entropy(rates.double()).sum().item()
@@ -71,12 +71,12 @@ def unequal(directions: int, dimensions: int) -> States:
 
 
 def correlated(directions: int, dimensions: int) -> States:
-    """Fair coefficients in pairs, each the sign of one of two correlated normal numbers."""
+    """States with coefficients in pairs, which are the signs of two correlated normal numbers."""
     correlations = torch.eye(directions)
     for first in range(0, directions - 1, 2):
         correlations[first, first + 1] = correlations[first + 1, first] = CORRELATION
     generator = ActivationGenerator(directions, 0.5, correlation_matrix=correlations)
-    # Probability that both are positive, and that both are negative (Sheppard, 1899).
+    # Probability that both numbers are positive, equal to that of both negative (Sheppard, 1899).
     alike = 0.25 + math.asin(CORRELATION) / (2 * math.pi)
     of_pair = 1 + bernoulli_entropy(torch.tensor(2 * alike, dtype=torch.float64)).item()
     truth = directions // 2 * of_pair + directions % 2

@@ -9,7 +9,7 @@ from sae_binary_ext.settings import ReadingConfig
 DEFAULT_LAYERS = {"layers": list(range(0, 30, 3)), "positions": [6, 18]}
 ALONG = ("layers", "positions")
 PROMPTS = ("text", "in_context")
-BATCH = 256  # tokens of a training step
+BATCH = 256  # number of tokens in a training step
 
 
 @dataclass

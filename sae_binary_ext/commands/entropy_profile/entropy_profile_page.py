@@ -16,7 +16,7 @@ SATURATED = 0.95
 
 @dataclass(frozen=True)
 class ProfilePoint:
-    """Figures of the coder of one point: a layer, and a position, number of examples or "all"."""
+    """Figures of the coder of one point. `at` is a position, a number of examples, or "all"."""
 
     layer: int
     at: int | str
@@ -45,13 +45,13 @@ COLUMNS: tuple[Column[ProfilePoint], ...] = (
 
 
 def entropy_profile_page(points: list[ProfilePoint], config: EntropyProfileConfig) -> Analysis:
-    """Table, plots and remarks."""
+    """Make the page: its table, plots and remarks."""
     by_layer = grouped(points, lambda point: point.layer)
     if config.along == "layers":
         x, named = "layer", {"all positions": [(point.layer, point) for point in points]}
     else:
         x = "position" if config.prompts == "text" else "examples before the answer"
-        # As text: 0 examples would have no place on a logarithmic axis.
+        # The axis has categories (text), because 0 examples have no place on a logarithmic axis.
         named = {
             f"layer {layer}": [(str(point.at), point) for point in own]
             for layer, own in by_layer.items()
@@ -72,6 +72,6 @@ def entropy_profile_page(points: list[ProfilePoint], config: EntropyProfileConfi
 
 
 def _saturated(points: list[ProfilePoint]) -> int | str:
-    """The first point of a layer with 95% of the layer's highest entropy."""
+    """The first point of a layer that reaches 95% of the layer's highest entropy."""
     enough = SATURATED * max(point.metrics.entropy_bits for point in points)
     return next(point.at for point in points if point.metrics.entropy_bits >= enough)

@@ -1,7 +1,7 @@
-"""`sae-binary entropy-profile`: the entropy of hidden states by layer, position or examples.
+"""`sae-binary entropy-profile`: entropy of hidden states by layer, position or number of examples.
 
-A coder is trained for each point. The entropy of its codes is taken as the entropy of the hidden
-states there (Cho et al., arXiv 2509.20997).
+A coder is trained for each point. The entropy of the coder's codes estimates the entropy of the
+hidden states at the point (Cho et al., arXiv 2509.20997).
 """
 
 import torch
@@ -20,12 +20,12 @@ from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig
 from sae_binary_ext.saelens.splice import resolve_hook
 
 LEARNING_RATE = 2e-3
-# Every fifth state of a point is measured; the others are trained on.
+# Every fifth state of a point is used to measure; all other states are used to train.
 MEASURED_EVERY = 5
 
 
 def run_entropy_profile(config: EntropyProfileConfig) -> Analysis:
-    """Train a coder for each point and measure it; files go to config.output.
+    """Train and measure a coder for each point; files go to config.output.
 
     ValueError if the model lacks a layer, or the text is too short.
     """
@@ -78,6 +78,6 @@ def _point(
     ).fit()
     gathered = GatheredCodes(config.latents)
     with torch.no_grad():
-        # States were drawn one by one, so each counts as a document of its own.
+        # States were drawn one by one, so each state counts as its own document.
         gathered.add(coder.encode(measured) != 0, torch.arange(len(measured)))
     return page.ProfilePoint(layer, at, len(measured), measure(coder, measured), gathered.entropy())

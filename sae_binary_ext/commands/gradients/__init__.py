@@ -1,4 +1,4 @@
-"""`sae-binary gradients`: a surrogate's gradient beside the true loss."""
+"""`sae-binary gradients`: compares surrogate gradients with changes of the true loss."""
 
 from typing import TYPE_CHECKING
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from sae_binary_ext.checks import check_at_least, check_choice
 from sae_binary_ext.settings import ReadingConfig
 
-BATCH = 256  # tokens of a training step
+BATCH = 256  # number of tokens in a training step
 
 
 @dataclass
 class GradientsConfig(ReadingConfig):
-    """Train a coder with each surrogate; compare its gradient with the change of the true loss."""
+    """Train a coder with each surrogate; compare its gradients with changes of the true loss."""
 
     hook: str | None = "blocks.9.hook_resid_pre"
     """SAELens' name of the hook whose activations coders are trained on."""
@@ -42,7 +42,8 @@ class GradientsConfig(ReadingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # Imported here because torch takes seconds, and --help should not wait for it.
+        # This import is here because torch takes seconds to load, and --help should not wait for
+        # it.
         from sae_binary_ext.coding import SELECTIONS, SURROGATES
 
         for surrogate in self.surrogates:
@@ -58,7 +59,7 @@ class GradientsConfig(ReadingConfig):
         check_at_least(BATCH, training_states=self.training_states)
 
     def probe_steps(self) -> list[int]:
-        """Steps of training after which gradients are measured, the first and the last included."""
+        """Training steps after which gradients are measured, from the first step to the last."""
         last = self.training_states // BATCH
         between = max(self.probes - 1, 1)
         return sorted({round(last ** (probe / between)) for probe in range(self.probes)})

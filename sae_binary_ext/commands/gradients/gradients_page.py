@@ -17,10 +17,11 @@ SHOWN_BUMP, SHOWN_PROMISE = 0.1, 0.01
 
 @dataclass(frozen=True)
 class Agreement:
-    """A surrogate's gradient of encoder biases beside the loss's change over bumps of one size.
+    """Compares a surrogate's gradients of encoder biases with changes of the loss.
 
-    moved: share of the probed latents whose bump changes the loss. cosine: of their gradients with
-    the changes per unit of bump. signs: share with the same sign of both, if neither is 0.
+    Each bias of a probed latent is raised and lowered by one bump. moved: share of latents for
+    which this changes the loss. cosine: cosine of the gradients with the changes per unit of bump.
+    signs: share of latents for which both have the same sign, among those for which neither is 0.
     """
 
     moved: float
@@ -33,8 +34,9 @@ class GradientFigures:
     """A coder's surrogate gradient on a batch. The loss is the mean squared error per token.
 
     latents: share of latents whose bias has a gradient. weight_norm, bias_norm: norms of the
-    gradients of W_enc and b_enc. agreements: by size of bump, in standard deviations of a latent's
-    pre-activation. kept: fall of the loss over the promised fall, by promise (a share of the loss).
+    gradients of W_enc and b_enc. agreements: one for each size of bump, in standard deviations of a
+    latent's pre-activation. kept: for each promised fall (as a share of the loss), the actual fall
+    over the promised one.
     """
 
     fvu: float
@@ -68,7 +70,7 @@ COLUMNS: tuple[Column[Probe], ...] = (
 
 
 def gradients_page(probes: list[Probe], config: GradientsConfig) -> Analysis:
-    """Table, plots and remarks."""
+    """Make the page: its table, plots and remarks."""
     by_surrogate = grouped(probes, lambda probe: probe.surrogate)
 
     def over_training(value: Callable[[Probe], float]) -> go.Figure:

@@ -1,4 +1,4 @@
-"""`sae-binary gradients`: gradients of surrogates beside the true loss, over training."""
+"""`sae-binary gradients`: compares gradients of surrogates with the true loss, over training."""
 
 import copy
 from collections.abc import Callable
@@ -24,14 +24,14 @@ from sae_binary_ext.saelens import BinaryTrainingSAEConfig
 from sae_binary_ext.saelens.splice import resolve_hook
 
 LEARNING_RATE = 3e-3
-# Steps of a latent's bias, in standard deviations of its pre-activation.
+# Sizes of steps of a latent's bias, in standard deviations of its pre-activation.
 BUMPS = (0.03, 0.1, 0.3, 1.0)
-# Steps of the whole encoder against the gradient, by the share of the loss that they promise.
+# Sizes of steps against the encoder's gradient, by the share of the loss that they promise.
 PROMISES = (0.01, 0.1)
 
 
 def run_gradients(config: GradientsConfig) -> Analysis:
-    """Train coders and measure their gradients; files go to config.output.
+    """Train coders and measure their surrogate gradients; files go to config.output.
 
     ValueError if the model lacks the hook, or the text is too short.
     """
@@ -54,7 +54,7 @@ def _measure(opened: OpenedModel, config: GradientsConfig) -> list[page.Probe]:
 
 
 class _ProbingTrainer(SAETrainer[Any, Any]):
-    """SAELens' trainer, with a measurement after each step."""
+    """SAELens' trainer, which also calls `probe` after each step."""
 
     probe: Callable[[int, Any], None]
 
@@ -102,9 +102,9 @@ def _train_and_probe(
 
 
 def probe_gradients(coder: Any, x: Tensor, probed: int, seed: int) -> page.GradientFigures:
-    """Measure the surrogate gradient of a coder, which is not changed, on x [tokens, d_in].
+    """Measure the surrogate gradient of a coder on x [tokens, d_in]; the coder does not change.
 
-    The probed latents are drawn, by the seed, from those that fire on these tokens.
+    The probed latents are drawn with `seed` from the latents that fire on these tokens.
     """
     with torch.enable_grad():
         codes, _ = coder.encode_with_hidden_pre(x)
@@ -131,10 +131,10 @@ def probe_gradients(coder: Any, x: Tensor, probed: int, seed: int) -> page.Gradi
 
 
 def loss_slopes(coder: Any, x: Tensor, latents: Tensor, bumps: Tensor) -> Tensor:
-    """Slope of the loss in the biases of single latents, over steps of finite size.
+    """Slope of the loss along the bias of each probed latent, by finite differences.
 
     The derivative of the loss is 0 almost everywhere, so finite steps show what a bias changes:
-    (L(b + bump) - L(b - bump)) / (2 bump), with codes selected anew each time. x: [tokens, d_in];
+    (L(b + bump) - L(b - bump)) / (2 bump), where L selects the codes anew. x: [tokens, d_in];
     latents: int64 [probed]; bumps: [d_sae], positive. Returns float64 [probed], in loss per unit of
     the bias.
     """
@@ -171,9 +171,9 @@ def _agreement(gradient: Tensor, slopes: Tensor) -> page.Agreement:
 
 
 def _kept(coder: Any, x: Tensor, loss: Tensor, weight: Tensor, bias: Tensor, share: float) -> float:
-    """Fall of the loss over the promised fall, for a step that promises this share of the loss."""
+    """The actual fall of the loss over the promised fall; the step promises `share` of the loss."""
     size = share * loss / (weight.square().sum() + bias.square().sum())
-    # A copy, so that the coder keeps its weights bit for bit.
+    # Move the weights of a copy, so that the coder keeps its weights bit for bit.
     moved = copy.copy(coder)
     moved._parameters = dict(coder._parameters)
     moved._parameters["W_enc"] = torch.nn.Parameter(coder.W_enc - size * weight)

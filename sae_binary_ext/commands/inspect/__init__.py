@@ -1,4 +1,4 @@
-"""`sae-binary inspect`: what a folder or a repository of coders holds."""
+"""`sae-binary inspect`: describes the coders in a folder or a repository."""
 
 from argparse import Namespace
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from sae_binary_ext.commands.command import FileCommand, add_source
 
 
 def _inspect(options: Namespace) -> Iterator[str]:
-    """Yields each coder's name, and a line for each fact about it."""
+    """Describe the coders; yields each coder's name, and a line for each fact about it."""
     from sae_binary_ext import checkpoints
 
     for description in checkpoints.describe(options.source, options.hookpoint):

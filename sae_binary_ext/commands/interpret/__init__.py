@@ -1,4 +1,4 @@
-"""`sae-binary interpret`: how well latents can be told from their text."""
+"""`sae-binary interpret`: scores how well the text of a latent's firings predicts the latent."""
 
 from typing import TYPE_CHECKING
 

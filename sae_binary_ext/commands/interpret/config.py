@@ -6,8 +6,8 @@ from pathlib import Path
 from sae_binary_ext.checks import check_at_least, check_choice
 from sae_binary_ext.settings import JudgeFields, TextConfig
 
-# A latent with fewer windows is not scored. delphi's embedding scorer compares each question with
-# ten silent windows.
+# A latent with fewer windows is not scored. At least ten silent windows are shown, because delphi's
+# embedding scorer compares each question with ten of them.
 FEWEST_SHOWN, FEWEST_ASKED = 10, 20
 SAMPLINGS = ("random", "quantiles", "margin")
 JUDGES, NEGATIVES = ("embedding", "tokens"), ("random", "hard")
@@ -15,7 +15,7 @@ JUDGES, NEGATIVES = ("embedding", "tokens"), ("random", "hard")
 
 @dataclass(frozen=True)
 class TextAmount:
-    """How much text is read, and how it is cut; fields as in InterpretConfig."""
+    """Amount of text to read, and how to cut it; fields are those of InterpretConfig."""
 
     tokens: int
     context_size: int
@@ -38,9 +38,9 @@ class TextAmount:
 class InterpretConfig(JudgeFields, TextConfig):
     """
     Score how well a judge tells text in which a latent is active from other text, for binary and
-    stock coders. A sentence embedding judges, with delphi's scorer. A baseline of single tokens is
-    scored too. If a language model is named, it judges by detection and fuzzing. After Ctrl-C, the
-    same command continues where it stopped, and sends no request twice.
+    stock coders. The judge is a sentence embedding in delphi's scorer. A baseline of single tokens
+    is scored too. If a language model is named, it judges by detection and fuzzing. After Ctrl-C,
+    the same command continues where it stopped, and sends no request twice.
     """
 
     dataset: str | None = None
@@ -93,14 +93,14 @@ class InterpretConfig(JudgeFields, TextConfig):
             )
 
     def settings(self) -> "InterpretConfig":
-        """These settings, with a default for each that changes no score, for a fingerprint."""
+        """Settings for a fingerprint; settings that change no score have their defaults."""
         new = InterpretConfig()
         return replace(
             self, output=new.output, judge=new.judge, device="cpu", **asdict(JudgeFields())
         )
 
     def amount(self) -> TextAmount:
-        """How much text is read, from these settings."""
+        """The settings that say how much text to read, and how to cut it."""
         return TextAmount(
             self.tokens, self.context_size, self.first_position, self.window, self.latents
         )

@@ -1,4 +1,4 @@
-"""Windows of one latent that a judge is shown, and windows that it is asked about."""
+"""Chooses windows of a latent that a judge is shown, and windows that it is asked about."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ DEAD = "dead"
 class ActiveExamples:
     """Windows in which a latent is active: tokens int64 and codes float32 [windows, length].
 
-    Windows are ordered by highest activation, and cut into tenths. Each window's quantile is the
-    number of its tenth; 0 if windows were drawn without regard to activation.
+    Windows are ordered by highest activation, and cut into tenths. A window's quantile is the
+    number of its tenth. The quantile is 0 if windows were drawn at random.
     """
 
     tokens: Tensor
@@ -30,7 +30,7 @@ class ActiveExamples:
 
 @dataclass(frozen=True)
 class LatentExamples:
-    """The windows by which a latent is judged. Silent ones are tokens, int64 [windows, length]."""
+    """Windows by which a latent is judged. Silent windows are tokens, int64 [windows, length]."""
 
     latent: int
     firings: int
@@ -41,16 +41,16 @@ class LatentExamples:
     silent_asked: Tensor
 
 
-# Takes tokens of the shown windows [windows, length], and which windows of the pool are silent,
-# bool [windows]. Returns the order of the silent windows, hardest first.
+# A function from the tokens of shown windows [windows, length], and a mask of the pool's silent
+# windows, bool [windows], to the order of the silent windows, hardest first.
 Nearest = Callable[[Tensor, Tensor], Tensor]
 
 
 def at_random(documents: Tensor) -> tuple[Tensor, Tensor]:
-    """The order in which to use windows, and the quantile of each, which is always 0.
+    """The order in which to use windows, and the quantile of each window, which is always 0.
 
-    A window of each document comes first, then a second one of each, and so on. Windows of one
-    article resemble each other, so examples come from many articles.
+    One window of each document comes first, then a second window of each document, and so on.
+    Windows of one article resemble each other, so examples come from many articles.
     """
     earlier: dict[int, count[int]] = {}
     rounds = [next(earlier.setdefault(document, count())) for document in documents.tolist()]
@@ -58,10 +58,10 @@ def at_random(documents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def by_strength(strengths: Tensor) -> tuple[Tensor, Tensor]:
-    """As at_random, but a window of each tenth in turn, strongest tenth first, as delphi does.
+    """Order and quantiles if windows come from each tenth in turn, strongest first, as in delphi.
 
-    Ties are in random order; codes of binary latents are all ties. (delphi leaves ties in the order
-    of the text, and may ask about a window that it has shown.)
+    Equal activations are in random order; all codes of a binary latent are equal. (delphi leaves
+    equal ones in the order of the text, and may ask about a window that it has shown.)
     """
     ranked = strengths.argsort(descending=True, stable=True)
     size = len(ranked) // QUANTILES
@@ -84,8 +84,8 @@ def choose_examples(
     """Choose the windows of one latent, or return the reason why it cannot be judged.
 
     `place` is the latent's place among those drawn. `pool` has tokens, int64 [windows, length], and
-    `silent`, bool [windows], tells in which of these windows the latent is silent. `nearest` orders
-    silent windows; None draws them at random.
+    `silent`, bool [windows], marks the windows in which the latent is silent. `nearest` orders
+    silent windows; if None, they are drawn at random.
     """
     latent, firings, rate = read.facts(place)
     there = read.windows.there[place]
@@ -101,10 +101,10 @@ def choose_examples(
         by_margin = config.sampling == "margin"
         strengths = read.windows.margins[place][there] if by_margin else values.amax(1)
         order, quantiles = by_strength(strengths)
-    # If there are too few windows, a third is shown, and two thirds are asked about.
+    # If there are too few windows, show a third of them, and ask about the rest.
     few = max(FEWEST_SHOWN, min(config.shown, len(order) // 3))
     used = order[: few + config.asked]
-    # Shown windows are spread evenly (every third of 60), so that both come from all tenths.
+    # Spread shown windows evenly (every third of 60), so that shown and asked come from all tenths.
     is_shown = (torch.arange(len(used) + 1) * few // len(used)).diff() > 0
     shown, asked = (
         ActiveExamples(tokens[own], values[own], quantiles[own].tolist())
@@ -113,7 +113,7 @@ def choose_examples(
     candidates = pool[silent]
     if nearest is not None:
         candidates = candidates[nearest(shown.tokens, silent)[: config.shown + config.asked]]
-    # A random order, so that shown and asked windows are equally hard.
+    # Shuffle silent windows, so that those shown and those asked about are equally hard.
     generator = torch.Generator().manual_seed(SEED + latent)
     candidates = candidates[torch.randperm(len(candidates), generator=generator)]
     silent_shown, silent_asked = candidates[:few], candidates[few : len(used)]

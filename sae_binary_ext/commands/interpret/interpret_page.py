@@ -1,4 +1,4 @@
-"""Scores as interpretation.json, as a table, and as a section of a comparison's report."""
+"""Shows scores as interpretation.json, as a table, and as a section of a comparison's report."""
 
 import json
 import tomllib
@@ -33,7 +33,7 @@ def _figure(kind: str, measure: str) -> Column[Entry]:
 
 
 TEXTS = tomllib.loads(Path(__file__).with_name("page.toml").read_text(encoding="utf-8"))
-# Columns of entries of interpretation.json: one for each coder and judge.
+# Columns of the table; each row is an entry of interpretation.json, for one coder and judge.
 COLUMNS: list[Column[Entry]] = tables.with_meanings(
     (
         Column("coder", value=lambda entry: entry["name"]),
@@ -96,7 +96,8 @@ def _described(found: CoderScores) -> Entry:
 class Interpretability:
     """The part of interpretation.json that a report shows, and a plot of scores by firing rate.
 
-    Columns are labels with meanings. The cells of a row are text, interval and value to sort by.
+    `columns` has labels with meanings. Each cell in `rows` has a text, an interval and a value to
+    sort by.
     """
 
     columns: list[tuple[str, str]]
@@ -107,7 +108,7 @@ class Interpretability:
 def read_interpretability(folder: Path, coders: Iterable[str]) -> Interpretability:
     """Read the scores of these coders that `sae-binary interpret` wrote to a folder.
 
-    ValueError if the folder has no scores of them, or a file of another version.
+    ValueError if the folder has no scores of these coders, or a file of another version.
     """
     path, field = folder / FILE, f"interpretation={folder}"
     if not path.is_file():
@@ -135,12 +136,12 @@ def read_interpretability(folder: Path, coders: Iterable[str]) -> Interpretabili
 
 
 def _by_rate(entries: list[Entry]) -> go.Figure:
-    """Mean score of each coder in each band of firing rates, judges side by side."""
+    """Bars of each coder's mean score in each band of firing rates; judges are side by side."""
     figure = go.Figure()
     for coder, own in grouped(entries, lambda entry: entry["name"]).items():
         bars: list[tuple[str, str, float]] = []
         for entry in own:
-            # The measure is F1 if the judge has it.
+            # Show F1 if the judge has it, or else the area.
             measure, name = ("f1", "F1")
             if entry["mean"]["f1"]["value"] is None:
                 measure = name = "area"

@@ -1,4 +1,4 @@
-"""`sae-binary interpret`: read text, choose windows of latents, and have judges score them."""
+"""`sae-binary interpret`: reads text, chooses windows of latents, and has judges score latents."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -23,7 +23,7 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
     """Score latents of coders; files go to config.output.
 
     Args:
-        coders: folders of coders, folders of such folders, or Hub ids of either.
+        coders: folders of one coder or of several coders, or Hub ids of either.
         config: the command's settings.
 
     Returns:
@@ -31,12 +31,12 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
 
     Raises:
         CheckpointError: a coder cannot be read.
-        KeyboardInterrupt: Ctrl-C; scores so far are saved.
+        KeyboardInterrupt: Ctrl-C was pressed; scores so far are saved.
         ValueError: the coders cannot be compared, the text cannot be read, a package is missing, or
-            the language model cannot be asked any more.
+            the language model stops answering.
     """
     config.output.mkdir(parents=True, exist_ok=True)
-    # Judges are opened first, so that a missing package is known before minutes of reading.
+    # Open the judges first, so that a missing package is reported before minutes of reading.
     embeddings = with_delphi.Embeddings(config.device) if config.judge == "embedding" else None
     judge = open_judge(config, config.output)
     if judge is not None:
@@ -72,9 +72,9 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
 
 
 def token_scores(coder: str, read: ReadLatents) -> Iterator[LatentScore]:
-    """Score latents of a coder by the token baseline: a token and its neighbours predict firing.
+    """Score a coder's latents by the token baseline: a token and its neighbours predict firing.
 
-    Counts come from other documents than the tokens that are predicted.
+    Predictions for a document use counts from other documents only.
     """
     for place, area in enumerate(predictability(read.places).areas[:, 0].tolist()):
         latent, firings, rate = read.facts(place)
@@ -91,7 +91,7 @@ def _unscored(
     saved: SavedScores,
     judges: tuple[str, ...],
 ) -> Iterator[tuple[str, LatentExamples]]:
-    """Latents without scores of these judges; saves the reason if one cannot be judged."""
+    """Latents that these judges have not scored; if a latent cannot be judged, save the reason."""
     for number, (coder, read) in enumerate(zip(names, reading.coders, strict=True)):
         silent = reading.silent(number)
         for place in tqdm(range(len(read.firings)), desc=coder, unit="latents"):

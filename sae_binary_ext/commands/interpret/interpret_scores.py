@@ -1,4 +1,4 @@
-"""Scores of latents by a judge, the file that keeps them, and the figures of a coder."""
+"""Scores of latents by judges, the file that keeps them, and their means for each coder."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from torch import Tensor
 from sae_binary_ext.measure.documents import Estimate, estimate_of, resampled
 from sae_binary_ext.measure.judge import whole_lines
 
-# Groups of firing rates. The first paper treats the last group, ultra-high-frequency latents,
+# Bands of firing rates. The first paper treats the last band, ultra-high-frequency latents,
 # separately.
 BANDS = (("below 0.1%", 1e-3), ("0.1% to 1%", 1e-2), ("1% to 10%", 0.1), ("10% to 50%", 0.5))
 ULTRA_HIGH = "above 50%"
@@ -28,12 +28,12 @@ class LatentScore:
     """Score of one latent by one judge.
 
     Attributes:
-        firings: tokens read on which the latent is active; rate is its firing rate.
+        firings: number of tokens on which the latent is active; rate is its firing rate.
         judge: the method and the model that answered.
-        area, accuracy: area under the ROC curve, and share of right answers; chance is 0.5.
-        f1: F1 of the answers that the latent is active.
-        failed: answers that did not come, or could not be read; they are in no score.
-        answered: answers that came and could be read.
+        area, accuracy: area under the ROC curve, and share of right answers; chance gives 0.5.
+        f1: F1 score of answering that the latent is active.
+        failed: number of answers that did not come or could not be read; no score counts them.
+        answered: number of answers that could be read.
         reason: why there is no score; None if there is one.
         explanation: the judge's description of the latent.
     """
@@ -53,25 +53,25 @@ class LatentScore:
 
     @property
     def band(self) -> str:
-        """Its group of firing rates."""
+        """The band that the firing rate is in."""
         return next((name for name, end in BANDS if self.rate < end), ULTRA_HIGH)
 
 
 def f1_of(true_positives: int, false_positives: int, false_negatives: int) -> float:
-    """2 TP / (2 TP + FP + FN); 0 if no window is active and none is judged active."""
+    """F1 = 2 TP / (2 TP + FP + FN); 0 if no window is active and none is judged active."""
     told = 2 * true_positives + false_positives + false_negatives
     return 2 * true_positives / told if told else 0.0
 
 
 def area_of(positive: Tensor, negative: Tensor) -> float:
-    """Share of pairs in which the positive has the higher score; a tie counts one half."""
+    """Area under the ROC curve: share of pairs with the positive higher; a tie counts one half."""
     return (((positive[:, None] - negative).sign() + 1) / 2).mean().item()
 
 
 def mean_over_latents(figures: Iterable[tuple[float | None, float]]) -> Estimate:
     """Weighted mean of figures, with an interval by resampling latents.
 
-    Each figure comes with its weight. A figure that is None does not count.
+    Each figure comes with its weight. Figures that are None do not count.
     """
     known = [(value, weight) for value, weight in figures if value is not None]
     if not known:
@@ -82,9 +82,9 @@ def mean_over_latents(figures: Iterable[tuple[float | None, float]]) -> Estimate
 
 
 class SavedScores:
-    """Scores in a file, one a line, written as they come. A run that goes on finds them there.
+    """A file of scores, one in each line. An interrupted run finds its scores there.
 
-    `of` is the fingerprint of the coders, text and settings. Scores of another one are dropped.
+    `of` is the fingerprint of coders, text and settings. Scores of another fingerprint are dropped.
     """
 
     def __init__(self, path: Path, of: str) -> None:
@@ -100,15 +100,15 @@ class SavedScores:
 
     @property
     def scores(self) -> list[LatentScore]:
-        """All scores, in the order in which they came."""
+        """All scores, in the order of the file."""
         return list(self._by_key.values())
 
     def has(self, coder: str, latent: int, judge: str) -> bool:
-        """Whether the file has a score, or the reason why there is none."""
+        """Whether the file has the latent's score, or the reason why it has no score."""
         return (coder, latent, judge) in self._by_key
 
     def add(self, scores: Iterable[LatentScore]) -> None:
-        """Write those scores that the file does not have, each as it comes."""
+        """Write the scores that the file does not have yet, one by one as they come."""
         with self._path.open("a") as file:
             for score in scores:
                 if _key(score) not in self._by_key:
@@ -121,7 +121,8 @@ class SavedScores:
 class CoderScores:
     """Scores of one coder by one judge, one for each latent drawn.
 
-    A measure is one of MEASURES. If a band of firing rates is named, only its latents count.
+    A measure is one of MEASURES. If a band of firing rates is given, only latents in the band
+    count.
     """
 
     coder: str
@@ -141,19 +142,19 @@ class CoderScores:
         return mean_over_latents((getattr(each, measure), each.firings) for each in scored)
 
     def scored(self, band: str | None = None) -> int:
-        """How many latents have a score."""
+        """Number of latents that have a score."""
         return len(self._scored(band))
 
     def drawn(self, band: str | None = None) -> int:
-        """How many latents were drawn."""
+        """Number of latents that were drawn."""
         return sum(band in (None, score.band) for score in self.scores)
 
     def reasons(self) -> dict[str, int]:
-        """How many latents have no score, for each reason."""
+        """Number of latents without a score, for each reason."""
         return dict(Counter(score.reason for score in self.scores if score.reason is not None))
 
     def failed(self) -> int:
-        """How many answers did not come, or could not be read."""
+        """Number of answers that did not come or could not be read."""
         return sum(score.failed for score in self.scores)
 
     def _scored(self, band: str | None = None) -> list[LatentScore]:

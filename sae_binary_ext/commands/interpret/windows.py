@@ -1,4 +1,4 @@
-"""Read text once; keep windows in which some latents of each coder are active, and others."""
+"""Reads text once, and keeps windows in which drawn latents are active, and windows of all text."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -15,16 +15,16 @@ from sae_binary_ext.measure.reading import OpenedModel, SavedProgress, fingerpri
 from sae_binary_ext.measure.samples import LatentSamples, Reservoir
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
-# Windows kept: for each latent where it is active, and from all text.
+# Number of windows kept: for each latent, in which it is active; and from all text.
 ACTIVE_WINDOWS, POOLED_WINDOWS = 256, 4096
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Windows of a batch of rows. They have one length and do not overlap.
+    """Windows of a batch of rows. All windows have the same length and do not overlap.
 
-    int64: rows [windows, 1] and positions [windows, length] say where each window is in the batch;
-    tokens [windows, length]; documents [windows].
+    All fields are int64. rows [windows, 1] and positions [windows, length] say where each window is
+    in the batch. tokens are [windows, length], documents [windows].
     """
 
     rows: Tensor
@@ -34,7 +34,7 @@ class Windows:
 
 
 def cut_windows(text: TextBatch, first_position: int, length: int) -> Windows:
-    """All whole windows of rows. The first window of each row starts at first_position."""
+    """Cut rows into whole windows. The first window of each row starts at first_position."""
     starts = torch.arange(first_position, text.tokens.shape[1] - length + 1, length)
     rows, number = (starts + length <= text.lengths[:, None]).nonzero().unbind(1)
     rows = rows[:, None]
@@ -44,11 +44,11 @@ def cut_windows(text: TextBatch, first_position: int, length: int) -> Windows:
 
 
 class ActiveWindows(Reservoir):
-    """Random windows in which each of some latents is active.
+    """For each of the drawn latents, random windows in which it is active.
 
     Buffers: documents int64 [latents, most]; tokens int64 and values float32 (codes) [latents,
     most, length]; margins float32 [latents, most], the largest margin of the latent in the window;
-    seen int64 [latents], windows in which it was active.
+    seen int64 [latents], number of windows in which the latent was active.
     """
 
     documents: Tensor
@@ -72,7 +72,7 @@ class ActiveWindows(Reservoir):
         self.seen += active.sum(0)
         entries, priorities = self.draw(active)
         latent = torch.arange(values.shape[2])[:, None]
-        # The margin of a silent token does not count.
+        # Only tokens on which the latent is active count for the largest margin.
         margins = torch.where(values != 0, margins, -torch.inf).amax(1)
         self.keep(
             priorities,
@@ -84,7 +84,7 @@ class ActiveWindows(Reservoir):
 
 
 class WindowPool(Reservoir):
-    """Random windows of all text, with the latents active in each.
+    """Random windows of all text, with the latents that are active in each window.
 
     Buffers: tokens int64 [1, most, length]; active bool [1, most, latents], the latents of all
     coders side by side.
@@ -100,7 +100,7 @@ class WindowPool(Reservoir):
         self.register_buffer("active", torch.zeros(*shape, latents, dtype=torch.bool))
 
     def add(self, windows: Windows, active: Tensor) -> None:
-        """Draw from a batch; active is bool [windows, latents]."""
+        """Draw from a batch; `active` is bool [windows, latents]."""
         entries, priorities = self.draw(torch.ones(len(active), 1, dtype=torch.bool))
         self.keep(priorities, tokens=windows.tokens[entries], active=active[entries])
 
@@ -108,8 +108,9 @@ class WindowPool(Reservoir):
 class ReadLatents(nn.Module):
     """Firings and windows of the drawn latents of one coder.
 
-    `places` has the latents' numbers, and single tokens for the token baseline. Buffers: firings
-    int64 [latents], tokens on which each is active; tokens int64, how many tokens were read.
+    `places` has the indices of the latents, and single tokens for the token baseline. Buffers:
+    firings int64 [latents], tokens on which each latent is active; tokens int64, number of tokens
+    read.
     """
 
     firings: Tensor
@@ -125,7 +126,7 @@ class ReadLatents(nn.Module):
     def add(
         self, text: TextBatch, where: Tensor, windows: Windows, codes: Tensor, margins: Tensor
     ) -> Tensor:
-        """Count a batch; returns bool [windows, latents], the latents active in each window.
+        """Add a batch; returns bool [windows, latents], the latents that are active in each window.
 
         `where` is bool [rows, context], the positions that count. Codes and margins are float32
         [positions that count, latents], row by row.
@@ -140,13 +141,13 @@ class ReadLatents(nn.Module):
         return (values != 0).any(1)
 
     def facts(self, place: int) -> tuple[int, int, float]:
-        """Number, firings and firing rate of the latent at a place among those drawn."""
+        """Index, firings and firing rate of a latent, by its place among the drawn latents."""
         firings = int(self.firings[place])
         return int(self.places.latents[place]), firings, firings / int(self.tokens)
 
 
 class Reading(nn.Module):
-    """Firings and windows of all coders on the same tokens, and a pool of windows of all text."""
+    """Firings and windows of all coders on the same tokens, and a pool of windows from all text."""
 
     def __init__(self, widths: Iterable[int], amount: TextAmount) -> None:
         super().__init__()
@@ -155,7 +156,7 @@ class Reading(nn.Module):
         self.pool = WindowPool(sum(len(each.firings) for each in self.coders), amount.window)
 
     def silent(self, coder: int) -> Tensor:
-        """bool [windows of the pool, latents], whether each latent of one coder is silent."""
+        """bool [windows of the pool, latents], true if the latent is silent in the window."""
         numbers = [len(each.firings) for each in self.coders]
         active = self.pool.active[0].split(numbers, dim=1)[coder]
         return ~active & self.pool.there[0][:, None]
@@ -164,12 +165,12 @@ class Reading(nn.Module):
 def read_latents(
     opened: OpenedModel, amount: TextAmount, saved: Path, sources: tuple[str, ...]
 ) -> Reading:
-    """Read text with one forward pass for all coders. An interrupted run goes on.
+    """Read text with one forward pass for all coders. An interrupted run can continue.
 
     Context size and first position are those of `opened`. `saved` is the file of the counts; counts
     of other `sources` (names of the model and the text) are dropped. ValueError if the model's
-    activations do not fit a coder, or there is no text. After Ctrl-C all is saved, and
-    KeyboardInterrupt is raised.
+    activations do not fit a coder, or there is no text. Ctrl-C saves everything and raises
+    KeyboardInterrupt.
     """
     first = opened.first_position
     amount = replace(amount, context_size=opened.context_size, first_position=first)
@@ -200,12 +201,12 @@ def _drawn(values: Tensor, latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def codes_and_margins(coder: Any, inputs: Tensor, latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes of some latents, and margins by which to rank a latent's firings, on the CPU.
+    """Codes of some latents, and margins that rank the firings of a latent; both on the CPU.
 
     The margin of a binary latent is its pre-activation. For topk and groupmax, the highest
-    pre-activation of the silent latents is subtracted. A constant threshold is not subtracted,
-    because it does not change the order. The margin of a latent with values is its code.
-    Inputs are [tokens, d_in], latents int64 [latents], and both results float32 [tokens, latents].
+    pre-activation of the silent latents is subtracted. A fixed threshold is not subtracted, because
+    it does not change the order. The margin of a latent with values is its code. Inputs are
+    [tokens, d_in], latents int64 [latents], and the results float32 [tokens, latents].
     """
     inputs = inputs.to(coder.device, torch.float32)
     if isinstance(coder, BinaryCoder):

@@ -1,4 +1,4 @@
-"""delphi's scorers: one asks an embedding, the others ask a language model."""
+"""Scores latents by delphi: one scorer uses an embedding, the others ask a language model."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,18 +15,18 @@ from sae_binary_ext.measure.judge import Asked, MalformedAnswerError, imported
 
 EMBEDDING_MODEL = "all-MiniLM-L6-v2"
 EMBEDDING_JUDGE = f"embedding, {EMBEDDING_MODEL} (delphi)"
-# Top of delphi's scale of normalised activations.
+# Highest value on delphi's scale of normalised activations.
 HIGHEST = 10
-# delphi returns this instead of an explanation that it cannot read.
+# delphi returns this text if it cannot read an explanation.
 UNREADABLE = "Explanation could not be parsed."
 EXPLANATION_TOKENS, ANSWER_TOKENS = 500, 100
-# delphi's scorers, by the name of the method.
+# Classes of delphi's scorers, by the name of the method.
 SCORERS = {"detection": "DetectionScorer", "fuzz": "FuzzingScorer"}
-TokenText = Callable[[int], str]  # gives the text of a token
+TokenText = Callable[[int], str]  # a function that gives the text of a token
 
 
 def latent_record(examples: LatentExamples, coder: str, text: TokenText) -> Any:
-    """The record of a coder's latent for delphi's explainers and scorers."""
+    """Convert the windows of a latent to the record that delphi's explainers and scorers take."""
     latents = imported("delphi.latents.latents")
     record = latents.LatentRecord(latents.Latent(coder, examples.latent))
     highest = max(examples.shown.values.max().item(), examples.asked.values.max().item())
@@ -72,16 +72,16 @@ class Embeddings:
         return np.stack([self._known[text] for text in texts])
 
     def similarity(self, one: Tensor, other: Tensor) -> Tensor:
-        """Cosines of rows of both, [rows of one, rows of other]."""
+        """Cosines between rows, [rows of one, rows of other]."""
         return self._model.similarity(one, other)
 
     def forget(self) -> None:
-        """Drop the known embeddings, once a latent has its score."""
+        """Drop the known embeddings, to free memory after each latent."""
         self._known.clear()
 
 
 def nearest_in(pool: Tensor, embeddings: Embeddings, text: TokenText) -> Nearest:
-    """A function that orders silent windows by how similar their embeddings are to active ones.
+    """Make a function that orders silent windows by similarity of embeddings to active windows.
 
     `pool` has the tokens of all windows, int64 [windows, length].
     """
@@ -105,13 +105,13 @@ def embedding_score(
 ) -> LatentScore:
     """Score one latent by delphi's ExampleEmbeddingScorer, which asks no language model.
 
-    It predicts "active" for a window if its embedding is closer to active windows than to silent
-    ones.
+    The scorer answers "active" for a window if its embedding is closer to active windows than to
+    silent ones.
     """
     module = imported("delphi.scorers.embedding.example_embedding")
     record = latent_record(examples, coder, text)
-    # A new scorer, so that its random numbers do not depend on earlier latents. It asks twice as
-    # many questions as there are windows, so that each window is asked about twice on average.
+    # Each latent gets a new scorer, so that random numbers do not depend on earlier latents. The
+    # scorer asks about each window twice on average.
     scorer = module.ExampleEmbeddingScorer(embeddings, number_batches=40)
     found = scorer.call_sync(record).score
     embeddings.forget()
@@ -142,7 +142,7 @@ class _Client:
 
 
 class LanguageModelScorer:
-    """delphi's DefaultExplainer, then its scorers, which send `at_once` windows in a request."""
+    """Runs delphi's DefaultExplainer and then its scorers, with `at_once` windows in a request."""
 
     def __init__(self, judge: Asked, text: TokenText, at_once: int) -> None:
         self._judge, self._text, self._at_once = judge, text, at_once
@@ -165,13 +165,13 @@ class LanguageModelScorer:
         ]
 
     def _in_whole_requests(self, examples: LatentExamples) -> LatentExamples:
-        """Cut the windows to whole requests, because delphi fails all answers to a smaller one."""
+        """Drop windows beyond whole requests, because delphi fails answers to smaller requests."""
         asked = examples.asked
         number = len(asked.tokens) // self._at_once * self._at_once
         asked = ActiveExamples(
             asked.tokens[:number], asked.values[:number], asked.quantiles[:number]
         )
-        # delphi's scorers ask about every silent window of the record.
+        # Leave out shown silent windows, because delphi's scorers ask about all silent windows.
         none, silent = examples.silent_shown[:0], examples.silent_asked[:number]
         return replace(examples, asked=asked, silent_shown=none, silent_asked=silent)
 
@@ -189,7 +189,7 @@ class LanguageModelScorer:
             _Client(self._judge, ANSWER_TOKENS),
         )
         found = (await new(client, n_examples_shown=self._at_once)(record)).score
-        # delphi ignores errors, so check here whether the judge has stopped.
+        # Check whether the judge has stopped, because delphi ignores errors.
         self._judge.check()
         answers = [each for each in found if each.prediction is not None]
         failed = len(found) - len(answers)

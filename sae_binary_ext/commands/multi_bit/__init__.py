@@ -1,4 +1,4 @@
-"""`sae-binary multi-bit`: several thresholds for each latent."""
+"""`sae-binary multi-bit`: gives each latent several thresholds."""
 
 from typing import TYPE_CHECKING
 

@@ -8,7 +8,7 @@ from sae_binary_ext.settings import ReadingConfig
 
 @dataclass
 class MultiBitConfig(ReadingConfig):
-    """Give each latent of binary coders several thresholds, and refit and save the new coders."""
+    """Give each latent of binary coders several thresholds; refit and save the new coders."""
 
     output: Path = Path("runs/multi-bit")
     """Folder for coders, multi-bit.json and multi-bit.html."""

@@ -12,7 +12,7 @@ from sae_binary_ext.report.plots import curves, grouped
 
 @dataclass(frozen=True)
 class Leveled:
-    """A coder made from candidate with several levels: its refitted figures, bits and folder."""
+    """A coder of several levels, made from `candidate`: its refitted figures, bits and folder."""
 
     candidate: Candidate
     levels: int
@@ -35,7 +35,7 @@ COLUMNS: tuple[Column[Leveled], ...] = (
 
 
 def multi_bit_page(found: list[Leveled], config: MultiBitConfig) -> Analysis:
-    """Table, plot and remarks."""
+    """Make the page: its table, plot and remarks."""
     points = {
         name: [(each.bits, each.figures.fvu.value, f"{each.levels} levels") for each in own]
         for name, own in grouped(found, lambda each: each.candidate.name).items()

@@ -1,7 +1,7 @@
-"""`sae-binary multi-bit`: coders with several bits for each latent.
+"""`sae-binary multi-bit`: makes coders with several bits for each latent.
 
-The distance of a pre-activation from its threshold holds more than one bit. A coder that has each
-latent several times, with rising thresholds, keeps some of it in codes of 0 and 1.
+The distance of a pre-activation from its threshold holds more than one bit. A coder that repeats
+each latent with rising thresholds keeps some of these bits in codes of 0 and 1.
 """
 
 import math
@@ -22,14 +22,15 @@ from sae_binary_ext.report import Analysis
 from sae_binary_ext.report.analysis import analyse_coders
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
-# A threshold that no pre-activation exceeds. It is finite because saved coders must be.
+# A threshold that no pre-activation exceeds. The threshold is finite, because saved coders must
+# have finite values.
 NEVER = math.exp(80)
 
 
 def run_multi_bit(coders: list[str], config: MultiBitConfig) -> Analysis:
-    """Make coders of several levels and measure them; arguments and errors as analyse_coders.
+    """Make coders of several levels and measure them; arguments and errors as for analyse_coders.
 
-    Also ValueError for a coder without thresholds of its own, or for a text of one document.
+    Also ValueError if a coder has no thresholds of its own, or if the text is only one document.
     """
     return analyse_coders(coders, config, _measure, multi_bit_page)
 
@@ -67,11 +68,11 @@ def check_has_levels(name: str, coder: Any) -> None:
 
 @torch.no_grad()
 def level_thresholds(coder: BinaryCoder, inputs: Iterable[Tensor], levels: int) -> Tensor:
-    """Thresholds of each latent that divide the tokens where it is active evenly.
+    """Thresholds that divide the tokens on which a latent is active into equal parts.
 
     `inputs` are batches of hidden states [tokens, d_in]. Returns [levels, d_sae]: a latent's own
     threshold, then the quantiles 1/levels, 2/levels, ... of its pre-activations above it, or NEVER
-    if it is never active. ValueError if the coder is refused by check_has_levels, or levels < 1.
+    if the latent is never active. ValueError if check_has_levels refuses the coder, or levels < 1.
     """
     check_has_levels("coder", coder)
     check_at_least(1, levels=levels)
@@ -97,10 +98,11 @@ def level_thresholds(coder: BinaryCoder, inputs: Iterable[Tensor], levels: int) 
 
 @torch.no_grad()
 def with_levels(coder: AnyCoder, thresholds: Tensor) -> AnyCoder:
-    """A coder with several thresholds for each latent, and the same output as before.
+    """A coder with several thresholds for each latent, and the same output as `coder`.
 
-    It has levels * d_sae latents, level by level. The first level keeps its decoder rows; the rows
-    of the others are 0, for refit_decoder to fill. `thresholds` are those of level_thresholds.
+    The new coder has levels * d_sae latents, level by level. The first level keeps its decoder
+    rows. Rows of other levels are 0, until refit_decoder fills them. `thresholds` come from
+    level_thresholds.
     """
     levels, latents = thresholds.shape
     leveled = with_latents(coder, torch.arange(latents).repeat(levels))
@@ -112,10 +114,10 @@ def with_levels(coder: AnyCoder, thresholds: Tensor) -> AnyCoder:
 def level_entropy(rates: Tensor) -> float:
     """Entropy of the latents' levels, in bits, summed over latents.
 
-    The levels of a latent are nested: the number of active levels says which ones are active.
-    `rates`, float64 [levels, latents], are firing rates, descending in levels.
+    The levels of a latent are nested, so the number of active levels says which are active.
+    `rates`, float64 [levels, latents], are firing rates, which fall from level to level.
     """
     edges = torch.cat([torch.ones_like(rates[:1]), rates, torch.zeros_like(rates[:1])])
-    # Rounding may make a level with an equal threshold fire a little more often: clamp at 0.
+    # Clamp at 0, because rounding may let a level fire more often than the one below it.
     shares = (edges[:-1] - edges[1:]).clamp_min(0)
     return torch.special.entr(shares).sum().item() / math.log(2)

@@ -1,4 +1,4 @@
-"""`sae-binary push`: coders published on the Hub."""
+"""`sae-binary push`: publishes coders on the Hub."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 
 def _push(options: Namespace) -> Iterator[str]:
-    """Yields the files uploaded, and in a dry run the cards."""
+    """Upload coders; yields the uploaded files, and in a dry run the model cards."""
     from sae_binary_ext import checkpoints
 
     given = vars(options)

@@ -1,4 +1,4 @@
-"""`sae-binary refit`: replace a binary coder's decoder by the one of least squared error."""
+"""`sae-binary refit`: replaces a binary coder's decoder by the one of least squared error."""
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
 
 
 def _refit(options: Namespace) -> Iterator[str]:
-    """Yields the error before and after, and the new folder."""
+    """Refit the decoder; yields the error before and after, and the new folder."""
     from sae_binary_ext import measure
 
     given = vars(options)

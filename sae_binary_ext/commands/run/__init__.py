@@ -1,4 +1,4 @@
-"""`sae-binary run`: a host's module or a script with the binary coders registered."""
+"""`sae-binary run`: runs a host's module or a script with the binary coders registered."""
 
 import os
 import runpy
@@ -15,7 +15,7 @@ from sae_binary_ext.commands.command import Command
 
 @dataclass(frozen=True)
 class RunCommand(Command):
-    """Gives all arguments after the first ones to the module or the script."""
+    """Runs a module or a script, and gives it all further arguments."""
 
     @override
     def run(self, arguments: list[str]) -> tuple[str, ...]:
@@ -34,7 +34,8 @@ class RunCommand(Command):
                 runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
         else:
             sys.argv = arguments
-            # As python itself does, so that a script finds its neighbours.
+            # Add the script's folder, as Python does, so that the script can import files from
+            # there.
             sys.path.insert(0, str(Path(arguments[0]).resolve().parent))
             runpy.run_path(arguments[0], run_name="__main__")
         return ()
@@ -48,7 +49,7 @@ def _without_gpu(module: str) -> AbstractContextManager[None]:
 
     if torch.cuda.is_available():
         return nullcontext()
-    # Must be set before the next line imports sparsify, which reads it then.
+    # Set this before the import of sparsify below, because sparsify reads it on import.
     os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
     from sae_binary_ext.sparsify.register import cpu_instead_of_cuda
 

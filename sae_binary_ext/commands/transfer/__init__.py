@@ -1,4 +1,4 @@
-"""`sae-binary transfer`: one layer's coders at the others."""
+"""`sae-binary transfer`: applies coders of one layer to other layers."""
 
 from typing import TYPE_CHECKING
 

@@ -12,9 +12,10 @@ from sae_binary_ext.report.plots import curves, grouped
 
 @dataclass(frozen=True)
 class Transferred:
-    """A coder at a layer: figures of the unchanged coder, FVU after each change, and shift in bits.
+    """A coder applied to a layer: figures if unchanged, FVU after each change, and firing shift.
 
-    scaled_fvu is None for transcoders, refitted_fvu for coders with values.
+    scaled_fvu is None for transcoders; refitted_fvu is None for coders with values. `shift` is in
+    bits.
     """
 
     candidate: Candidate
@@ -44,7 +45,7 @@ COLUMNS: tuple[Column[Transferred], ...] = (
 
 
 def transfer_page(found: list[Transferred], config: TransferConfig) -> Analysis:
-    """Table, plots and remarks."""
+    """Make the page: its table, plots and remarks."""
     errors: dict[str, list[tuple[int, float | None]]] = {}
     shifts: dict[str, list[tuple[int, float]]] = {}
     for name, own in grouped(found, lambda each: each.candidate.name).items():

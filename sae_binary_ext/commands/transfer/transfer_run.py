@@ -1,4 +1,4 @@
-"""`sae-binary transfer`: coders of one layer, applied to the others."""
+"""`sae-binary transfer`: applies coders of one layer to other layers."""
 
 import copy
 from dataclasses import replace
@@ -20,9 +20,9 @@ from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 
 def run_transfer(coders: list[str], config: TransferConfig) -> Analysis:
-    """Apply coders to other layers; arguments and errors as analyse_coders.
+    """Apply coders to other layers; arguments and errors as for analyse_coders.
 
-    Also ValueError if a hook or a layer does not exist, or if the text is one document.
+    Also ValueError if a hook or a layer does not exist, or if the text is only one document.
     """
     return analyse_coders(coders, config, _measure, transfer_page)
 
@@ -50,12 +50,13 @@ def _measure(opened: OpenedModel, config: TransferConfig) -> list[Transferred]:
 def _transferred(
     candidate: Candidate, layer: int, there: Halves, home: Halves, rates: Tensor
 ) -> Transferred:
-    """Apply a coder to a layer. `rates`, float64 [latents], are its firing rates at home."""
+    """Apply a coder to a layer. `rates`, float64 [latents], are firing rates at its own layer."""
     figures = figures_on(candidate.coder, there.measured)
     scaled = refitted = None
     if not candidate.is_transcoder:
         factor = home.mean_norm() / there.mean_norm()
-        # Error and variance scale alike, so the FVU stays comparable.
+        # Scale inputs and targets. The FVU stays comparable, because error and variance scale
+        # alike.
         batches = [_scaled(batch, factor) for batch in there.measured]
         scaled = figures_on(candidate.coder, batches).fvu
     if isinstance(candidate.coder, BinaryCoder):
@@ -67,10 +68,10 @@ def _transferred(
 
 
 def firing_shift(home: Tensor, there: Tensor) -> float:
-    """Jensen-Shannon divergence of 0/1 codes, summed over latents, in bits; at most 1 bit a latent.
+    """Jensen-Shannon divergence of firing, summed over latents, in bits; at most 1 bit a latent.
 
-    H(m) - (H(p) + H(q)) / 2 for each latent, with m = (p + q) / 2 and H the entropy of a 0/1
-    variable (Lin, 1991). p and q are its firing rates; home and there, float64 [latents].
+    For each latent: H(m) - (H(p) + H(q)) / 2, with m = (p + q) / 2 and H the entropy of a 0/1
+    variable (Lin, 1991). p and q are firing rates: `home` and `there`, float64 [latents].
     """
     middle = bernoulli_entropy((home + there) / 2)
     apart = (bernoulli_entropy(home) + bernoulli_entropy(there)) / 2

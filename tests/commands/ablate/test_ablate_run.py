@@ -1,4 +1,4 @@
-"""Latents ranked, grouped and changed."""
+"""Latents are ranked, grouped and changed."""
 
 import math
 
@@ -21,7 +21,7 @@ TOKENS = 160
 
 @pytest.fixture
 def running() -> RunningLatents:
-    """Latents of exactly these rates, counted in two batches."""
+    """Statistics of latents with exactly the firing rates RATES, counted in two batches."""
     codes = torch.arange(TOKENS)[:, None] < torch.tensor(RATES) * TOKENS
     found = RunningLatents(len(RATES))
     for part in codes.float().split(100):
@@ -46,7 +46,8 @@ def test_values_have_the_deviation_of_values():
     ("ranking", "expected"),
     [
         ("rate", RATES),
-        # Of 0.875 a 0 is the rarer: log2 0.875, as of 0.125 a 1.
+        # At a rate of 0.875, the rarer state is 0, and burstiness is log2 0.875, as at a rate of
+        # 0.125.
         ("burstiness", [math.log2(max(p, 1 - p)) for p in RATES]),
         ("effect", [(j + 1) * math.sqrt(p * (1 - p)) for j, p in enumerate(RATES)]),
     ],
@@ -74,7 +75,7 @@ def test_groups_have_an_equal_share_of_the_firings_in_order_of_the_ranking():
 
 def test_singles_come_first_and_dead_latents_never(running: RunningLatents):
     groups = list(ranked_groups(running, -running.rates, 2, 3, 0))
-    # The dead one is rarest of all.
+    # The dead latent has the lowest rate, but it is in no group.
     assert [group.latents.tolist() for group in groups[:3]] == [[3], [2], [7]]
     assert groups[0].name == "latent 3 (number 1)"
     assert 5 not in torch.cat([group.latents for group in groups]).tolist()

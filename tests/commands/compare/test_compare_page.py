@@ -1,4 +1,4 @@
-"""The report of a comparison, in a browser."""
+"""The report of a comparison works in a browser."""
 
 import json
 import re

@@ -14,7 +14,7 @@ VOCABULARY = 20
 
 
 class Model(nn.Module):
-    """What of a model the promoted tokens are read off."""
+    """The parts of a model that decide which tokens a latent promotes."""
 
     def __init__(self, width: int, *, scale: bool) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class Model(nn.Module):
 
 
 class Numbers:
-    """A tokenizer whose tokens are their numbers."""
+    """A tokenizer that shows each token id as a number."""
 
     def decode(self, tokens: list[int]) -> str:
         return " ".join(map(str, tokens))

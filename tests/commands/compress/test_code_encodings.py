@@ -1,4 +1,4 @@
-"""Bits and errors of vectors in float16 and int8."""
+"""Bits and errors of vectors in float16 and int8 are the expected ones."""
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ def test_bits_are_those_of_the_types_and_errors_those_of_rounding():
 
     half = (vectors.half().double() - vectors.double()).square().sum().item() / variance
     assert found.fvu["float16"] == pytest.approx(half, rel=1e-6)
-    # A step is the largest element's 127th: that one is exact, and rounding of the 39 others even
-    # between -1/2 and 1/2 of a step.
+    # A step is 1/127 of the largest element, which is exact. The rounding errors of the other 39
+    # elements are uniform between -1/2 and 1/2 of a step.
     steps = vectors.abs().amax(1).double() / 127
     expected = (39 * steps.square() / 12).sum().item() / variance
     assert found.fvu["int8"] == pytest.approx(expected, rel=0.01)

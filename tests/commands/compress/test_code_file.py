@@ -1,4 +1,4 @@
-"""Codes in files: what was written comes back, and damage is noticed."""
+"""Files of codes give back the codes that were written, and damage is noticed."""
 
 import struct
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_sizes_are_those_of_the_formats_description(tmp_path: Path):
         write(tmp_path / "codes", codes, encoding, blocks=1)
         data = (tmp_path / "codes").read_bytes()
         (length,) = struct.unpack_from("<I", data, 12)
-        # Start, header, one block's head, payload, end.
+        # A file has a start, a header, the head of its block, the payload, and an end.
         sizes[encoding] = len(data) - 20 - length - 12 - 16
     assert sizes["packed"] == len(codes) * packed_width(LATENTS)
     assert sizes["sparse"] == 4 * len(codes) + 2 * int(codes.sum())

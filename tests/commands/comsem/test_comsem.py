@@ -1,4 +1,4 @@
-"""ComSem: tokens given to latents, a judge asked of them, and the figures of a coder."""
+"""ComSem gives tokens to latents, asks a judge about them, and computes a coder's figures."""
 
 import asyncio
 import math
@@ -37,7 +37,7 @@ def running_of(codes: Tensor) -> RunningLatents:
 
 
 def test_of_binary_coders_an_absence_stands_out_as_a_rare_presence_does():
-    # Active on 1, 7, 4 and 0 of 8 tokens.
+    # The four latents are active on 1, 7, 4 and 0 of 8 tokens.
     codes = (torch.arange(8)[:, None] < torch.tensor([1, 7, 4, 0])).float()
     found = prominence(BINARY, codes, running_of(codes))
     assert found[0].tolist() == pytest.approx([math.log2(7 / 8), -3, -1, -math.inf])
@@ -76,7 +76,7 @@ def test_among_equal_latents_the_first_are_not_preferred():
 
 
 def read(rows: int, length: int, given: Tensor, codes: Tensor) -> GivenTokens:
-    """Rows whose tokens are 1000 x row + position."""
+    """Give tokens of rows to latents; a token's id is 1000 x row + position."""
     found = GivenTokens(given.shape[-1], given.shape[-1], 6)
     tokens = 1000 * torch.arange(rows)[:, None] + torch.arange(length)
     text = TextBatch(tokens, torch.full((rows,), length), list(range(rows)))
@@ -88,7 +88,7 @@ def read(rows: int, length: int, given: Tensor, codes: Tensor) -> GivenTokens:
 def test_own_tokens_and_others_are_drawn_from_all_of_the_text():
     given = torch.rand(40, 30, 2) < torch.tensor([0.3, 0.0])
     codes = given.float()
-    codes[:20] = 0  # given though silent
+    codes[:20] = 0  # these tokens are given to the latent although it is silent
     found = read(40, 30, given, codes)
     first, second = found.tokens_of(0), found.tokens_of(1)
     assert first.given == int(given[:, 1:, 0].sum())
@@ -98,7 +98,7 @@ def test_own_tokens_and_others_are_drawn_from_all_of_the_text():
     assert all(given[token // 1000, token % 1000, 0] for token in centre.tolist())
     others = first.others[:, CONTEXT_RADIUS].tolist()
     assert not any(given[token // 1000, token % 1000, 0] for token in others)
-    # Not the first ones of the text.
+    # The samples are not just the first tokens of the text.
     assert centre.max() // 1000 > 10
     assert (second.given, len(second.own), len(second.others)) == (0, 0, 6)
 
@@ -141,7 +141,7 @@ def test_a_latent_of_too_few_tokens_is_asked_nothing(own: int, others: int):
 
 
 class Scripted:
-    """Answers in order; an error for None."""
+    """A judge that gives these answers in order, and an error for None."""
 
     model = "scripted"
 
@@ -203,7 +203,7 @@ def test_where_answers_fail_there_is_no_score(answers: tuple[str | None, ...], r
 
 
 class Letters:
-    """Embeds by which letter is marked: those of the first half of the alphabet alike."""
+    """Embeddings that depend on the marked letter: alike within each half of the alphabet."""
 
     def encode(self, texts: list[str]) -> Tensor:
         return torch.tensor([[1.0, 0.1] if each[2] < "n" else [0.1, 2.0] for each in texts])

@@ -1,4 +1,4 @@
-"""Latents removed where their bits cost more than they explain."""
+"""Latents are removed if their bits cost more than they explain."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_latents_that_others_tell_go(generator: torch.Generator):
     both, silent = codes[:, [2]] & codes[:, [3]], torch.zeros_like(alike)
     everything = torch.cat([silent, both, codes, alike, opposite], dim=1)
     left = left_of(everything, targets)
-    # Of a latent and its like either one may stay.
+    # If two latents always fire alike, either of them may stay.
     of_each = [{2, 8}, {3, 9}, {4}, {5}, {6}, {7}]
     assert len(left) == 6
     assert all(len(own & set(left)) == 1 for own in of_each)
@@ -53,7 +53,7 @@ def test_latents_that_others_tell_go(generator: torch.Generator):
 def test_what_explains_more_than_its_bits_cost_stays(generator: torch.Generator):
     codes = fair(generator, 4)
     targets = targets_of(codes, generator)
-    # Each explains about a quarter of the variance, for a bit.
+    # Each latent costs one bit and explains about a quarter of the variance.
     assert left_of(codes, targets, price=0.1) == [0, 1, 2, 3]
     assert left_of(codes, targets, price=1.0) == []
 

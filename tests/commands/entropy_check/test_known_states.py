@@ -1,4 +1,4 @@
-"""States of known entropy, against what can be counted in a sample."""
+"""The known entropy of states agrees with the entropy counted in a sample."""
 
 import math
 
@@ -18,7 +18,7 @@ NUMBER, DIRECTIONS, DIMENSIONS = 100_000, 4, 32
 
 
 def counted_bits(coefficients: torch.Tensor) -> float:
-    """Entropy of the coefficients' joint states as counted, in bits."""
+    """Entropy in bits of the joint states of coefficients, from their counts in a sample."""
     _, counts = coefficients.unique(dim=0, return_counts=True)
     shares = counts.double() / len(coefficients)
     return -(shares * shares.log2()).sum().item()
@@ -30,7 +30,7 @@ def test_the_truth_is_what_a_sample_counts(source):
         states: States = source(DIRECTIONS, DIMENSIONS)
         coefficients = states.generator.sample(NUMBER)
     assert set(coefficients.unique().tolist()) == {0.0, 1.0}
-    # 16 states in so many draws: counting is too low by about 16 / (2 ln 2 NUMBER) bits.
+    # Counting 16 states in NUMBER draws gives about 16 / (2 ln 2 NUMBER) bits too few.
     assert counted_bits(coefficients) == pytest.approx(states.truth, abs=0.01)
 
 

@@ -1,4 +1,4 @@
-"""Surrogate gradients beside the true loss, on coders small enough to count by hand."""
+"""Surrogate gradients and true losses are checked by hand on small coders."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def activations() -> Tensor:
 
 
 def loss_with(coder: Any, x: Tensor, bias: Tensor) -> float:
-    """In float64, with another encoder bias."""
+    """The loss of a coder in float64, if its encoder bias were `bias`."""
     before = coder.b_enc.data.clone()
     coder.b_enc.data.copy_(bias)
     codes = coder.encode(x)
@@ -67,8 +67,8 @@ def test_a_slope_counts_the_tokens_that_cross_the_threshold():
         for parameter, value in ((coder.W_enc, 1.0), (coder.W_dec, 0.5), (coder.b_enc, 0.0)):
             parameter.fill_(value)
         coder.b_dec.zero_()
-        # With the bias up by 0.25 the second token fires, by -0.25 the third is silent. Of each
-        # token, (0.5 - x)^2 where it fires and x^2 where not.
+        # If the bias rises by 0.25, the second token also fires. If it falls by 0.25, the third is
+        # silent. The error of a token is (0.5 - x)^2 if the latent fires, else x^2.
         up = (0.5 + 0.1) ** 2 - 0.1**2
         down = 0.2**2 - (0.5 - 0.2) ** 2
         slopes = loss_slopes(coder, x, torch.tensor([0]), torch.tensor([0.25]))

@@ -22,7 +22,7 @@ LENGTH = 4
 
 
 def read(windows: int, strength: Tensor | None = None) -> ReadLatents:
-    """One latent, active in so many windows, of one token each: token number is the window's."""
+    """One latent that is active in `windows` windows; all tokens of window i have the id i."""
     counts = ReadLatents(1, TextAmount(1000, 100, 1, LENGTH, 1))
     found = counts.windows
     found.priorities[0, :windows] = torch.rand(windows, dtype=torch.float64)
@@ -54,7 +54,7 @@ def test_documents_take_turns():
 def test_tenths_take_turns():
     strength = torch.randperm(43).float() + 1
     order, quantiles = by_strength(strength)
-    # The weakest three are in no tenth.
+    # The three weakest windows are in no tenth, because 43 is not a multiple of ten.
     assert sorted(strength[order].tolist()) == sorted(strength.tolist())[3:]
     tenth = (43 - strength[order]) // 4
     assert quantiles[order].tolist() == tenth.tolist()

@@ -17,7 +17,7 @@ from sae_binary_ext.commands.interpret.interpret_scores import (
 )
 
 JUDGE = "rule"
-# F1, firings of 1000 tokens.
+# For each latent: its F1, and its firings on 1000 tokens.
 LATENTS = [(0.5, 2), (1.0, 60), (0.0, 138), (0.4, 600)]
 SCORES = [
     LatentScore("coder", number, firings, firings / 1000, JUDGE, f1=f1, accuracy=0.5, answered=80)

@@ -16,7 +16,7 @@ DRAWN = torch.tensor([0, 3, 17, 29])
 
 
 def text() -> TextBatch:
-    """Three rows of 14, 9 and 4 tokens; a token is 100 · row + position."""
+    """Three rows of 14, 9 and 4 tokens; a token's id is 100 · row + position."""
     tokens = torch.arange(14)[None] + 100 * torch.arange(3)[:, None]
     return TextBatch(tokens, torch.tensor([14, 9, 4]), [7, 7, 8])
 

@@ -1,4 +1,4 @@
-"""Several thresholds a latent: of codes whose levels are known."""
+"""Latents get several thresholds, checked on states with known levels."""
 
 import math
 from typing import Any
@@ -20,7 +20,7 @@ WIDTH, TOKENS = 6, 4001
 
 
 def identity_coder(**fields: Any) -> BinarySAE:
-    """Each latent's pre-activation is a dimension of the input; thresholds from 0.5 up."""
+    """A coder whose pre-activations are the input's dimensions; thresholds rise from 0.5."""
     config = BinarySAEConfig(
         d_in=WIDTH, d_sae=WIDTH, selection="threshold", apply_b_dec_to_input=False, **fields
     )
@@ -41,14 +41,14 @@ def states() -> Tensor:
 
 def test_thresholds_divide_the_active_tokens_evenly(states: Tensor):
     coder = identity_coder()
-    states[:, 2] = -1  # a latent that is never active
+    states[:, 2] = -1  # latent 2 is never active
     thresholds = level_thresholds(coder, states.split(700), 4)
     torch.testing.assert_close(thresholds[0], coder.log_threshold.exp())
     for latent in {*range(WIDTH)} - {2}:
         values = states[:, latent]
         passed = torch.stack([(values > t).sum() for t in thresholds[:, latent]])
         assert (passed[:-1] > passed[1:]).all()
-        # Of n active ones 3/4, 1/2 and 1/4, to a token.
+        # The levels pass 3/4, 1/2 and 1/4 of the active tokens, up to about one token.
         shares = torch.tensor([1, 0.75, 0.5, 0.25]) * passed[0]
         assert (passed - shares).abs().max() <= 1.5
     leveled = with_levels(coder, thresholds)
@@ -70,9 +70,9 @@ def test_levels_are_nothing_until_their_rows_are_fitted(states: Tensor):
 
 
 def test_what_has_three_steps_needs_three_levels():
-    """Inputs of 0, 1, 2 or 3: three levels tell them exactly, and fewer do not."""
+    """Three levels code inputs of 0, 1, 2 or 3 exactly, and fewer levels do not."""
     generator = torch.Generator().manual_seed(0)
-    # As many of each: levels divide evenly, and so fall between the steps.
+    # All four values are equally frequent, so the thresholds fall between them.
     steps = torch.arange(4.0).repeat(500)
     states = torch.stack([steps[torch.randperm(2000, generator=generator)] for _ in range(WIDTH)])
     states = states.T
@@ -80,7 +80,7 @@ def test_what_has_three_steps_needs_three_levels():
     errors = {}
     for levels in (1, 2, 3):
         leveled = with_levels(coder, level_thresholds(coder, [states - 0.25], levels))
-        # Rows are held a little where they were.
+        # The pull is small, so that decoder rows can move far from their old values.
         refit_decoder(leveled, [(states, states)], pull=1e-3)
         errors[levels] = (leveled(states) - states).square().mean().item()
     assert errors[1] > 0.3
@@ -109,13 +109,13 @@ def test_a_transcoder_has_levels_too(states: Tensor):
 
 
 def test_levels_are_told_by_their_number():
-    # One latent with three even levels beside none; one that is fair and has no second level.
+    # Latent 0 has four equally likely levels; latent 1 is fair and has no second level.
     rates = torch.tensor([[0.75, 0.5], [0.5, 0.0], [0.25, 0.0]], dtype=torch.float64)
     assert level_entropy(rates) == pytest.approx(2 + 1)
     single = torch.tensor([[0.1]], dtype=torch.float64)
     entropy = -0.1 * math.log2(0.1) - 0.9 * math.log2(0.9)
     assert level_entropy(single) == pytest.approx(entropy)
-    # Rounding may let a token pass the second of two equal thresholds alone.
+    # Because of rounding, a token may pass only the second of two equal thresholds.
     rates = torch.tensor([[0.5], [0.5 + 1e-9]], dtype=torch.float64)
     assert level_entropy(rates) == pytest.approx(1)
 

@@ -1,4 +1,4 @@
-"""Hooks of other layers, and how far firing rates are apart."""
+"""Hooks of other layers are found, and the distance of firing rates is right."""
 
 import pytest
 import torch
@@ -63,6 +63,6 @@ def test_the_shift_is_a_bit_for_a_latent_that_does_the_contrary_and_0_for_the_sa
     assert firing_shift(home, torch.tensor([1.0, 0.0, 0.3], dtype=torch.float64)) == pytest.approx(
         2
     )
-    # H(1/4) - H(1/2) / 2
+    # The divergence is H(1/4) - H(1/2) / 2.
     half = torch.tensor([0.5], dtype=torch.float64)
     assert firing_shift(half, torch.zeros_like(half)) == pytest.approx(0.8112781 - 0.5)
