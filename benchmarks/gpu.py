@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def copied_bytes_a_second() -> float:
-    """Bytes per second that a copy reads and writes."""
+    """Bytes per second that a copy on the device reads and writes."""
     source = torch.empty(2**30 if DEVICE == "cuda" else 2**20, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     return 2 * len(source) / median_seconds(repeat(lambda: target.copy_(source), DEVICE))
@@ -72,7 +72,7 @@ def copied_bytes_a_second() -> float:
 def step_rows(
     trainer: Trainer, pair: Pair, settings: dict[str, Settings]
 ) -> Iterator[tuple[object, ...]]:
-    """Yields a row of the table for each size and each setting, and one for the fastest setting."""
+    """Yield a table row for each size and setting, and one for the fastest setting of each size."""
     for latents, tokens, k in SIZES:
         product = f"{1e3 * encoder_product(latents, tokens):.3f}"
         all_times: list[Compared] = []
@@ -89,12 +89,12 @@ def step_rows(
 
 
 def cells(times: Compared) -> tuple[str, str, str]:
-    """Both times in milliseconds, and their ratio."""
+    """Table cells: our time and the host's time in milliseconds, and their ratio."""
     return f"{1e3 * times.ours:.2f}", f"{1e3 * times.theirs:.2f}", f"**{times.ratio:.2f}**"
 
 
 def encoder_product(latents: int, tokens: int) -> float:
-    """Seconds of the encoder's product alone, in bfloat16."""
+    """Seconds of the encoder's matrix product alone, in bfloat16."""
     x = torch.randn(tokens, WIDTH, device=DEVICE).bfloat16()
     weight = torch.randn(WIDTH, latents, device=DEVICE).bfloat16()
     return median_seconds(repeat(lambda: torch.mm(x, weight), DEVICE))

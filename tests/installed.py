@@ -61,7 +61,7 @@ def check_command_line(hosts: list[str]) -> None:
 
 
 def functions_of(name: str) -> dict[str, Any]:
-    """Run a file of this folder; return its names. With imports, tests/sparsify would hide the host."""
+    """Run a file of this folder; return its names. Imports would find tests/sparsify first."""
     return runpy.run_path(str(Path(__file__).with_name(name)))
 
 
