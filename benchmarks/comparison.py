@@ -2,9 +2,9 @@
 
 python -m benchmarks.comparison FOLDER MODEL [--tokens 8000] [--rounds 3]
 
-The first four coders in FOLDER are compared. MODEL is the model they belong to. "Ours" is one pass
-over the text for all coders, without the model's loss with a coder in place: that takes one more
-forward pass for each coder. "Theirs" is the model's forward passes alone, over the same rows.
+The first four coders in FOLDER are compared. MODEL is the model that they read. "Ours" is one pass
+over the text for all coders. It leaves out the model's loss with a coder in place, which takes one
+more forward pass a coder. "Theirs" is the model's forward passes alone, over the same rows.
 """
 
 import argparse

@@ -7,7 +7,8 @@ hosts' training steps are measured with each setting that makes them fast. Witho
 
     TRITON_INTERPRET=1 python -m benchmarks.gpu
 
-It runs the same steps at one small size. Its times mean nothing, but it shows that all steps run.
+This command runs the same steps at one small size. It shows that all steps run; its times mean
+nothing.
 """
 
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from benchmarks.measure import Compared, Runner, compare, median_seconds, print_
 from benchmarks.steps import SAELENS, SPARSIFY, Pair, Trainer, saelens_pair, sparsify_pair
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Latents, tokens, k.
+# Number of latents, tokens a step, and k.
 SIZES = (
     ((4608, 4096, 32), (4608, 4096, 128), (36_864, 4096, 32), (36_864, 4096, 128))
     if DEVICE == "cuda"

@@ -30,8 +30,8 @@ class Settings:
     Attributes:
         device: torch's name of the device.
         autocast: whether SAELens' trainer runs its forward pass under autocast, in bfloat16.
-            sparsify's stock coder does on a GPU in any case.
-        compiled: whether that pass is compiled, as SAELens does with compile_sae.
+            On a GPU, sparsify's stock coder always uses autocast.
+            compiled: whether SAELens' forward pass is compiled, as by its setting compile_sae.
     """
 
     device: str = "cpu"
@@ -98,7 +98,7 @@ def _saelens_trainer(
 def _optimiser(coder: nn.Module, optimiser: Any) -> Runner:
     for parameter in coder.parameters():
         parameter.grad = torch.randn_like(parameter)
-    # The lambda keeps the optimiser alive. The bound method would not: SAELens' scheduler wraps it.
+    # The lambda keeps the optimiser alive. Its method `step` does not: SAELens' scheduler wraps it.
     return repeat(lambda: optimiser.step())
 
 

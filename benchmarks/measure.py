@@ -12,7 +12,7 @@ import torch
 
 # A runner takes a number of runs and returns the seconds of each run.
 Runner = Callable[[int], list[float]]
-# A function that makes a runner. It is defined in a module, so that another process can import it.
+# Type of a function that makes a runner. Another process must be able to import that function.
 MakeRunner = Callable[..., Runner]
 
 ROUNDS, REPEATS = 3, 3

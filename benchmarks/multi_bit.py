@@ -10,8 +10,8 @@ give a latent more than one bit:
 - stack: a second coder is trained on the error of the first. Each coder has half of the latents.
 
 All decoder rows are solved for together at the end, by least squares on the training tokens. Bits
-are the entropy of each latent's levels, summed over latents. Beside each FVU stands that of a coder
-of single bits with as many bits, interpolated from benchmarks/reconstruction/results.jsonl.
+are the entropy of each latent's levels, summed over latents. Each FVU is printed beside the FVU of
+one-bit codes with as many bits, interpolated from benchmarks/reconstruction/results.jsonl.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def trained(case: Case, split: Split) -> Any:
 
 
 def leveled(name: str, coder: Any, levels: int, split: Split) -> Measured:
-    """Measure a coder with several thresholds for each latent. One level leaves it unchanged."""
+    """Measure a coder with several thresholds a latent. With one level the coder is unchanged."""
     batches = (batch.float() for batch in split.train.split(TOKENS_A_BATCH))
     wide = with_levels(coder, level_thresholds(coder, batches, levels))
     fvu, rates = solve_and_measure(lambda x: wide.encode(x) != 0, wide.cfg.d_sae, split)

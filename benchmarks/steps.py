@@ -28,8 +28,7 @@ from benchmarks.measure import (
 from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig, BinaryTrainingSAEConfig
 from sae_binary_ext.sparsify import BinarySparseCoderConfig
 
-# A function of the number of latents and k, active latents per token. It makes our and the host's
-# config.
+# A function that makes our config and the host's, from the number of latents and k.
 Pair = Callable[[int, int], tuple[Any, Any]]
 # Number of latents, and tokens per step. SAELens keeps five copies of the pre-activations in
 # memory, so the widest coders take fewer tokens.

@@ -48,7 +48,7 @@ config = TranscoderRunnerConfig(
 runner = TranscoderTrainingRunner(config, override_model=model)
 runner.run()
 
-# The measured tokens are tokens that the transcoders were not trained on.
+# The transcoders are measured on tokens that they were not trained on.
 rows = torch.cat([runner.activations_store.get_batch_tokens() for _ in range(2)])
 hooks = config.hook_name, config.hook_name_out
 inputs, targets = read_pairs(model, rows, *hooks, first_position=1)

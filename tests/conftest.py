@@ -8,8 +8,8 @@ import torch
 
 from tests.hub_server import Hub
 
-# The tests' own Hub. Its address is set before any import of huggingface_hub. It listens once a
-# test asks for it; until then, any request to the Hub fails at once.
+# The tests' own Hub. Its address is set before any import of huggingface_hub. The Hub listens once
+# a test asks for it. Until then, any request to the Hub fails at once.
 HUB = Hub()
 os.environ["HF_ENDPOINT"] = HUB.url
 os.environ["HF_HUB_DISABLE_XET"] = "1"
@@ -20,7 +20,7 @@ os.environ["HF_HOME"] = HF_HOME.name
 if not torch.cuda.is_available():
     # If Triton is installed, sparsify uses its decoder for GPUs even without a GPU.
     os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
-    # Our kernels then run in Triton's interpreter. Triton reads this variable on import.
+    # Our kernels then run in Triton's interpreter. Triton reads TRITON_INTERPRET on import.
     os.environ["TRITON_INTERPRET"] = "1"
 
 

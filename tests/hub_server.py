@@ -32,7 +32,7 @@ class Repository:
 
 
 class Hub(ThreadingHTTPServer):
-    """A Hub with its repositories in memory. It listens after start()."""
+    """A Hub with its repositories in memory. The Hub listens after start()."""
 
     daemon_threads = True
 

@@ -1,4 +1,4 @@
-"""A judge on loopback that speaks the chat-completions protocol, answers by a rule, and fails."""
+"""A judge on loopback: it speaks the chat-completions protocol, answers by a rule, and can fail."""
 
 import json
 import socket
@@ -14,7 +14,7 @@ TOKENS, SLOW = 10, 1.0
 
 
 class JudgeServer(ThreadingHTTPServer):
-    """Answers each request by a rule, a function of the messages. It listens after start().
+    """A server that answers by a rule, a function of the messages. It listens after start().
 
     A rule returns the answer's text, or the fields of the answer's message.
 

@@ -32,7 +32,7 @@ def pairwise(
 
 
 def pairs_of(places: Sequence[Any]) -> set[tuple[Any, ...]]:
-    """The pairs of values in a case. Each value comes with the number of its factor."""
+    """The pairs of a case: two factors' numbers, each with the position of the factor's value."""
     return set(combinations(enumerate(places), 2))
 
 

@@ -1,4 +1,4 @@
-"""The tree follows CONTRIBUTING.md: imports point downwards, and no two files share a name."""
+"""The tree follows CONTRIBUTING.md: imports point downwards, and a file's name identifies it."""
 
 import ast
 from collections import Counter

@@ -1,8 +1,8 @@
 """Each error about a config or a coder names a remedy, and following that remedy works.
 
-Remedies about one field are tested in test_remedies_of_fields.py. Those about texts are in
-integration/test_remedies.py, those about models in integration/test_remedies_of_models.py, and
-those about checkpoints in checkpoints/test_remedies.py.
+Remedies of single fields are tested in test_remedies_of_fields.py. Remedies for texts are tested in
+integration/test_remedies.py, for models in integration/test_remedies_of_models.py, and for
+checkpoints in checkpoints/test_remedies.py.
 """
 
 import re

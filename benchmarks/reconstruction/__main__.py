@@ -46,7 +46,7 @@ def main() -> None:
 def run_missing(
     folder: Path, sites: list[Site], seeds: int, only: str, jobs: int | None = None
 ) -> None:
-    """Train and measure each case that has no result. The first seed of all cases comes first."""
+    """Train and measure each case without a result: all cases with seed 0, then with seed 1, ..."""
     wanted = [
         (site, case, seed)
         for seed in range(seeds)

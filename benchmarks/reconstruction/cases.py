@@ -72,8 +72,8 @@ class Case:
         return self.family == "topk"
 
     def bits(self, entropy_bits: float, l0: float) -> float:
-        """Description length, bits a token: which latents are active, and which values are stored.
-        Those are one per active latent, and two (mean, deviation) if each token is normalised."""
+        """Bits to describe a token: which latents are active, and the values stored. A stock coder
+        stores one per active latent; layer_norm stores two, the input's mean and deviation."""
         by_token = self.fields.get("normalize_activations") == "layer_norm"
         return entropy_bits + BITS_A_VALUE * (l0 * self.stores_values + 2 * by_token)
 

@@ -15,7 +15,7 @@ TOKENS_PER_STEP = 64
 
 
 def hooked_transformer(folder: Path) -> HookedSAETransformer:
-    """A tiny model with random weights. The folder is ignored: TransformerLens cannot load it."""
+    """A tiny model with random weights. TransformerLens cannot load the folder's model."""
     return HookedSAETransformer(
         HookedTransformerConfig(
             n_layers=2, d_model=16, n_heads=2, d_head=8, d_mlp=32, d_vocab=60, n_ctx=64,

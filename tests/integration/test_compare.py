@@ -36,7 +36,7 @@ from sae_binary_ext.saelens import (
 )
 from tests.integration.compare_helpers import CONTEXT, HOOK, LATENTS, WIDTH, config_of, save_coders
 
-# Figures that both SAELens and this package measure: SAELens' group and key, then our key.
+# Figures that both SAELens and this package measure, as SAELens' group and key, and our key.
 SAME = (
     ("model_behavior_preservation", "kl_div_with_sae", "kl_divergence"),
     ("model_performance_preservation", "ce_loss_with_sae", "cross_entropy_spliced"),

@@ -105,7 +105,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(tiny_gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch) -> HookedSAETransformer:
-    """The tiny GPT-2 as SAELens loads it. TransformerLens takes the folder "gpt2" for the Hub's."""
+    """The tiny GPT-2, loaded by SAELens. The name "gpt2" leads to its folder, not to the Hub."""
     monkeypatch.chdir(tiny_gpt2_folder.parent)
     return HookedSAETransformer.from_pretrained_no_processing("gpt2", device="cpu")
 

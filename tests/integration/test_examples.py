@@ -26,7 +26,7 @@ def run_example(
     """Run an example with SmolLM2, a folder of text and more arguments; return the printed text."""
 
     def run(name: str, *more: str) -> str:
-        # The script runs in this process. A new one would spend most of its time importing hosts.
+        # Scripts run in this process, because a new process would take long to import the hosts.
         texts = [text[:10_000] for _, text in read_wikipedia_sample()][:40]
         Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "text" / "train.parquet")
         monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""In real models, both names of a place in the table of hook names give the same activation."""
+"""In models of each kind, both names in a row of the table of hook names give one activation."""
 
 from pathlib import Path
 from typing import Any

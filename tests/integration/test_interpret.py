@@ -177,7 +177,7 @@ ACTIVE, SILENT = 40, 40
 
 
 def examples(missed: int, mistaken: int) -> LatentExamples:
-    """Active windows hold OWN, and some also MISSED. Silent ones hold OTHER, and some MISTAKEN."""
+    """Active windows hold OWN, some also MISSED. Silent windows hold OTHER, some also MISTAKEN."""
     values = torch.zeros(20 + ACTIVE, WINDOW)
     values[:, 3] = 1.0
     active = torch.full((20 + ACTIVE, WINDOW), OTHER)
@@ -205,7 +205,7 @@ def windows_of(messages: Messages) -> list[str]:
 
 
 def says_the_rule(messages: Messages) -> str:
-    """A judge that calls windows with OWN active. It errs if a window holds MISSED or MISTAKEN."""
+    """A judge that calls windows with OWN active, but errs if they hold MISSED or MISTAKEN."""
     if not is_scoring(messages):
         return "[EXPLANATION]: the word w7"
     assert "the word w7" in messages[-1]["content"]

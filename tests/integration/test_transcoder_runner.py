@@ -121,8 +121,8 @@ def test_every_kind_trains_on_the_same_pairs_and_loads(
         assert (
             0 < figures.l0 <= (128 if getattr(cfg, "selection", "") == "threshold" else SIZES["k"])
         ), name
-        # The loss is nearer to the model's loss than zero ablation's is. It may lie on either side,
-        # because the text is random.
+        # The loss with a transcoder is nearer to the model's loss than the loss with zeros is. It may
+        # lie below or above the model's loss, because the text is random.
         assert abs(spliced.losses(loaded).recovered - 1) < 0.9, name
     settings = json.loads((tmp_path / "runner_cfg.json").read_text())
     assert (settings["hook_name"], settings["hook_name_out"]) == hooks
@@ -132,8 +132,8 @@ def test_every_kind_trains_on_the_same_pairs_and_loads(
 def test_a_run_resumes_from_its_checkpoint(
     route: str, tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
 ):
-    """A resumed run ends near the first one. It is not bit-identical, because the runner's store
-    refills its buffer. tests/saelens checks that the trainer alone resumes exactly."""
+    """A resumed run ends near the first one, not bit for bit, because the runner's store refills
+    its buffer. tests/saelens checks that the trainer alone resumes exactly."""
 
     def run(seed: int, **settings: Any) -> dict[str, TrainingSAE[Any]]:
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""`sae-binary transfer` measures coders at another layer, which may equal their own or not."""
+"""`sae-binary transfer` measures coders of both hosts at a layer that equals theirs or not."""
 
 import json
 from pathlib import Path

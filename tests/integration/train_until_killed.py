@@ -21,7 +21,7 @@ from sae_binary_ext.sparsify import BinarySparseCoderConfig
 from tests.integration.saelens_helpers import runner_config
 from tests.integration.sparsify_helpers import token_rows, trainer_for
 
-# A counter in memory that the killing process shares.
+# Type of a counter in memory that the killing process shares.
 Count: TypeAlias = "Synchronized[int]"
 # Arguments: the model's folder, the run's folder, steps done, and saves begun.
 Train: TypeAlias = Callable[[Path, Path, Count, Count], None]
@@ -133,7 +133,7 @@ def count_calls(owner: Any, name: str, calls: Count) -> None:
 def kill_and_resume(train: Train, model: Path, folder: Path) -> None:
     """Train once without a break and once with 20 kills. Raise an error if the weights differ.
 
-    Call this in a new process. It trains nothing itself: its forks train.
+    Call this function in a new process that has trained nothing. Its forks do the training.
     """
     processes = multiprocessing.get_context("fork")
 

@@ -310,7 +310,7 @@ def test_load_from_hub_returns_a_binary_coder(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_file_of_the_first_paper_loads(tmp_path: Path):
-    """The first paper's files have no firing rates and more fields. `binary` keeps b_dec there."""
+    """In the first paper's files `binary` does not subtract b_dec, and firing rates are missing."""
     coder = coder_of("binary", subtract_b_dec=False)
     coder.save_to_disk(tmp_path)
     tensors = load_file(tmp_path / "sae.safetensors")

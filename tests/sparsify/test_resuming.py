@@ -77,7 +77,7 @@ def killed_at(trainer: Trainer, batch: int) -> None:
 def test_a_checkpoint_with_a_group_for_each_coder_is_gone_on_with(
     activations: Tensor, rows: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Earlier versions wrote one parameter group for each coder. Training resumes from them too."""
+    """Training resumes from checkpoints of earlier versions, with a parameter group a coder."""
     monkeypatch.setattr("sae_binary_ext.sparsify.steps.one_group_each", lambda _: None)
     start(activations, rows[:12], tmp_path, lr=1e-3).fit()
     monkeypatch.undo()

@@ -23,7 +23,7 @@ from tests.sparsify.trainers import (
 
 D_IN, VOCABULARY, ROWS, LENGTH = 8, 40, 8, 5
 SIZES: dict[str, Any] = {"num_latents": 64, "k": 4}
-# A rate of 0 turns off the start from data. sparsify then sets only biases to batch means.
+# A rate of 0 turns off our start from data. sparsify still sets biases to the batch's means.
 PLAIN: dict[str, Any] = {**SIZES, "initial_firing_rate": 0.0}
 LOSSES: dict[str, Any] = {
     "entropy_alpha": 0.5,
@@ -93,7 +93,7 @@ def fvu_loss(coder: BinarySparseCoder, batch: Tensor, parts: int) -> Tensor:
 def check_parts(
     activations: Tensor, rows: Tensor, output: Path, activation: str, parts: int, accumulate: int
 ) -> None:
-    """Check that the FVU and the losses on codes keep their relative weight in any parts."""
+    """Check that the FVU and the losses on codes keep their relative weight for any parts."""
     trainer = trainer_on(
         activations,
         rows,
