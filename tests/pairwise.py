@@ -32,7 +32,7 @@ def pairwise(
 
 
 def pairs_of(places: Sequence[Any]) -> set[tuple[Any, ...]]:
-    """The pairs of a case: two factors' numbers, each with the position of the factor's value."""
+    """The pairs of values in a case. A value is a factor's number and the value's position."""
     return set(combinations(enumerate(places), 2))
 
 

@@ -13,7 +13,7 @@ from sae_binary_ext.coding import SELECTIONS, SURROGATES
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("sae_binary_ext", "tests", "docs/saelens.md", "pyproject.toml")
-# Heading of an addition: a word in the names of its test cases.
+# For each addition, by its heading: a word in the names of its test cases.
 ADDITIONS = {
     "Add a surrogate": "triangle",
     "Add a selection": "nearmax",

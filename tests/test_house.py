@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "sae_binary_ext"
-# Each module may import modules of its own line and of earlier lines.
+# Each module may import modules on its own line and on earlier lines.
 FLOORS = (
     ("checks", "settings", "saving", "registration"),
     ("coding.kernels",),

@@ -28,7 +28,7 @@ LOSSES = {
     "covariance": {"entropy": 1e-3, "covariance": 1e-4},
     "sampled covariance": {"covariance": 1e-4, "covariance_sample": 100},
 }
-# Way to choose latents: its fields in SAELens, and its fields in sparsify.
+# For each way to choose latents: the fields of SAELens' config, and of sparsify's config.
 SELECTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "topk": ({"selection": "topk"}, {"activation": "topk_binary"}),
     "topk, all learn": ({"surrogate_latents": "all", "selection": "topk"}, {"ste_latents": "all"}),

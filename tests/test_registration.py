@@ -172,7 +172,7 @@ def test_each_private_name_is_looked_up(monkeypatch: pytest.MonkeyPatch):
                     host.check()
 
 
-# Code that removes names a later host may lack. Stock coders train without these names.
+# Code that removes names that a later host may lack. Stock coders train without these names.
 GONE = {
     "sae_lens": """
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer

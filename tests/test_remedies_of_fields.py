@@ -92,7 +92,7 @@ def told(message: str) -> list[Any]:
 
 
 def refusal(config: type, settings: dict[str, Any]) -> str | None:
-    """Error text of a config for settings. None if the config accepts them or their type is wrong."""
+    """Error text of a config for settings. None if they are accepted or their type is wrong."""
     try:
         config(**settings)
     except ValueError as error:

@@ -58,7 +58,7 @@ def test_of_equal_margins_the_first_are_picked(kernels: ModuleType):
 
 def test_sums_of_rows_and_both_gradients_are_the_twin_s(kernels: ModuleType):
     margin = torch.rand(TOKENS, LATENTS)
-    margin[:, 0], margin[:, -1] = 0, 1  # latent 0 is never picked, the last always
+    margin[:, 0], margin[:, -1] = 0, 1  # latent 0 gets no entry, the last gets all
     index = margin.topk(K).indices
     picks = Picks(index, LATENTS)
     values = torch.randn(TOKENS, K).requires_grad_()

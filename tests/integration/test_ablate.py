@@ -1,4 +1,4 @@
-"""`sae-binary ablate` finds the effects that changing the codes by hand has, in both hosts."""
+"""`sae-binary ablate` reports the same effects as changing codes by hand, for both hosts."""
 
 import json
 from dataclasses import replace

@@ -95,7 +95,7 @@ def test_coders_of_both_hosts_stand_in_one_table(
 def test_figures_agree_with_saelens_own(
     coders: list[str], tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
 ):
-    # SAELens' rows continue from one text into the next, ours do not. Here each text fills a row.
+    # SAELens' rows continue into the next text and ours do not, so here each text fills one row.
     config = config_of(
         tiny_model_folder, tiny_dataset, tmp_path / "out", tokens=480, spliced_tokens=480
     )

@@ -72,7 +72,7 @@ def save_output() -> None:
     BinarySAE(config).save_model("output")
 
 
-# Section of a document: the function that defines the names which the section's block uses.
+# For each section with a block: the function that defines the names which the block uses.
 GIVEN: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "Start here in five minutes": in_saelens,
     "In SAELens": in_saelens,

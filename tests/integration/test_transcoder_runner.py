@@ -121,8 +121,8 @@ def test_every_kind_trains_on_the_same_pairs_and_loads(
         assert (
             0 < figures.l0 <= (128 if getattr(cfg, "selection", "") == "threshold" else SIZES["k"])
         ), name
-        # The loss with a transcoder is nearer to the model's loss than the loss with zeros is. It may
-        # lie below or above the model's loss, because the text is random.
+        # The loss with a transcoder is nearer to the model's loss than the loss with zeros is. The
+        # text is random, so the loss may lie below or above the model's loss.
         assert abs(spliced.losses(loaded).recovered - 1) < 0.9, name
     settings = json.loads((tmp_path / "runner_cfg.json").read_text())
     assert (settings["hook_name"], settings["hook_name_out"]) == hooks

@@ -52,7 +52,7 @@ def test_every_seed_s_coder_goes_on_with_its_own_state(
     settings: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "save_every": 6}
     unbroken = start(activations, rows, tmp_path / "unbroken", **settings)
     unbroken.fit()
-    # AuxK trains latents by counts of dead tokens that began before the checkpoint.
+    # At the end, AuxK trains dead latents, by counts of tokens that began before the checkpoint.
     assert any((counts > 60).any() for counts in unbroken.num_tokens_since_fired.values())
 
     broken = start(activations, rows, tmp_path / "broken", **settings)
