@@ -1,4 +1,4 @@
-"""Scripts that measure what the documentation claims. README.md here says how they measure."""
+"""Scripts that measure what the documentation claims. benchmarks/README.md describes the method."""
 
 import os
 

@@ -2,9 +2,9 @@
 
 python -m benchmarks.comparison FOLDER MODEL [--tokens 8000] [--rounds 3]
 
-The first four coders in FOLDER are compared. MODEL is the model they belong to. "Ours" is one pass
-over the text for all coders, without the model's loss with a coder in place: that takes one more
-forward pass for each coder. "Theirs" is the model's forward pass alone, over the same rows.
+The first four coders in FOLDER are compared. MODEL is the model that they read. "Ours" is one pass
+over the text for all coders. It leaves out the model's loss with a coder in place, which takes one
+more forward pass a coder. "Theirs" is the model's forward passes alone, over the same rows.
 """
 
 import argparse
@@ -30,7 +30,7 @@ WARM_UP_TOKENS = 2000
 
 
 def main() -> None:
-    """Print the seconds of both and their ratio."""
+    """Print the seconds of the comparison, those of the forward passes, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder")
     parser.add_argument("model")
@@ -60,14 +60,14 @@ def main() -> None:
 
 
 def seconds_of(run: Callable[[], object]) -> float:
-    """Seconds that one call takes."""
+    """Seconds that one call of a function takes."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
 
 
 def rows_of(model: Any, texts: list[str], amount: Amount) -> list[torch.Tensor]:
-    """The batches that a comparison of this amount reads."""
+    """The batches of rows that `compare` reads for this amount of text."""
     batches: list[torch.Tensor] = []
     tokens = 0
     for batch in cut_rows(texts, model.tokenizer, amount.context_size, ROWS_PER_FORWARD):
@@ -80,7 +80,7 @@ def rows_of(model: Any, texts: list[str], amount: Amount) -> list[torch.Tensor]:
 
 @torch.no_grad()
 def forward(model: Any, batches: list[torch.Tensor]) -> None:
-    """The model's forward passes."""
+    """Run the model's forward passes over these rows."""
     for batch in batches:
         model(batch)
 

@@ -24,8 +24,8 @@ from sae_binary_ext.coding import (
 )
 from sae_binary_ext.coding.forms import encode_codes
 
-# Tokens, latents, share of ones. A trained coder has 1% to 2% of ones. A coder without an entropy
-# loss has up to a half (the start of the paper's training).
+# Tokens, latents, and the share of codes that are 1. The share is 1% to 2% in a trained coder. At
+# the start of the paper's training, without an entropy loss, it is up to a half.
 SHAPES = (
     (4096, 2304, 0.015),
     (4096, 2304, 0.05),
@@ -38,8 +38,8 @@ SAMPLE = 2048
 
 
 def plain_penalty(codes: Tensor) -> Tensor:
-    """Sum of |covariance| over all pairs of different latents, all computed at once."""
-    # The mean's own gradient sums to zero over the batch.
+    """Sum of |covariance| over all pairs of different latents, computed from the whole matrix."""
+    # The mean is detached, because its gradient sums to zero over the batch.
     centred = codes - codes.detach().mean(0)
     covariance = centred.T @ centred / (len(codes) - 1)
     return covariance.abs().sum() - covariance.diagonal().abs().sum()
@@ -92,7 +92,7 @@ def step_rows() -> Iterator[tuple[object, ...]]:
 
 
 def wide_penalty(sample: int) -> Runner:
-    """Value and gradient for so many latents that all covariances would take 16 GB."""
+    """Value and gradient for 65,536 latents, whose covariance matrix would take 16 GB."""
     codes = random_codes(*WIDE)
 
     def run(times: int) -> list[float]:

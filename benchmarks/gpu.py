@@ -7,7 +7,8 @@ hosts' training steps are measured with each setting that makes them fast. Witho
 
     TRITON_INTERPRET=1 python -m benchmarks.gpu
 
-It runs the same steps at one small size. Its times mean nothing, but it shows that all steps run.
+This command runs the same steps at one small size. It shows that all steps run; its times mean
+nothing.
 """
 
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from benchmarks.measure import Compared, Runner, compare, median_seconds, print_
 from benchmarks.steps import SAELENS, SPARSIFY, Pair, Trainer, saelens_pair, sparsify_pair
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Latents, tokens, k.
+# Number of latents, tokens a step, and k.
 SIZES = (
     ((4608, 4096, 32), (4608, 4096, 128), (36_864, 4096, 32), (36_864, 4096, 128))
     if DEVICE == "cuda"
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def copied_bytes_a_second() -> float:
-    """Bytes per second that a copy reads and writes."""
+    """Bytes per second that a copy on the device reads and writes."""
     source = torch.empty(2**30 if DEVICE == "cuda" else 2**20, dtype=torch.uint8, device=DEVICE)
     target = torch.empty_like(source)
     return 2 * len(source) / median_seconds(repeat(lambda: target.copy_(source), DEVICE))
@@ -72,7 +73,7 @@ def copied_bytes_a_second() -> float:
 def step_rows(
     trainer: Trainer, pair: Pair, settings: dict[str, Settings]
 ) -> Iterator[tuple[object, ...]]:
-    """Yields a row of the table for each size and each setting, and one for the fastest setting."""
+    """Yield a table row for each size and setting, and one for the fastest setting of each size."""
     for latents, tokens, k in SIZES:
         product = f"{1e3 * encoder_product(latents, tokens):.3f}"
         all_times: list[Compared] = []
@@ -89,12 +90,12 @@ def step_rows(
 
 
 def cells(times: Compared) -> tuple[str, str, str]:
-    """Both times in milliseconds, and their ratio."""
+    """Table cells: our time and the host's time in milliseconds, and their ratio."""
     return f"{1e3 * times.ours:.2f}", f"{1e3 * times.theirs:.2f}", f"**{times.ratio:.2f}**"
 
 
 def encoder_product(latents: int, tokens: int) -> float:
-    """Seconds of the encoder's product alone, in bfloat16."""
+    """Seconds of the encoder's matrix product alone, in bfloat16."""
     x = torch.randn(tokens, WIDTH, device=DEVICE).bfloat16()
     weight = torch.randn(WIDTH, latents, device=DEVICE).bfloat16()
     return median_seconds(repeat(lambda: torch.mm(x, weight), DEVICE))

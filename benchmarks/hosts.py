@@ -25,13 +25,13 @@ MANY_BATCHES = 8
 
 @dataclass(frozen=True)
 class Settings:
-    """How a host trains.
+    """Settings of a host's training.
 
     Attributes:
         device: torch's name of the device.
         autocast: whether SAELens' trainer runs its forward pass under autocast, in bfloat16.
-            sparsify's stock coder does on a GPU in any case.
-        compiled: whether that pass is compiled, as SAELens does with compile_sae.
+            On a GPU, sparsify's stock coder always uses autocast.
+            compiled: whether SAELens' forward pass is compiled, as by its setting compile_sae.
     """
 
     device: str = "cpu"
@@ -43,13 +43,13 @@ PLAIN = Settings()
 
 
 def random_activations(batches: int, tokens: int, device: str = "cpu") -> Tensor:
-    """Normal numbers [batches, tokens, WIDTH]. The time of a step does not depend on the values."""
+    """Normal numbers, [batches, tokens, WIDTH]. A step takes the same time for any values."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(batches, tokens, WIDTH, generator=generator).to(device)
 
 
 def saelens_steps(config: TrainingSAEConfig, tokens: int, settings: Settings = PLAIN) -> Runner:
-    """Steps of SAELens' trainer: forward, statistics, backward, clipping, optimiser, scheduler."""
+    """Times steps of SAELens' trainer: both passes, statistics, clipping, optimiser, scheduler."""
     batches = random_activations(MANY_BATCHES, tokens, settings.device)
     trainer = _saelens_trainer(config, batches, settings)
 
@@ -78,7 +78,7 @@ def _saelens_trainer(
     torch.manual_seed(0)
     sae = TrainingSAE.from_dict(config.to_dict() | {"device": settings.device})
     if settings.compiled:
-        # As SAELens' runner does it.
+        # SAELens' runner compiles the step in the same way.
         sae.training_forward_pass = torch.compile(sae.training_forward_pass)
     return SAETrainer(
         cfg=SAETrainerConfig(
@@ -98,7 +98,7 @@ def _saelens_trainer(
 def _optimiser(coder: nn.Module, optimiser: Any) -> Runner:
     for parameter in coder.parameters():
         parameter.grad = torch.randn_like(parameter)
-    # Not the bound method: it would not keep alive the optimiser, which SAELens' scheduler wraps.
+    # The lambda keeps the optimiser alive. Its method `step` does not: SAELens' scheduler wraps it.
     return repeat(lambda: optimiser.step())
 
 
@@ -122,14 +122,14 @@ class ActivationTable(PreTrainedModel):
 
 
 class OnlyTraining(Trainer):
-    """sparsify's Trainer without its checkpoint at the end."""
+    """sparsify's Trainer, but without the checkpoint at the end of training."""
 
     def save(self) -> None:
         pass
 
 
 def sparsify_steps(config: SparseCoderConfig, tokens: int, settings: Settings = PLAIN) -> Runner:
-    """Steps of sparsify's Trainer with its default optimiser, from one batch to the next.
+    """Times steps of sparsify's Trainer, with its default optimiser, from one batch to the next.
 
     Each call of the runner trains a new coder. The first two steps are not counted, because one of
     them also initialises the coder.
@@ -146,7 +146,7 @@ def sparsify_steps(config: SparseCoderConfig, tokens: int, settings: Settings = 
         taken = torch.arange((times + 3) * rows_a_batch) % len(rows)
         with quiet():
             _sparsify_trainer(config, model, rows[taken], rows_a_batch).fit()
-        # The Trainer first runs forward passes of the model to warm up.
+        # The first passes are dropped: the Trainer runs the model a few times to warm up.
         return [after - before for before, after in itertools.pairwise(starts)][-times:]
 
     return run

@@ -1,4 +1,4 @@
-"""Times of encoding with trained coders, as indices and packed, beside stock TopK coders.
+"""Times of encoding with coders for inference, to indices and to packed codes, beside stock TopK.
 
 Usage: python -m benchmarks.inference
 """

@@ -1,4 +1,4 @@
-"""Our Triton kernels beside their torch twins: results, and times on a GPU.
+"""Compares our Triton kernels with their torch twins: results, and times on a GPU.
 
 Usage: python -m benchmarks.gpu prints these tables too.
 """
@@ -36,10 +36,10 @@ BLOCK = 2048
 
 @dataclass(frozen=True)
 class Case:
-    """A product that is computed in three ways.
+    """A product that a Triton kernel, torch and an exact reference compute.
 
     Attributes:
-        name: of the product.
+        name: name of the product.
         kernel: computes it with our Triton kernel.
         twin: computes it with torch.
         exact: computes it in float64 or in whole numbers.
@@ -56,11 +56,11 @@ class Case:
 def kernel_rows(
     latents: int, tokens: int, k: int, device: str, bandwidth: float
 ) -> list[tuple[object, ...]]:
-    """A row of the table for each product.
+    """Yield a table row for each product.
 
     Args:
-        latents: latents of the coder, whose inputs have WIDTH dimensions.
-        tokens: tokens in a batch.
+        latents: number of latents of the coder, whose inputs have WIDTH dimensions.
+        tokens: number of tokens in a batch.
         k: active latents per token.
         device: torch's name of the device.
         bandwidth: bytes per second that a copy reads and writes.
@@ -86,7 +86,7 @@ def _errors(case: Case) -> Iterator[str]:
 
 
 def _error(found: Tensor, exact: Tensor) -> float:
-    """Norm of the difference, as a share of that of the exact result."""
+    """Norm of the difference from the exact result, divided by the norm of the exact result."""
     exact = exact.double()
     return (torch.dist(found.double(), exact) / exact.norm()).item()
 
@@ -102,7 +102,7 @@ def _bytes(*tensors: Tensor) -> int:
 
 
 def _sums(latents: int, tokens: int, k: int) -> Iterator[Case]:
-    """Sums of the decoder's rows, and their gradients, in bfloat16."""
+    """Yield the cases of sums of decoder rows and of their gradients, in bfloat16."""
     dense = torch.randn(latents, WIDTH, dtype=torch.bfloat16)
     grad = torch.randn(tokens, WIDTH, dtype=torch.bfloat16)
     index = torch.rand(tokens, latents).topk(k).indices
@@ -134,7 +134,7 @@ def _sums(latents: int, tokens: int, k: int) -> Iterator[Case]:
 
 
 def _codes(latents: int, tokens: int, k: int) -> Iterator[Case]:
-    """Picks of pre-activations in bfloat16, packed codes, and covariances of codes."""
+    """Yield the cases of picks in bfloat16, of packed codes, and of covariances of codes."""
     pre = torch.randn(tokens, latents, dtype=torch.bfloat16)
     threshold = torch.rand(latents)
     rule = CodeRule("topk", k)

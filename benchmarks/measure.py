@@ -1,4 +1,4 @@
-"""How benchmarks measure: in turns, as medians of ratios, and memory in a process of its own."""
+"""Measures times in turns, as medians of ratios, and peak memory in a process of its own."""
 
 import ctypes
 import multiprocessing
@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-# Takes a number of runs and returns the seconds of each run.
+# A runner takes a number of runs and returns the seconds of each run.
 Runner = Callable[[int], list[float]]
-# Makes a runner. It must be a function of a module, so that another process can import it.
+# Type of a function that makes a runner. Another process must be able to import that function.
 MakeRunner = Callable[..., Runner]
 
 ROUNDS, REPEATS = 3, 3
@@ -33,12 +33,12 @@ class Compared:
     ratio: float
 
     def cells(self) -> tuple[str, str, str]:
-        """The three as a table shows them."""
+        """Table cells: our seconds, their seconds, and the ratio."""
         return f"{self.ours:.3f}", f"{self.theirs:.3f}", f"**{self.ratio:.2f}**"
 
 
 def compare(ours: Runner, theirs: Runner) -> Compared:
-    """Run both in turns, so that a slow phase of the machine affects both.
+    """Run two runners in turns, so that a slow phase of the machine affects both.
 
     The first round warms up and is not counted.
     """
@@ -61,7 +61,7 @@ def now(device: str = "cpu") -> float:
 
 
 def repeat(run: Callable[[], object], device: str = "cpu") -> Runner:
-    """A runner of a function."""
+    """Make a runner that calls a function."""
 
     def runner(times: int) -> list[float]:
         seconds: list[float] = []
@@ -102,14 +102,14 @@ def peak_mebibytes(make: MakeRunner, *arguments: object) -> float:
 def _measure_peak(sender: object, make: MakeRunner, arguments: tuple[object, ...]) -> None:
     run = make(*arguments)
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # reset the peak to the memory in use now
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the memory now in use
     before = status("VmRSS")
     run(2)
     sender.send((status("VmHWM") - before) / 1024)  # pyright: ignore
 
 
 def status(field: str) -> int:
-    """A field of this process's status, in KiB."""
+    """Value of a field in this process's /proc/self/status, in KiB."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1])
@@ -130,7 +130,7 @@ class Ceilings:
 
 
 def ceilings(tokens: int, width: int, latents: int) -> Ceilings:
-    """Measure the ceilings on this machine."""
+    """Measure on this machine how fast a training step can be at best."""
     x, weight = torch.randn(tokens, width), torch.randn(width, latents)
     out, other = torch.empty(tokens, latents), torch.zeros(tokens, latents)
     return Ceilings(
@@ -149,7 +149,7 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[obje
 
 
 def machine() -> str:
-    """Names the processor and torch's version, for the heading of a table."""
+    """Name of the processor and version of torch, for the heading of a table."""
     model = "unknown processor"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""Codes of several bits per latent beside codes of one bit, at equal description length.
+"""Compares codes of several bits per latent with codes of one bit, at equal description length.
 
 python -m benchmarks.multi_bit FOLDER
 
@@ -7,11 +7,11 @@ give a latent more than one bit:
 
 - levels: each latent has several thresholds, at quantiles of its pre-activation where it is active.
   Each threshold has a decoder row. The code of a latent is the number of thresholds it exceeds.
-- stack: a second coder is trained on the error of the first. Each has half of the latents.
+- stack: a second coder is trained on the error of the first. Each coder has half of the latents.
 
 All decoder rows are solved for together at the end, by least squares on the training tokens. Bits
-are the entropy of each latent's levels, summed over latents. Beside each FVU stands that of a coder
-of single bits with as many bits, interpolated from benchmarks/reconstruction/results.jsonl.
+are the entropy of each latent's levels, summed over latents. Each FVU is printed beside the FVU of
+one-bit codes with as many bits, interpolated from benchmarks/reconstruction/results.jsonl.
 """
 
 import argparse
@@ -37,7 +37,7 @@ from sae_binary_ext.measure.refit import PULL
 TOKENS_A_BATCH = 2048
 LEVELS = (1, 2, 4)
 SINGLE = ("4.3e-4", "1.85e-4", "8e-5")
-# Price of a bit of the first coder, and of the second, both as a share of the first one's variance.
+# Price of a bit in the first and the second coder, as a share of the first coder's input variance.
 STACKS = (("8.6e-4", 4.3e-4), ("4.3e-4", 4.3e-4), ("4.3e-4", 1.85e-4))
 Encoder = Callable[[Tensor], Tensor]
 
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def report(measured: Measured) -> None:
-    """Print a row of the table."""
+    """Print the table row of one measured code."""
     single = single_bits(measured.bits)
     print(
         f"| {measured.name} | {measured.bits:.0f} | {measured.fvu:.4f} | {single:.4f} "
@@ -77,13 +77,13 @@ def report(measured: Measured) -> None:
 
 
 def trained(case: Case, split: Split) -> Any:
-    """Train a coder of this case with seed 0."""
+    """Train a coder with a case's settings and seed 0."""
     with tempfile.TemporaryDirectory() as folder:
         return train(case, MAIN_SITE, split, seed=0, folder=Path(folder))[0]
 
 
 def leveled(name: str, coder: Any, levels: int, split: Split) -> Measured:
-    """Measure a coder whose latents have several thresholds. With one level it is unchanged."""
+    """Measure a coder with several thresholds a latent. With one level the coder is unchanged."""
     batches = (batch.float() for batch in split.train.split(TOKENS_A_BATCH))
     wide = with_levels(coder, level_thresholds(coder, batches, levels))
     fvu, rates = solve_and_measure(lambda x: wide.encode(x) != 0, wide.cfg.d_sae, split)
@@ -91,7 +91,7 @@ def leveled(name: str, coder: Any, levels: int, split: Split) -> Measured:
 
 
 def stack(price: str, of_second: float, split: Split) -> Measured:
-    """Measure two coders of half the latents. The second is trained on the first one's error."""
+    """Measure two coders, each with half the latents. The second learns the error of the first."""
     half = LATENTS // 2
     first = trained(replace(sparing(price), latents=half), split)
     left = replace(split, train=residual(first, split.train))
@@ -110,7 +110,7 @@ def stack(price: str, of_second: float, split: Split) -> Measured:
 
 @torch.no_grad()
 def residual(coder: Any, activations: Tensor) -> Tensor:
-    """Error of a coder: activations [tokens, width] less its output, float16."""
+    """Error of a coder: activations [tokens, width] minus the coder's output, float16."""
     parts = activations.split(TOKENS_A_BATCH)
     return torch.cat([(part - coder(part.float())).half() for part in parts])
 
@@ -145,8 +145,8 @@ def solve_and_measure(encode: Encoder, latents: int, split: Split) -> tuple[floa
 def single_bits(bits: float) -> float:
     """FVU of coders with one threshold at this many bits, from the measured curve.
 
-    It is interpolated linearly in the logarithms of FVU and bits. Beyond the last point it follows
-    the line through the last two points.
+    The FVU is interpolated linearly in the logarithms of FVU and bits. Beyond the curve's last
+    point, it follows the line through the last two points.
     """
     points = [measured_at(price) for price in SINGLE]
     place = 0 if math.log(bits) < points[1][0] else 1

@@ -1,6 +1,6 @@
-"""Times of the sparse and the dense path of a coder with k latents per token.
+"""Times of the sparse and the dense path of a coder with k active latents per token.
 
-The table also says which path the code takes.
+The table also says which of the two paths the code takes.
 
 Usage: python -m benchmarks.paths
 """

@@ -1,4 +1,4 @@
-"""Times of two ways to find the latents of the largest margins, and which way the code takes.
+"""Times of two ways to find the latents with the largest margins, and the way that the code takes.
 
 One way screens latents by bounds in bfloat16. The other computes all margins.
 
@@ -26,7 +26,7 @@ def rows_of() -> Iterator[tuple[object, ...]]:
     for d_in, latents, tokens, found in SHAPES:
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(tokens, d_in, generator=generator)
-        # Margins have unit variance, as at the start of training.
+        # With these weights, margins have unit variance, as at the start of training.
         weight = torch.randn(d_in, latents, generator=generator) / d_in**0.5
         zeros = torch.zeros(latents)
         encoder = Encoder(x, weight, zeros, zeros, torch.zeros(d_in), CodeRule("topk", found))

@@ -1,4 +1,4 @@
-"""Memory during half an hour of training, with checkpoints, in the hosts' own trainers.
+"""Measures memory during half an hour of training, with checkpoints, in the hosts' own trainers.
 
 Usage: python -m benchmarks.soak [MINUTES]
 
@@ -30,7 +30,7 @@ LINES = 10
 
 
 def train_in_saelens(seconds: float, folder: Path) -> Iterator[int]:
-    """Train, with a checkpoint after every 100 steps. Yields the number of steps done."""
+    """Train in SAELens, with a checkpoint after every 100 steps. Yields the count of steps done."""
     batches = random_activations(8, TOKENS)
     config = BinaryEntropyTrainingSAEConfig(
         d_in=WIDTH, d_sae=LATENTS, covariance_coefficient=1e-6, covariance_sample=256
@@ -56,14 +56,14 @@ def train_in_saelens(seconds: float, folder: Path) -> Iterator[int]:
 
 
 def train_in_sparsify(seconds: float, folder: Path) -> Iterator[int]:
-    """Train one coder after another, 100 steps each, and save each. Yields the steps done."""
+    """Train and save coders in sparsify, 100 steps each. Yields the number of steps done."""
     activations = random_activations(8, TOKENS).flatten(0, 1)
     rows = torch.arange(len(activations)).view(-1, CONTEXT)
     taken = torch.arange(100 * TOKENS // CONTEXT) % len(rows)
     dataset = Dataset.from_dict({"input_ids": rows[taken].tolist()}).with_format("torch")
 
     def settings() -> TrainConfig:
-        """Settings of a new run. A Trainer changes its config, so each run needs a new one."""
+        """A new config for each run of sparsify, because the Trainer changes its config."""
         return TrainConfig(
             BinarySparseCoderConfig(num_latents=LATENTS, k=32),
             batch_size=TOKENS // CONTEXT,

@@ -28,10 +28,10 @@ from benchmarks.measure import (
 from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig, BinaryTrainingSAEConfig
 from sae_binary_ext.sparsify import BinarySparseCoderConfig
 
-# Makes our config and the host's, from the numbers of latents and of active latents per token.
+# A function that makes our config and the host's, from the number of latents and k.
 Pair = Callable[[int, int], tuple[Any, Any]]
-# Latents, and tokens per step. SAELens keeps five copies of the pre-activations in memory, so the
-# widest coders take fewer tokens.
+# Number of latents, and tokens per step. SAELens keeps five copies of the pre-activations in
+# memory, so the widest coders take fewer tokens.
 SIZES = ((2304, 4096), (4608, 4096), (9216, 2048), (36864, 1024))
 KS = (16, 32, 64, 128)
 COLUMNS = (

@@ -38,7 +38,7 @@ WARM_UP_STEPS = 30
 
 SPARSIFY_SIZES: dict[str, Any] = {"k": K, "num_latents": LATENTS, "transcode": True}
 SAELENS_SIZES: dict[str, Any] = {"d_in": WIDTH, "d_sae": LATENTS, "k": K}
-# Settings of the paper.
+# Settings of a binary coder in the first paper.
 SELECTED: dict[str, Any] = {"surrogate_latents": "selected", "pre_act_loss_coefficient": 0.0}
 # Config and learning rate of each coder. The first two coders are the same in both hosts.
 IN_SPARSIFY: dict[str, tuple[SparseCoderConfig, float]] = {
@@ -72,7 +72,7 @@ IN_SAELENS: dict[str, tuple[Any, float]] = {
 def train_in_sparsify(
     model_folder: Path, layer: int, rows: Tensor, bos: int, output: Path
 ) -> dict[str, SAE[Any]]:
-    """Train each coder in sparsify's Trainer, with the model's layers up to this one."""
+    """Train each coder in sparsify's Trainer, on the model without the layers above this one."""
     trained: dict[str, SAE[Any]] = {}
     for name, (config, lr) in IN_SPARSIFY.items():
         torch.manual_seed(0)
@@ -114,7 +114,7 @@ def train_in_saelens(model: Any, layer: int, rows: Tensor, output: Path) -> dict
         train_batch_size_tokens=TOKENS_A_STEP,
         training_tokens=steps * TOKENS_A_STEP,
         n_batches_in_buffer=ROWS_A_STEP,
-        activations_mixing_fraction=0.0,  # sparsify does not mix either
+        activations_mixing_fraction=0.0,  # no mixing, as in sparsify
         n_batches_for_norm_estimate=10,
         lr_warm_up_steps=WARM_UP_STEPS,
         lr_decay_steps=steps - WARM_UP_STEPS,

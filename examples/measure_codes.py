@@ -24,7 +24,8 @@ from sae_binary_ext.commands import (
 model, dataset, coder = sys.argv[1:4]
 settings = {"model": model, "dataset": dataset, "tokens": 4000, "context_size": 128}
 
-# Printing an analysis shows its table. analysis.results has all figures, unrounded.
+# print() shows an analysis as a table. The attribute `results` of an analysis has all figures,
+# unrounded.
 entropy = run_entropy([coder], EntropyConfig(output=Path("entropy"), **settings))
 print(entropy)
 print(f"dependent pairs of latents: {entropy.results['coders'][0]['dependent_pairs']}\n")

@@ -26,13 +26,13 @@ settings = {"model": model, "dataset": dataset, "context_size": 64}
 hook = load_coder(coder).cfg.metadata.hook_name
 layer = int(hook.split(".")[1])
 
-# The coder's error at the next layer, and with a second threshold for each latent.
+# Measure the coder's error at the next layer, and with a second threshold for each latent.
 transfer = TransferConfig(output=Path("transfer"), layers=[layer + 1], tokens=6000, **settings)
 print(run_transfer([coder], transfer))
 more_bits = MultiBitConfig(output=Path("multi-bit"), levels=[1, 2], tokens=6000, **settings)
 print(f"\n{run_multi_bit([coder], more_bits)}")
 
-# These commands train coders. They are small here: with the default settings they take minutes.
+# These commands train small coders here. With the default settings they take minutes.
 small = {"tokens": 6000, "training_states": 5120, "latents": 256}
 surrogates = GradientsConfig(
     output=Path("gradients"), hook=hook, surrogates=["sigmoid", "identity"], probes=2, **small,

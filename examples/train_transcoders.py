@@ -35,7 +35,7 @@ config = TranscoderRunnerConfig(
     model_name=model_name,
     dataset_path=dataset,
     context_size=128,
-    seqpos_slice=(1, None),  # position 0 is an attention sink
+    seqpos_slice=(1, None),  # skip position 0, an attention sink
     lr=3e-3,
     train_batch_size_tokens=512,
     training_tokens=12_000,
@@ -48,7 +48,7 @@ config = TranscoderRunnerConfig(
 runner = TranscoderTrainingRunner(config, override_model=model)
 runner.run()
 
-# Tokens that the transcoders were not trained on.
+# The transcoders are measured on tokens that they were not trained on.
 rows = torch.cat([runner.activations_store.get_batch_tokens() for _ in range(2)])
 hooks = config.hook_name, config.hook_name_out
 inputs, targets = read_pairs(model, rows, *hooks, first_position=1)

@@ -1,4 +1,4 @@
-"""One table of the cases that the shared checks run over, made of the package's own tables."""
+"""The cases of the checks that all selections share, made from the package's own tables."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.pairwise import Case, pairwise
 LATENTS = 24
 GROUPS = 6
 TEMPERATURES = (0.7, 2.0)
-# Selection, k, and which latents learn.
+# Each case is a selection, its k, and which latents learn.
 LEARNING = [(name, GROUPS, "selected") for name in SELECTIONS] + [
     (name, k, learners)
     for name, kind in SELECTIONS.items()
@@ -29,7 +29,7 @@ RULES = [
     if takes(name, surrogate)
     for temperature in TEMPERATURES[: 2 if learners == "selected" else 1]
 ]
-# Codes do not depend on the surrogate.
+# Rules of codes without temperatures, because codes do not depend on the surrogate.
 CODE_RULES = [CodeRule(name, k, surrogate_latents=learners) for name, k, learners in LEARNING]
 
 
@@ -47,16 +47,16 @@ each_indexed_rule = pytest.mark.parametrize(
 )
 each_selection = pytest.mark.parametrize("selection", SELECTIONS)
 
-# What a loss may be made of: one of these outputs, or all at once.
+# A test's loss uses one of these outputs, or all of them.
 OUTPUTS = ("reconstruction", "rates", "codes", "pre-activations")
 GRADIENT_FACTORS = {
     "learning": LEARNING,
     "surrogate": list(SURROGATES),
     "temperature": TEMPERATURES,
     "taken": (*((name,) for name in OUTPUTS), OUTPUTS),
-    # How codes and pre-activations are made.
+    # Codes and pre-activations are computed at once, or the codes alone.
     "encode": ("at once", "codes alone"),
-    # How the products of threshold codes are made.
+    # Products with threshold codes are sums of rows, or matrix products.
     "way": ("sums of rows", "matrix products"),
 }
 

@@ -8,8 +8,8 @@ import torch
 
 from tests.hub_server import Hub
 
-# The tests' own Hub, named before anything imports huggingface_hub. Until a test asks for it,
-# nothing listens there: whatever turns to the Hub unasked fails at once.
+# The tests' own Hub. Its address is set before any import of huggingface_hub. The Hub listens once
+# a test asks for it. Until then, any request to the Hub fails at once.
 HUB = Hub()
 os.environ["HF_ENDPOINT"] = HUB.url
 os.environ["HF_HUB_DISABLE_XET"] = "1"
@@ -18,9 +18,9 @@ HF_HOME = tempfile.TemporaryDirectory(prefix="hf_home")
 os.environ["HF_HOME"] = HF_HOME.name
 
 if not torch.cuda.is_available():
-    # sparsify's decoder for GPUs is its default wherever Triton is installed.
+    # If Triton is installed, sparsify uses its decoder for GPUs even without a GPU.
     os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
-    # Our kernels run in Triton's interpreter, which must be asked for before Triton is imported.
+    # Our kernels then run in Triton's interpreter. Triton reads TRITON_INTERPRET on import.
     os.environ["TRITON_INTERPRET"] = "1"
 
 
@@ -41,7 +41,7 @@ def _listening_hub() -> Hub:
 
 @pytest.fixture
 def hub(_listening_hub: Hub) -> Iterator[Hub]:
-    """An empty Hub on loopback, which huggingface_hub takes for the Hub."""
+    """An empty Hub on loopback. huggingface_hub sends its requests there."""
     _listening_hub.clear()
     yield _listening_hub
     _listening_hub.clear()
@@ -54,7 +54,7 @@ def fixed_seed() -> None:
 
 @pytest.fixture(scope="session")
 def clustered_activations() -> torch.Tensor:
-    """[4000, 16] float32: sums of a few of 24 directions, a mean, and one loud dimension."""
+    """Activations, float32 [4000, 16]: sums of a few of 24 directions, with one large dimension."""
     generator = torch.Generator().manual_seed(1)
     directions = torch.randn(24, 16, generator=generator)
     present = (torch.rand(4000, 24, generator=generator) < 0.1).float()

@@ -1,4 +1,4 @@
-"""Code blocks and command lines of the documents that users copy from."""
+"""Reads code blocks and command lines from the documents that users copy from."""
 
 import re
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ DOCUMENTS = (
 
 @dataclass(frozen=True)
 class Block:
-    """A block of Python.
+    """A block of Python in a document.
 
     Attributes:
-        document: the file, as seen from the top level.
-        heading: of the section that it stands in.
-        code: what it holds.
+        document: path of the file, relative to the top level.
+        heading: heading of the section that holds the block.
+        code: text of the block.
     """
 
     document: str
@@ -29,12 +29,12 @@ class Block:
 
 
 def name_of(path: Path) -> str:
-    """As seen from the top level."""
+    """The path of a file, relative to the top level."""
     return path.relative_to(ROOT).as_posix()
 
 
 def python_blocks() -> list[Block]:
-    """All of all documents, in order."""
+    """All blocks of Python in all documents, in order."""
     blocks: list[Block] = []
     for path in DOCUMENTS:
         heading = ""
@@ -49,7 +49,7 @@ def python_blocks() -> list[Block]:
 
 
 def command_lines() -> list[tuple[str, str]]:
-    """Document and command of all indented lines that call sae-binary or make."""
+    """The document and the command of each indented line that calls sae-binary or make."""
     lines = [(name_of(path), line) for path in DOCUMENTS for line in path.read_text().splitlines()]
     commands = [(name, line.split("  #")[0].strip()) for name, line in lines if line[:4] == " " * 4]
     return [(name, line) for name, line in commands if re.match(r"(sae-binary|make) ", line)]

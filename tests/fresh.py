@@ -1,7 +1,7 @@
-"""Code in a process that has not imported a host yet.
+"""Runs code in a process that has not imported a host yet.
 
-Of the half minute that importing the hosts takes, nearly all goes to the libraries beneath them.
-One process imports those, once, and each piece of code runs in a fork of it.
+Importing the hosts takes half a minute, nearly all of it for the libraries that they import.
+One process imports those libraries once. Each piece of code runs in a fork of that process.
 """
 
 import multiprocessing
@@ -24,7 +24,7 @@ class Outcome:
 
 
 def run_fresh(code: str, *arguments: str) -> Outcome:
-    """Run code as its own program, with these arguments."""
+    """Run code as a program of its own, with these command-line arguments."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LIBRARIES)
     with tempfile.TemporaryDirectory() as folder:

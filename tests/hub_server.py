@@ -1,7 +1,7 @@
-"""A small Hub on loopback: the endpoints that huggingface_hub asks for up- and downloads.
+"""A small Hub on loopback, with the endpoints that huggingface_hub uses for up- and downloads.
 
-Transfers of files go by the Hub's LFS protocol, which is what huggingface_hub speaks with
-HF_HUB_DISABLE_XET=1.
+Files are transferred by the Hub's LFS protocol, which huggingface_hub uses if HF_HUB_DISABLE_XET=1
+is set.
 """
 
 import base64
@@ -20,7 +20,7 @@ class Repository:
     large: set[str] = field(default_factory=set)
     private: bool = False
     commits: int = 0
-    # Told apart from one test to the next, or huggingface_hub's cache would answer for the Hub.
+    # Each test has another salt. With equal hashes, huggingface_hub would answer from its cache.
     salt: int = 0
 
     @property
@@ -32,7 +32,7 @@ class Repository:
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories in memory; listens from start() on."""
+    """A Hub with its repositories in memory. The Hub listens after start()."""
 
     daemon_threads = True
 
@@ -56,7 +56,7 @@ class Hub(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str]] = []
         self.served_bytes = 0
-        # Of "METHOD part-of-path", how many times such a request is cut off halfway.
+        # Key "METHOD part-of-path": the number of requests of this kind to cut off halfway.
         self.cuts: dict[str, int] = {}
 
     def add(self, repo_id: str, files: dict[str, bytes]) -> None:

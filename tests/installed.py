@@ -2,9 +2,9 @@
 
 python -P tests/installed.py [saelens] [sparsify]
 
-Runs README's blocks of the hosts that are there, from a folder of its own, and asks for those that
-are not. No test of pytest's: `make packages` calls it, each time in an environment that has the
-package as a user installs it.
+Runs README's blocks for the hosts that are installed, in a new folder. For a missing host, checks
+the error. pytest does not run this: `make packages` does, in environments in which the package is
+installed as a user installs it.
 """
 
 import importlib
@@ -61,12 +61,12 @@ def check_command_line(hosts: list[str]) -> None:
 
 
 def functions_of(name: str) -> dict[str, Any]:
-    """What a file beside this one defines. Not by importing: a folder here is named sparsify."""
+    """Run a file of this folder; return its names. Imports would find tests/sparsify first."""
     return runpy.run_path(str(Path(__file__).with_name(name)))
 
 
 def documented_blocks() -> dict[str, str]:
-    """README's blocks by heading."""
+    """README's blocks of Python, by heading."""
     blocks = functions_of("documents.py")["python_blocks"]()
     return {block.heading: block.code for block in blocks if block.document == "README.md"}
 

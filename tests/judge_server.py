@@ -1,4 +1,4 @@
-"""A judge on loopback: the chat-completions protocol, answers from a rule, and faults."""
+"""A judge on loopback: it speaks the chat-completions protocol, answers by a rule, and can fail."""
 
 import json
 import socket
@@ -9,21 +9,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 Messages = list[dict[str, Any]]
-# Tokens that an answer says it took, and seconds that a slow one takes.
+# Number of tokens that each answer reports, and seconds that a slow answer takes.
 TOKENS, SLOW = 10, 1.0
 
 
 class JudgeServer(ThreadingHTTPServer):
-    """Answers every request with what its rule makes of the messages; listens from start() on.
+    """A server that answers by a rule, a function of the messages. It listens after start().
 
-    A rule returns the answer, or the fields of the message that holds it.
+    A rule returns the answer's text, or the fields of the answer's message.
 
     Attributes:
-        asked: messages of all requests, those that a fault met among them.
-        answered: of those that were answered.
-        faults: what befalls the next requests, in order: busy, malformed, empty, dropped or slow;
-            None for nothing.
-        dies_after: requests after which all others are dropped.
+        asked: messages of all requests, including those that met a fault.
+        answered: messages of the requests that were answered.
+        faults: faults of the next requests, in order: busy, malformed, empty, dropped, slow, or
+            None for no fault.
+        dies_after: number of requests after which all later ones are dropped.
     """
 
     daemon_threads = True

@@ -1,4 +1,4 @@
-"""Limits that a test puts on its own process."""
+"""Limits that a test sets for its own process."""
 
 import os
 import resource
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @contextmanager
 def little_memory() -> Iterator[None]:
-    """No more than half a gigabyte on top of what is in use."""
+    """The process can allocate at most half a gigabyte more than it has in use."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     with _limited(resource.RLIMIT_AS, pages * resource.getpagesize() + 2**29):
         yield
@@ -17,7 +17,7 @@ def little_memory() -> Iterator[None]:
 
 @contextmanager
 def small_files(size: int) -> Iterator[None]:
-    """No file grows above so many bytes: writing fails as on a full disk."""
+    """Files cannot grow above this size in bytes. Writing more fails as on a full disk."""
     with _limited(resource.RLIMIT_FSIZE, size):
         yield
 
@@ -34,7 +34,7 @@ def _limited(what: int, limit: int) -> Iterator[None]:
 
 @contextmanager
 def not_root() -> Iterator[None]:
-    """Rights as anyone has them: those of files do not hold root back."""
+    """If the user is root, act as another user, because file permissions do not stop root."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)

@@ -1,4 +1,4 @@
-"""Few cases that have each pair of values of any two factors at least once."""
+"""A small set of cases that holds each pair of values of any two factors at least once."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, product
@@ -10,13 +10,13 @@ Case = dict[str, Any]
 def pairwise(
     factors: Mapping[str, Sequence[Any]], allowed: Callable[[Case], bool] = lambda case: True
 ) -> list[Case]:
-    """Cases that cover all pairs, by taking each time the case with the most pairs still missing.
+    """Cases that cover all pairs. Each next case is the one that adds the most missing pairs.
 
     Args:
         factors: the values of each factor.
-        allowed: whether a case makes sense. Pairs that no such case has are left out.
+        allowed: whether a case makes sense. Pairs that no allowed case holds are left out.
     """
-    # Pairs of places among the values, which need not be hashable.
+    # Cases hold the values' positions instead of the values, which may be unhashable.
     cases = {
         places: pairs_of(places)
         for places in product(*(range(len(values)) for values in factors.values()))
@@ -32,7 +32,7 @@ def pairwise(
 
 
 def pairs_of(places: Sequence[Any]) -> set[tuple[Any, ...]]:
-    """The pairs of a case, each with the numbers of its two factors."""
+    """The pairs of values in a case. A value is a factor's number and the value's position."""
     return set(combinations(enumerate(places), 2))
 
 

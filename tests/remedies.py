@@ -1,4 +1,4 @@
-"""Rows of the tables of remedies: a mistake, what its error says to do, and that done."""
+"""Rows for tables of remedies: a mistake, the remedy that its error names, and the remedy done."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Remedy:
-    """A mistake, what its error says to do, and that done.
+    """A mistake, the remedy that its error names, and the code that follows the remedy.
 
     Attributes:
-        mistake: raises; given an empty folder.
-        says: what the error tells.
-        follow: does that; given the same folder.
+        mistake: makes the mistake, in an empty folder, and raises the error.
+        says: text in the error that names the remedy.
+        follow: follows the remedy, in the same folder.
     """
 
     mistake: Callable[[Path], Any]
@@ -22,7 +22,7 @@ class Remedy:
 
 
 def settings(make: Callable[..., Any], says: str, wrong: Any, *right: Any) -> Remedy:
-    """Of keyword arguments that the error tells to change."""
+    """A remedy that changes keyword arguments: `wrong` fails, and each of `right` works."""
 
     def follow(root: Path) -> None:
         for each in right:

@@ -1,6 +1,6 @@
-"""Random models with a word tokeniser, as Hugging Face folders, and settings of SAELens' runner.
+"""Saves random models with a word tokeniser, and gives settings of SAELens' runner.
 
-Imports no test and no adapter: tests/installed.py runs it where neither is.
+This file imports no test and no adapter, because tests/installed.py runs it without them.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ VOCABULARY = 60
 
 
 def save_tokenizer(folder: Path) -> None:
-    """Of the words w2 to w59."""
+    """Save a tokeniser of the words w2 to w59."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -23,7 +23,7 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def save_gpt2(folder: Path) -> None:
-    """Two layers, four heads, 32 positions; biases, and norms with weights of their own."""
+    """Save a GPT-2 of two layers, four heads and 32 positions. Biases and norms are random too."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -33,7 +33,7 @@ def save_gpt2(folder: Path) -> None:
         n_layer=2,
         n_head=4,
         n_positions=32,
-        n_ctx=32,  # which TransformerLens reads
+        n_ctx=32,  # TransformerLens reads this field
         initializer_range=0.3,
         vocab_size=VOCABULARY,
         bos_token_id=0,
@@ -51,7 +51,7 @@ def save_gpt2(folder: Path) -> None:
 
 
 def save_wide_model(folder: Path) -> None:
-    """Of the sizes that the documents name: SmolLM2's width, up to layer 9."""
+    """Save a Llama that suits the documents' code: it has SmolLM2's width and layers up to 9."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -68,7 +68,7 @@ def save_wide_model(folder: Path) -> None:
 
 
 def runner_settings(model: str, text: str) -> dict[str, Any]:
-    """The "model, data, logging" of documents, for ten short steps in SAELens."""
+    """Settings for "model, data, logging" in documents: ten short steps in SAELens."""
     from sae_lens import LoggingConfig
 
     return {
@@ -87,7 +87,7 @@ def runner_settings(model: str, text: str) -> dict[str, Any]:
 
 
 def autoencoder_settings(model: str, text: str) -> dict[str, Any]:
-    """The same with a hook, for SAELens' runner of one autoencoder."""
+    """Settings of a run with a hook, for SAELens' runner of one autoencoder."""
     return runner_settings(model, text) | {
         "model_class_name": "AutoModelForCausalLM",
         "hook_name": "model.layers.8",

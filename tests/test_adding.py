@@ -1,4 +1,4 @@
-"""The diffs of CONTRIBUTING.md, applied to a copy of the tree, whose own tests then run there."""
+"""The diffs of CONTRIBUTING.md apply to a copy of the tree, and the copy passes its tests."""
 
 import os
 import re
@@ -13,14 +13,14 @@ from sae_binary_ext.coding import SELECTIONS, SURROGATES
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("sae_binary_ext", "tests", "docs/saelens.md", "pyproject.toml")
-# The additions, and the word that is in the names of the cases of each.
+# For each addition, by its heading: a word in the names of its test cases.
 ADDITIONS = {
     "Add a surrogate": "triangle",
     "Add a selection": "nearmax",
     "Add a SAELens architecture": "binary_l0",
     "Add a command": "sizes",
 }
-# What they must pass.
+# Tests that each addition must pass.
 CHECKS = (
     "tests/coding",
     "tests/saelens/test_any_architecture.py",
@@ -32,7 +32,7 @@ CHECKS = (
 
 
 def diff_of(heading: str) -> str:
-    """The diff in CONTRIBUTING.md's section of this heading."""
+    """The diff in the section of CONTRIBUTING.md with this heading."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     found = re.search(rf"^### {heading}\n.*?^```diff\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert found, heading
@@ -40,7 +40,7 @@ def diff_of(heading: str) -> str:
 
 
 def apply(diff: str, root: Path) -> None:
-    """Change the files of a tree; what a hunk replaces must stand in its file exactly once."""
+    """Change the files of a tree. The text that a hunk replaces must occur once in its file."""
     for of_file in re.split(r"^\+\+\+ ", diff, flags=re.MULTILINE)[1:]:
         name, *hunks = re.split(r"\n@@\n", of_file)
         path = root / name
@@ -58,7 +58,7 @@ def apply(diff: str, root: Path) -> None:
 
 @pytest.fixture(scope="module")
 def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the tree with all additions."""
+    """Folder of a copy of the tree with all additions."""
     root = tmp_path_factory.mktemp("changed")
     for name in COPIED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -70,7 +70,7 @@ def changed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_in(root: Path, *arguments: str) -> str:
-    """What Python prints with the package of this tree."""
+    """Run Python with the package of this tree; return the printed text."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=root,

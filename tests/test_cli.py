@@ -52,7 +52,7 @@ def test_run_without_a_target_fails(arguments: list[str]):
 
 @pytest.mark.parametrize("name", find_commands())
 def test_help_is_there_at_once(name: str):
-    """Settings import no host and no torch, whose import alone takes seconds."""
+    """--help imports no host and no torch, because importing torch alone takes seconds."""
     script = (
         "import sys; from sae_binary_ext.cli import main\n"
         f"try: main([{name!r}, '--help'])\n"
@@ -72,7 +72,7 @@ def test_each_public_name_of_a_room_is_found_in_commands():
 
 
 def test_no_list_of_commands_grows_when_a_room_is_added():
-    """Its name stands nowhere in the files beside the rooms."""
+    """A command's name occurs in no file of commands/ outside its own folder, and not in cli.py."""
     beside = [*Path(commands.__path__[0]).glob("*.py"), Path(cli.__file__)]
     text = "\n".join(path.read_text() for path in beside)
     rooms = [room.__name__.rpartition(".")[2] for room in commands.rooms()]

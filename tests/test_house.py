@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says of the tree: imports point downwards, names tell files apart."""
+"""The tree follows CONTRIBUTING.md: imports point downwards, and a file's name identifies it."""
 
 import ast
 from collections import Counter
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "sae_binary_ext"
-# Each may import what stands before it. What shares a line may import one another.
+# Each module may import modules on its own line and on earlier lines.
 FLOORS = (
     ("checks", "settings", "saving", "registration"),
     ("coding.kernels",),
@@ -28,7 +28,7 @@ LONGEST = 400
 
 
 def floor_of(module: str) -> int | None:
-    """The floor of a module by its dotted name below the package; None for the package itself."""
+    """Floor of a module, given by its dotted name in the package. The package itself has None."""
     parts = module.split(".")
     for length in range(len(parts), 0, -1):
         if (room := ".".join(parts[:length])) in FLOOR:
@@ -37,7 +37,7 @@ def floor_of(module: str) -> int | None:
 
 
 def imported_by(path: Path) -> set[str]:
-    """Dotted names below the package of the modules that a file imports."""
+    """Modules of the package that a file imports, by their dotted names in the package."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -1,7 +1,7 @@
 """A training step reads no value on the host, which would make it wait for a GPU.
 
-Tensors on the meta device have no values: whatever asks for one raises. Steps on them take the ways
-that steps on a GPU take.
+Tensors on the meta device have no values, so reading one raises an error. Steps on them run the
+same code as steps on a GPU.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ LOSSES = {
     "covariance": {"entropy": 1e-3, "covariance": 1e-4},
     "sampled covariance": {"covariance": 1e-4, "covariance_sample": 100},
 }
-# Of each way to choose latents its fields in SAELens and in sparsify.
+# For each way to choose latents: the fields of SAELens' config, and of sparsify's config.
 SELECTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "topk": ({"selection": "topk"}, {"activation": "topk_binary"}),
     "topk, all learn": ({"surrogate_latents": "all", "selection": "topk"}, {"ste_latents": "all"}),
@@ -42,7 +42,7 @@ each_selected = pytest.mark.parametrize("selected", SELECTED)
 
 @pytest.fixture(autouse=True)
 def finite_watch_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its way on a GPU is not that of other devices; tests/coding/test_finite.py takes it."""
+    """FiniteWatch runs other code on a GPU, which tests/training/test_finite.py tests."""
 
     def check(self: FiniteWatch, values: Tensor, step: int) -> None:
         pass
@@ -65,7 +65,7 @@ def test_a_step_in_saelens_reads_nothing(selected: str, losses: str):
         config = BinaryEntropyTrainingSAEConfig(**sizes, **weights)
     sae = TrainingSAE.from_dict(config.to_dict()).to("meta")
     x = torch.randn(TOKENS, D_IN, device="meta")
-    for step in range(2):  # the first sets the initial parameters
+    for step in range(2):  # the first step sets the initial parameters
         sae.training_forward_pass(TrainStepInput(x, {}, None, step, False)).loss.backward()
     assert all(parameter.grad is not None for parameter in sae.parameters())
 
@@ -79,7 +79,7 @@ def test_a_step_of_a_transcoder_in_saelens_reads_nothing(selected: str, losses: 
     )
     sae = TrainingSAE.from_dict(config.to_dict()).to("meta")
     pairs = torch.randn(TOKENS, 2 * D_IN, device="meta")
-    sae._starts_fresh = False  # least squares for the decoder, once, may wait
+    sae._starts_fresh = False  # solving once for the decoder may wait
     sae.training_forward_pass(TrainStepInput(pairs, {}, None, 0, False)).loss.backward()
     assert sae.W_enc.grad is not None
 

@@ -1,4 +1,4 @@
-"""Any config is refused with an error of ours, or trains, saves, loads and agrees with itself."""
+"""Any config is refused with an error that names a field, or trains, saves, loads and agrees."""
 
 import tempfile
 from typing import Any
@@ -23,16 +23,16 @@ from tests.saelens.helpers import trainer_for
 
 BATCH = 200
 STEPS = 3
-# Those that the machine has.
+# The devices that this machine has.
 DEVICES = ["cpu", *["cuda"] * torch.cuda.is_available()]
-# The same examples in every run, as many as the fast tests have time for.
+# Each run draws the same examples. 100 of them fit in the time of the fast tests.
 examples = settings(
     max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 
 sizes = st.integers(1, 8)
 latents = st.integers(1, 70)
-# Around what makes sense, and beyond it.
+# Values inside and outside the ranges that configs allow.
 counts = st.integers(-1, 50)
 weights = st.sampled_from([-1.0, 0.0, 1e-4, 1.0, float("nan"), float("inf")])
 rates = st.sampled_from([-0.1, 0.0, 0.02, 0.5, 1.0, float("nan")])
@@ -106,7 +106,7 @@ SAELENS = {
 def few(
     fields: dict[str, st.SearchStrategy[Any]], *needed: str
 ) -> st.SearchStrategy[dict[str, Any]]:
-    """The needed fields, and a few of the others: with all of them hardly any config is valid."""
+    """Draw the needed fields and a few others. With all fields, few configs would be valid."""
     always = {name: fields[name] for name in needed}
     others = sorted(fields.keys() - always.keys())
     return st.sets(st.sampled_from(others), max_size=5).flatmap(
@@ -115,7 +115,7 @@ def few(
 
 
 def made_or_refused(config_class: type, chosen: dict[str, Any]) -> Any:
-    """The config, or None where its error names a field and its value."""
+    """The config, or None if it is refused. The error must name a field and its value."""
     values = {name: field.default for name, field in config_class.__dataclass_fields__.items()}
     values |= chosen
     try:
@@ -139,7 +139,7 @@ def assert_codes(codes: Tensor) -> None:
 
 
 def test_a_deviation_of_one_number_is_refused():
-    """Found with more examples than are drawn here: d_in=1, and every weight was NaN."""
+    """layer_norm with d_in=1 made each weight NaN, as a longer run of these tests had found."""
     with pytest.raises(ValueError, match="normalize_activations='layer_norm' with d_in=1"):
         BinaryTrainingSAEConfig(d_in=1, d_sae=1, k=1, normalize_activations="layer_norm")
 
@@ -153,7 +153,7 @@ def test_any_config_of_saelens(architecture: str, data: st.DataObject):
     if config is None:
         return
     width = config.d_in
-    if architecture == "binary_transcoder":  # pairs of input and target
+    if architecture == "binary_transcoder":  # each row holds an input and its target
         width += config.d_out or config.d_in
     batches = activations(width).to(config.device)
     trainer = trainer_for(
@@ -184,7 +184,7 @@ def test_any_config_of_sparsify(chosen: dict[str, Any], d_in: int, dtype: torch.
         return
     try:
         coder = SparseCoder(d_in, config, device, dtype)
-    except ValueError as error:  # what is wrong shows where the latents are known
+    except ValueError as error:  # only here the number of latents is known
         assert "latents" in str(error)  # noqa: PT017
         return
     assert isinstance(coder, BinarySparseCoder)

@@ -1,4 +1,4 @@
-"""Importing the package in every order, each in a process without the hosts."""
+"""Importing the package and the hosts in any order registers our coders, in a new process."""
 
 import pickle
 import subprocess
@@ -24,7 +24,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
-# The first of these waits for the libraries beneath SAELens, so most are not among the fast tests.
+# Each case imports SAELens' libraries, which is slow. Only the first is among the fast tests.
 @pytest.mark.parametrize(
     "imports",
     [
@@ -88,14 +88,14 @@ def test_importing_is_light():
 
 @pytest.mark.parametrize(("host", "adapter"), [("sae_lens", "saelens"), ("sparsify", "sparsify")])
 def test_a_missing_host_says_what_to_install(host: str, adapter: str):
-    # None in sys.modules makes an import fail as that of a missing package does.
+    # With None in sys.modules, an import fails as if the package were missing.
     code = f"import sys; sys.modules['{host}'] = None; import sae_binary_ext.{adapter}"
     result = run(code)
     assert f"pip install 'sae_binary_ext[{adapter}]'" in result.stderr
 
 
 def save_second_papers_coder(folder: Path):
-    """A file of neither host's."""
+    """Save a coder in the second paper's format, which belongs to neither host."""
     folder.mkdir()
     coder = {
         "encoder.weight": torch.randn(8, 4),
@@ -139,7 +139,7 @@ def test_stock_training_is_bitwise_the_same_with_the_package():
         "import sys; from tests.saelens.helpers import train_stock_coder\n"
         "digest = train_stock_coder(); assert 'sae_binary_ext' not in sys.modules; print(digest)"
     )
-    from tests.saelens.helpers import train_stock_coder  # SAELens takes seconds to import
+    from tests.saelens.helpers import train_stock_coder  # importing SAELens takes seconds
 
     assert without.stdout.split()[-1:] == [train_stock_coder()], without.stderr
 
@@ -172,7 +172,7 @@ def test_each_private_name_is_looked_up(monkeypatch: pytest.MonkeyPatch):
                     host.check()
 
 
-# What a later version of the host may look like; its stock coders train without these names.
+# Code that removes names that a later host may lack. Stock coders train without these names.
 GONE = {
     "sae_lens": """
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer

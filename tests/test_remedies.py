@@ -1,8 +1,8 @@
-"""What errors about configs and coders tell the user to do is done, and works.
+"""Each error about a config or a coder names a remedy, and following that remedy works.
 
-Those about one field stand in test_remedies_of_fields.py, those about files and texts in
-integration/test_remedies.py, those about models in
-integration/test_remedies_of_models.py, those of checkpoints in checkpoints/test_remedies.py.
+Remedies of single fields are tested in test_remedies_of_fields.py. Remedies for texts are tested in
+integration/test_remedies.py, for models in integration/test_remedies_of_models.py, and for
+checkpoints in checkpoints/test_remedies.py.
 """
 
 import re
@@ -58,12 +58,12 @@ def training_transcoder(**fields: Any) -> Any:
 
 
 def sparse(**fields: Any) -> Any:
-    """A coder of sparsify."""
+    """A binary coder of sparsify with these fields."""
     return BinarySparseCoder(D, BinarySparseCoderConfig(num_latents=LATENTS, **fields))
 
 
 def sparse_run(root: Path, activation: str = "topk_binary", scale: float = 1.0, **run: Any) -> Any:
-    """One step of sparsify's Trainer."""
+    """Train one step in sparsify's Trainer."""
     torch.manual_seed(0)
     activations = torch.randn(40, D)
     activations[3] *= scale
@@ -139,7 +139,7 @@ def finetuned(root: Path, *, by_trainer: bool) -> None:
 
 
 def estimate(batches: int) -> None:
-    """Reads batches of eight tokens, where it needs twenty."""
+    """Read batches of eight tokens for an estimate that needs twenty tokens."""
     stream = iter(torch.randn(batches, 8, D))
     list(finite_tokens(stream, "scale", skip=False, count=batches, needed=20))
 

@@ -1,4 +1,4 @@
-"""Every field of every config that an error tells how to set is set as the error tells."""
+"""If an error says how to set a field of a config, setting the field that way works."""
 
 import re
 from dataclasses import MISSING, fields
@@ -82,7 +82,7 @@ REMEDIES: dict[str, Any] = {
 
 
 def told(message: str) -> list[Any]:
-    """The values, or settings of several fields, that an error proposes; none where it does not."""
+    """Values, or settings of several fields, that an error proposes. The list may be empty."""
     return [
         value
         for pattern, values in REMEDIES.items()
@@ -92,7 +92,7 @@ def told(message: str) -> list[Any]:
 
 
 def refusal(config: type, settings: dict[str, Any]) -> str | None:
-    """What a config says of settings; None where it takes them, or they are of another type."""
+    """Error text of a config for settings. None if they are accepted or their type is wrong."""
     try:
         config(**settings)
     except ValueError as error:
@@ -103,10 +103,10 @@ def refusal(config: type, settings: dict[str, Any]) -> str | None:
 
 
 def follow(config: type, settings: dict[str, Any], message: str, lists: set[str]) -> int:
-    """Do what an error tells, and what the next one tells of another field.
+    """Follow an error's remedies. If the next error is about another field, follow it too.
 
     Returns:
-        How many remedies were followed.
+        Number of remedies of the first error.
     """
     followed = 0
     name = message.partition("=")[0]

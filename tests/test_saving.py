@@ -1,4 +1,4 @@
-"""A process killed at any moment of a save leaves the old or the new checkpoint."""
+"""If a process is killed at any moment of a save, the old or the new checkpoint is left."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ from tests.limits import not_root, small_files
 posix = pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
 
 D = 4
-# What a save asks of the file system, as Python's audit hooks report it.
+# Steps of a save: calls to the file system, by the names that Python's audit hooks report.
 STEPS = (
     "open",
     "os.mkdir",
@@ -42,7 +42,7 @@ STEPS = (
 
 
 def killed_at(step: int, save: Callable[[], Any]) -> bool:
-    """Run a save in a child process that is killed at its nth step; False if it ended before."""
+    """Run a save in a child process and kill it at this step. False if the save ended first."""
     child = os.fork()
     if child == 0:
         done = 0
@@ -84,7 +84,7 @@ def load_saelens(folder: Path) -> int:
 
 
 def load_sparsify(folder: Path) -> int:
-    # As delphi and users do: every folder of the run.
+    # delphi and users load each folder of a run in this way.
     (coder,) = SparseCoder.load_many(str(folder.parent), local=True).values()
     assert coder.cfg.k == coder.encoder.weight.shape[0] // 2
     return coder.encoder.weight.shape[0]
@@ -115,7 +115,7 @@ def test_a_killed_save_leaves_the_old_or_the_new_checkpoint(
     assert outcomes == sorted(outcomes)
     assert set(outcomes) == {8, 16}
     assert len(outcomes) > 8
-    # What killed saves left is gone after a save that ended.
+    # A save that ends removes the files that killed saves left.
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
 
 
@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_so(
 
 
 def test_an_unwritable_folder_keeps_its_checkpoint_and_is_named():
-    # Not below pytest's folders, which their owner alone may look into.
+    # The folder is not one of pytest's, because only their owner may read those.
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "runs" / "run" / "coder"
         sparsify_coder(8).save_to_disk(folder)
@@ -229,7 +229,7 @@ def permissions(path: Path) -> tuple[int, int, int]:
 
 
 def as_owner_of(path: Path, mode: int) -> None:
-    """Give a file or folder a mode and, where this user may, another owner and group."""
+    """Give a file or folder a mode and, if this user is root, another owner and group."""
     if os.geteuid() == 0:
         os.chown(path, 12, 34)
     path.chmod(mode)
@@ -328,7 +328,7 @@ def test_files_replaced_one_by_one_keep_theirs(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.skipif(sys.platform != "linux", reason="access control lists of Linux")
 @pytest.mark.parametrize("exists", [True, False])
 def test_access_control_lists_are_kept_or_inherited(exists: bool, tmp_path: Path):
-    """User 12 may read and enter, by an entry that no mode can tell."""
+    """An entry of the list lets user 12 read and enter, which no file mode can express."""
 
     def entry(tag: int, rights: int, who: int = 0xFFFFFFFF) -> bytes:
         return struct.pack("<HHI", tag, rights, who)

@@ -1,4 +1,4 @@
-"""Settings that all commands share which read a text."""
+"""Tests of the settings that all commands share if they read a text."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A language model small enough to know by heart, hooked as SAELens' models are."""
+"""A tiny language model with hooks like those of SAELens' models."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ VOCABULARY, WIDTH, WIDTH_OUT = 7, 3, 5
 
 
 class ToyLanguageModel(HookedRootModule):
-    """Embeds tokens, passes them through one layer, and scores the next token."""
+    """A model that embeds tokens, passes them through one layer, and scores the next token."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -3,7 +3,7 @@
 python -m benchmarks.reconstruction FOLDER [--seeds 3] [--only WORDS] [--main-site] [--jobs 2]
     [--write]
 
-FOLDER gets the model and the activations. Cases whose results are in
+The model and the activations are saved in FOLDER. Cases whose results are in
 benchmarks/reconstruction/results.jsonl are not run again. --write only writes the document.
 """
 
@@ -46,7 +46,7 @@ def main() -> None:
 def run_missing(
     folder: Path, sites: list[Site], seeds: int, only: str, jobs: int | None = None
 ) -> None:
-    """Train and measure each case without a result, all cases with the first seed first."""
+    """Train and measure each case without a result: all cases with seed 0, then with seed 1, ..."""
     wanted = [
         (site, case, seed)
         for seed in range(seeds)
@@ -61,7 +61,7 @@ def run_missing(
         if all(result.seed != seed for result in find_results(results, case, site))
     ]
     compute_missing(folder, sites)
-    # One run for each core, with one thread: two runs at once take 0.75 of the time of two in turn
+    # Each core runs one case in one thread: two cases at once take 0.75 of the time of two in turn
     # with two threads. Processes are spawned, because a fork of a process with threads may hang.
     fresh = multiprocessing.get_context("spawn")
     with fresh.Pool(jobs, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -1,4 +1,4 @@
-"""SmolLM2's activations at several sites, computed once and saved in files."""
+"""Computes SmolLM2's activations at several sites once, and saves them in files."""
 
 import functools
 from dataclasses import dataclass, fields
@@ -14,7 +14,7 @@ from sae_binary_ext.bundled.smollm2 import export_smollm2
 from sae_binary_ext.commands.demo.activations import tokenised_rows
 from sae_binary_ext.commands.demo.config import FIRST_POSITION, DemoConfig
 
-# 1400 rows of 255 tokens to train on, and 120 rows for each other part of a Split.
+# Training has 1400 rows of 255 tokens. Each other part of a Split has 120 rows.
 TRAINING_TOKENS, OTHER_TOKENS = 357_000, 30_600
 LAYERS = (4, 9, 20)
 ROWS_PER_FORWARD = 8
@@ -26,7 +26,7 @@ class Site:
 
     Attributes:
         kind: "autoencoder" of the residual stream entering the layer, or "transcoder" of its MLP.
-        layer: of SmolLM2, 0 to 29.
+        layer: number of the layer in SmolLM2, 0 to 29.
     """
 
     kind: str
@@ -34,13 +34,13 @@ class Site:
 
     @property
     def hooks(self) -> tuple[str, str]:
-        """TransformerLens' names of the hooks of inputs and targets."""
+        """TransformerLens' names of two hooks: a coder's input and its target."""
         if self.kind == "autoencoder":
             return (f"blocks.{self.layer}.hook_resid_pre",) * 2
         return f"blocks.{self.layer}.mlp.hook_in", f"blocks.{self.layer}.hook_mlp_out"
 
 
-# The site where settings are chosen.
+# The settings of all cases are chosen at this site.
 MAIN_SITE = Site("autoencoder", 9)
 SITES = [
     MAIN_SITE,
@@ -57,14 +57,14 @@ SITES = [
 class Split:
     """Activations of one site, float16: [tokens, d_in] for an autoencoder.
 
-    For a transcoder they are inputs and targets side by side, [tokens, d_in + d_out].
+    For a transcoder, inputs and targets lie side by side, [tokens, d_in + d_out].
 
     Attributes:
         train: rows of text in random order, from nine articles of ten.
-        choosing: other rows of the same articles. Settings are chosen here.
+        choosing: other rows of the same articles, on which settings are chosen.
         held_out: further rows of the same articles, measured once the settings are chosen.
-        held_out_articles: rows of every tenth article, also measured at the end. They resemble the
-            training rows less, so each coder has a higher FVU on them.
+        held_out_articles: rows of every tenth article, also measured at the end. These rows are
+            less like the training rows, so each coder has a higher FVU on them.
     """
 
     train: Tensor
@@ -104,7 +104,7 @@ def compute_missing(folder: Path, sites: list[Site]) -> None:
         _compute(folder, missing)
 
 
-# Cases of one site run one after another, so one entry is enough.
+# A cache of one entry is enough, because cases of one site run one after another.
 @functools.lru_cache(maxsize=1)
 def load(folder: Path, site: Site) -> Split:
     """Read a site's activations, which compute_missing has written."""
@@ -129,14 +129,14 @@ def _compute(folder: Path, sites: list[Site]) -> None:
         for site_parts in parts.values():
             site_parts.close(part.name)
     for site, site_parts in parts.items():
-        # Moved into place when complete, so that an interrupted run leaves no partial file.
+        # The file is renamed when complete, so that an interrupted run leaves no partial file.
         unfinished = _path(folder, site).with_suffix(".unfinished")
         save_file(site_parts.parts, unfinished)
         unfinished.replace(_path(folder, site))
 
 
 class _Parts:
-    """Collects a site's activations while the model runs."""
+    """Collects the activations of one site while the model runs."""
 
     def __init__(self, model: LlamaForCausalLM, site: Site) -> None:
         self.parts: dict[str, Tensor] = {}
@@ -152,6 +152,6 @@ class _Parts:
         self._batches.append(pair[:, FIRST_POSITION:].flatten(0, 1).half())
 
     def close(self, name: str) -> None:
-        """Save the activations since the last call as the part of this name."""
+        """Store the activations since the last call as the part with this name."""
         self.parts[name] = torch.cat(self._batches)
         self._batches.clear()

@@ -1,4 +1,4 @@
-"""The cases that are compared, one line each, for all sites and seeds."""
+"""The cases that the comparison trains at its sites with several seeds, one line each."""
 
 import itertools
 from dataclasses import asdict, dataclass, field, replace
@@ -15,9 +15,9 @@ from sae_binary_ext.saelens import (
 )
 
 LATENTS = 4608
-# Bits that a coder with values is assumed to store for each value.
+# Bits that are counted for each value, if a coder's active latents have values.
 BITS_A_VALUE = 8
-# Configs of each family, for autoencoders and for transcoders.
+# Config classes of each family: one for autoencoders, one for transcoders.
 CONFIGS: dict[str, tuple[type[TrainingSAEConfig], type[TrainingSAEConfig]]] = {
     "topk": (TopKTrainingSAEConfig, TopKTranscoderTrainingSAEConfig),
     "binary": (BinaryTrainingSAEConfig, BinaryTranscoderTrainingSAEConfig),
@@ -25,10 +25,10 @@ CONFIGS: dict[str, tuple[type[TrainingSAEConfig], type[TrainingSAEConfig]]] = {
 }
 
 
-# Compared by identity, because a dict of fields has no hash.
+# Cases are compared by identity, because their dict of fields has no hash.
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One row of the comparison.
+    """The settings of one row of the comparison.
 
     Attributes:
         name: says how the case differs from the default.
@@ -59,7 +59,7 @@ class Case:
         return settings
 
     def new_coder(self, site: Site, split: Split) -> TrainingSAE[Any]:
-        """An untrained coder for a site."""
+        """An untrained coder of this case for a site."""
         transcodes = site.kind == "transcoder"
         width = split.train.shape[-1] // (1 + transcodes)
         fields = {"normalize_activations": "expected_average_only_in", **self.fields}
@@ -72,40 +72,40 @@ class Case:
         return self.family == "topk"
 
     def bits(self, entropy_bits: float, l0: float) -> float:
-        """Description length in bits a token: which latents are active, and what values there are:
-        one an active latent, and a mean and a deviation of inputs normalised token by token."""
+        """Bits to describe a token: which latents are active, and the values stored. A stock coder
+        stores one per active latent; layer_norm stores two, the input's mean and deviation."""
         by_token = self.fields.get("normalize_activations") == "layer_norm"
         return entropy_bits + BITS_A_VALUE * (l0 * self.stores_values + 2 * by_token)
 
 
 def _entropy(coefficient: str, name: str = "", **fields: Any) -> Case:
-    """A coder with the entropy loss, of selection threshold if its fields name no other."""
+    """A case with the entropy loss. Its selection is threshold if the fields name no other."""
     settings = {"selection": "threshold", "initial_firing_rate": 0.01} | NARROW | fields
     settings["entropy_coefficient"] = float(coefficient)
     return Case(f"entropy, {coefficient} a bit{name}", "binary_entropy", settings)
 
 
 def sparing(coefficient: str, name: str = "", **fields: Any) -> Case:
-    """A refitted coder with the entropy loss and a loss on dense latents."""
+    """A case with the entropy loss, a loss on dense latents, and a refitted decoder."""
     fields = {"dense_coefficient": 4e-3, "dense_rate": 0.085} | fields
     return replace(_entropy(coefficient, f", none dense{name}, refitted", **fields), refits=True)
 
 
 def _topk(learn: str, name: str = "", **fields: Any) -> Case:
-    """A `binary` coder of k = 32 whose dead latents are not revived."""
+    """A case of `binary` with k = 32 that does not revive dead latents."""
     settings = {"k": 32, "surrogate_latents": learn, "pre_act_loss_coefficient": 0.0}
     return Case(f"k=32, {learn} learn{name}", "binary", settings | NARROW | fields)
 
 
 def _near(k: int, name: str = "", **fields: Any) -> Case:
-    """A `binary` coder whose near latents learn and whose dead latents are revived."""
+    """A case of `binary` in which near latents learn and dead latents are revived."""
     case = _topk("near", name, **{"k": k, "pre_act_loss_coefficient": 1e-4} | fields)
     return replace(case, name=f"k={k}, near learn{name}", dead_feature_window=10)
 
 
 def _stock(k: int, name: str = "", **settings: Any) -> Case:
     # SAELens' default norm of 0.1 left most of topk's latents dead (see commands/demo/coders.py).
-    # With the default of 1000 steps, the loss of dead latents hardly acts in a run of 2788 steps.
+    # With a window of 1000 steps, the default, the loss of dead latents hardly acts in 2788 steps.
     fields = {"k": k, "decoder_init_norm": 1.0}
     settings = {"lr": 1e-3, "adam_beta2": 0.999, "dead_feature_window": 100} | settings
     return Case(f"topk, k={k}{name}", "topk", fields, **settings)
@@ -121,10 +121,10 @@ FEW_BITS = sparing("4.3e-4")
 NEAR = replace(_near(32, ", refitted"), refits=True)
 OF_KIND = {
     "autoencoder": [FEW_BITS, NEAR],
-    # At the other learning rate a quarter of a transcoder's latents die.
+    # At the default learning rate of 6e-3 a quarter of a transcoder's latents die.
     "transcoder": [MANY_BITS, replace(_near(32, ", lr 2e-3, refitted"), lr=2e-3, refits=True)],
 }
-# The cases with about as many bits as stock topk at the site.
+# More cases at single sites, with about as many bits as stock topk has there.
 OF_SITE = {
     Site("autoencoder", 4): [sparing("1.2e-4"), SOME_DENSE],
     Site("transcoder", 9): [sparing("6.5e-5"), FEW_BITS, NEAR],
@@ -135,7 +135,7 @@ OF_SITE = {
         SOME_DENSE,
     ],
 }
-# More points of the curves of FVU by bits, and the effect of changing one setting at a time.
+# More points for the curves of FVU by bits, and cases that change one setting at a time.
 MAIN_SITE_ONLY = [
     _stock(16),
     _stock(64),
@@ -172,11 +172,11 @@ OF_SITE[MAIN_SITE] = MAIN_SITE_ONLY
 
 
 def cases_of(site: Site) -> list[Case]:
-    """The cases that are run at a site."""
+    """The cases to train at this site."""
     return EVERYWHERE + OF_KIND[site.kind] + OF_SITE.get(site, [])
 
 
 def all_cases() -> list[Case]:
-    """The cases that are run at any site, each once."""
+    """All cases of all sites, each of them once."""
     of_some = itertools.chain(*OF_KIND.values(), *OF_SITE.values())
     return list(dict.fromkeys(itertools.chain(EVERYWHERE, of_some)))

@@ -12,9 +12,9 @@ from benchmarks.reconstruction.activations import SITES, Site
 from benchmarks.reconstruction.cases import Case, all_cases
 from benchmarks.reconstruction.results import Result, find_results
 
-# All cases: one that is run at a site now may also have results at another site.
+# Tables look up all cases, because a case may have results at a site where it is no longer run.
 CASES = all_cases()
-# A coder with more dense latents than this (active on over 10% of the tokens) is not compared.
+# A coder is not compared if more latents than this are dense (active on over 10% of the tokens).
 MOST_DENSE = 10
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reconstruction.md"
 PLOT = DOCUMENT.with_suffix(".svg")
@@ -30,7 +30,7 @@ RATIO_HEADER = (
 
 
 def write_document(results: list[Result]) -> None:
-    """Write the tables between the document's marks, and the plot into a file beside it."""
+    """Write the tables between the document's marks, and the plot into a file next to it."""
     text = DOCUMENT.read_text()
     for site in SITES:
         before, begin, rest = text.partition(f"<!-- {site.kind} {site.layer} -->\n")
@@ -89,9 +89,9 @@ def _choosing_fvu(result: Result) -> float:
 
 
 def _best_binary(stock: Case, found: dict[Case, list[Result]]) -> Case | None:
-    """The binary coder of least FVU on the choosing rows, with few dense latents.
+    """The binary coder with the lowest FVU on the choosing rows and few dense latents.
 
-    It has at most as many bits as the stock coder.
+    Its bits per token are at most those of the stock coder.
     """
     most = min(result.held_out.bits for result in found[stock])
     fitting = [
@@ -124,7 +124,7 @@ def _ratio_row(stock: Case, binary: Case, found: dict[Case, list[Result]]) -> st
 
 def _draw(results: list[Result]) -> None:
     """Draw FVU by bits per token, with one panel for each site."""
-    # The same results give the same file.
+    # With a fixed salt, the same results give the same file.
     mpl.rcParams["svg.hashsalt"] = "reconstruction"
     shown = [site for site in SITES if any(find_results(results, case, site) for case in CASES)]
     figure, panels = plt.subplots(

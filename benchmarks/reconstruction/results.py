@@ -14,7 +14,7 @@ RESULTS = Path(__file__).parent / "results.jsonl"
 
 @dataclass(frozen=True)
 class Figures:
-    """Figures of a coder on one part of a Split.
+    """A coder's figures on one part of a Split of activations.
 
     Attributes:
         fvu: share of variance unexplained.
@@ -38,9 +38,9 @@ class Result:
     """Figures of one trained coder.
 
     Attributes:
-        kind, layer: the site.
+        kind, layer: fields of the coder's Site.
         case: name of the case.
-        settings: Case.settings of that case.
+        settings: Case.settings() of the case.
         seed: seed of the weights and of the order of tokens.
         choosing, held_out, held_out_articles: figures on the part of the Split of this name.
         recovered: share of the cross-entropy lost by zero ablation that the coder recovers
@@ -61,7 +61,7 @@ class Result:
 
 
 def read_results() -> list[Result]:
-    """All results so far."""
+    """Read all results measured so far."""
     if not RESULTS.is_file():
         return []
     return [_from_json(json.loads(line)) for line in RESULTS.read_text().splitlines()]
@@ -73,13 +73,13 @@ def _from_json(values: dict[str, Any]) -> Result:
 
 
 def append_result(result: Result) -> None:
-    """Append a result to the file."""
+    """Append one result to the file of results."""
     with RESULTS.open("a") as file:
         file.write(json.dumps(asdict(result)) + "\n")
 
 
 def find_results(results: list[Result], case: Case, site: Site) -> list[Result]:
-    """The results of a case with its present settings at a site, one for each seed."""
+    """The results of a case at a site, one for each seed. Results of old settings are ignored."""
     settings = json.loads(json.dumps(case.settings()))
     return [
         result

@@ -1,4 +1,4 @@
-"""One run of the comparison: train a coder and measure it. Each run has its own process."""
+"""Trains and measures one coder of the comparison, in a process of its own."""
 
 import functools
 import tempfile
@@ -17,7 +17,7 @@ SPLICED_ROWS = 16
 
 
 def run_case(folder: Path, run: tuple[Site, Case, int]) -> Result:
-    """Train and measure the coder of a site, a case and a seed."""
+    """Train and measure one coder, given by its site, case and seed."""
     site, case, seed = run
     split = load(folder, site)
     with tempfile.TemporaryDirectory() as saved:
@@ -50,10 +50,10 @@ def figures_of(case: Case, metrics: CoderMetrics) -> Figures:
     )
 
 
-# Cases of one site run one after another, so one entry is enough.
+# A cache of one entry is enough, because cases of one site run one after another.
 @functools.lru_cache(maxsize=1)
 def spliced_model(folder: Path, site: Site) -> SplicedModel:
-    """The model with the first held-out rows, to replace activations by a coder's output."""
+    """The model and the first held-out rows, on which a coder's output replaces activations."""
     model = SAETransformerBridge.boot_transformers(str(folder / "model"), device="cpu")
     rows = read_rows(folder).held_out_articles[:SPLICED_ROWS]
     return SplicedModel(model, rows, *site.hooks, first_position=FIRST_POSITION)

@@ -17,7 +17,7 @@ from sae_binary_ext.saelens.pairs import PAIRS, split_pairs
 from sae_binary_ext.saelens.runner import PairTrainer
 
 EPOCHS = 2
-# Batches that the trainers read before training, to estimate the norm of activations.
+# Number of batches from which the trainers estimate the norm of activations before training.
 NORM_BATCHES = 20
 REFIT_TOKENS = 2048
 
@@ -61,13 +61,13 @@ def train(case: Case, site: Site, split: Split, seed: int, folder: Path) -> tupl
 
 
 def _fuse(trainer: SAETrainer[Any, Any]) -> None:
-    # Fused Adam makes the same steps in an eighth of the time. SAELens has no setting for it.
+    # Fused Adam makes the same steps in an eighth of the time, and SAELens has no setting for it.
     for group in trainer.optimizer.param_groups:
         group["fused"] = True
 
 
 def in_pairs(activations: Tensor, site: Site) -> tuple[Tensor, Tensor]:
-    """Inputs and targets, float32, of activations in the layout of a Split."""
+    """Split the activations of a Split into inputs and targets, both float32."""
     if site.kind == "autoencoder":
         return activations.float(), activations.float()
     width = activations.shape[-1] // 2

@@ -1,7 +1,7 @@
 """Triton kernels for products with codes. Each has a torch twin, which is its reference.
 
-No coder uses them yet. They agree with their twins in Triton's interpreter and compile for NVIDIA's
-compute capability 9.0. benchmarks/gpu.py measures whether they are faster.
+No coder uses these kernels yet. In Triton's interpreter, the kernels agree with their twins. They
+compile for NVIDIA's compute capability 9.0. benchmarks/gpu.py measures whether they are faster.
 """
 
 from benchmarks.triton.covariances import covariance_signs, signed_sums

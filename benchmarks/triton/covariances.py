@@ -1,4 +1,4 @@
-"""Triton kernels of the covariance penalty: exact counts and signs in whole numbers."""
+"""Triton kernels of the covariance penalty, with exact counts and signs in whole numbers."""
 
 # pyright: basic, reportArgumentType=false, reportCallIssue=false
 # Triton's language is untyped.
@@ -86,7 +86,7 @@ def covariance_signs(codes: Tensor, counts: Tensor, block: slice) -> tuple[Tenso
 
 
 def signed_sums(codes: Tensor, signs: Tensor) -> Tensor:
-    """codes @ signs, exact.
+    """The product codes @ signs, exact.
 
     Args:
         codes: int8 [tokens, latents], 0/1.

@@ -19,12 +19,12 @@ def _pick_largest(pre, threshold, values, index, latents, k, BLOCK: tl.constexpr
     inside = latent < latents
     margin = tl.load(pre + token * latents + latent, mask=inside, other=0.0).to(tl.float32)
     margin -= tl.load(threshold + latent, mask=inside, other=0.0)
-    # Maps floats to whole numbers in the same order. The smallest is 0, which padding gets.
+    # This key maps floats to whole numbers in the same order. Padding gets the smallest key, 0.
     bits = margin.to(tl.uint32, bitcast=True)
     negative = bits >> 31
     key = tl.where(negative == 1, bits ^ 0xFFFFFFFF, bits | 0x80000000)
     key = tl.where(inside, key, 0)
-    # Finds the k-th largest key bit by bit, from the highest bit down.
+    # This loop finds the k-th largest key bit by bit, from the highest bit down.
     kth = tl.zeros((), tl.uint32)
     for place in range(32):
         candidate = kth | (tl.full((), 1, tl.uint32) << (31 - place))
@@ -51,7 +51,7 @@ def _pack(active, out, latents, width, BYTES: tl.constexpr):
 
 
 def pick_largest(pre_activation: Tensor, threshold: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Twin of encode.pick_above for selection topk: margins and pick in one pass over memory.
+    """Kernel of encode.pick_above for selection topk: margins and picks in one pass over memory.
 
     Args:
         pre_activation: [tokens, latents].
@@ -80,7 +80,7 @@ def pick_largest(pre_activation: Tensor, threshold: Tensor, k: int) -> tuple[Ten
 
 
 def pack_bits(active: Tensor) -> Tensor:
-    """Twin of codes.pack for two dimensions.
+    """Kernel of codes.pack for two dimensions.
 
     Args:
         active: bool [tokens, latents].

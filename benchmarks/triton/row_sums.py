@@ -57,7 +57,7 @@ def _segment_sums(row, values, starts, dense, out, entries, segments, width, BLO
 
 
 def row_sums(index: Tensor, values: Tensor, dense: Tensor) -> Tensor:
-    """Twin of Picks.times.
+    """Kernel of Picks.times: sums of rows of `dense`.
 
     Args:
         index: int64 [tokens, k].
@@ -96,7 +96,7 @@ def row_dots(index: Tensor, grad: Tensor, dense: Tensor) -> Tensor:
 
 
 def segment_sums(row: Tensor, values: Tensor, starts: Tensor, dense: Tensor) -> Tensor:
-    """Twin of Picks.transposed_times, for entries sorted by column.
+    """Kernel of Picks.transposed_times, for entries sorted by column.
 
     Args:
         row: int64 [entries].

@@ -1,4 +1,4 @@
-"""Triton's kernels against their torch twins, in Triton's interpreter and on a GPU where one is."""
+"""Each Triton kernel gives the results of its torch twin, in Triton's interpreter or on a GPU."""
 
 import importlib
 import os
@@ -29,7 +29,7 @@ def device(request: pytest.FixtureRequest):
 
 @pytest.fixture(scope="module")
 def kernels() -> ModuleType:
-    # Without a GPU tests/conftest.py has Triton interpret.
+    # If there is no GPU, tests/conftest.py has set TRITON_INTERPRET=1 before this import.
     return importlib.import_module(PACKAGE)
 
 
@@ -58,7 +58,7 @@ def test_of_equal_margins_the_first_are_picked(kernels: ModuleType):
 
 def test_sums_of_rows_and_both_gradients_are_the_twin_s(kernels: ModuleType):
     margin = torch.rand(TOKENS, LATENTS)
-    margin[:, 0], margin[:, -1] = 0, 1  # no entry of the first latent, some of the last
+    margin[:, 0], margin[:, -1] = 0, 1  # latent 0 gets no entry, the last gets all
     index = margin.topk(K).indices
     picks = Picks(index, LATENTS)
     values = torch.randn(TOKENS, K).requires_grad_()

@@ -1,4 +1,4 @@
-"""What the tests of a comparison share: four coders of random weights, and its settings."""
+"""Four coders with random weights, and settings of `compare`, for the tests of that command."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ HOOK = "blocks.0.hook_resid_post"
 
 
 def save_coders(tmp_path: Path, tiny_model_folder: Path) -> list[str]:
-    """A binary and a stock coder of each host, of random weights, on the same hook."""
+    """Save a binary and a stock coder of each host, with random weights, all for the same hook."""
     torch.manual_seed(0)
     metadata = SAEMetadata(
         model_name=str(tiny_model_folder),

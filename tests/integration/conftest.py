@@ -11,7 +11,7 @@ from tests.small_models import VOCABULARY, save_gpt2, save_tokenizer
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Llama with a word tokeniser, as a Hugging Face folder."""
+    """A Hugging Face folder with a two-layer Llama of random weights and a word tokeniser."""
     folder = tmp_path_factory.mktemp("tiny_llama")
     torch.manual_seed(0)
     LlamaForCausalLM(
@@ -25,7 +25,7 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             bos_token_id=0,
             eos_token_id=1,
             max_position_embeddings=64,
-            initializer_range=0.5,  # activations near the size of a trained model's
+            initializer_range=0.5,  # activations are about as large as a trained model's
         )
     ).save_pretrained(folder)
     save_tokenizer(folder)
@@ -34,7 +34,7 @@ def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random GPT-2 in a folder that, from the one around it, has its name on the Hub."""
+    """A random GPT-2 in a folder "gpt2". Seen from the parent folder, its path is its Hub name."""
     folder = tmp_path_factory.mktemp("hub") / "gpt2"
     save_gpt2(folder)
     return folder
@@ -42,7 +42,7 @@ def tiny_gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that datasets.load_dataset reads: rows of random words."""
+    """A folder with rows of random words, which datasets.load_dataset reads."""
     folder = tmp_path_factory.mktemp("tiny_text")
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(2, VOCABULARY, (600, 40), generator=generator)
@@ -53,6 +53,6 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2_folder(pytestconfig: pytest.Config) -> Path:
-    """SmolLM2 as a Hugging Face folder, kept between runs in pytest's cache."""
+    """A Hugging Face folder with SmolLM2. Pytest's cache keeps it from one run to the next."""
     assert pytestconfig.cache is not None
     return export_smollm2(pytestconfig.cache.mkdir("smollm2") / "model")

@@ -1,4 +1,4 @@
-"""SAELens' models to attach coders to, and configs of its runner."""
+"""Models to which SAELens attaches coders, and configs of SAELens' runner."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ TOKENS_PER_STEP = 64
 
 
 def hooked_transformer(folder: Path) -> HookedSAETransformer:
-    """A tiny random one; the folder is not read, TransformerLens having no such model."""
+    """A tiny model with random weights. TransformerLens cannot load the folder's model."""
     return HookedSAETransformer(
         HookedTransformerConfig(
             n_layers=2, d_model=16, n_heads=2, d_head=8, d_mlp=32, d_vocab=60, n_ctx=64,
@@ -25,14 +25,14 @@ def hooked_transformer(folder: Path) -> HookedSAETransformer:
 
 
 def bridge(folder: Path) -> SAETransformerBridge:
-    """The model of a Hugging Face folder."""
+    """Load the model of a Hugging Face folder as SAELens' bridge."""
     return SAETransformerBridge.boot_transformers(str(folder), device="cpu")
 
 
 def runner_config(
     sae: Any, model: Path, dataset: Path, output: Path, steps: int = 30, **settings: Any
 ) -> LanguageModelSAERunnerConfig[Any]:
-    """A run of a few short steps on a model and a dataset of folders."""
+    """Config of a run of a few short steps. The model and the dataset are read from folders."""
     return LanguageModelSAERunnerConfig(
         **{
             "sae": sae,

@@ -1,4 +1,4 @@
-"""Training in sparsify's own Trainer on a model folder."""
+"""Helpers to train coders in sparsify's own Trainer, on a model from a folder."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,7 +14,7 @@ BEGIN = 0  # the tiny model's beginning-of-sequence token
 
 
 def token_rows(rows: int, length: int, vocabulary: int) -> Tensor:
-    """[rows, length] random tokens, each row after the beginning-of-sequence token."""
+    """Random tokens, [rows, length]. Each row starts with the beginning-of-sequence token."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(2, vocabulary, (rows, length), generator=generator)
     tokens[:, 0] = BEGIN
@@ -24,7 +24,7 @@ def token_rows(rows: int, length: int, vocabulary: int) -> Tensor:
 def trainer_for(
     model_folder: Path, sae: SparseCoderConfig, tokens: Tensor, output: Path, **settings: Any
 ) -> Trainer:
-    """A Trainer on the MLPs of every layer, without Weights & Biases."""
+    """A Trainer with a coder for each layer's MLP, which does not log to Weights & Biases."""
     end_to_end = settings.get("loss_fn", "fvu") != "fvu"
     model_class = AutoModelForCausalLM if end_to_end else AutoModel
     model = model_class.from_pretrained(model_folder, dtype=torch.float32)
@@ -42,7 +42,7 @@ def trainer_for(
 
 
 def record_fvu(trainer: Trainer) -> dict[str, list[float]]:
-    """The FVU of each coming forward pass of each coder, by hookpoint."""
+    """Record the FVU of each later forward pass of a coder, in a list for each hookpoint."""
     history: dict[str, list[float]] = {name: [] for name in trainer.saes}
     for name, coder in trainer.saes.items():
         coder.register_forward_hook(
@@ -56,9 +56,9 @@ def mean(values: Iterable[float]) -> float:
 
 
 def train_stock_coders(model_folder: Path, output: Path) -> None:
-    """sparsify's own coders, each activation to its folder in output."""
+    """Train sparsify's own coders. Each activation gets its own folder inside output."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in one order, in every process
+    torch.set_num_threads(1)  # so that each process adds in the same order
     for activation in ("topk", "groupmax"):
         sae = SparseCoderConfig(activation=activation, k=8, expansion_factor=8)
         tokens = token_rows(40, 32, 60)

@@ -1,4 +1,4 @@
-"""sae-binary ablate on saved coders of both hosts, against what changing a code must do."""
+"""`sae-binary ablate` reports the same effects as changing codes by hand, for both hosts."""
 
 import json
 from dataclasses import replace
@@ -32,7 +32,7 @@ def ablate(coders: list[str], model: Path, dataset: Path, output: Path, *more: s
 def spliced_rows(
     coders: list[str], model: Path, dataset: Path, folder: Path
 ) -> tuple[Splice, list[ReadBatch]]:
-    """What the changes are measured on, read again: every third row of the text."""
+    """Read the rows that `ablate` measures the changes on: every third row of the text."""
     config = ReadingConfig(str(model), str(dataset), HOOK, tokens=TOKENS, context_size=CONTEXT)
     opened = open_coders(coders, config, folder)
     (hooks,) = opened.hooks.values()
@@ -85,7 +85,7 @@ def test_rises_are_those_of_codes_that_were_changed_by_hand(
             assert group[rise]["fvu"]["value"] == pytest.approx(more_error - error, abs=1e-5)
             assert group[rise]["loss"]["value"] == pytest.approx(more_loss - loss, abs=1e-5)
     assert any(abs(group["rise"]["loss"]["value"]) > 1e-3 for group in found)
-    # Of several documents.
+    # The interval has a width, because the rows come from several documents.
     low, high = found[-1]["rise"]["loss"]["interval"]
     assert low < found[-1]["rise"]["loss"]["value"] < high
 
@@ -104,7 +104,7 @@ def test_a_latent_whose_row_is_zero_raises_nothing(
     assert idle
     for each in idle:
         assert each["rise"]["fvu"]["value"] == each["rise"]["loss"]["value"] == 0
-    # By effect, those that add something come first.
+    # Latents are listed by effect, so those whose decoder row is not zero come first.
     assert found[0]["latents"][0] < 7
     assert found[0]["rise"]["fvu"]["value"] != 0
 

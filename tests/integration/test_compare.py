@@ -1,4 +1,4 @@
-"""`sae-binary compare` on a tiny model, with coders of both hosts."""
+"""Tests of `sae-binary compare` on a tiny model, with coders of both hosts."""
 
 import csv
 import gc
@@ -36,7 +36,7 @@ from sae_binary_ext.saelens import (
 )
 from tests.integration.compare_helpers import CONTEXT, HOOK, LATENTS, WIDTH, config_of, save_coders
 
-# What SAELens and we both measure: its group and key, and our key.
+# Figures that both SAELens and this package measure, as SAELens' group and key, and our key.
 SAME = (
     ("model_behavior_preservation", "kl_div_with_sae", "kl_divergence"),
     ("model_performance_preservation", "ce_loss_with_sae", "cross_entropy_spliced"),
@@ -95,14 +95,14 @@ def test_coders_of_both_hosts_stand_in_one_table(
 def test_figures_agree_with_saelens_own(
     coders: list[str], tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
 ):
-    # SAELens' rows run on from text to text: texts that fill their rows are the same to both.
+    # SAELens' rows continue into the next text and ours do not, so here each text fills one row.
     config = config_of(
         tiny_model_folder, tiny_dataset, tmp_path / "out", tokens=480, spliced_tokens=480
     )
     for name in ("binary", "stock"):
         path = tmp_path / name / "cfg.json"
-        # A bridge's own name for the hook: its run_with_hooks, which SAELens calls, passes over
-        # others without a word.
+        # This is the bridge's own name of the hook. SAELens calls the bridge's run_with_hooks,
+        # which silently ignores any other name.
         path.write_text(path.read_text().replace(HOOK, "blocks.0.hook_out"))
     width = CONTEXT - 1
     texts = [" ".join(f"w{(7 * row + i) % 58 + 2}" for i in range(width)) for row in range(32)]
@@ -122,7 +122,7 @@ def test_figures_agree_with_saelens_own(
         store = ActivationsStore.from_sae(
             model, sae, str(tiny_dataset), context_size=CONTEXT, store_batch_size_prompts=8
         )
-        # The rows of both of its passes, one for what it loses and one for what it keeps.
+        # run_evals reads the rows twice: once for the model's loss, once for sparsity and variance.
         batches = iter([*tokens.split(8), *tokens.split(8)])
         store.get_batch_tokens = lambda *_, rows=batches: next(rows)
         evaluation = EvalConfig(
@@ -192,7 +192,7 @@ def test_memory_does_not_grow_with_the_tokens(
     monkeypatch.setattr(reading, "read_hooks", read_hooks)
     run_compare(coders, config_of(tiny_model_folder, tiny_dataset, tmp_path / "out"))
     assert len(held) == 19
-    # From one full batch to the next nothing but what is counted stays; a batch's activations are
+    # Only counts stay in memory from one batch to the next. The activations of one batch would be
     # 7 kB, and its codes more.
     assert max(held[3:]) - min(held[3:]) < 7000
 

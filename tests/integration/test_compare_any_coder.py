@@ -1,4 +1,4 @@
-"""Coders of each architecture that SAELens can attach, through the readers of text."""
+"""The commands that read text measure a coder of each architecture that SAELens can attach."""
 
 import json
 from collections.abc import Callable
@@ -32,12 +32,12 @@ from sae_binary_ext.settings import TextConfig
 from tests.integration.compare_helpers import LATENTS, WIDTH, config_of
 
 CONTEXT, HEADS = 16, 4
-# Rows are as long as SAELens' own, so that both read the same tokens.
+# Each text fills a row exactly, so that TOKENS are the tokens that the commands read.
 TEXTS = [" ".join(f"w{(7 * row + i) % 58 + 2}" for i in range(CONTEXT - 1)) for row in range(32)]
 TOKENS = torch.tensor([[0, *(int(word[1:]) for word in text.split())] for text in TEXTS])
 STREAM = {"hook_name": "blocks.0.hook_resid_post"}
 MLP = {"hook_name": "blocks.0.ln2.hook_normalized", "hook_name_out": "blocks.0.hook_mlp_out"}
-# Fields without a default.
+# Fields of each architecture that have no default.
 NEEDED: dict[str, dict[str, Any]] = {
     "topk": {"k": 5},
     "abstopk": {"k": 5},
@@ -66,7 +66,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 
 def make(case: str) -> SAE[Any]:
-    """A coder of random weights."""
+    """A coder with random weights."""
     if case in VARIANTS:
         architecture, fields, place = VARIANTS[case]
     else:
@@ -105,7 +105,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def model(tiny_gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch) -> HookedSAETransformer:
-    """SAELens' own; TransformerLens finds the folder by its name on the Hub."""
+    """The tiny GPT-2, loaded by SAELens. The name "gpt2" leads to its folder, not to the Hub."""
     monkeypatch.chdir(tiny_gpt2_folder.parent)
     return HookedSAETransformer.from_pretrained_no_processing("gpt2", device="cpu")
 
@@ -119,21 +119,21 @@ def save(case: str, folder: Path, **metadata: Any) -> str:
 
 
 def rows_read(coder: SAE[Any], cached: Tensor) -> Tensor:
-    """[rows, context, width] as SAELens trains the coder on a hook."""
+    """Activations of a hook, [rows, context, width], as SAELens passes them to the coder."""
     head = coder.cfg.metadata.hook_head_index
     return cached[:, :, head] if head is not None else cached.flatten(2)
 
 
 @torch.no_grad()
 def plain_figures(coder: Any, model: HookedSAETransformer) -> dict[str, float]:
-    """FVU, L0 and cross-entropy with the coder in place, by the definitions."""
+    """FVU, L0 and cross-entropy with the coder in the model, computed by their definitions."""
     place = coder.cfg.metadata
     clean, cache = model.run_with_cache(TOKENS)
     coder.turn_off_forward_pass_hook_z_reshaping()
     inputs = rows_read(coder, cache[place.hook_name])
     output_hook = place.hook_name_out or place.hook_name
     targets = rows_read(coder, cache[output_hook])
-    # A transcoder's own forward, skip and predictions included.
+    # A transcoder's forward pass includes its skip connection and predicts its target.
     output = coder(inputs)
     codes = coder.encode(inputs)[:, 1:]
     x = targets[:, 1:].flatten(0, 1).double()

@@ -1,4 +1,4 @@
-"""`sae-binary compare`, broken off and gone on with."""
+"""`sae-binary compare` is interrupted, and the same command continues it."""
 
 import json
 import signal
@@ -47,22 +47,22 @@ def test_an_interrupted_comparison_goes_on_where_it_was(
         json.loads((tmp_path / name / "metrics.json").read_text())["coders"]
         for name in ("unbroken", "broken")
     )
-    # Texts of 40 tokens are rows of 15, 15 and 10: 2000 are in 19 batches of 8 rows. Two were
-    # begun in vain.
+    # A text of 40 tokens gives rows of 15, 15 and 10 tokens, so 2000 tokens are 19 batches of 8
+    # rows. Each of the two interrupts cost one more batch.
     assert len(read) == 19 + 2
     for one, other in zip(whole, parts, strict=True):
         speeds = one.pop("tokens_per_second"), other.pop("tokens_per_second")
         assert all(speed["value"] > 0 for speed in speeds)
         assert one == other
-    # A finished one is not measured again, figures put beside a coder or not, and one of other
-    # settings is.
+    # A finished comparison is not measured again, even if a figures file now lies beside a coder.
+    # With other settings the coders are measured again.
     (Path(coders[0]) / "metrics.json").write_text("{}")
     run_compare(coders, broken)
     assert len(read) == 21
     broken.tokens = 1000
     run_compare(coders, broken)
     assert len(read) == 21 + 10
-    # One of another text neither.
+    # A comparison on another text is also measured only once.
     text = tmp_path / "text.txt"
     text.write_text("w2 w3 w4 w5 w6")
     broken.dataset = str(text)
@@ -76,7 +76,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(
 
 
 def left_behind(*_: Any) -> None:
-    """Handles interrupts as what SAELens' training runner leaves behind does."""
+    """A signal handler like the one that SAELens' training runner leaves installed."""
     raise RuntimeError("an interrupt")
 
 
@@ -103,7 +103,7 @@ def test_ctrl_c_loses_no_batch(
         if len(read) == 4:
             signal.raise_signal(signal.SIGINT)
         if len(read) == 8:
-            # The second one breaks into the batch; what the first run saved is what is left.
+            # The second interrupt stops this batch at once, so only the first run's save remains.
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
         return in_model.read_hooks(*args)

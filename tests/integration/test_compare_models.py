@@ -1,4 +1,4 @@
-"""Which model coders are read in: as their files say, under any of its names, of any class."""
+"""`compare` loads the model that a coder's files name, under any of its names and classes."""
 
 import json
 from pathlib import Path
@@ -27,12 +27,12 @@ CENTERED = {"center_writing_weights": True}
 
 @pytest.fixture(autouse=True)
 def _at_the_hub(tiny_gpt2_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder beside which gpt2 is one: TransformerLens and Transformers find it by name."""
+    """Work in the parent of the folder "gpt2". Both libraries then load it by the name "gpt2"."""
     monkeypatch.chdir(tiny_gpt2_folder.parent)
 
 
 def save_exact(folder: Path, settings: dict[str, Any], **place: Any) -> str:
-    """A coder that is exact on activations of mean 0 over dimensions, and on no others."""
+    """Save a coder whose output is exact only for activations whose dimensions have mean 0."""
     ones = torch.ones(WIDTH, 1) / WIDTH**0.5
     across = torch.linalg.svd(ones).U[:, 1:]
     metadata = SAEMetadata(
@@ -81,7 +81,7 @@ def test_a_model_is_loaded_as_the_coder_says(
     assert found["raw"] > 0.01
     with pytest.raises(ValueError, match=r"centred and raw need different models.*center_writing"):
         run_compare([centred, raw], config)
-    # Explicit defaults are none.
+    # A setting that equals its default does not make another model.
     plain = save_exact(tmp_path / "plain", {}, model_class_name=class_name)
     config.output = tmp_path / "both"
     run_compare([raw, plain], config)
@@ -129,7 +129,7 @@ def test_one_stream_under_several_names_is_one_site(
     assert {coder["hook_name"] for coder in document["coders"]} == {HOOK}
     same = fvu_of(tmp_path / "out")[:4]
     assert same == pytest.approx([same[0]] * 4)
-    # --model has the last word: a folder that TransformerLens does not know.
+    # --model overrides the coder's files, even with a folder that TransformerLens does not know.
     config.model, config.output = str(tiny_gpt2_folder), tmp_path / "folder"
     run_compare(coders[:1], config)
     assert fvu_of(config.output) == pytest.approx(same[:1])

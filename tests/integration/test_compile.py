@@ -1,4 +1,4 @@
-"""SAELens' compile_sae: the whole training step goes through torch.compile."""
+"""SAELens' setting compile_sae works: torch.compile compiles the whole training step."""
 
 import copy
 from typing import Any
@@ -27,9 +27,9 @@ def test_a_compiled_step_learns_what_a_plain_one_does(config: BinaryTrainingSAEC
     torch.manual_seed(0)
     plain = TrainingSAE.from_dict(config.to_dict())
     step = TrainStepInput(torch.randn(128, 16), {}, None, 0, False)
-    plain.training_forward_pass(step)  # sets the initial parameters
+    plain.training_forward_pass(step)  # the first step sets the initial parameters
     compiled = copy.deepcopy(plain)
-    # As LanguageModelSAETrainingRunner does with compile_sae.
+    # LanguageModelSAETrainingRunner does the same if compile_sae is set.
     compiled.training_forward_pass = torch.compile(compiled.training_forward_pass, mode="default")
 
     outputs = [sae.training_forward_pass(step) for sae in (plain, compiled)]

@@ -1,4 +1,4 @@
-"""sae-binary compress, from hidden states to files of codes and back."""
+"""`sae-binary compress` writes hidden states to files of codes and reads them back."""
 
 import json
 from dataclasses import replace
@@ -33,7 +33,7 @@ TOKENS = 1000
 def folders(tmp_path_factory: pytest.TempPathFactory, tiny_model_folder: Path) -> list[str]:
     folder = tmp_path_factory.mktemp("coders")
     save_coders(folder, tiny_model_folder)
-    # Those that are binary, one of each host.
+    # Only the binary coders, one from each host.
     return [str(folder / "binary"), str(folder / "run" / "binary")]
 
 
@@ -96,7 +96,7 @@ def test_what_is_nearly_always_active_is_the_mean_that_codes_differ_from(
     arguments += ["--tokens", str(TOKENS), "--output", str(tmp_path)]
     assert main(["compress", str(tmp_path / "coder"), *arguments]) == 0
     (found,) = json.loads((tmp_path / "compress.json").read_text())["results"]["coders"]
-    # Nothing differs: the header alone, and of each vector that there is nothing.
+    # No code differs from the mean, so the file holds a header and an empty list for each vector.
     assert found["bits"]["difference"] < found["bits"]["sparse"] / 2
 
 

@@ -1,4 +1,4 @@
-"""sae-binary comsem against a judge on loopback, with a latent that fires on one word alone."""
+"""`sae-binary comsem` asks a judge on loopback about a coder with a latent of a single word."""
 
 import json
 import zlib
@@ -50,11 +50,11 @@ def comsem(
 
 
 def save_planted(model: Path, folder: Path) -> tuple[str, str]:
-    """A coder of embeddings, whose latent PLANTED is active on one word alone; that word."""
+    """Save a coder of embeddings whose latent PLANTED is active on one word; return that word."""
     embeddings = LlamaForCausalLM.from_pretrained(model).model.embed_tokens.weight.detach()
     alike = embeddings @ embeddings.T
     own = alike.diagonal().clone()
-    # A word whose own product is above those of all others.
+    # The word whose product with itself exceeds its products with other words by most.
     margins = own - alike.fill_diagonal_(-torch.inf).amax(1)
     word = int(margins[2:].argmax()) + 2
     coder = BinarySAE(
@@ -85,7 +85,7 @@ def test_a_latent_of_one_word_is_told_apart_and_has_its_phrase(
 
     def answer(request: str) -> str:
         if "description" not in request:
-            only = request.count(marked) == request.count("<<") - 1  # one in the instruction
+            only = request.count(marked) == request.count("<<") - 1  # the instruction has one
             return f"the word {word}" if only else "anything"
         excerpt = request.split("excerpt?")[1]
         return "yes" if "anything" in request or marked in excerpt else "no"
@@ -101,7 +101,7 @@ def test_a_latent_of_one_word_is_told_apart_and_has_its_phrase(
     assert vague
     assert all(each["fitting"] == each["others_fitting"] == 1 for each in vague)
     (coder,) = found["coders"]
-    # The paper's score counts the vague ones; told apart counts them not.
+    # The paper's score counts latents with a vague phrase. `told_apart` does not count them.
     assert coder["interpretable"]["value"] == (len(vague) + 1) / 16
     assert coder["told_apart"]["value"] == 1 / 16
 
@@ -126,7 +126,7 @@ def test_a_judge_that_dies_is_gone_on_with_and_asked_nothing_twice(
     folder, _ = save_planted(tiny_model_folder, tmp_path / "planted")
 
     def answer(request: str) -> str:
-        # No two latents have the same phrase, and so no two the same questions.
+        # Each latent gets its own phrase, so that no two latents lead to the same question.
         return "no" if "description" in request else f"words {zlib.crc32(request.encode())}"
 
     judge = server(answer)

@@ -1,4 +1,4 @@
-"""Coders of both hosts as delphi takes them, on a tiny model."""
+"""delphi reads coders of both hosts, on a tiny model."""
 
 import json
 import re
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.integration
 
 NEEDS_DELPHI = "needs the package eai-delphi"
 WIDTH, LATENTS, CONTEXT, ROWS = 16, 40, 16, 8
-# One coder of each kind, its layer's output by whatever name its host has for it.
+# One coder of each kind reads the first layer's output, under its own host's name for it.
 KINDS = ("saelens binary", "saelens topk", "sparsify binary", "sparsify topk")
 
 
@@ -60,7 +60,7 @@ def tokens() -> Tensor:
 
 def codes_by_hand(candidate: Candidate, model: Any, tokens: Tensor) -> Tensor:
     with torch.no_grad():
-        # Of a coder for what leaves the first layer.
+        # hidden_states[1] is the output of the first layer, which the coders read.
         hidden = model(tokens, output_hidden_states=True).hidden_states[1]
         return candidate.coder.encode(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
 
@@ -158,12 +158,12 @@ def test_delphi_s_cache_holds_every_firing(
     row, position, latent = saved["locations"].long().unbind(1)
     codes[row, position, latent] = saved["activations"].float()
     expected = codes_by_hand(candidates[0], model, tokens)
-    # delphi writes float16, and leaves out what is at most 1e-5.
+    # delphi writes codes in float16, and omits codes of at most 1e-5.
     torch.testing.assert_close(codes, expected, atol=1e-5, rtol=1e-3)
 
 
 def judge_s_rule(messages: Messages) -> str:
-    """Explains every latent alike, and takes every example for an active one."""
+    """A judge that gives each latent the same explanation and calls each example active."""
     examples = re.findall(r"^Example \d+:", messages[-1]["content"], re.MULTILINE)
     asked_to_score = "Latent explanation" in messages[-1]["content"]
     return str([1] * len(examples)) if asked_to_score else "[EXPLANATION]: some words"
@@ -173,12 +173,12 @@ def test_delphi_s_command_line_takes_binary_coders_without_a_gpu(
     tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     openrouter = pytest.importorskip("delphi.clients.openrouter", reason=NEEDS_DELPHI)
-    # Few fire: delphi gives up where a latent is active in every stretch of text.
+    # k is 1, because delphi gives up on a latent that is active in each window of the text.
     cfg = BinarySparseCoderConfig(num_latents=LATENTS, k=1)
     BinarySparseCoder(WIDTH, cfg).save_to_disk(tmp_path / "coders" / "layers.0")
     judge = JudgeServer(judge_s_rule)
     judge.start()
-    # Its command line has no option for the address.
+    # delphi's command line has no option for the judge's address.
     defaults = (None, judge.url, *openrouter.OpenRouter.__init__.__defaults__[2:])
     monkeypatch.setattr(openrouter.OpenRouter.__init__, "__defaults__", defaults)
     monkeypatch.setenv("OPENROUTER_API_KEY", "of nobody")

@@ -1,4 +1,4 @@
-"""The demo on SmolLM2 and Wikipedia, much shortened."""
+"""A much shortened run of the demo on SmolLM2 and Wikipedia."""
 
 import json
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_the_demo_runs_saves_and_reuses_its_activations(
     document = json.loads((tmp_path / "metrics.json").read_text())
     assert [coder["name"] for coder in document["coders"]] == names
     for coder in document["coders"]:
-        assert printed.count(f"{coder['name']} ") >= 2  # among the figures and the training times
+        assert printed.count(f"{coder['name']} ") >= 2  # in figures and timings
         assert 0 < coder["fvu"]["value"] < 1.2
         assert coder["tokens"] >= 1000
         assert coder["settings"]["d_in"] == 576

@@ -1,4 +1,4 @@
-"""What the documents tell users to run, run."""
+"""The code blocks and commands of the documents run."""
 
 import contextlib
 import io
@@ -23,7 +23,7 @@ from tests.small_models import autoencoder_settings, runner_settings, save_wide_
 
 pytestmark = pytest.mark.integration
 
-# sae-bench wants an environment of its own, with older packages than the hosts go with here.
+# sae-bench needs older packages than the hosts here, so its block needs its own environment.
 BLOCKS = [block for block in python_blocks() if "sae_bench" not in block.code]
 WIDTH = 576
 
@@ -65,14 +65,14 @@ def in_delphi(model: Path, text: Path) -> dict[str, Any]:
 
 
 def save_output() -> None:
-    """An autoencoder of layer 9 to the folder output, as if trained there."""
+    """Save an untrained autoencoder of layer 9 in the folder "output" instead of a trained one."""
     config = BinarySAEConfig(d_in=WIDTH, d_sae=64, k=8)
     config.metadata.model_name = "HuggingFaceTB/SmolLM2-135M-Instruct"
     config.metadata.hook_name = "blocks.9.hook_resid_pre"
     BinarySAE(config).save_model("output")
 
 
-# Of each section with a block the names that it takes as given.
+# For each section with a block: the function that defines the names which the block uses.
 GIVEN: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "Start here in five minutes": in_saelens,
     "In SAELens": in_saelens,
@@ -101,7 +101,7 @@ def test_a_block_runs(
 
 
 def help_of(command: str) -> str:
-    """What a subcommand's --help prints."""
+    """The text that --help of a subcommand prints."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):
         main([command, "--help"])
@@ -116,7 +116,7 @@ def test_a_command_line_s_words_are_known(document: str, line: str):
         assert words[0] in targets
         return
     command = words[0]
-    if command == "run":  # the rest are a host's own
+    if command == "run":  # its options belong to the host
         return
     known = help_of(command)
     assert f"sae-binary {command}" in known

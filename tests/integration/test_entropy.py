@@ -1,4 +1,4 @@
-"""sae-binary entropy, entropy-check and entropy-profile, from the command line to their files."""
+"""Tests of `sae-binary entropy`, `entropy-check` and `entropy-profile`, up to their files."""
 
 import json
 import math
@@ -95,7 +95,7 @@ def test_sources_of_all_kinds_are_in_the_files(tmp_path: Path):
     rates = [0.05, 0.2, 0.35, 0.5]
     bits = [-p * math.log2(p) - (1 - p) * math.log2(1 - p) for p in rates]
     assert found["unequal"]["truth_bits"] == pytest.approx(sum(bits))
-    # Two pairs, alike with probability 1/2 + asin(0.8) / pi.
+    # The two sources of a pair are equal with probability 1/2 + asin(0.8) / pi.
     assert found["pairs"]["truth_bits"] == pytest.approx(3.463, abs=1e-3)
 
 
@@ -104,12 +104,12 @@ def test_known_entropies_are_found(tmp_path: Path):
         tmp_path, [4], [64], [4], training_states=100_000, measured_states=5000, starts=2
     )
     found = check(fair(8, 64), config)
-    # Three times the truth, were latents that repeat others not removed.
+    # If latents that repeat others were not removed, the estimate would be three times the truth.
     assert found.trained > 16
     assert found.independent == pytest.approx(8, rel=0.05)
     assert found.found.mcc > 0.99
     found = check(correlated(4, 64), config)
-    # What the two of a pair share is in the independent estimate twice.
+    # The independent estimate counts the information shared by a pair twice.
     assert 0.98 * found.states.truth < found.bounds.tree.value < found.independent - 0.2
 
 
@@ -166,7 +166,7 @@ def test_rows_with_a_large_norm_at_a_position_are_left_out(
     smollm2_folder: Path,
     tmp_path: Path,
 ):
-    # The tiny model's tokenizer knows none of the prompts' words.
+    # The prompts need SmolLM2: the tiny model's tokenizer knows none of their words.
     sources = (tiny_model_folder, tiny_dataset) if prompts == "text" else (smollm2_folder, None)
     model, dataset = (None if source is None else str(source) for source in sources)
     found = []
@@ -181,7 +181,7 @@ def test_rows_with_a_large_norm_at_a_position_are_left_out(
         else:
             states = states_of_prompts(opened, config, hooks, TOKENS, seed=0)
         found.append(torch.stack(list(states.values()), dim=1).float())
-    # Rows go whole: each position has as many as every other.
+    # Rows are left out whole, so that all positions keep the same number of states.
     kept = (found[0][:, None] == found[1]).flatten(2).all(-1).any(1)
     assert 0 < kept.sum() == len(found[1]) < len(found[0])
     assert found[1].norm(dim=-1).max() < found[0].norm(dim=-1).max()
@@ -199,7 +199,7 @@ def test_prompts_have_a_point_for_each_number_of_examples(smollm2_folder: Path, 
 def test_states_that_are_all_the_same_are_refused(
     tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    # Words that its tokeniser does not know: one token for them all.
+    # The tiny model's tokeniser knows none of these words and gives them all the same token.
     words = [f"{a}{b}{c}word" for a in "abc" for b in "def" for c in "ghi"]
     Dataset.from_dict({"text": [" ".join(words)]}).to_parquet(tmp_path / "words.parquet")
     arguments = ["--model", str(tiny_model_folder), "--dataset", str(tmp_path / "words.parquet")]

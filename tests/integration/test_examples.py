@@ -23,10 +23,10 @@ def run_example(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> Callable[..., str]:
-    """What a script prints that is given SmolLM2, a folder of text and more arguments."""
+    """Run an example with SmolLM2, a folder of text and more arguments; return the printed text."""
 
     def run(name: str, *more: str) -> str:
-        # In this process: a fresh one spends most of its time importing the hosts.
+        # Scripts run in this process, because a new process would take long to import the hosts.
         texts = [text[:10_000] for _, text in read_wikipedia_sample()][:40]
         Dataset.from_dict({"text": texts}).to_parquet(tmp_path / "text" / "train.parquet")
         monkeypatch.chdir(tmp_path)
@@ -48,7 +48,7 @@ def test_train_in_sparsify(run_example: Callable[..., str]):
 
 
 def test_train_transcoders(run_example: Callable[..., str]):
-    # Layer 2, to leave out most of the model's forward pass.
+    # With layer 2, most of the model's forward pass is left out.
     printed = run_example("train_transcoders.py", "2")
     header, *rows = printed.splitlines()[-3:]
     assert header.split()[:2] == ["transcoder", "FVU"]
@@ -58,7 +58,7 @@ def test_train_transcoders(run_example: Callable[..., str]):
 
 @pytest.fixture
 def coder(smollm2_folder: Path, tmp_path: Path) -> Path:
-    """A folder of an untrained coder of layer 2, to leave out most of the model's forward pass."""
+    """Folder of an untrained coder of layer 2. A low layer leaves out most of the forward pass."""
     torch.manual_seed(0)
     config = BinarySAEConfig(d_in=576, d_sae=200, selection="threshold")
     config.metadata.hook_name = "blocks.2.hook_resid_pre"

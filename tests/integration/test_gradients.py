@@ -1,4 +1,4 @@
-"""sae-binary gradients, from a model and a text to its files."""
+"""`sae-binary gradients` reads a model and a text and writes its files."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_every_surrogate_is_measured_over_training(
         (surrogate, step) for surrogate in SURROGATES for step in (1, 10, 100)
     ]
     fvu = {(probe["surrogate"], probe["step"]): probe["fvu"] for probe in probes}
-    # All start from the same weights; one step is made before the first measurement.
+    # All surrogates start from the same weights, and the first measurement follows one step.
     starts = [fvu[surrogate, 1] for surrogate in SURROGATES]
     assert max(starts) - min(starts) < 0.01
     assert fvu["sigmoid", 100] < fvu["sigmoid", 1]

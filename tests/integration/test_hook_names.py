@@ -1,4 +1,4 @@
-"""The table of hook names against models: both names must be the same activation."""
+"""In models of each kind, both names in a row of the table of hook names give one activation."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "he
 TOKENS: dict[str, Any] = {"vocab_size": 50, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
 LAYERS = ("layers.1", "layers.1.mlp")
 NORMS = ("layers.1.input_layernorm", "layers.1.post_attention_layernorm", "norm")
-# Of models whose MLPs have a gate.
+# Hookpoints of models whose MLPs have a gate.
 PARTS = (
     *LAYERS, *NORMS, "layers.1.self_attn", "layers.1.self_attn.o_proj",
     "layers.1.mlp.down_proj", "layers.1.mlp.gate_proj", "layers.1.mlp.up_proj",
@@ -35,7 +35,7 @@ OF_GPT2 = (
     "h.1.mlp.c_fc", "h.1.mlp.c_proj", "h.1.attn.c_proj",
 )  # fmt: skip
 AROUND = ("layers.1.pre_feedforward_layernorm", "layers.1.post_feedforward_layernorm")
-# Of each kind of model, a name that says so, its sizes, and its hookpoints.
+# Kind of model: a name from which the kind is recognised, sizes, and hookpoints.
 MODELS = {
     "llama": ("SmolLM2", SIZES | HEADS, (*PARTS, "embed_tokens")),
     "mistral": ("Mistral-7B", SIZES | HEADS, PARTS),
@@ -51,7 +51,7 @@ MODELS = {
     "gpt_neox": ("pythia-70m", SIZES | {"num_attention_heads": 2}, (*OF_NEOX, "embed_in")),
     "gpt2": ("gpt2", {"n_embd": 16, "n_layer": 2, "n_head": 2}, OF_GPT2),
 }
-# What a place is called depends on the model.
+# TransformerLens' name of these hookpoints depends on the model.
 NEEDS_MODEL = (*NORMS, *AROUND, "h.1.mlp.act", "layers.1.mlp.act")
 TRANSCODED = (
     "layers.1", "layers.1.mlp", "h.1", "h.1.mlp", "layers.1.mlp.down_proj", "h.1.mlp.c_proj",
@@ -61,7 +61,7 @@ TRANSCODED = (
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Kind of model, the model, and a bridge to one of the same weights."""
+    """The kind of a model, the model, and a bridge with the same weights."""
     kind = request.param
     folder: Path = tmp_path_factory.mktemp(kind)
     torch.manual_seed(0)
@@ -69,7 +69,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     plain = AutoModelForCausalLM.from_config(config).eval()
     for parameter in plain.parameters():
         if parameter.ndim == 1:
-            # Normalisations start with weights of 1, which hide whether they were applied.
+            # With initial weights of 1, a test could not see whether a normalisation was applied.
             parameter.data += 0.5 * torch.randn_like(parameter)
     plain.save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(50)}, unk_token="w0"))
@@ -84,7 +84,7 @@ def first(value: Any) -> Tensor:
 
 
 def of_module(plain: Any, hookpoint: str, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Input and output of a module, as sparsify reads them."""
+    """Input and output of a module, read with a forward hook as sparsify does."""
     seen: list[tuple[Tensor, Tensor]] = []
     module = plain.base_model.get_submodule(hookpoint)
     handle = module.register_forward_hook(

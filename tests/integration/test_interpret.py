@@ -1,4 +1,4 @@
-"""`sae-binary interpret`, on a tiny model; with delphi's scorers where delphi is installed."""
+"""Tests of `sae-binary interpret` on a tiny model. If delphi is installed, its scorers run too."""
 
 import asyncio
 import hashlib
@@ -68,10 +68,10 @@ def test_coders_of_both_hosts_are_read_on_the_same_text(
     assert all(name in table for name in names)
     scores = lines(output)
     assert len(scores) == 4 * 12
-    # k=5 of 40 latents.
+    # The coders have k=5 active latents of 40.
     rates = [score["rate"] for score in scores]
     assert sum(rates) / len(rates) == pytest.approx(5 / LATENTS, abs=0.03)
-    # Random words: only the token and those before it can tell.
+    # Words are random, so only the token and the tokens before it predict a latent.
     areas = [score["area"] for score in scores if score["reason"] is None]
     assert sorted(areas)[len(areas) // 2] > 0.6
 
@@ -141,7 +141,7 @@ def test_without_delphi_the_command_says_what_to_install(
         with pytest.raises(SystemExit):
             main(["interpret", *coders, *options, *asked])
         assert "sae_binary_ext[delphi]" in capsys.readouterr().err
-        # At once, and not when the text has been read.
+        # The error comes at once, before the text is read.
         assert not (tmp_path / "out" / "read.safetensors").exists()
 
 
@@ -171,18 +171,18 @@ def test_an_embedding_scores_all(
     assert lines(output) == before
 
 
-# Words of the hand-made examples: the latent's own, and two on which the rule below errs.
+# Token ids in the examples: the latent's word, two on which the judge errs, and any other word.
 OWN, MISSED, MISTAKEN, OTHER = 7, 8, 9, 10
 ACTIVE, SILENT = 40, 40
 
 
 def examples(missed: int, mistaken: int) -> LatentExamples:
-    """Active windows have OWN, some of them MISSED; silent ones OTHER, some of them MISTAKEN."""
+    """Active windows hold OWN, some also MISSED. Silent windows hold OTHER, some also MISTAKEN."""
     values = torch.zeros(20 + ACTIVE, WINDOW)
     values[:, 3] = 1.0
     active = torch.full((20 + ACTIVE, WINDOW), OTHER)
     active[:, 3] = OWN
-    # No window twice: a judge is not asked the same again.
+    # Each window is different, because the judge is not asked the same question twice.
     active[:, 1] = 100 + torch.arange(20 + ACTIVE)
     active[20 : 20 + missed, 0] = MISSED
     silent = torch.full((20 + SILENT, WINDOW), OTHER)
@@ -205,7 +205,7 @@ def windows_of(messages: Messages) -> list[str]:
 
 
 def says_the_rule(messages: Messages) -> str:
-    """Active is what has the latent's own word, but for the windows in which it errs."""
+    """A judge that calls windows with OWN active, but errs if they hold MISSED or MISTAKEN."""
     if not is_scoring(messages):
         return "[EXPLANATION]: the word w7"
     assert "the word w7" in messages[-1]["content"]
@@ -245,7 +245,7 @@ def test_the_expected_f1_is_met(missed: int, mistaken: int, server: JudgeServer,
         assert score.accuracy == pytest.approx((hits + SILENT - mistaken) / (ACTIVE + SILENT))
         assert (score.failed, score.answered) == (0, 80)
         assert score.explanation == "the word w7"
-    # One explanation, and 80 windows by fives, twice.
+    # One request for the explanation, and two scorers that ask about 80 windows, five at a time.
     assert len(server.asked) == 1 + 2 * 16
     shown = server.asked[0][-1]["content"]
     assert shown.count("<< w7 >>") == 20
@@ -276,7 +276,7 @@ def test_what_cannot_be_read_is_counted_as_failed(server: JudgeServer, tmp_path:
 
 
 def noise(messages: Messages) -> str:
-    """The same answer to the same windows, right or wrong."""
+    """A judge with random answers, which gives the same answer to the same windows again."""
     if not is_scoring(messages):
         return "[EXPLANATION]: some words"
     digits = hashlib.sha256(messages[-1]["content"].encode()).digest()
@@ -344,7 +344,7 @@ def test_smollm2_can_be_the_judge(server: JudgeServer, smollm2_folder: Path, tmp
     explained = scores[0].explanation is not None
     assert len(server.answered) == 1 + 4 * explained
     for score in scores:
-        # It is no good judge: an answer it gets wrong, or none, is counted as that.
+        # This small model judges badly. Wrong answers and missing answers are both counted.
         if score.reason is None:
             assert score.answered + score.failed == 10
             assert 0 <= score.accuracy <= 1

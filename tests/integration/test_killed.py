@@ -1,4 +1,4 @@
-"""Runs killed at random moments end where an unbroken one does."""
+"""A run that is killed at random moments ends with the weights of an uninterrupted run."""
 
 import multiprocessing
 from pathlib import Path
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.integration
 def test_a_run_killed_twenty_times_ends_where_an_unbroken_one_does(
     train: Train, tiny_model_folder: Path, tmp_path: Path
 ):
-    # This process may have threads, which its forks would lack.
+    # A new process is spawned, because forks of this one would lack its threads.
     process = multiprocessing.get_context("spawn").Process(
         target=kill_and_resume, args=(train, tiny_model_folder, tmp_path)
     )

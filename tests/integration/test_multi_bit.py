@@ -1,4 +1,4 @@
-"""sae-binary multi-bit, from saved coders and a text to coders of several levels."""
+"""`sae-binary multi-bit` reads saved coders and a text and writes coders of several levels."""
 
 import json
 from pathlib import Path
@@ -72,7 +72,7 @@ def test_coders_without_thresholds_of_their_own_are_refused(
     tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     folders = save_coders(tmp_path, tiny_model_folder)
-    # Refused before any text is read: there is none.
+    # The dataset does not exist: the coders are refused before any text is read.
     arguments = options(tiny_model_folder, tmp_path / "none", tmp_path / "out")
     problems = {"binary": "selection='topk'", "stock": "its codes have values"}
     for name, problem in problems.items():

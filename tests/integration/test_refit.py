@@ -1,4 +1,4 @@
-"""sae-binary refit, from a saved coder and a text to a better coder, in both hosts' formats."""
+"""`sae-binary refit` lowers the error of a saved coder on a text, in both hosts' formats."""
 
 from pathlib import Path
 from typing import Any

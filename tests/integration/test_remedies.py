@@ -1,4 +1,4 @@
-"""What errors of commands that read texts tell the user to do is done, and works."""
+"""Each error of a command that reads text names a remedy, and following that remedy works."""
 
 import json
 import re
@@ -35,7 +35,7 @@ SHORT = ("--tokens", "400", "--context_size", "16")
 
 @dataclass(frozen=True)
 class Place:
-    """A model, a text, the coders of compare_helpers, and an empty folder."""
+    """The folders that a remedy works with: a model, a text, four coders, and an empty folder."""
 
     model: Path
     text: Path
@@ -43,7 +43,7 @@ class Place:
     root: Path
 
     def run(self, command: str, *arguments: str | Path) -> None:
-        """A command on little of the text; raises SystemExit where it ends with an error."""
+        """Run a command on a small part of the text. If the command fails, raise SystemExit."""
         given = [str(argument) for argument in arguments]
         if "--dataset" not in given:
             given += ["--dataset", str(self.text)]
@@ -56,7 +56,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Remedy:
-    """A mistake, what its error says to do, and that done."""
+    """A mistake, the remedy that its error names, and the code that follows the remedy."""
 
     mistake: Callable[[Place], Any]
     says: str
@@ -73,7 +73,7 @@ def transcoder(place: Place) -> Path:
 
 
 def with_settings(place: Place, **settings: Any) -> Path:
-    """A coder whose files say how to load its model."""
+    """Save a coder whose files hold these settings for loading its model."""
     coder = SAE.load_from_disk(place.coders[0])
     coder.cfg.metadata.model_from_pretrained_kwargs = settings
     coder.save_model(place.root / "other")
@@ -93,7 +93,7 @@ def threshold_coder(place: Place) -> Path:
 
 
 def sparsify_elsewhere(place: Place) -> Path:
-    """A coder in a folder that is no hookpoint."""
+    """Save a coder of sparsify in a folder whose name is not a hookpoint."""
     folder = place.root / "mine"
     if not folder.exists():
         shutil.copytree(place.root / "run" / "binary" / "layers.0", folder)
@@ -135,7 +135,7 @@ def short_text(place: Place) -> Path:
 
 
 def switched(place: Place, on: bool) -> None:
-    """A run on a hook that HookedTransformer passes through if it is switched on."""
+    """Train on hook_mlp_in, which HookedTransformer calls only if set_use_hook_mlp_in is on."""
     model = hooked_transformer(Path())
     model.set_use_hook_mlp_in(on)
     saes = {"it": BinaryTranscoderTrainingSAEConfig(d_in=16, d_sae=32, k=4)}
@@ -148,7 +148,7 @@ def switched(place: Place, on: bool) -> None:
 
 
 def interpret(place: Place, source: str) -> Path:
-    """The figures of a coder's latents by the tokens alone, for compare."""
+    """Interpret a coder's latents with the judge "tokens"; return the folder, for `compare`."""
     folder = place.root / "told"
     arguments = ["--dataset", str(place.text), "--judge", "tokens", "--window", "4"]
     assert main(["interpret", source, *arguments, *SHORT, "--latents", "2",
@@ -157,7 +157,7 @@ def interpret(place: Place, source: str) -> Path:
 
 
 def older(place: Place) -> None:
-    """A comparison with an interpretation of another version."""
+    """Compare with an interpretation whose file has another schema version."""
     path = interpret(place, place.coders[0]) / "interpretation.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 0}))
     place.compare(place.coders[0], "--interpretation", path.parent)

@@ -1,4 +1,4 @@
-"""What errors about a coder's model and its hooks tell the user to do is done, and works."""
+"""Each error about a coder's model or hooks names a remedy, and following that remedy works."""
 
 import shutil
 from itertools import product
@@ -43,7 +43,7 @@ NAMES = ["".join(letters) for letters in product("bcd", "aeo", "nt", "ai")][:28]
 
 
 def gpt2_coder(place: Place, name: str, model: Any = "gpt2", **settings: Any) -> str:
-    """A coder of the tiny GPT-2; settings of its model, and its place."""
+    """Save a coder of the tiny GPT-2. The settings are those of its model and its hook."""
     place_of = {key: settings.pop(key) for key in ("hook_name",) if key in settings}
     class_name = settings.pop("model_class_name", BRIDGE)
     return save_exact(
@@ -56,7 +56,7 @@ def after_the_last_norm(place: Place, name: str = "last") -> str:
 
 
 def of_llama(place: Place, width: int = 16, **metadata: Any) -> Path:
-    """A coder of the tiny Llama."""
+    """Save a coder of the tiny Llama."""
     coder = BinarySAE(BinarySAEConfig(d_in=width, d_sae=40, k=5))
     metadata = {"model_name": str(place.model), "hook_name": HOOK, **metadata}
     for key, value in metadata.items():
@@ -66,7 +66,7 @@ def of_llama(place: Place, width: int = 16, **metadata: Any) -> Path:
 
 
 def head(place: Place, number: int, hook_name: str = "blocks.0.attn.hook_z") -> Path:
-    """A coder of one head."""
+    """Save a coder of one attention head."""
     return of_llama(place, 8, hook_name=hook_name, hook_head_index=number)
 
 
@@ -134,7 +134,7 @@ def profile(place: Place, text: Path, *arguments: str | Path) -> None:
 
 
 def model_of_words(place: Place) -> Path:
-    """The tiny Llama with a tokenizer of words in letters."""
+    """Save the tiny Llama with a tokenizer that knows the names in the prompts."""
     folder = place.root / "words"
     shutil.copytree(place.model, folder)
     known = ["<s>", "</s>", "->", *NAMES, *map(str.upper, NAMES)]
@@ -150,7 +150,7 @@ def model_of_words(place: Place) -> Path:
 def transcoders(
     place: Place, hooks: tuple[str, str] = MODULES, goes_on_with: str | None = None, **settings: Any
 ) -> None:
-    """A short run with logging."""
+    """Train a transcoder for ten steps, with logging."""
     logger = LoggingConfig(wandb_log_frequency=2, **settings.pop("logging", {}))
     config = run_config(
         {"it": BinaryTranscoderTrainingSAEConfig(**settings.pop("sizes", SIZES))}, hooks,
@@ -218,7 +218,7 @@ REMEDIES = {
         "Measure coders of HookedTransformer alone, and name the model as TransformerLens does",
         lambda place: place.compare(after_the_last_norm(place), "--model", "gpt2"),
     ),
-    # The Mamba's package is not among ours: its own part is left to its users.
+    # Mamba's package is not installed here, so the second coder alone is not measured.
     "models of several classes": Remedy(
         lambda place: place.compare(
             gpt2_coder(place, "one"), gpt2_coder(place, "two", model_class_name="HookedMamba")
@@ -358,7 +358,7 @@ def test_the_remedy_works(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):
-    # The folder beside which gpt2 is one: TransformerLens and Transformers find it by name.
+    # In the parent of the folder "gpt2", both libraries load that folder by the name "gpt2".
     monkeypatch.chdir(tiny_gpt2_folder.parent)
     coders = save_coders(tmp_path, tiny_model_folder)
     place, remedy = Place(tiny_model_folder, tiny_dataset, coders, tmp_path), REMEDIES[name]

@@ -1,4 +1,4 @@
-"""SAELens' unmodified runner, from a config to a saved coder."""
+"""SAELens' unmodified runner takes a binary config, trains, and saves a coder."""
 
 from pathlib import Path
 from typing import Any
@@ -72,8 +72,8 @@ def test_a_coder_set_by_hand_is_trained_and_saved_as_it_is(
 def test_the_runner_resumes_from_its_checkpoints(
     sae: Any, tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
 ):
-    """Where the store mixes, it refills its buffer on resuming, and batches differ, for stock
-    coders too. That a run can end bit for bit where an unbroken one does is in test_killed.py."""
+    """A resumed run ends near the first one. A store that mixes refills its buffer on resuming, so
+    batches differ, for stock coders too. Exact resuming is tested in test_killed.py."""
 
     def run(seed: int, steps: int, **settings: Any) -> TrainingSAE[Any]:
         torch.manual_seed(seed)
@@ -104,7 +104,7 @@ def test_the_command_line_trains_a_binary_coder(
     listing = capsys.readouterr().out
     assert "binary" in listing
     assert "binary_entropy" in listing
-    assert "--surrogate_temperature" not in listing  # the default architecture is stock
+    assert "--surrogate_temperature" not in listing  # the default architecture is SAELens' own
 
     options = {
         "--architecture": "binary",
@@ -168,7 +168,7 @@ def test_a_coder_attaches_to_saelens_models(
 
 def test_saelens_evaluates_a_binary_coder(tiny_model_folder: Path):
     model = bridge(tiny_model_folder)
-    # Not hook_resid_pre: a bridge's run_with_hooks, which run_evals uses, passes over aliases.
+    # The name hook_resid_pre would fail: run_evals calls run_with_hooks, which ignores aliases.
     sae = binary_coder("blocks.1.hook_in")
     sae.cfg.metadata.context_size = 16
     sae.cfg.metadata.prepend_bos = True
@@ -193,7 +193,7 @@ def test_saelens_evaluates_a_binary_coder(tiny_model_folder: Path):
 
 
 def test_smollm2_trains_in_the_runner_and_splices(smollm2_folder: Path, tmp_path: Path):
-    """The README's example, shortened: a real model, real text, raw activations at the end."""
+    """The README's example, shortened, trains on a real model. The coder reads raw activations."""
     texts = [text for _, text in read_wikipedia_sample()][:6]
     sae = BinaryTrainingSAEConfig(
         d_in=576, d_sae=1152, k=32, normalize_activations="expected_average_only_in"

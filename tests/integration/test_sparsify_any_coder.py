@@ -1,4 +1,4 @@
-"""What sparsify's own tests ask of its coders, asked of every binary activation."""
+"""Each binary activation passes the checks that sparsify's own tests make of its coders."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ def config_of(activation: str, **fields: Any) -> BinarySparseCoderConfig:
 def updates(
     sae: BinarySparseCoderConfig, model: Path, output: Path, **settings: Any
 ) -> dict[str, Tensor]:
-    """How far training moved each coder's parameters, as one vector."""
+    """Change of each coder's encoder weights in training, as one vector."""
     tokens = token_rows(32, 32, VOCABULARY)
     trainer = trainer_for(model, sae, tokens, output, batch_size=16, lr=1e-3, **settings)
     before = {name: coder.encoder.weight.clone() for name, coder in trainer.saes.items()}
@@ -36,12 +36,12 @@ def updates(
     }
 
 
-# Gumbel draws its samples part by part.
+# Gumbel is left out, because it draws its samples separately for each part.
 @pytest.mark.parametrize("activation", ["topk_binary", "groupmax_binary", "binary"])
 def test_a_batch_in_parts_trains_as_a_whole_one(
     activation: str, tiny_model_folder: Path, tmp_path: Path
 ):
-    # Where a coder reads its start off the first batch, it is that batch's first part.
+    # A rate of 0 turns off the start from data, which would see only the batch's first part.
     sae = config_of(activation, initial_firing_rate=0.0)
     whole = updates(sae, tiny_model_folder, tmp_path / "whole")
     parts = updates(sae, tiny_model_folder, tmp_path / "parts", micro_acc_steps=2)

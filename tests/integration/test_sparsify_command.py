@@ -1,4 +1,4 @@
-"""sparsify's own command line through `sae-binary run`, on a machine with or without a GPU."""
+"""`sae-binary run` passes on to sparsify's own command line, with or without a GPU."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ SETTINGS = {
 def arguments(
     tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> list[str]:
-    """Model, dataset and small settings; the checkpoints go to the test's folder."""
+    """Arguments: model, dataset and small settings. Checkpoints go to the test's folder."""
     monkeypatch.chdir(tmp_path)
     settings = [f"--{field}={value}" for field, value in SETTINGS.items()]
     return [str(tiny_model_folder), str(tiny_dataset), *settings]

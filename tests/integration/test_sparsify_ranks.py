@@ -1,4 +1,4 @@
-"""Two processes against one that sees the same global batches."""
+"""Training on two processes agrees with training in one that sees the same global batches."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ SCRIPT = str(Path(__file__).with_name("train_on_ranks.py"))
 
 @pytest.fixture(scope="module")
 def outputs(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every case trained by one process and by two."""
+    """Train each case in one process and in two; return the folder with the weights."""
     output = tmp_path_factory.mktemp("ranks")
     torchrun = ["-m", "torch.distributed.run", "--nproc_per_node", "2"]
     for launcher in ([], torchrun):
@@ -46,12 +46,12 @@ def test_ranks_end_with_identical_weights_and_every_parameter_learns(case: str, 
     first, second = (load(outputs, case, rank, 2) for rank in range(2))
     assert_same(first["weights"], second["weights"], tolerance=0)
     for run in (first, second):
-        parameters = sum(len(weights) - 1 for weights in run["weights"].values())  # but the rates
+        parameters = sum(len(weights) - 1 for weights in run["weights"].values())  # rates excluded
         assert len(run["gradients"]) == parameters
         assert set(run["gradients"].values()) == {STEPS}
 
 
-# Gumbel samples: two processes draw other noise than one.
+# Gumbel is left out, because two processes draw other noise than one.
 @pytest.mark.parametrize("case", ["topk_binary", "groupmax_binary", "binary"])
 def test_two_ranks_agree_with_one_process_on_the_same_global_batches(case: str, outputs: Path):
     one, two = (load(outputs, case, 0, ranks)["weights"] for ranks in (1, 2))

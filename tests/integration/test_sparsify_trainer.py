@@ -44,7 +44,7 @@ def tokens() -> Tensor:
 
 @pytest.fixture(scope="module")
 def wikipedia_tokens(smollm2_folder: Path) -> Tensor:
-    """[192, 64] tokens of English, each row after SmolLM2's beginning-of-sequence token."""
+    """Tokens of English, [192, 64]. Each row starts with SmolLM2's beginning-of-sequence token."""
     tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
     text = "\n".join(text for _, text in islice(read_wikipedia_sample(), 8))
     rows = torch.tensor(tokenizer(text).input_ids[: 192 * 63]).unflatten(0, (192, 63))
@@ -53,7 +53,7 @@ def wikipedia_tokens(smollm2_folder: Path) -> Tensor:
 
 
 def assert_learned(history: dict[str, list[float]]) -> None:
-    """Better than the mean predictor, whose FVU is 1, and than at the start."""
+    """The last FVUs are below that of predicting the mean, which is 1, and below the first FVUs."""
     for name, fvu in history.items():
         assert mean(fvu[-4:]) < 0.99, (name, fvu)
         assert mean(fvu[-4:]) < mean(fvu[:4]), (name, fvu)
@@ -86,7 +86,7 @@ def test_every_coder_trains_on_smollm2(
         exclude_tokens=wikipedia_tokens[0, :1].tolist(),
         batch_size=8,
     )
-    # The layers above the hookpoint have no part in this loss.
+    # The FVU does not need the layers above the hookpoint, so the model leaves them out.
     trainer.model.config.num_hidden_layers = 3
     history = record_fvu(trainer)
     trainer.fit()
@@ -99,7 +99,7 @@ def test_the_model_s_loss_trains_binary_coders(
     model: str, loss_fn: str, tokens: Tensor, tmp_path: Path, request: pytest.FixtureRequest
 ):
     if model == "smollm2_folder":
-        # The same batch again and again: few steps, and texts differ more than steps do.
+        # Training repeats one batch, because a few steps lower the loss less than texts differ.
         tokens = request.getfixturevalue("wikipedia_tokens")[:4, :32].repeat(10, 1)
         settings = {"hookpoints": ["layers.9.mlp"]}
     else:
@@ -124,7 +124,7 @@ def test_the_model_s_loss_trains_binary_coders(
     trainer.maybe_all_reduce = reduce
     trainer.fit()
     if loss_fn == "ce":
-        losses.pop(0)  # that of the model as it is
+        losses.pop(0)  # the loss of the model without coders
     assert mean(losses[-3:]) < mean(losses[:3])
     for name, coder in trainer.saes.items():
         assert not torch.equal(coder.encoder.weight, before[name])
@@ -211,7 +211,7 @@ def test_a_resumed_run_has_the_losses_of_an_unbroken_one(
 def test_a_first_batch_that_is_not_finite_throughout_leaves_no_trace(
     transcode: bool, start: float | None, tiny_model_folder: Path, tokens: Tensor, tmp_path: Path
 ):
-    """sparsify's Trainer sets biases to means of the first batch, NaN where a token's are."""
+    """sparsify's Trainer sets biases to the first batch's means, NaN if one token has a NaN."""
     sae = BinarySparseCoderConfig(
         **SMALL, transcode=transcode, initial_firing_rate=start, skip_non_finite=True
     )
@@ -296,7 +296,7 @@ def test_dead_latents_are_those_that_did_not_fire(
 
     def note(name: str, coder: BinarySparseCoder, x: Tensor) -> None:
         acts, index, _ = coder.encode(x)
-        fired[name] = set(index[acts == 1].tolist())  # those of the last batch remain
+        fired[name] = set(index[acts == 1].tolist())  # each batch replaces the one before
 
     for name, coder in trainer.saes.items():
         coder.register_forward_hook(
@@ -367,7 +367,7 @@ def test_a_stock_run_is_bitwise_the_same_with_the_package(tiny_model_folder: Pat
         for folder in (tmp_path / "without", tmp_path / "with")
     ]
     assert digests[0] == digests[1]
-    assert len(digests[0]) == 8  # two activations, two layers, two files
+    assert len(digests[0]) == 8  # two files for each of two activations and two layers
 
     for folder in (tmp_path / "with").iterdir():
         loaded = SparseCoder.load_many(str(folder / "run"), local=True)

@@ -1,4 +1,4 @@
-"""Transcoders from a runner config to a coder in a model, on a tiny Llama and on SmolLM2."""
+"""The runner trains transcoders of a tiny Llama and of SmolLM2, and they work in the model."""
 
 import json
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ each_route = pytest.mark.parametrize("route", ROUTES)
 
 
 def all_kinds(**fields: Any) -> dict[str, Any]:
-    """Every kind of transcoder the runner trains, by name."""
+    """A config of each kind of transcoder that the runner trains, by name."""
     settings = {"normalize_activations": "expected_average_only_in", **fields}
     binary = BinaryTranscoderTrainingSAEConfig
     return {
@@ -70,7 +70,7 @@ def run_config(saes: dict[str, Any], hooks: tuple[str, str], **settings: Any) ->
             "store_batch_size_prompts": 8,
             "n_batches_in_buffer": 16,
             "n_batches_for_norm_estimate": 3,
-            "dead_feature_window": 10,  # AuxK comes into force
+            "dead_feature_window": 10,  # so that AuxK acts
             "lr": 1e-2,
             "logger": LoggingConfig(log_to_wandb=False),
             "checkpoint_path": None,
@@ -101,7 +101,7 @@ def test_every_kind_trains_on_the_same_pairs_and_loads(
         training_tokens=100 * 64,
         prefetch_llm_batches=True,
     )
-    # The runner loads modules of an AutoModelForCausalLM by itself; a bridge is handed to it.
+    # The runner loads an AutoModelForCausalLM itself. A bridge is passed to it.
     given = model_of(route, tiny_model_folder) if route == "bridge" else None
     trained = TranscoderTrainingRunner(config, override_model=given).run()
 
@@ -121,7 +121,8 @@ def test_every_kind_trains_on_the_same_pairs_and_loads(
         assert (
             0 < figures.l0 <= (128 if getattr(cfg, "selection", "") == "threshold" else SIZES["k"])
         ), name
-        # Nearer to the model than zeros are; on which side says little, its text being random.
+        # The loss with a transcoder is nearer to the model's loss than the loss with zeros is. The
+        # text is random, so the loss may lie below or above the model's loss.
         assert abs(spliced.losses(loaded).recovered - 1) < 0.9, name
     settings = json.loads((tmp_path / "runner_cfg.json").read_text())
     assert (settings["hook_name"], settings["hook_name_out"]) == hooks
@@ -131,8 +132,8 @@ def test_every_kind_trains_on_the_same_pairs_and_loads(
 def test_a_run_resumes_from_its_checkpoint(
     route: str, tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
 ):
-    """Bit for bit at the trainer, see tests/saelens; the runner's store refills its buffer, so that
-    its batches after resuming are others."""
+    """A resumed run ends near the first one, not bit for bit, because the runner's store refills
+    its buffer. tests/saelens checks that the trainer alone resumes exactly."""
 
     def run(seed: int, **settings: Any) -> dict[str, TrainingSAE[Any]]:
         torch.manual_seed(seed)
@@ -167,7 +168,7 @@ def offline_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    # Another test of this process may have begun a session, which keeps the settings of then.
+    # An earlier test may have started a wandb session, which would keep its old settings.
     wandb.teardown()
     yield
     wandb.teardown()
@@ -215,7 +216,7 @@ def test_a_run_logs_what_saelens_logs(
 
 
 def attachable(model: Any, skip: bool, hooks: tuple[str, str] = BRIDGE_HOOKS) -> list[Any]:
-    """A binary and a continuous transcoder for a model's MLP, with random parameters."""
+    """A binary and a continuous transcoder of a model's MLP, with random parameters."""
     width = model.cfg.d_model
     shared: dict[str, Any] = {"d_in": width, "d_sae": 64, "k": 8, "skip_connection": skip}
     coders: list[Any] = [
@@ -246,7 +247,7 @@ def test_a_transcoder_replaces_the_mlp_in_saelens_models(
             attached = model(tokens)
             model.reset_saes()
             after = model(tokens)
-            # What the model goes on with is the coder's output, W_skip's part included.
+            # The model continues with the coder's output, which includes the part from W_skip.
             put_in = next(v for k, v in cache.items() if k.endswith("hook_sae_output"))
             torch.testing.assert_close(put_in.flatten(0, 1), coder(inputs))
             losses = SplicedModel(model, tokens, *BRIDGE_HOOKS).losses(coder)
@@ -322,7 +323,7 @@ def test_configs_that_make_no_run_are_refused(settings: dict[str, Any], message:
 
 @each_route
 def test_smollm2_s_mlp_is_transcoded(route: str, smollm2_folder: Path, tmp_path: Path):
-    """A real model and real text: layer 0's MLP by every kind of transcoder."""
+    """Each kind of transcoder learns layer 0's MLP of a real model on real text."""
     hooks = (
         ("blocks.0.mlp.hook_in", "blocks.0.hook_mlp_out")
         if route == "bridge"

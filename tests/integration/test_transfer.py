@@ -1,4 +1,4 @@
-"""sae-binary transfer, of coders of both hosts on a model whose two layers are the same or not."""
+"""`sae-binary transfer` measures coders of both hosts at a layer that equals theirs or not."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ TOKENS = 1500
 
 @pytest.fixture(scope="module")
 def idle_model(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny model with a second block that adds nothing: both layers give the same."""
+    """The tiny model with a second block that adds nothing, so both layers have the same output."""
     folder = tmp_path_factory.mktemp("idle")
     model = LlamaForCausalLM.from_pretrained(tiny_model_folder)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_a_layer_that_is_the_same_gives_the_same(
 def test_a_hook_that_has_other_names_is_at_home_where_its_file_says(
     tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
 ):
-    # What enters a block is what left the one before, and compare reads it there.
+    # A block's input is the output of the block before, and `compare` reads it there.
     coder: Any = load_coder(save_coders(tmp_path, tiny_model_folder)[0])
     coder.cfg.metadata.hook_name = "blocks.1.hook_resid_pre"
     coder.save_model(tmp_path / "pre")

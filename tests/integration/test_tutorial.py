@@ -1,4 +1,4 @@
-"""docs/tutorial.ipynb from its first cell to its last, on the real model and text."""
+"""docs/tutorial.ipynb runs from its first cell to its last, on the real model and text."""
 
 import json
 import shutil
@@ -30,18 +30,18 @@ def test_the_tutorial_labels_latents(
     smollm2_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    # What its first cell would make.
+    # The tutorial's first cell would make this folder.
     shutil.copytree(smollm2_folder, tmp_path / "runs" / "tutorial" / "model")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(FIGURES))
-    # A cell that fails raises here.
+    # If a cell fails, execute() raises its error.
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     figures = json.loads(notebook.cells[-1].outputs[0].text)
     assert figures["values"] == [0.0, 1.0]
     assert figures["fvu"] < 0.6
     found = zip(figures["rate"], figures["precision"], figures["recall"], strict=True)
     good = [precision > 10 * rate and recall > 0.4 for rate, precision, recall in found]
-    # A label may hold in the articles that it was read from alone: the tutorial says so.
+    # Two labels may fail: the tutorial says that a label may hold only in the articles read.
     assert len(good) == 8
     assert sum(good) >= 6
 

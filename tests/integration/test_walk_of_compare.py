@@ -1,11 +1,11 @@
-"""How many files a reader opens who follows `compare` on one coder from its call to its report."""
+"""Count the files to open in order to follow `compare` on one coder from call to report."""
 
 import sys
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-# Both adapters, so that they are registered before the walk starts.
+# Both adapters are imported here, so that they are registered before the walk starts.
 import sae_binary_ext.saelens
 import sae_binary_ext.sparsify
 from sae_binary_ext.commands import run_compare
@@ -18,7 +18,7 @@ MOST = 30
 def test_compare_on_one_coder_enters_few_files(
     tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
 ):
-    """Counts the package's files in which a function, a method or a lambda is called.
+    """The count is of the package's files in which a function, a method or a lambda is called.
 
     The bodies of modules and classes do not count, because they run on import. Methods written by
     dataclasses do not count either, because they stand in no file. The coder is a binary one, saved

@@ -1,7 +1,7 @@
-"""One rank's part of a distributed run: torchrun train_on_ranks.py MODEL OUTPUT CASE ...
+"""Trains one rank's part of a distributed run: torchrun train_on_ranks.py MODEL OUTPUT CASE ...
 
-Without torchrun, a single process with the same global batches. Writes each case's final weights,
-and how many gradients each parameter received, to OUTPUT/CASE_RANK_of_RANKS.pt.
+Without torchrun, a single process trains with the same global batches. Each case's final weights
+and the number of gradients of each parameter are saved in OUTPUT/CASE_RANK_of_RANKS.pt.
 """
 
 import os
@@ -18,7 +18,7 @@ from sae_binary_ext.sparsify import BinarySparseCoderConfig
 from tests.integration.sparsify_helpers import token_rows, trainer_for
 
 GLOBAL_BATCH, STEPS = 8, 10
-# Per case: fields of the coder, fields of the training.
+# For each case: fields of the coder's config, and fields of the training config.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "topk_binary": ({"entropy_alpha": 1e-3}, {"auxk_alpha": 0.1, "dead_feature_threshold": 600}),
     "groupmax_binary": ({"transcode": True, "skip_connection": True}, {"grad_acc_steps": 2}),
@@ -40,7 +40,7 @@ def main(model: Path, output: Path, cases: list[str]) -> None:
         if ranks == 1:
             training = {**training, "distribute_modules": False}
         elif "dead_feature_threshold" in training:
-            # sparsify counts the tokens of its own rank.
+            # On each rank, sparsify counts only the tokens of that rank.
             tokens = training["dead_feature_threshold"] // ranks
             training = {**training, "dead_feature_threshold": tokens}
         name = f"{case}_{rank}_of_{ranks}"

@@ -1,4 +1,4 @@
-"""Runs of either host that may be killed at any moment and go on from their last checkpoint."""
+"""Training runs that may be killed at any moment, and that resume from their last checkpoint."""
 
 import json
 import multiprocessing
@@ -21,15 +21,15 @@ from sae_binary_ext.sparsify import BinarySparseCoderConfig
 from tests.integration.saelens_helpers import runner_config
 from tests.integration.sparsify_helpers import token_rows, trainer_for
 
-# Seen by the process that kills, too.
+# Type of a counter in memory that the killing process shares.
 Count: TypeAlias = "Synchronized[int]"
-# Model, folder, steps done, saves begun.
+# Arguments: the model's folder, the run's folder, steps done, and saves begun.
 Train: TypeAlias = Callable[[Path, Path, Count, Count], None]
 
 KILLS = 20
 STEPS = 500
 CONTEXT, PROMPTS = 16, 8
-# All that a run depends on beside its weights: random numbers, schedules, firing counters.
+# These losses make a run depend on random numbers, schedules and firing counters too.
 SAELENS_CODER = BinaryEntropyTrainingSAEConfig(
     d_in=16,
     d_sae=64,
@@ -53,7 +53,7 @@ SPARSIFY_CODER = BinarySparseCoderConfig(
 
 
 def train_in_saelens(model: Path, folder: Path, steps: Count, saves: Count) -> None:
-    """SAELens' runner to the end, on rows that its store hands out in their order."""
+    """Run SAELens' runner to the end, on rows that its store does not shuffle."""
     count_calls(SAETrainer, "step", steps)
     count_calls(SAETrainer, "save_checkpoint", saves)
     rows = token_rows(STEPS * PROMPTS + 200, CONTEXT, 60)
@@ -83,7 +83,7 @@ def train_in_saelens(model: Path, folder: Path, steps: Count, saves: Count) -> N
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The latest whole one of SAELens': its runner's config is the file that it writes last."""
+    """SAELens' latest complete checkpoint: one with the runner's config, which is written last."""
     whole = [path.parent for path in folder.glob(f"*/*/{RUNNER_CFG_FILENAME}") if is_json(path)]
     return str(max(whole, key=lambda path: int(path.name))) if whole else None
 
@@ -97,7 +97,7 @@ def is_json(path: Path) -> bool:
 
 
 def train_in_sparsify(model: Path, folder: Path, steps: Count, saves: Count) -> None:
-    """sparsify's Trainer to the end."""
+    """Run sparsify's Trainer to the end."""
     torch.manual_seed(0)
     trainer = trainer_for(
         model,
@@ -120,7 +120,7 @@ def train_in_sparsify(model: Path, folder: Path, steps: Count, saves: Count) -> 
 
 
 def count_calls(owner: Any, name: str, calls: Count) -> None:
-    """Count the calls of a method where the process that kills can see them."""
+    """Count the calls of a method in memory that the killing process shares."""
     method = getattr(owner, name)
 
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -131,9 +131,9 @@ def count_calls(owner: Any, name: str, calls: Count) -> None:
 
 
 def kill_and_resume(train: Train, model: Path, folder: Path) -> None:
-    """Train once without a break and once with 20 kills; raise where that can be told afterwards.
+    """Train once without a break and once with 20 kills. Raise an error if the weights differ.
 
-    To be called in a process of its own, which has trained nothing: its forks do.
+    Call this function in a new process that has trained nothing. Its forks do the training.
     """
     processes = multiprocessing.get_context("fork")
 
@@ -153,7 +153,7 @@ def kill_and_resume(train: Train, model: Path, folder: Path) -> None:
     for kill in range(KILLS):
         process, steps, saves = start("broken")
         wait_for(process, steps, moments.randint(1, STEPS // KILLS))
-        if kill % 2:  # in a save
+        if kill % 2:  # kill every second run in a save
             wait_for(process, saves, saves.value + 1)
         time.sleep(moments.uniform(0, 0.01))
         process.kill()
@@ -163,7 +163,7 @@ def kill_and_resume(train: Train, model: Path, folder: Path) -> None:
     last, steps, _ = start("broken")
     last.join()
     assert last.exitcode == 0
-    # It did go on from a checkpoint, and what was lost of the others' work was trained again.
+    # The last run resumed from a checkpoint, and steps that kills had undone were trained again.
     assert steps.value < STEPS < trained + steps.value
 
     whole, mended = weights_of(folder / "unbroken"), weights_of(folder / "broken")
@@ -173,13 +173,13 @@ def kill_and_resume(train: Train, model: Path, folder: Path) -> None:
 
 
 def wait_for(process: Any, count: Count, wanted: int) -> None:
-    """Until a count is reached, or the process has ended."""
+    """Wait until a count is reached or the process has ended."""
     while count.value < wanted and process.is_alive():
         time.sleep(0.001)
 
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
-    """The trained coders' tensors by file and name; checkpoints on the way left out."""
+    """Tensors of the trained coders, by file and name, without those of earlier checkpoints."""
     return {
         f"{path.parent.name}/{name}": tensor
         for path in folder.rglob("*.safetensors")

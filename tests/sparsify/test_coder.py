@@ -43,7 +43,7 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 def coder_of(
     activation: str = "topk_binary", dtype: torch.dtype = torch.float32, **fields: Any
 ) -> BinarySparseCoder:
-    """A coder built as sparsify builds one, every parameter away from its initial value."""
+    """A coder as sparsify builds it, with noise added to each parameter."""
     config = BinarySparseCoderConfig(activation=activation, num_latents=LATENTS, k=K, **fields)
     torch.manual_seed(0)
     coder = SparseCoder(D_IN, config, dtype=dtype)
@@ -66,7 +66,7 @@ def dense_codes(coder: SparseCoder, x: Tensor) -> Tensor:
 
 
 def reference_output(coder: BinarySparseCoder, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes and reconstruction in plain dense algebra."""
+    """Codes and reconstruction, computed with plain dense matrices."""
     pre = (x - reference_origin(coder)) @ coder.encoder.weight.T + coder.encoder.bias
     codes = reference.codes(pre, coder.log_threshold, coder.rule)
     assert coder.W_dec is not None
@@ -75,7 +75,7 @@ def reference_output(coder: BinarySparseCoder, x: Tensor) -> tuple[Tensor, Tenso
 
 
 def reference_origin(coder: BinarySparseCoder) -> Tensor | float:
-    """What an autoencoder subtracts from its input."""
+    """The vector that a coder subtracts from its input, or 0."""
     if coder.cfg.transcode or not coder.cfg.subtract_b_dec:
         return 0.0
     return coder.b_dec if coder.cfg.encoder_trains_b_dec else coder.b_dec.detach()
@@ -114,7 +114,7 @@ def test_latents_that_compete_equal_the_reference(kind: str, ste: str, learn: st
 
 
 def assert_equals_reference(coder: BinarySparseCoder) -> None:
-    coder.eval()  # gumbel without noise
+    coder.eval()  # so that gumbel adds no noise
     x, y = batch(torch.float64)
 
     out = coder(x, y)
@@ -184,7 +184,7 @@ def test_auxk_reaches_the_encoder(activation: str, ste: str):
     coder.eval()
     x, y = batch(torch.float64)
     dead = torch.zeros(LATENTS, dtype=torch.bool)
-    dead[[3, 17, 40]] = True  # fewer than d_in / 2 = 4
+    dead[[3, 17, 40]] = True  # fewer dead latents than d_in / 2 = 4
 
     loss = coder(x, y, dead_mask=dead).auxk_loss
     _, sae_out = reference_output(coder, x)
@@ -260,7 +260,7 @@ def test_a_threshold_coder_that_never_fires_encodes_nothing():
 @each_activation
 def test_latent_indices_name_the_latents_that_fired_and_no_others(activation: str):
     coder = coder_of(activation).eval()
-    coder.log_threshold.data[: LATENTS // 2] = 20.0  # never fire, but fill up k where it is short
+    coder.log_threshold.data[: LATENTS // 2] = 20.0  # never fire, but fill a row up to k
     x, y = batch()
     out = coder(x, y)
     fired = dense_codes(coder, x).any(0).nonzero().flatten()
@@ -303,14 +303,14 @@ def test_a_saved_coder_loads_bit_for_bit(
 
 def test_load_from_hub_returns_a_binary_coder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     coder_of("binary").save_to_disk(tmp_path / "layers.3.mlp")
-    # The download is the Hub's; the rest of load_from_hub is sparsify's.
+    # Only the download needs the Hub, so it is replaced. The rest of load_from_hub is sparsify's.
     monkeypatch.setattr("sparsify.sparse_coder.snapshot_download", lambda *_, **__: str(tmp_path))
     assert type(SparseCoder.load_from_hub("user/repo", "layers.3.mlp")) is BinarySparseCoder
     assert type(SparseCoder.load_many("user/repo")["layers.3.mlp"]) is BinarySparseCoder
 
 
 def test_a_file_of_the_first_paper_loads(tmp_path: Path):
-    """No firing rates, further fields, and activation binary without the b_dec subtraction."""
+    """In the first paper's files `binary` does not subtract b_dec, and firing rates are missing."""
     coder = coder_of("binary", subtract_b_dec=False)
     coder.save_to_disk(tmp_path)
     tensors = load_file(tmp_path / "sae.safetensors")
@@ -377,7 +377,7 @@ def test_encode_passes_gradients_to_every_parameter_before_it():
     expected, _ = reference_output(coder, x)
     parameters = (coder.encoder.weight, coder.encoder.bias, coder.log_threshold, coder.b_dec)
     incoming = torch.randn(TOKENS, LATENTS, dtype=torch.float64)
-    # A code of 0 past the end of its row is not among those returned, and learns nothing.
+    # encode() does not return codes of 0, so they get no gradient here.
     incoming = incoming * codes.detach()
     ours = torch.autograd.grad((codes * incoming).sum(), parameters)
     theirs = torch.autograd.grad((expected * incoming).sum(), parameters)

@@ -1,4 +1,4 @@
-"""Coders that sparsify's fields would allow and binary codes do not."""
+"""Settings that sparsify allows but that binary codes rule out are refused."""
 
 from typing import Any
 

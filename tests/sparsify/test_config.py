@@ -144,7 +144,7 @@ def test_presets_carry_their_optimizer():
     assert (cho.sae.activation, cho.sae.expansion_factor) == ("binary", 4)
     assert cho.sae.entropy_alpha == cho.sae.covariance_alpha == 1e-7
     assert (cho.optimizer, cho.lr) == ("adam", 1e-3)
-    # A preset's training settings are its own.
+    # A preset's training settings do not change the default ones.
     assert BinarySparseCoderConfig().train_config().optimizer == TrainConfig.optimizer
 
 

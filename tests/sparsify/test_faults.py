@@ -1,4 +1,4 @@
-"""What goes wrong in training is noticed, and does no harm."""
+"""Faults in training are noticed and spoil no coder."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def test_tokens_that_are_not_finite_are_left_out_if_asked(activation: str, trans
 
 
 def test_a_batch_in_parts_is_weighed_by_its_finite_tokens():
-    """sparsify's Trainer gives each part the whole batch's variance, NaN where a token of it is."""
+    """sparsify's Trainer gives each part the whole batch's variance, NaN if a token has a NaN."""
     coder = coder_of(skip_non_finite=True)
     x, _ = batch()
     coder.progress.parts = 2
@@ -50,7 +50,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path):
 
 @pytest.mark.parametrize(("loss_fn", "spoilt"), [("fvu", 0), ("fvu", 1), ("ce", 0)])
 def test_a_trainer_saves_no_spoilt_coder_as_its_best(loss_fn: str, spoilt: int, tmp_path: Path):
-    """Nor another coder beside it, whatever the loss."""
+    """If one coder holds NaN, save_best writes no coder at all, for any loss."""
     rows = torch.arange(40).view(20, 2)
     settings: dict[str, Any] = {"save_best": True, "loss_fn": loss_fn, "batch_size": 4, "lr": 1e-3}
     if loss_fn == "fvu":

@@ -1,4 +1,4 @@
-"""Runs that go on from a checkpoint end as an unbroken one."""
+"""A run that resumes from a checkpoint ends with the weights of an uninterrupted run."""
 
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def test_every_seed_s_coder_goes_on_with_its_own_state(
     settings: dict[str, Any] = {"optimizer": optimizer, "lr": lr, "save_every": 6}
     unbroken = start(activations, rows, tmp_path / "unbroken", **settings)
     unbroken.fit()
-    # AuxK trains latents that are dead at the end, by counts that began before the checkpoint.
+    # At the end, AuxK trains dead latents, by counts of tokens that began before the checkpoint.
     assert any((counts > 60).any() for counts in unbroken.num_tokens_since_fired.values())
 
     broken = start(activations, rows, tmp_path / "broken", **settings)
@@ -77,7 +77,7 @@ def killed_at(trainer: Trainer, batch: int) -> None:
 def test_a_checkpoint_with_a_group_for_each_coder_is_gone_on_with(
     activations: Tensor, rows: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Earlier versions wrote such checkpoints."""
+    """Training resumes from checkpoints of earlier versions, with a parameter group a coder."""
     monkeypatch.setattr("sae_binary_ext.sparsify.steps.one_group_each", lambda _: None)
     start(activations, rows[:12], tmp_path, lr=1e-3).fit()
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""One token, and tokens in rows, beside a batch of tokens."""
+"""A coder takes one token, or tokens in rows, as well as a batch of tokens."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What a coder starts from in sparsify's Trainer: data, the user's weights, or a stock coder's."""
+"""In sparsify's Trainer a coder starts from data, the user's weights or a stock coder's."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ def rows() -> Tensor:
 
 
 def other_state() -> dict[str, Tensor]:
-    """Of another coder, every parameter of which differs."""
+    """State of another coder, in which each parameter differs."""
     torch.manual_seed(7)
     coder = BinarySparseCoder(D_IN, BinarySparseCoderConfig(**SIZES))
     return {name: values + 0.1 for name, values in coder.state_dict().items()}
@@ -146,7 +146,7 @@ def test_finetuning_to_thresholds_fires_k_latents_on_average(
 
 
 def save_gumbel_of_the_first_paper(folder: Path) -> BinarySparseCoder:
-    """Its files have neither thresholds nor firing rates; every group's largest latent fires."""
+    """Save a gumbel coder in the first paper's format: no thresholds, no firing rates."""
     torch.manual_seed(3)
     cfg = BinarySparseCoderConfig(**SIZES, activation="gumbel_binary")
     coder = BinarySparseCoder(D_IN, cfg)

@@ -1,4 +1,4 @@
-"""The default learning rate is in units of the activations."""
+"""The default learning rate scales with the size of the activations."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ SIZES: dict[str, Any] = {"num_latents": 64, "k": 4}
 
 @pytest.fixture(scope="module")
 def activations() -> Tensor:
-    """[512, 8] sums of a few of 24 directions, of deviation 1."""
+    """Activations, [512, 8]: sums of a few of 24 directions, with standard deviation 1."""
     generator = torch.Generator().manual_seed(1)
     directions = torch.randn(24, 8, generator=generator)
     present = (torch.rand(512, 24, generator=generator) < 0.1).float()

@@ -1,4 +1,4 @@
-"""What reaches a coder's parameters in sparsify's Trainer, against plain formulas."""
+"""In sparsify's Trainer, gradients of a coder's parameters agree with plain formulas."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.sparsify.trainers import (
 
 D_IN, VOCABULARY, ROWS, LENGTH = 8, 40, 8, 5
 SIZES: dict[str, Any] = {"num_latents": 64, "k": 4}
-# No start from data: the parameters are then sparsify's own, and the first batch's means.
+# A rate of 0 turns off our start from data. sparsify still sets biases to the batch's means.
 PLAIN: dict[str, Any] = {**SIZES, "initial_firing_rate": 0.0}
 LOSSES: dict[str, Any] = {
     "entropy_alpha": 0.5,
@@ -41,14 +41,14 @@ def activations() -> Tensor:
 
 @pytest.fixture
 def rows() -> Tensor:
-    """[8, 5] tokens, each row after token 0, no other twice: rounding decides ties."""
+    """Tokens, [8, 5]. Each row starts with token 0; no other repeats, as rounding decides ties."""
     tokens = 1 + torch.randperm(VOCABULARY - 1)[: ROWS * (LENGTH - 1)].unflatten(0, (ROWS, -1))
     return torch.cat([torch.zeros(ROWS, 1, dtype=torch.int64), tokens], dim=1)
 
 
 @pytest.fixture
 def one_rank() -> Iterator[None]:
-    """DistributedDataParallel around the coders."""
+    """A process group of one rank, so that DistributedDataParallel wraps the coders."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -56,7 +56,7 @@ def one_rank() -> Iterator[None]:
 
 def code_losses(codes: Tensor) -> Tensor:
     loss = 0.5 * minibatch_entropy(codes)
-    if len(codes) > 1:  # one token has no covariance
+    if len(codes) > 1:  # a single token has no covariance
         loss = loss + 0.3 * covariance_penalty(codes)
     return loss + 2.0 * reference.excess_rate(codes, 0.11)
 
@@ -81,7 +81,7 @@ def assert_gradients(ours: dict[str, Tensor], coder: BinarySparseCoder, loss: Te
 
 
 def fvu_loss(coder: BinarySparseCoder, batch: Tensor, parts: int) -> Tensor:
-    """The FVU of a batch and the losses on the codes of its parts, by their share of tokens."""
+    """FVU of a batch, plus each part's losses on codes, weighted by the part's share of tokens."""
     loss = torch.zeros(())
     for part in batch.chunk(parts):
         codes, output = reference_output(coder, part)
@@ -93,7 +93,7 @@ def fvu_loss(coder: BinarySparseCoder, batch: Tensor, parts: int) -> Tensor:
 def check_parts(
     activations: Tensor, rows: Tensor, output: Path, activation: str, parts: int, accumulate: int
 ) -> None:
-    """That FVU and losses on the codes keep their rate of exchange."""
+    """Check that the FVU and the losses on codes keep their relative weight for any parts."""
     trainer = trainer_on(
         activations,
         rows,
@@ -112,7 +112,7 @@ def check_parts(
     assert_gradients(ours, coder, loss / (parts * accumulate))
 
 
-# 32 tokens cut in 7 are six parts of five tokens and one of two; 16 are five of three and one.
+# Cut in 7 parts, 32 tokens give six parts of five and one of two; 16 give five of three and one.
 @pytest.mark.parametrize("parts", [1, 2, 4, 7])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("activation", ["topk_binary", "binary"])
@@ -166,7 +166,7 @@ def test_a_bit_costs_as_much_of_the_model_s_loss(
 def test_a_model_of_few_digits_trains_and_logs_the_right_fvu(
     dtype: torch.dtype, scale: float, parts: int, activations: Tensor, rows: Tensor, tmp_path: Path
 ):
-    """Its sum of squares overflows at 400 in float16, and vanishes at 1e-4."""
+    """In float16 the sum of squares overflows at scale 400 and vanishes at scale 1e-4."""
     sae = BinarySparseCoderConfig(**SIZES, multi_topk=True)
     trainer = trainer_on(
         scale * activations, rows, sae, tmp_path, micro_acc_steps=parts, exclude_tokens=[0], lr=1e-9
@@ -229,7 +229,7 @@ def test_a_later_batch_of_excluded_tokens_changes_nothing(
 def test_equal_tokens_spoil_no_weights(
     parts: int, activations: Tensor, rows: Tensor, tmp_path: Path
 ):
-    activations[3] = 0.5  # whose mean over tokens is exact, and the variance 0
+    activations[3] = 0.5  # equal tokens of 0.5: an exact mean, variance 0
     data = torch.cat([rows, 0 * rows + 3, rows])
     sae = BinarySparseCoderConfig(**SIZES, multi_topk=True)
     trainer = trainer_on(

@@ -1,4 +1,4 @@
-"""sparsify's Trainer on activations that a test chooses, without a language model's cost."""
+"""Runs sparsify's Trainer on chosen activations, without the cost of a language model."""
 
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ class LookupConfig(PretrainedConfig):
 
 
 class LookupModel(PreTrainedModel):
-    """Looks up each token's activations, passes them through `middle`, and scores all tokens.
+    """A model that looks up a token's activations, passes them on, and scores all tokens.
 
     Args:
-        activations: [tokens, d], those of each token of the vocabulary.
+        activations: [tokens, d], one row for each token of the vocabulary.
     """
 
     config_class = LookupConfig
@@ -54,7 +54,7 @@ class _Output:
 def trainer_on(
     activations: Tensor, rows: Tensor, sae: SparseCoderConfig, output: Path, **settings: Any
 ) -> Trainer:
-    """A Trainer whose hookpoint sees the activations of the tokens in rows [rows, length]."""
+    """A Trainer whose hookpoint sees the activations of the tokens in `rows`, [rows, length]."""
     defaults: dict[str, Any] = {
         "batch_size": len(rows),
         "hookpoints": [HOOKPOINT],
@@ -68,14 +68,14 @@ def trainer_on(
 
 
 def coder_in(trainer: Trainer) -> BinarySparseCoder:
-    """Its only coder."""
+    """The only coder of a Trainer."""
     (coder,) = trainer.saes.values()
     assert isinstance(coder, BinarySparseCoder)
     return coder
 
 
 def gradients_of_first_step(trainer: Trainer) -> dict[str, Tensor]:
-    """Train, and return what the first optimizer step was given, by the coder's parameter names."""
+    """Train, and return the gradients at the first optimizer step, by name of the parameter."""
     coder, found = coder_in(trainer), {}
 
     def note(*_: Any) -> None:
