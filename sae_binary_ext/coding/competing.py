@@ -1,17 +1,17 @@
 """Selection topk with latents that compete for k places (surrogate_latents "all" and "near").
 
-The k latents that fire are those whose margin exceeds the token's cutoff. Let p_j =
-sigmoid((margin_j - cutoff) / T), or the same with another surrogate. If the sum of all p_j is held
-fixed (like k), the cutoff moves with the margins by d cutoff = sum_j p'_j d margin_j / sum_j p'_j.
-So a latent's gradient is
+The k latents that fire are those whose margin exceeds the token's cutoff. Let
+p_j = sigmoid((margin_j - cutoff) / T), or the same with another surrogate. The sum of all p_j is
+held fixed, because k is fixed. Then the cutoff moves with the margins by
+d cutoff = sum_j p'_j d margin_j / sum_j p'_j. So a latent's gradient is
 
-    d L / d margin_j = p'_j (g_j - sum_i p'_i g_i / sum_i p'_i),   g_j = d L / d code_j:
+    d L / d margin_j = p'_j (g_j - sum_i p'_i g_i / sum_i p'_i),   g_j = d L / d code_j.
 
-a latent that gains much by firing rises, and pushes out a latent that gains less. On a token with
-fewer than k positive margins, latents do not compete. The token's cutoff is 0, and the gradient is
-p'_j g_j, as for selection threshold.
+The margin of a latent that gains much by firing rises and pushes out latents that gain less. On a
+token with fewer than k positive margins, latents do not compete: the cutoff is 0, and the gradient
+is p'_j g_j, as for selection threshold.
 
-With "all", the sums run over all latents. With "near", they run over the latents with the 2k
+With "all", the sums run over all latents. With "near", the sums run over the latents with the 2k
 largest margins, and no other latent learns from the token.
 """
 
@@ -46,7 +46,7 @@ def learn_through(
         return gradient * slope(margin, rule.surrogate_temperature)
     weight = slope(margin - cutoff, rule.surrogate_temperature)
     learns = gradient * weight
-    # If the cutoff is positive, its latent has a slope, so the weights do not sum to 0.
+    # If the cutoff is positive, the latent at it has a slope, so weights do not sum to 0.
     shared = learns.sum(-1, keepdim=True) / weight.sum(-1, keepdim=True)
     return learns.addcmul_(weight, torch.where(cutoff > 0, shared, 0), value=-1)
 

@@ -2,7 +2,7 @@
 
 Source: Cho et al. (arXiv 2509.20997). The direct computation needs a matrix of latents x latents
 and three matrix products in each step. This file makes one block of the matrix's columns at a time.
-It also makes the block's part of the gradient, which needs only the signs of the covariances.
+Each block also gives its part of the gradient, which needs only the signs of the covariances.
 """
 
 from typing import Any
@@ -46,12 +46,12 @@ def sampled_covariance_penalty(
 ) -> Tensor:
     """Unbiased estimate of covariance_penalty, from the covariances of a few latents with all.
 
-    Averaged over seeds, its gradient equals that of covariance_penalty. Its dtype is the same too.
+    Averaged over seeds, its gradient equals that of covariance_penalty. Both have the same dtype.
 
     Args:
         codes: [..., latents], at least two rows.
-        sample: number of latents to draw. If the coder has no more latents than that, the penalty
-            is exact.
+        sample: number of latents to draw. If the coder does not have more latents, the penalty is
+            exact.
         seed: seed of the draw; all ranks must give the same seed.
         group: the ranks whose batches together form one batch; None for a single process.
 
@@ -100,8 +100,8 @@ class _Penalty(torch.autograd.Function):
             place = slice(start, start + width) if whole else block
             part = rows[:, place]
             joint = sum_over_ranks(matrix.transposed_times(part), group).to(counts.dtype)
-            # The covariances times tokens * (tokens - 1), with 0 on the diagonal. This works in
-            # place, because allocating memory takes longer than the sums.
+            # The covariances times tokens * (tokens - 1), with 0 on the diagonal. They are computed
+            # in place, because allocating memory takes longer than the sums.
             scaled = joint.mul_(tokens.to(joint.dtype)).addr_(counts, counts[block], alpha=-1)
             scaled[block, torch.arange(len(block), device=block.device)] = 0
             for some in cached_parts(scaled):

@@ -28,13 +28,13 @@ def pre_activations(
         centred: [tokens, d_in], or [..., d_in] without origin: the coder's input minus origin.
         encoder_weight: [d_in, latents].
         encoder_bias: [latents].
-        origin: [d_in], the vector subtracted from the input (b_dec). Its gradient flows through
-            this argument, as a matrix-vector product. Through centred it would be a matrix product.
+        origin: [d_in], the vector subtracted from the input (b_dec). The gradient of b_dec is a
+            matrix-vector product through origin. Through centred it would be a matrix product.
     """
     if origin is not None:
         return _LinearGradient.apply(centred, encoder_weight, encoder_bias, origin)  # pyright: ignore
     product = torch.matmul(centred, encoder_weight)
-    # Under autocast the product is narrower than the bias. A sum in place would stay so.
+    # Under autocast the product has a narrower dtype; a sum in place would keep that dtype.
     in_place = product.dtype == encoder_bias.dtype
     return product.add_(encoder_bias) if in_place else product + encoder_bias
 

@@ -41,7 +41,7 @@ def firing_rates(codes: Tensor, group: ProcessGroup | None = None) -> Tensor:
 def minibatch_entropy(codes: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """Sum over latents of the entropy of their firing rate (the paper's H): a scalar in bits.
 
-    Arguments and dtype are as for firing_rates.
+    The arguments and the dtype are those of firing_rates.
     """
     return bernoulli_entropy(firing_rates(codes, group)).sum()
 

@@ -93,12 +93,12 @@ def fit_start(
     directions = directions / scale
     projections /= scale
 
-    # Put the threshold half way between the last token that fires and the first that does not.
+    # Put each threshold half way between the last token that fires and the first that does not.
     # Otherwise rounding would decide whether a token at the threshold fires.
     firing = max(min(max(round(rate * len(centred)), 1), len(centred) - 1), 0)
     around = projections.topk(firing + 1, dim=0).values[-2:]
     bias = log_threshold.float().exp() - around.mean(dim=0)
-    del projections  # it takes as much memory as a training step
+    del projections  # projections take as much memory as a training step
 
     # Decode part by part: the codes of all tokens would take as much memory as a training step.
     none = torch.zeros_like(centred[0])

@@ -11,7 +11,7 @@ _GATHER_BITS = 0x0102040810204080
 
 
 def packed_width(latents: int) -> int:
-    """Bytes of a packed code."""
+    """Number of bytes of a packed code."""
     return -(-latents // 8)
 
 

@@ -25,7 +25,7 @@ from sae_binary_ext.coding.surrogate import SURROGATES
 SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
     # s'(v / T) / T, where s' = 1 / (4 cosh^2(./2)); [C] has T = 1
     "sigmoid": lambda v, T: 1 / (4 * T * torch.cosh(v / (2 * T)) ** 2),
-    # 1 / T where |v / T| < 1/2
+    # 1 / T if |v / T| < 1/2, else 0
     "rectangle": lambda v, T: (2 * v.abs() < T).to(v.dtype) / T,
     # |v|^((1 - T) / T) / T, with |v| raised to at least 1e-6
     "reste": lambda v, T: v.abs().clamp_min(1e-6) ** (1 / T - 1) / T,
@@ -53,7 +53,7 @@ MAY_FIRE: dict[str, Callable[[list[float], int], Iterable[int]]] = {
 
 
 def slope(margin: Tensor, rule: CodeRule) -> Tensor:
-    """The rule's surrogate at each margin [...]."""
+    """The slope of the rule's surrogate at each margin [...]."""
     formula = SLOPES.get(rule.surrogate, SURROGATES[rule.surrogate].slope)
     return formula(margin, rule.surrogate_temperature)
 

@@ -20,17 +20,16 @@ from sae_binary_ext.coding.surrogate import SURROGATES, step
 class Selection:
     """A rule that says which latents may fire, with every fact that depends on the rule.
 
-    A Selection has either pick or make_codes. The last three attributes are facts of Quirke et al.
-    (arXiv 2509.25596) that their files do not state. Selections from other sources leave these
-    attributes out.
+    A Selection has either pick or make_codes. The last three attributes are facts from Quirke et
+    al. (arXiv 2509.25596) that their files do not state. Selections from other sources leave them
+    out.
 
     Attributes:
         name: the selection's name in SAELens configs.
-        activation: the selection's name in sparsify's configs and files, and in those of Quirke et
-            al.
+        activation: the name in sparsify's configs and files, and in those of Quirke et al.
         pick: function of (margins [..., latents], k) that returns the picked margins and their
             latents, both [..., k]. No latent appears twice in a row. A picked latent fires if its
-            margin is positive. It receives a gradient even if it does not fire.
+            margin is positive. A picked latent gets a gradient even if it does not fire.
         make_codes: function of (margins [..., latents], rule, noise) that returns codes [...,
             latents], for a selection that does not pick k latents. noise is True in training steps
             only. Without noise, the codes must be the same each time.

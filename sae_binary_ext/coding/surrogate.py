@@ -29,7 +29,7 @@ class Surrogate:
     ste: str
 
 
-# ReSTE's slope is unbounded at margin 0. A smaller |margin| gets the slope at this distance.
+# ReSTE's slope is unbounded at margin 0. Margins closer to 0 than this get the slope at this value.
 RESTE_SMALLEST_MARGIN = 1e-6
 
 
@@ -77,10 +77,10 @@ class _Step(torch.autograd.Function):
 
 
 def step(margin: Tensor, surrogate: str, temperature: float) -> Tensor:
-    """Exactly 1.0 if the margin is positive, else 0.0, with a surrogate gradient.
+    """Codes of exactly 1.0 if the margin is positive, else 0.0, with a surrogate gradient.
 
     Args:
-        margin: any shape, floating point; pre-activation minus threshold. The codes have its dtype.
+        margin: any shape, floating point; pre-activation minus threshold. Codes have this dtype.
         surrogate: a key of SURROGATES.
         temperature: positive width of the surrogate, in units of the margin.
     """

@@ -46,6 +46,6 @@ def summed_variance(
 
 
 def _squared_norms(rows: Tensor) -> Tensor:
-    """Squared norms [...] of rows [..., d]. On the CPU a sum of squares takes ten times as long.
-    One norm over all rows has an error of 5e-4."""
+    """Squared norms [...] of rows [..., d]. On the CPU, summing squares takes ten times as long as
+    norms of rows. One norm over all rows has an error of 5e-4."""
     return torch.linalg.vector_norm(rows, dim=-1).square()

@@ -110,7 +110,7 @@ class BinaryCoder(SavedAtOnce):
     def encode(self, x: Tensor) -> Tensor:
         """Codes, never sampled: [..., d_sae] in the coder's dtype, exactly 0.0 or 1.0.
 
-        x is [..., d_in] after reshape_activations. Another width is an error, here and below.
+        x is [..., d_in] after reshape_activations. Another width of x is an error, here and below.
         """
         return self.codes_and_pre_activations(x, noise=False)[0]
 
@@ -134,7 +134,7 @@ class BinaryCoder(SavedAtOnce):
 
     @override
     def fold_W_dec_norm(self) -> None:
-        """Raise NotImplementedError, as other coders do that cannot fold. sae-bench catches it."""
+        """Raise NotImplementedError, as SAELens' coders without a fold do. sae-bench catches it."""
         raise NotImplementedError(
             "fold_W_dec_norm: the magnitude of a binary latent lives in its decoder row, and its "
             "code cannot be rescaled to make up for a row of unit norm. Load with "
@@ -167,7 +167,7 @@ class BinaryCoder(SavedAtOnce):
         return self.b_dec if applied else self.b_dec.new_zeros(self.cfg.d_in)
 
     def _rounded_log_threshold(self) -> Tensor:
-        # SAELens' loaders round too. Training and the saved coder then give the same codes.
+        # Round as SAELens' loaders do, so that training and the saved coder give the same codes.
         dtype = self.b_enc.dtype
         return self.log_threshold.to(dtype).to(torch.promote_types(dtype, torch.float32))
 
@@ -351,7 +351,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
 
     @override
     def _apply_to_parameters(self, *args: Any, **kwargs: Any) -> Any:
-        # Module.to() casts every parameter. This keeps log_threshold in float32, unrounded.
+        # Module.to() casts every parameter. Keep log_threshold in float32, unrounded.
         before = self.log_threshold.data
         out = super()._apply_to_parameters(*args, **kwargs)
         after = self.log_threshold.data

@@ -1,7 +1,7 @@
 """The training architecture "binary_entropy": a binary autoencoder with the entropy loss.
 
 Cho, Yang, Li, Kurkoski, Inoue, Binary Autoencoder for Mechanistic Interpretability of Large
-Language Models (arXiv 2509.20997). Its saved coders have the inference architecture "binary".
+Language Models (arXiv 2509.20997). Saved "binary_entropy" coders have the architecture "binary".
 """
 
 from dataclasses import dataclass, fields

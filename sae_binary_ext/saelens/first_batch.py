@@ -1,4 +1,4 @@
-"""Base of all training classes: fits the start to the first batch, and checks each step."""
+"""Base of all training classes: fits initial parameters to the first batch, checks each step."""
 
 import logging
 from abc import abstractmethod
@@ -25,7 +25,7 @@ from sae_binary_ext.training.untouched import InitialParameters
 
 logger = logging.getLogger(__name__)
 
-# Minimum number of tokens to fit the start to. Smaller batches are joined.
+# Minimum number of tokens to fit initial parameters to. Smaller batches are joined.
 FEWEST_TOKENS = 32
 
 
@@ -33,8 +33,8 @@ FEWEST_TOKENS = 32
 class TrainingFields(FiniteFields):
     """The field that all training configs of this package share: skip_non_finite.
 
-    The estimates before training skip the same tokens. The metric skipped_tokens counts these
-    tokens.
+    If skip_non_finite is True, the estimates before training skip non-finite tokens too, and the
+    metric skipped_tokens counts the tokens that training skipped.
     """
 
     @classmethod
@@ -68,7 +68,7 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
 
     def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
         self._starts_fresh = True
-        # Tokens of earlier batches, kept while there are too few to fit the start to.
+        # Tokens of earlier batches, kept while they are too few to fit initial parameters to.
         self._tokens_so_far: Tensor | None = None
         self._initial: InitialParameters | None = None
         self.scale: ActivationScale | None = None
@@ -138,7 +138,7 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
         super().process_state_dict_for_saving(state_dict)
 
     def check_saveable(self) -> None:
-        """Raise ValueError if a step's values or a parameter are not finite. A GPU has to wait."""
+        """Raise ValueError if a step's values or a parameter are not finite. A GPU waits."""
         self._watch.check_now()
         self._loss_watch.check_now()
         finite.check_parameters(self.named_parameters())
@@ -170,7 +170,7 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
 
     @torch.no_grad()
     def _start_from(self, batch: Tensor) -> None:
-        """Fit the start to the batches so far, if tokens differ and the user set no parameter."""
+        """Fit initial parameters to the batches so far, if tokens differ and a user set none."""
         if self._tokens_so_far is None:
             check_training_dtype(str(self.dtype))
             changed = self._changed_parameters()
@@ -203,7 +203,7 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
         probe = self.W_enc.detach()[:0]
-        # A cast rounds parameters, but is no change by the user. A move to a device keeps all bits.
+        # A cast rounds parameters, but is no change by hand. A move to another device keeps bits.
         untouched = fn(probe).dtype != probe.dtype and not self._changed_parameters()
         result = self._apply_to_parameters(fn, *args, **kwargs)
         if untouched:

@@ -1,8 +1,8 @@
 """Pairs of activations of the same token, and the scaling of pairs and of single activations.
 
-A pair is a transcoder's input and its target. SAELens' trainers give a coder one tensor a step. So
-a pair is stored as one row: first the columns of the input, then those of the target. Each row is
-shuffled, scaled and batched as a whole. Scales are estimated from finite tokens only.
+A pair is a transcoder's input and its target. SAELens' trainers give a coder one tensor in each
+step. So a pair is stored as one row: first the columns of the input, then those of the target. Each
+row is shuffled, scaled and batched as a whole. Scales are estimated from finite tokens only.
 """
 
 from collections.abc import Iterator
@@ -183,7 +183,7 @@ class PairScaler(FiniteScaler):
 
     @override
     def factor_of(self, d_in: int, batches: Iterator[Tensor], count: int) -> PairFactors:
-        # The model runs only once, so keep the targets' norms. The norm of a norm is itself.
+        # The model runs only once, so keep the targets' norms. A norm's own norm is unchanged.
         norms: list[Tensor] = []
         d_out = 0
 

@@ -1,4 +1,4 @@
-"""Registers the binary architectures with SAELens. It replaces some SAELens methods."""
+"""Registers the binary architectures with SAELens, and replaces methods of SAELens."""
 
 import functools
 from collections.abc import Callable
@@ -102,14 +102,14 @@ def _load_trainer_state(stock: Stock, trainer: Trainer, checkpoint_path: Path | 
     stock(trainer, checkpoint_path)
     if folded is not None:
         folded.give_to(trainer.activation_scaler)
-    # SAELens writes periodic checkpoints after an optimizer step but before it counts that step.
-    # Its schedules would lag by one step.
+    # SAELens writes periodic checkpoints after an optimizer step but before it counts that step. So
+    # the schedules would lag by one step.
     trainer.n_training_steps = trainer.lr_scheduler.last_epoch
     resuming.load_random_state(Path(checkpoint_path))
 
 
 def _start_trainer(stock: Stock, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-    """For our coders, estimate the scale from finite tokens. SAELens reads all tokens."""
+    """For our coders, estimate the scale from finite tokens. Stock SAELens uses all."""
     stock(trainer, *args, **kwargs)
     if isinstance(trainer.sae, FirstBatchTrainingSAE):
         skips = trainer.sae.cfg.skip_non_finite

@@ -215,7 +215,7 @@ class TranscoderTrainingRunner(MultiRunner):
 
     @override
     def run(self) -> dict[str, TrainingSAE[Any]]:
-        """Train and save as cfg says; return the transcoders by name. They take raw activations."""
+        """Train and save as cfg says. Returns transcoders by name, which take raw activations."""
         cfg = self.cfg
         self.set_metadata()
         for sae in self.saes.values():

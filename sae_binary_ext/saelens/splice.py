@@ -63,7 +63,7 @@ class HookView:
     def read(self, model: Any, output: Tensor) -> Tensor:
         """The view's part, [rows, context, width], of a hook's activation in this model.
 
-        output may have heads, [rows, context, heads, d_head]. ValueError if it lacks this head.
+        output may have heads, [rows, context, heads, d_head]. ValueError if output lacks this head.
         """
         if self.head is not None:
             return self._by_head(model, output)[:, :, self.head]
@@ -229,7 +229,7 @@ class Splice:
 class TranscoderEvaluator(MultiSAEEvaluator):
     """SAELens' evaluator in training, for transcoders that predict the second hook from the first.
 
-    The evaluator logs cross-entropies under SAELens' names. All are measured on the same tokens.
+    The evaluator logs cross-entropies under SAELens' names. All losses use the same tokens.
     """
 
     hooks: tuple[str, str] = field(kw_only=True)

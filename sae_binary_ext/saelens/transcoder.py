@@ -271,8 +271,8 @@ class BinaryTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOv
     """A binary transcoder in training.
 
     The first batch sets the encoder to pre-activations of unit variance and its biases to the
-    starting rate. It sets each decoder row to the mean target of the tokens on which its latent
-    fires (see coding.initialization). If a parameter was set before, the first batch sets nothing.
+    starting rate. Each decoder row becomes the mean target of the tokens on which its latent fires
+    (see coding.initialization). If a parameter was set before, the first batch sets nothing.
     """
 
     cfg: BinaryTranscoderTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]

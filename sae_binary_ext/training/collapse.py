@@ -6,7 +6,7 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-EVERY = 100  # steps between two checks, because each check makes a GPU wait
+EVERY = 100  # steps between two checks, because a check makes a GPU wait
 # A latent that fires more often than this carries little information. A coder with a larger share
 # of dead latents than this is in effect a much smaller coder.
 MOST = 0.9

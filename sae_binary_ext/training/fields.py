@@ -26,8 +26,8 @@ class LearningFields:
             latents then end dead or dense, because this gradient of b_dec is a sum over all
             latents.
         dense_rate: firing rate, between 0 and 1. The dense loss acts on each latent that fires more
-            often. Rates in one batch are noisy, so the default keeps rates over many batches below
-            0.1.
+            often than this. Rates in one batch are noisy, so the default keeps rates over many
+            batches below 0.1.
     """
 
     encoder_trains_b_dec: bool = False

@@ -14,7 +14,7 @@ class FiniteWatch:
 
     On the CPU the bad step itself raises the error. On a GPU no step waits: each step starts to
     copy one flag to the host, and reads the flag of an earlier step whose copy is done. The error
-    comes a few steps late, and names the bad step. error_of makes the error from a step's number;
+    comes a few steps late and names the bad step. error_of makes the error from a step's number;
     None makes the error about activations.
     """
 
@@ -45,7 +45,7 @@ class FiniteWatch:
         self._poll(self._first_bad_step)
 
     def check_now(self) -> None:
-        """Wait for the checks of all steps so far. Call this before a save of weights."""
+        """Wait for the checks of all steps so far; call this before saving weights."""
         if self._first_bad_step is not None:
             self._raise_if_bad(self._first_bad_step)
 
@@ -75,7 +75,7 @@ class FiniteRows:
         self._next_warning = 1
 
     def of(self, *values: Tensor, step: int) -> Tensor | None:
-        """The finite tokens of a batch, bool [tokens]; None if all are finite. A GPU has to wait.
+        """The finite tokens of a batch, bool [tokens]; None if all are finite. A GPU must wait.
 
         Each of values is [tokens, ...]. A token is finite if all its values in all arrays are
         finite.
@@ -118,7 +118,7 @@ def finite_tokens(
     """
     tokens = skipped = 0
     for number, batch in enumerate(batches, start=1):
-        # Leave float16, in which a norm can overflow.
+        # Convert to float32, since a norm can overflow in float16.
         kept = batch.to(torch.promote_types(batch.dtype, torch.float32))
         if not _all_finite(kept):
             if not skip:
@@ -143,11 +143,10 @@ def finite_tokens(
 
 
 def check_parameters(parameters: Iterable[tuple[str, Tensor]]) -> None:
-    """Raise an error for a coder with NaN or infinite values, before a save; a GPU has to wait.
+    """Raise an error for a coder with NaN or infinite values, before a save (a GPU waits).
 
     Args:
-        parameters: names and values, any shape. -inf in log_threshold means a threshold of 0 and is
-            allowed.
+        parameters: names and values, any shape. -inf in log_threshold (threshold 0) is allowed.
 
     Raises:
         ValueError: a parameter is not finite. The error names each bad parameter.
@@ -170,7 +169,7 @@ def _may_be_saved(name: str, values: Tensor) -> bool:
 
 
 def check_finite(values: Tensor) -> None:
-    """Raise ValueError if values, any shape, hold NaN or infinity; a GPU has to wait."""
+    """Raise ValueError if values, any shape, hold NaN or infinity. The check makes a GPU wait."""
     if not _all_finite(values):
         raise ValueError(
             "The input holds NaN or infinite values. Look at the model's dtype (float16 overflows "

@@ -26,7 +26,7 @@ class InitialParameters:
         }
 
     def changed(self, module: nn.Module) -> list[str]:
-        """Names of the parameters that changed. module may be a copy of the original module."""
+        """Names of the parameters that changed. The argument may be a copy of the first module."""
         parameters = module.named_parameters()
         return [name for name, values in parameters if not self._is_initial(name, values.detach())]
 

@@ -10,7 +10,7 @@ from tests.limits import little_memory
 
 @pytest.fixture(params=["dense", "sums of rows", "bytes"])
 def in_narrow_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cuts the matrix into blocks of three latents and parts of three rows. It uses matrix
+    """Cuts the matrix into blocks of three latents and parts of three rows. The products are matrix
     products, sums of rows or products of bytes.
     """
     monkeypatch.setattr(processor, "FEWEST_ROWS", 3)

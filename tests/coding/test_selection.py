@@ -106,7 +106,7 @@ def test_a_selection_without_candidates_has_no_index_form():
 
 
 PACKAGE = Path(sae_binary_ext.__file__).parent
-# "binary" is also the name of an architecture, so it is left out.
+# Leave out "binary", which is also the name of an architecture.
 NAMES = {
     *SELECTIONS,
     *(selection.activation for selection in SELECTIONS.values()),

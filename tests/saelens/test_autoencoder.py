@@ -307,7 +307,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(
     resumed = trainer_for(config, clustered_activations)
     resumed.load_trainer_state(tmp_path / "half")
     resumed.sae.load_weights_from_checkpoint(tmp_path / "half")
-    torch.set_rng_state(random_state)  # SAELens' checkpoints lack it, and gumbel samples
+    torch.set_rng_state(random_state)  # gumbel samples, but SAELens saves no random state
     for batch in batches[9:]:
         resumed.step(batch)
         resumed.n_training_steps += 1

@@ -40,7 +40,7 @@ class ToyModel(HookedRootModule):
 
 def store_of(model: ToyModel, hook_name_out: str = "hook_out", **settings: Any) -> ActivationsStore:
     context = settings.get("context_size", 8)
-    # No token appears twice, so that a pair identifies its token.
+    # No token appears twice, so each pair identifies its token.
     rows = torch.randperm(VOCABULARY)[: VOCABULARY // context * context].view(-1, context)
     return ActivationsStore.from_config_multi_hook(
         model=model,

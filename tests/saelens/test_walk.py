@@ -1,7 +1,7 @@
 """Counts the files that a reader opens to follow a batch from SAELens' trainer to saved codes.
 
 The tests count files of this package in which a function is called, as sys.setprofile reports.
-Bodies of modules and classes, which run on import, and files of the hosts are not counted.
+Bodies of modules and classes, which run on import, and files of other packages are not counted.
 """
 
 import sys

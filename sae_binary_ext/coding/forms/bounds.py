@@ -25,8 +25,8 @@ class Candidates:
 
     column, int64 [entries], has the latents; no latent appears twice for a token. starts, int64
     [tokens + 1], has the positions in column where each token's latents start, and where the last
-    token's end. others, float32 [tokens], is at least as large as every other latent's bound. It is
-    undefined for a token without candidates.
+    token's end. others, float32 [tokens], is at least as large as every other latent's bound.
+    others is undefined for a token without candidates.
     """
 
     starts: Tensor

@@ -37,8 +37,8 @@ class Encoded(ABC):
     def for_host(self) -> tuple[Tensor, Tensor]:
         """Codes and pre-activations for SAELens' trainer, both [tokens, latents], without gradient.
 
-        An array is sparse COO if the form knows its entries. Sparse pre-activations have values
-        only at the entries of the codes.
+        A returned array is sparse COO if the form knows its entries. Sparse pre-activations have
+        values only at the entries of the codes.
         """
 
     @abstractmethod
@@ -132,7 +132,7 @@ class ThresholdCodes(Encoded):
             cutoff = find_cutoff(picked, self.latents)
             self._active = scatter_codes(picked > 0, index, self.latents)
         else:
-            # A float difference is positive exactly if the first float is larger: compare.
+            # The sign of a float difference is exact, so this equals margin > 0.
             self._active = pre > threshold
         # A placeholder that carries the gradient of the codes.
         inputs = (*self.encoder.learned(), pre, cutoff, self.encoder.rule)

@@ -55,8 +55,7 @@ def block_rows(latents: int) -> int:
 def margins_in_parts(encoder: Encoder) -> Iterator[Tensor]:
     """Margins [a few tokens, latents] of all tokens, part by part, without gradient.
 
-    Use each part before asking for the next, which may overwrite it. The caller may overwrite
-    parts.
+    Use each part before asking for the next, which may overwrite it. Callers may overwrite parts.
     """
     rows = encoder.centred.reshape(-1, encoder.centred.shape[-1])
     bias, threshold = encoder.bias, encoder.threshold
@@ -67,7 +66,7 @@ def margins_in_parts(encoder: Encoder) -> Iterator[Tensor]:
     for block in rows.split(size):
         product = torch.mm(block.to(dtype), weight, out=room[: len(block)])
         for part in cached_parts(product):
-            # Add in place, as new memory would double the time; but not if bfloat16 would round.
+            # Add in place, as new memory doubles the time, unless bfloat16 would round the sum.
             pre = part.add_(bias) if part.dtype == bias.dtype else part + bias
             yield pre.sub_(threshold) if pre.dtype == threshold.dtype else pre - threshold
 

@@ -9,7 +9,7 @@ gives an upper bound of the exact product:
 One product of matrices with a few extra columns gives the right side plus the bias. The latents
 with large bounds are the candidates, and their margins are computed in float32. A token's pick is
 proven if its smallest margin is above the bound of every other latent. For the few tokens without
-proof, all margins are computed. So the picks are always the k largest margins in float32.
+proof, all margins are computed. So picks are always the k largest margins in float32.
 """
 
 import math
@@ -29,8 +29,8 @@ from sae_binary_ext.coding.kernels.sparse import row_dots
 from sae_binary_ext.coding.selection import pick_and_next
 
 # Screen only if there are at least this many latents for each candidate. Screening takes 0.83 to
-# 0.91 of the time of all margins with 6.5, and 0.95 to 1.13 with 4.9 (2304 and 4608 latents, 4096
-# tokens).
+# 0.91 of the time of all margins at 6.5 latents, and 0.95 to 1.13 at 4.9 (2304 and 4608 latents,
+# 4096 tokens).
 FEWEST_LATENTS = 6
 # Minimum and maximum number of candidates for each wanted latent.
 MORE_CANDIDATES, MOST_CANDIDATES = 1.25, 4

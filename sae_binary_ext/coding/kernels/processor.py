@@ -1,9 +1,9 @@
 """Chooses how to compute a batch. Every choice by device or by share of ones is made here.
 
 A GPU always gets torch's dense operation. A GPU multiplies dense matrices fast, starting a kernel
-costs more than memory, and reading the share of ones would make it wait. On the CPU the choice
-depends on sizes, on the share of ones and on the processor's instructions. The timings below were
-measured on two cores; benchmarks/ has the scripts.
+costs more time than memory traffic, and reading the share of ones would make it wait. On the CPU
+the choice depends on sizes, on the share of ones and on the processor's instructions. The timings
+below were measured on two cores; benchmarks/ has the scripts.
 """
 
 from functools import cache
@@ -15,13 +15,13 @@ from torch import Tensor
 # of matrix products or less (4096 tokens; 576 dimensions, or covariances).
 SPARSE_DENSITY = 0.15
 # Count pairs of latents one by one if at most this share of codes is 1. Compared with sums of rows,
-# this takes 1/6 of the time at 31 active latents of 4608, and 1.5 of the time at 130.
+# counting takes 1/6 of the time at 31 active latents of 4608, and 1.5 of the time at 130.
 PAIRED_DENSITY = 0.015
 # Multiply bytes if at least this share of codes is 1. Compared with sums of rows, this takes 0.9 of
-# the time at 0.1, and 1.2 to 1.45 of the time at 0.05 (covariances, 4096 tokens).
+# the time at a share of 0.1, and 1.2 to 1.45 of it at 0.05 (covariances, 4096 tokens).
 BYTE_DENSITY = 0.1
 # Read a matrix's rows in token order if it has at most this many entries (16 MB in float32). Read a
-# larger matrix in row order: this takes 0.6 of the time at 21 MB, and 1.1 of it at 11 MB.
+# larger matrix in row order: row order takes 0.6 of the time at 21 MB, and 1.1 of it at 11 MB.
 CACHED = 2**22
 # Size of a cache block, 1 MB in float32. Use blocks only if each output row receives at least 40
 # entries. Blocks take 0.72 to 0.83 of the time without them at 50 entries, and 1 to 3 of it at 25
@@ -95,7 +95,7 @@ def rows_of_block(dense: Tensor, width: int, entries: int) -> int:
 
 
 def has_few_ones(active: Tensor, most: float) -> bool:
-    """Whether at most this share of bool codes is True; this would make a GPU wait."""
+    """Whether at most this share of bool codes is True; the check would make a GPU wait."""
     return bool(active.count_nonzero() <= most * active.numel())
 
 

@@ -20,8 +20,8 @@ def seeded(seed: int | None, device: torch.device) -> Generator[None]:
         return
     on_gpu = draws_on_gpu(device)
     with torch.random.fork_rng([device] if on_gpu else []):
-        # torch.manual_seed would seed all devices, but fork_rng does not restore all of them. Its
-        # work for missing devices would also take a third of a small coder's step.
+        # torch.manual_seed would seed all devices, but fork_rng does not restore all of them.
+        # manual_seed's notes for missing devices would take a third of a small coder's step.
         generator = torch.default_generator
         if on_gpu:
             torch.cuda.init()

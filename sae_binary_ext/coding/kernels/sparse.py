@@ -50,7 +50,7 @@ class Picks:
         k, column = self.index.shape[-1], self.index.flatten()
         if not processor.samples_products(right):
             entry = torch.arange(len(column), device=column.device)
-            # This is the function that embedding_bag's backward calls. It skips the forward sum.
+            # embedding_bag's own backward calls this function; a direct call skips the forward sum.
             return torch.ops.aten._embedding_bag_per_sample_weights_backward(
                 left, right, column, entry[::k], entry // k, 0
             ).view(self.index.shape)
@@ -60,7 +60,7 @@ class Picks:
         return _dots_by_column(left, right, *self._columns).view(self.index.shape)
 
     def _blocks(self, size: int) -> list["Picks"]:
-        """Picks of `size` tokens each. They are kept: decoder and encoder share their sorts."""
+        """Picks of `size` tokens each, kept because decoder and encoder share their sorts."""
         if size not in self._blocks_of_size:
             blocks = self.index.split(size)
             self._blocks_of_size[size] = [Picks(index, self.width) for index in blocks]
@@ -120,7 +120,7 @@ def _sampled_product(left: Tensor, right: Tensor, starts: Tensor, column: Tensor
 
 @cache
 def _spend_sparse_warning() -> None:
-    """Silence torch's warning at its first sparse matrix, which users may think is their fault."""
+    """Silence torch's warning about its first sparse matrix: users might look for their error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1), device="cpu", check_invariants=False)

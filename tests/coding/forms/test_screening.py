@@ -1,4 +1,4 @@
-"""Picks by bounds in bfloat16 equal picks from all margins; where each is used; the bounds."""
+"""Picks by bounds in bfloat16 equal picks from all margins, and the bounds hold."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -250,7 +250,7 @@ def test_few_tokens_need_all_margins(picked_whole: list[int]):
 
 
 def test_where_margins_are_equal_at_the_cut_all_margins_decide(picked_whole: list[int]):
-    """Each latent has an equal twin, so an odd k picks only one of a pair."""
+    """Each latent has an equal twin, so an odd cut falls between two equal margins."""
     encoder = an_encoder()
     for part in (encoder.weight, encoder.bias, encoder.log_threshold):
         part[..., ::2] = part[..., 1::2]
