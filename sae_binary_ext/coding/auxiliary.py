@@ -1,7 +1,7 @@
 """AuxK for binary codes: dead latents learn from the error that the other latents leave.
 
-Gao et al., Scaling and evaluating sparse autoencoders (arXiv 2406.04093), appendix A.2. With codes
-of 0 and 1, the dead latents with the largest margins are taken as fired.
+Gao et al., Scaling and evaluating sparse autoencoders (arXiv 2406.04093), appendix A.2. Here the
+dead latents with the largest margins get codes of 1.
 """
 
 import torch
@@ -18,16 +18,16 @@ def auxiliary_error(
 ) -> Tensor:
     """Squared error of the dead latents' reconstruction of the residual, summed over tokens.
 
-    Each token takes the dead latents with the largest margins, half as many as the output has
-    dimensions. If fewer are dead, the error shrinks in proportion. It is a scalar, float32 or
-    wider, in squared units of the residual.
+    Each token takes the d_out / 2 dead latents with the largest margins. If fewer latents are dead,
+    the error is scaled down in proportion. The result is a scalar, float32 or wider, in squared
+    units of the residual.
 
     Args:
-        margin: [tokens, latents], pre-activations minus thresholds; learns by the rule's surrogate.
+        margin: [tokens, latents], pre-activations minus thresholds, with the surrogate's gradient.
         dead: bool [latents], at least one True.
         residual: [tokens, d_out], target minus reconstruction; no gradient flows into it.
         decoder_weight: [latents, d_out].
-        rule: gives the surrogate.
+        rule: the code rule, whose surrogate is used.
     """
     dead_latents = dead.nonzero().squeeze(-1)
     most = residual.shape[-1] // 2

@@ -1,8 +1,8 @@
 """The covariance penalty, in blocks of latents.
 
-Source: Cho et al. (arXiv 2509.20997). The plain way takes a matrix of latents x latents and three
-matrix products in each step. This file makes one block of the matrix's columns at a time, together
-with its part of the gradient, which needs the signs of the covariances only.
+Source: Cho et al. (arXiv 2509.20997). The direct computation needs a matrix of latents x latents
+and three matrix products in each step. This file makes one block of the matrix's columns at a time.
+Each block also gives its part of the gradient, which needs only the signs of the covariances.
 """
 
 from typing import Any
@@ -16,8 +16,8 @@ from sae_binary_ext.coding.kernels.ranks import sum_over_ranks
 from sae_binary_ext.coding.kernels.seeding import seeded
 from sae_binary_ext.coding.kernels.sparse import whole_matrix
 
-# Entries of a block of columns. Dense products are fast with large blocks (64 MB in float32), sums
-# of rows with blocks that fit the processor's cache.
+# Number of entries in a block of columns. Dense products are fastest with large blocks (64 MB in
+# float32). Sums of rows are fastest with blocks that fit the processor's cache.
 DENSE_BLOCK, SPARSE_BLOCK = 2**24, 2**20
 NARROWEST_BLOCK = 64
 
@@ -25,16 +25,16 @@ NARROWEST_BLOCK = 64
 def covariance_penalty(codes: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """Sum over pairs i != j of |cov(h_i, h_j)|, unbiased over the batch (the paper's C).
 
-    It is a scalar, float32 or the wider dtype of codes. For codes of 0 and 1 the sign of each
-    covariance is exact, and the value is exact up to the rounding of its last sum. The gradient of
-    a covariance of zero is zero.
+    The result is a scalar in float32, or in the dtype of codes if that is wider. For codes of 0 and
+    1 the sign of each covariance is exact, and the penalty is exact up to the rounding of its last
+    sum. A covariance of zero has a gradient of zero.
 
     Args:
         codes: [..., latents], at least two rows.
-        group: the ranks whose batches make up one; None for a single process.
+        group: the ranks whose batches together form one batch; None for a single process.
 
     Raises:
-        ValueError: fewer than two rows, whose covariance is undefined.
+        ValueError: codes has fewer than two rows, so the covariance is undefined.
     """
     rows = _rows(codes)
     every = torch.arange(rows.shape[1], device=rows.device)
@@ -44,18 +44,19 @@ def covariance_penalty(codes: Tensor, group: ProcessGroup | None = None) -> Tens
 def sampled_covariance_penalty(
     codes: Tensor, sample: int, seed: int, group: ProcessGroup | None = None
 ) -> Tensor:
-    """Unbiased estimate of covariance_penalty, from the covariances of some latents with all.
+    """Unbiased estimate of covariance_penalty, from the covariances of a few latents with all.
 
-    On average over seeds its gradient is that of the penalty. Dtype and group are as there.
+    Averaged over seeds, its gradient equals that of covariance_penalty. Both have the same dtype.
 
     Args:
         codes: [..., latents], at least two rows.
-        sample: number of latents to draw. If the coder has no more, the penalty is exact.
-        seed: of the draw; all ranks must give the same.
-        group: the ranks whose batches make up one; None for a single process.
+        sample: number of latents to draw. If the coder does not have more latents, the penalty is
+            exact.
+        seed: seed of the draw; all ranks must give the same seed.
+        group: the ranks whose batches together form one batch; None for a single process.
 
     Raises:
-        ValueError: fewer than two rows, or a sample of none.
+        ValueError: codes has fewer than two rows, or sample is below 1.
     """
     if sample < 1:
         raise ValueError(f"sample={sample!r}: give a number of latents of at least 1.")
@@ -75,7 +76,7 @@ def _rows(codes: Tensor) -> Tensor:
 
 
 class _Penalty(torch.autograd.Function):
-    """Sum of given columns of the covariances without the diagonal, scaled up to all columns."""
+    """Sum of |cov| over some columns without the diagonal, scaled up to all columns."""
 
     @staticmethod
     def forward(ctx: Any, codes: Tensor, columns: Tensor, group: ProcessGroup | None) -> Tensor:
@@ -85,7 +86,7 @@ class _Penalty(torch.autograd.Function):
         tokens = sum_over_ranks(rows.new_tensor(len(rows), dtype=torch.float64), group)
         counts = sum_over_ranks(rows.sum(0), group)
         rates = (counts / tokens).to(rows.dtype)
-        # The counts' products go up to tokens^2, and float32 holds whole numbers up to 2^24.
+        # Products of two counts go up to tokens^2, but float32 is exact only up to 2^24.
         few = group is None and len(rows) ** 2 <= 2**24
         counts = counts.to(rows.dtype if few else torch.float64)
         matrix = whole_matrix(rows)
@@ -95,12 +96,12 @@ class _Penalty(torch.autograd.Function):
         block_size = SPARSE_BLOCK if matrix.is_sparse and whole else DENSE_BLOCK
         width = max(NARROWEST_BLOCK, block_size // latents)
         for start, block in zip(range(0, len(columns), width), columns.split(width), strict=True):
-            # A slice copies nothing.
+            # Indexing with a slice makes no copy.
             place = slice(start, start + width) if whole else block
             part = rows[:, place]
             joint = sum_over_ranks(matrix.transposed_times(part), group).to(counts.dtype)
-            # The covariances times tokens * (tokens - 1), 0 on the diagonal. In place, since fresh
-            # memory takes longer than the sums.
+            # The covariances times tokens * (tokens - 1), with 0 on the diagonal. They are computed
+            # in place, because allocating memory takes longer than the sums.
             scaled = joint.mul_(tokens.to(joint.dtype)).addr_(counts, counts[block], alpha=-1)
             scaled[block, torch.arange(len(block), device=block.device)] = 0
             for some in cached_parts(scaled):
@@ -118,7 +119,7 @@ class _Penalty(torch.autograd.Function):
         ctx.dtype = codes.dtype
         share = len(columns) / latents
         if gradient is not None:
-            # The whole matrix is symmetric: its rows have the gradient of its columns.
+            # The whole matrix is symmetric, so its rows add the same gradient as its columns.
             sides = 2 if whole else 1
             ctx.save_for_backward(gradient.mul_((sides / share / (tokens - 1)).to(rows.dtype)))
         return (total / share / (tokens * (tokens - 1))).to(rows.dtype)
@@ -126,5 +127,5 @@ class _Penalty(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        # Times the ranks, over which DistributedDataParallel averages.
+        # Multiply by the number of ranks, because DistributedDataParallel averages over them.
         return (gradient * (grad_outputs[0] * ctx.ranks)).to(ctx.dtype), None, None

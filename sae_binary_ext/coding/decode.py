@@ -13,7 +13,7 @@ def decode(codes: Tensor, decoder_weight: Tensor, decoder_bias: Tensor) -> Tenso
 
     Args:
         codes: [..., latents], 0/1.
-        decoder_weight: [latents, d_out]; a latent's magnitude lives in its row.
+        decoder_weight: [latents, d_out]; the decoder row also sets a latent's magnitude.
         decoder_bias: [d_out].
     """
     return torch.matmul(codes, decoder_weight) + decoder_bias
@@ -22,7 +22,7 @@ def decode(codes: Tensor, decoder_weight: Tensor, decoder_bias: Tensor) -> Tenso
 def decode_indices(
     codes: Tensor, picks: Picks, decoder_weight: Tensor, decoder_bias: Tensor
 ) -> Tensor:
-    """As decode, of codes [tokens, k] in index form; picks has the latents they belong to."""
+    """As decode, but from codes [tokens, k] in index form; picks holds the latent of each code."""
     return _RowSum.apply(codes, decoder_weight, picks) + decoder_bias  # pyright: ignore
 
 

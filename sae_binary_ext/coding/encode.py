@@ -28,13 +28,13 @@ def pre_activations(
         centred: [tokens, d_in], or [..., d_in] without origin: the coder's input minus origin.
         encoder_weight: [d_in, latents].
         encoder_bias: [latents].
-        origin: [d_in], what was subtracted from the input (b_dec). Its gradient flows through this
-            argument, as a matrix-vector product. Through centred it would be a matrix product.
+        origin: [d_in], the vector subtracted from the input (b_dec). The gradient of b_dec is a
+            matrix-vector product through origin. Through centred it would be a matrix product.
     """
     if origin is not None:
         return _LinearGradient.apply(centred, encoder_weight, encoder_bias, origin)  # pyright: ignore
     product = torch.matmul(centred, encoder_weight)
-    # Under autocast the product has a narrower dtype than the bias, and a sum in place keeps it.
+    # Under autocast the product has a narrower dtype; a sum in place would keep that dtype.
     in_place = product.dtype == encoder_bias.dtype
     return product.add_(encoder_bias) if in_place else product + encoder_bias
 
@@ -65,8 +65,8 @@ class Encoder:
         centred: [..., d_in], or [tokens, d_in] in a training step: the coder's input minus origin.
         weight: [d_in, latents].
         bias: [latents].
-        log_threshold: [latents], float32 or wider: in bfloat16 an optimiser's steps round away.
-        origin: [d_in], what was subtracted, or zeros. Its gradient does not flow through centred.
+        log_threshold: [latents], float32 or wider: in bfloat16 rounding undoes optimiser steps.
+        origin: [d_in], the vector subtracted from the input, or zeros; no gradient through centred.
         rule: selection and surrogate.
     """
 
@@ -84,7 +84,7 @@ class Encoder:
 
     @property
     def threshold(self) -> Tensor:
-        """[latents]: a latent may fire if its pre-activation exceeds its threshold."""
+        """Thresholds [latents]: a latent may fire if its pre-activation exceeds its threshold."""
         return self.log_threshold.exp()
 
     def learned(self) -> tuple[Tensor, ...]:
@@ -92,7 +92,7 @@ class Encoder:
         return self.centred, self.weight, self.bias, self.threshold, self.origin
 
     def pre_activations(self) -> Tensor:
-        """[tokens, latents], with gradient; see the function of this name."""
+        """Pre-activations [tokens, latents], with gradient; see the function of this name."""
         return pre_activations(self.centred, self.weight, self.bias, self.origin)
 
 
@@ -106,10 +106,10 @@ def binarise(
     surrogate.
 
     Args:
-        pre_activation: [..., latents], any floating dtype; the codes' shape and dtype.
-        log_threshold: [latents], float32 or wider: in bfloat16 an optimiser's steps round away.
+        pre_activation: [..., latents], any floating dtype. The codes have its shape and dtype.
+        log_threshold: [latents], float32 or wider: in bfloat16 rounding undoes optimiser steps.
         rule: selection and surrogate.
-        noise: whether a selection that samples does so; for training steps only.
+        noise: whether a selection that samples draws random codes; for training steps only.
     """
     margin = pre_activation - log_threshold.exp()
     codes = competing_codes(margin, rule) if rule.competes else select_codes(margin, rule, noise)

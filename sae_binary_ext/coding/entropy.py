@@ -15,12 +15,12 @@ from sae_binary_ext.coding.kernels.ranks import sum_over_ranks
 def bernoulli_entropy(rate: Tensor) -> Tensor:
     """Entropy of a 0/1 variable, in bits: -p log2 p - (1 - p) log2 (1 - p), elementwise.
 
-    rate has any shape, and values in [0, 1]. Value and gradient are 0 at rates 0 and 1. There the
-    true slope is infinite and points outside the interval: a latent that never fires in a batch has
-    no entropy left to lose.
+    rate has any shape, and values in [0, 1]. At rates 0 and 1, entropy and gradient are 0. The true
+    slope at these rates is infinite and points outside the interval: a latent that never fires in a
+    batch has no entropy left to lose.
     """
     inside = (rate > 0) & (rate < 1)
-    # Replace the rate before the logarithm: otherwise backward has inf * 0 = NaN.
+    # Replace rates of 0 and 1 before the logarithm: otherwise backward gives inf * 0 = NaN.
     safe = torch.where(inside, rate, 0.5)
     bits = -(safe * safe.log() + (1 - safe) * torch.log1p(-safe)) / math.log(2)
     return torch.where(inside, bits, 0.0)
@@ -31,7 +31,7 @@ def firing_rates(codes: Tensor, group: ProcessGroup | None = None) -> Tensor:
 
     Args:
         codes: 0/1, shape [..., latents]; all dimensions but the last are the batch.
-        group: the ranks whose batches make up one; None for a single process.
+        group: the ranks whose batches together form one batch; None for a single process.
     """
     rows = codes.flatten(0, -2)
     counts = sum_over_ranks(sum_over_tokens(rows), group)
@@ -41,29 +41,31 @@ def firing_rates(codes: Tensor, group: ProcessGroup | None = None) -> Tensor:
 def minibatch_entropy(codes: Tensor, group: ProcessGroup | None = None) -> Tensor:
     """Sum over latents of the entropy of their firing rate (the paper's H): a scalar in bits.
 
-    Arguments and dtype are as for firing_rates.
+    The arguments and the dtype are those of firing_rates.
     """
     return bernoulli_entropy(firing_rates(codes, group)).sum()
 
 
 def excess_rate(rates: Tensor, limit: float) -> Tensor:
-    """Sum over latents of the part of their firing rate [latents] above a limit: a scalar."""
+    """Sum over latents of max(firing rate - limit, 0), a scalar; rates is [latents]."""
     return (rates - limit).clamp_min(0).sum()
 
 
 def burstiness(codes: Tensor, rates: Tensor) -> Tensor:
     """log2 |h - mean of h| of codes h [..., latents], with their firing rates [latents].
 
-    It says how far each code is from its latent's mean code. A 0 of a latent that nearly always
-    fires is as bursty as a 1 of a rare latent. It is -inf if a latent's codes are all equal.
+    Burstiness measures how far each code is from its latent's mean code. A code of 0 from a latent
+    that nearly always fires is as bursty as a code of 1 from a rare latent. The result is -inf if a
+    latent's codes are all equal.
     """
     return (codes - rates).abs().log2()
 
 
 def ramp(step: int, start: int, warm_up: int) -> float:
-    """The factor of a loss's coefficient, after step training steps.
+    """The factor, from 0 to 1, on a loss's coefficient at a training step.
 
-    It is 0 before start. Then it rises linearly to 1 over warm_up steps, or at once if these are 0.
+    The factor is 0 before start, then rises linearly to 1 over warm_up steps (at once if warm_up is
+    0).
     """
     if step < start:
         return 0.0
@@ -83,7 +85,7 @@ class FiringRates:
         self.tokens = 0
 
     def update(self, codes: Tensor) -> None:
-        """Count a batch of codes or activations, shape [..., latents]; non-zero is active."""
+        """Count a batch of codes or activations, shape [..., latents]; non-zero means active."""
         active = codes.flatten(0, -2) != 0
         self.counts += active.sum(0)
         self.tokens += len(active)
@@ -109,5 +111,5 @@ def batch_tokens(tokens: int, device: torch.device, group: ProcessGroup | None) 
 
 
 def sum_over_tokens(codes: Tensor) -> Tensor:
-    """Sum [latents] of codes [tokens, latents], in float32 or wider: bfloat16 stalls at 256."""
+    """Sum [latents] of codes [tokens, latents], float32 or wider; bfloat16 sums stop at 256."""
     return codes.sum(0, dtype=torch.promote_types(codes.dtype, torch.float32))

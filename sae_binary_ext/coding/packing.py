@@ -1,24 +1,25 @@
-"""Packed codes: one bit a latent."""
+"""Packed codes: one bit for each latent."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Read eight bytes of 0 or 1 as one integer, and multiply it by this number. The product's highest
-# byte has their bits, the first byte's lowest. No two bits of the product meet.
+# Read eight bytes of 0 or 1 as one integer and multiply it by this number. The product's highest
+# byte then holds the eight bits, with the first byte's bit lowest. No two bits of the product
+# overlap.
 _GATHER_BITS = 0x0102040810204080
 
 
 def packed_width(latents: int) -> int:
-    """Bytes of a packed code."""
+    """Number of bytes of a packed code."""
     return -(-latents // 8)
 
 
 def pack(codes: Tensor) -> Tensor:
-    """Codes [..., latents], a bit each: uint8 [..., packed_width(latents)].
+    """Codes [..., latents], packed to a bit each: uint8 [..., packed_width(latents)].
 
-    The codes are bool or any dtype; each value but 0 counts as 1. Latent j is bit j % 8 of byte
-    j // 8, as in numpy.packbits(bitorder="little"). Bits past the last latent are 0.
+    The codes may have any dtype; each value but 0 counts as 1. Latent j is bit j % 8 of byte j //
+    8, as in numpy.packbits(bitorder="little"). Bits past the last latent are 0.
     """
     active = codes if codes.dtype is torch.bool else codes != 0
     active = F.pad(active, (0, -active.shape[-1] % 8)).contiguous()
@@ -27,9 +28,9 @@ def pack(codes: Tensor) -> Tensor:
 
 
 def pack_indices(codes: Tensor, index: Tensor, latents: int) -> Tensor:
-    """As pack, of 0/1 codes [..., m] in index form, without an array of all latents.
+    """As pack, but from 0/1 codes [..., m] in index form; no array of all latents is made.
 
-    index is int64 [..., m], the latents that the codes belong to, none twice in a row.
+    index, int64 [..., m], holds the latent of each code; no latent appears twice in a row.
     """
     shape = (*codes.shape[:-1], packed_width(latents))
     packed = torch.zeros(shape, dtype=torch.uint8, device=codes.device)
@@ -38,7 +39,7 @@ def pack_indices(codes: Tensor, index: Tensor, latents: int) -> Tensor:
 
 
 def unpack(packed: Tensor, latents: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The codes [..., latents], 0 or 1, of packed codes, uint8 [..., packed_width(latents)].
+    """Codes [..., latents], 0 or 1, from packed codes, uint8 [..., packed_width(latents)].
 
     Raises:
         ValueError: packed does not have the width or dtype of packed codes of that many latents.

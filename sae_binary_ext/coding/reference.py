@@ -1,8 +1,8 @@
-"""Every selection, surrogate and loss, dense and plain, an equation a line.
+"""Reference implementation of every selection, surrogate and loss, with one equation a line.
 
-Read this file beside the papers. The rest of the package computes the same at less cost, and the
-tests compare its values and gradients with this file. Nothing here is fast; use float64.
-A surrogate or selection that this file does not list is taken from its own definition.
+Read this file beside the papers. The rest of the package computes the same values at less cost, and
+the tests compare its values and gradients with this file. The code here is slow; use float64. For a
+surrogate or selection that is not listed here, this file calls the package's definition.
 
 [Q] Quirke, Shabalin, Belrose, Binary Sparse Coding for Interpretability (arXiv 2509.25596).
 [C] Cho, Yang, Li, Kurkoski, Inoue, Binary Autoencoder for Mechanistic Interpretability of Large
@@ -25,9 +25,9 @@ from sae_binary_ext.coding.surrogate import SURROGATES
 SLOPES: dict[str, Callable[[Tensor, float], Tensor]] = {
     # s'(v / T) / T, where s' = 1 / (4 cosh^2(./2)); [C] has T = 1
     "sigmoid": lambda v, T: 1 / (4 * T * torch.cosh(v / (2 * T)) ** 2),
-    # 1 / T where |v / T| < 1/2
+    # 1 / T if |v / T| < 1/2, else 0
     "rectangle": lambda v, T: (2 * v.abs() < T).to(v.dtype) / T,
-    # |v|^((1 - T) / T) / T, held fixed closer to 0 than 1e-6
+    # |v|^((1 - T) / T) / T, with |v| raised to at least 1e-6
     "reste": lambda v, T: v.abs().clamp_min(1e-6) ** (1 / T - 1) / T,
     "identity": lambda v, T: torch.ones_like(v),
 }
@@ -43,7 +43,7 @@ def _largest_of_groups(v: list[float], k: int) -> list[int]:
     return [max(group, key=lambda j: v[j]) for group in groups]
 
 
-# The latents that each selection lets fire, of a token's margins v [m] ([Q], section 3).
+# The latents that each selection lets fire, given a token's margins v [m] ([Q], section 3).
 MAY_FIRE: dict[str, Callable[[list[float], int], Iterable[int]]] = {
     "topk": _largest,
     "groupmax": _largest_of_groups,
@@ -53,7 +53,7 @@ MAY_FIRE: dict[str, Callable[[list[float], int], Iterable[int]]] = {
 
 
 def slope(margin: Tensor, rule: CodeRule) -> Tensor:
-    """The rule's surrogate at each margin [...]."""
+    """The slope of the rule's surrogate at each margin [...]."""
     formula = SLOPES.get(rule.surrogate, SURROGATES[rule.surrogate].slope)
     return formula(margin, rule.surrogate_temperature)
 
@@ -78,7 +78,7 @@ def codes(pre: Tensor, log_threshold: Tensor, rule: CodeRule) -> Tensor:
     if rule.selection not in MAY_FIRE and rule.kind.make_codes is not None:
         return rule.kind.make_codes(margin, rule, False)
     allowed = may_fire(margin.detach(), rule)
-    if rule.selection == "gumbel":  # h = one-hot, dh/dv of softmax(v / T) in each group
+    if rule.selection == "gumbel":  # h is one-hot; dh/dv is that of softmax(v / T) in each group
         groups = margin.unflatten(-1, (rule.k, -1))
         soft = torch.softmax(groups / rule.surrogate_temperature, -1).flatten(-2)
         return _with_gradient_of(allowed, soft)
@@ -97,7 +97,7 @@ def _competing(margin: Tensor, allowed: Tensor, rule: CodeRule) -> Tensor:
     cutoff = torch.where(allowed > 0, margin, torch.inf).amin(-1, keepdim=True).detach()
     binds = (cutoff > 0) & (rule.k < margin.shape[-1])
     learns = torch.ones_like(margin)
-    if rule.surrogate_latents == "near":  # those of the 2k largest margins
+    if rule.surrogate_latents == "near":  # the latents with the 2k largest margins
         learns = may_fire(margin.detach(), replace(rule, k=min(2 * rule.k, margin.shape[-1])))
     weight = learns * slope(margin - cutoff * binds, rule).detach()
     total = torch.where(binds, weight.sum(-1, keepdim=True), torch.inf)
@@ -163,7 +163,7 @@ def covariance_l1(codes: Tensor) -> float:
 
 
 def covariance_gradient(codes: Tensor) -> Tensor:
-    """dC/dh [n, m] of codes of 0 and 1: 2 / (n - 1) (h - mean h) sign(cov), signs in integers."""
+    """dC/dh [n, m] of codes of 0 and 1: 2 / (n - 1) (h - mean h) sign(cov), with exact signs."""
     whole = codes.long()
     counts = whole.sum(0)
     signs = (len(codes) * (whole.T @ whole) - counts[:, None] * counts).sign().fill_diagonal_(0)

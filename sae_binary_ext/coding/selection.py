@@ -1,7 +1,7 @@
-"""From margins to codes: the table of selections, and CodeRule, which names one.
+"""Turns margins into codes: the table of selections, and CodeRule, which names a selection.
 
-The selections are those of Quirke et al. (arXiv 2509.25596). To add one, write a function below and
-a row of _KINDS.
+The selections are those of Quirke et al. (arXiv 2509.25596). To add a selection, write a function
+below and a row of _KINDS.
 """
 
 from collections.abc import Callable
@@ -18,28 +18,29 @@ from sae_binary_ext.coding.surrogate import SURROGATES, step
 
 @dataclass(frozen=True)
 class Selection:
-    """A rule that says which latents may fire, and all that depends on which rule it is.
+    """A rule that says which latents may fire, with every fact that depends on the rule.
 
-    It has either pick or make_codes. The last three attributes are facts of Quirke et al. (arXiv
-    2509.25596) that their files do not state. Other selections leave them out.
+    A Selection has either pick or make_codes. The last three attributes are facts from Quirke et
+    al. (arXiv 2509.25596) that their files do not state. Selections from other sources leave them
+    out.
 
     Attributes:
-        name: its name in configs of SAELens.
-        activation: its name in configs and files of sparsify, and in the first paper's files.
-        pick: (margins [..., latents], k) to the picked margins and their latents, both [..., k].
-            No latent stands twice in a row. A picked latent fires if its margin is positive, and
-            it receives a gradient in any case.
-        make_codes: (margins [..., latents], rule, noise) to codes [..., latents], for a selection
-            that does not pick k latents. noise is True in training steps only. A selection that
-            samples must give the same codes each time without noise.
+        name: the selection's name in SAELens configs.
+        activation: the name in sparsify's configs and files, and in those of Quirke et al.
+        pick: function of (margins [..., latents], k) that returns the picked margins and their
+            latents, both [..., k]. No latent appears twice in a row. A picked latent fires if its
+            margin is positive. A picked latent gets a gradient even if it does not fire.
+        make_codes: function of (margins [..., latents], rule, noise) that returns codes [...,
+            latents], for a selection that does not pick k latents. noise is True in training steps
+            only. Without noise, the codes must be the same each time.
         picks_largest: whether pick returns the k largest margins of a token.
         uses_k: whether k limits the number of latents that fire.
         groups: whether the latents are split into k contiguous groups of equal size.
-        alone: whether a latent's code is the step of its own margin and of no other.
+        alone: whether a latent's code depends on its own margin only.
         samples: whether make_codes draws random numbers if noise is True.
-        surrogates: the surrogates that it takes; None for all.
+        surrogates: the surrogates that the selection accepts; None for all.
         subtracts_b_dec: whether the paper's autoencoders subtract b_dec from their input.
-        has_thresholds: whether the paper's files hold thresholds. Without them they are zero.
+        has_thresholds: whether the paper's files hold thresholds. If not, the thresholds are zero.
         paper_temperature: the surrogate's temperature in the paper.
     """
 
@@ -59,7 +60,7 @@ class Selection:
 
     @property
     def default_learners(self) -> str:
-        """The surrogate_latents of a coder in training if its config names none."""
+        """The default of surrogate_latents for a coder in training."""
         return "near" if self.picks_largest else "selected"
 
 
@@ -73,8 +74,8 @@ def pick_largest_of_groups(margin: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def step_each(margin: Tensor, rule: "CodeRule", noise: bool) -> Tensor:
     """threshold: each latent fires if its margin is positive; L0 has no limit.
 
-    The paper calls it binary. With a threshold of zero it is also the step of Cho et al. (arXiv
-    2509.20997).
+    The paper calls this selection binary. With a threshold of zero it is also the step of Cho et
+    al. (arXiv 2509.20997).
     """
     return step(margin, rule.surrogate, rule.surrogate_temperature)
 
@@ -82,8 +83,9 @@ def step_each(margin: Tensor, rule: "CodeRule", noise: bool) -> Tensor:
 def one_of_each_group(margin: Tensor, rule: "CodeRule", noise: bool) -> Tensor:
     """gumbel: one latent of each of k contiguous groups fires, so L0 is k.
 
-    With noise it is a sample of the group's softmax at temperature 1, else the group's largest. The
-    gradient is that of the softmax at the rule's temperature, with the noise held fixed.
+    With noise, the latent is sampled from the group's softmax at temperature 1; without noise, it
+    is the group's largest. The gradient is that of the softmax at the rule's temperature, with the
+    noise held fixed.
     """
     groups = margin.unflatten(-1, (rule.k, -1))
     if noise:
@@ -93,7 +95,7 @@ def one_of_each_group(margin: Tensor, rule: "CodeRule", noise: bool) -> Tensor:
 
 
 class _OneHot(torch.autograd.Function):
-    """Exact one-hot of the largest entry; backward through softmax(logits / T).
+    """Exact one-hot of the largest entry; backward differentiates softmax(logits / T).
 
     torch's own gumbel_softmax(hard=True) returns hard - soft + soft, which rounds to values that
     are not exactly 0 or 1.
@@ -132,7 +134,7 @@ _KINDS = (
         make_codes=one_of_each_group,
         groups=True,
         samples=True,
-        # The softmax's gradient is the sigmoid surrogate's for more than two outcomes.
+        # A softmax's gradient is the sigmoid surrogate for more than two outcomes.
         surrogates=("sigmoid",),
         has_thresholds=False,
         paper_temperature=0.5,
@@ -140,29 +142,29 @@ _KINDS = (
 )
 SELECTIONS: dict[str, Selection] = {kind.name: kind for kind in _KINDS}
 SURROGATE_LATENTS = ("selected", "near", "all")
-# With surrogate_latents "near", the latents that compete for each of a token's k places. A coder of
-# k = 32 and 4608 latents had an FVU of 0.157 with 2 and of 0.161 with 4 (see
+# If surrogate_latents is "near", this many latents compete for each of a token's k places. A coder
+# of k = 32 and 4608 latents had an FVU of 0.157 with 2 and of 0.161 with 4 (see
 # docs/reconstruction-settings.md).
 NEAR = 2
 
 
 @dataclass(frozen=True)
 class CodeRule:
-    """How margins become codes; the part of a coder's config that is mathematics.
+    """How margins become codes: the mathematical part of a coder's config.
 
     Args:
         selection: which latents may fire, a key of SELECTIONS.
-        k: the largest number of latents that fire on a token, or the number of groups. A
-            selection without such a limit does not use it.
-        surrogate: gradient of the step, a key of SURROGATES.
+        k: the largest number of latents that fire on a token, or the number of groups. A selection
+            without a limit on L0 ignores k.
+        surrogate: gradient of the 0/1 step, a key of SURROGATES.
         surrogate_temperature: width of the surrogate, in units of the pre-activation.
         surrogate_latents: which latents learn from a token: "selected", those that the selection
-            picks; "near", those with the 2k largest margins; or "all". The last two compete for
-            the k places (see coding.competing), and only a selection that picks the largest
-            margins takes them.
+            picks; "near", those with the 2k largest margins; or "all". Latents of the last two
+            kinds compete for the k places (see coding.competing). Only a selection that picks the
+            largest margins accepts "near" and "all".
 
     Raises:
-        ValueError: a field is out of range; the message names it, its value and the remedy.
+        ValueError: a field is out of range; the message names the field, its value and the remedy.
     """
 
     selection: str = "topk"
@@ -193,12 +195,12 @@ class CodeRule:
 
     @property
     def kind(self) -> Selection:
-        """The selection, with all that depends on it."""
+        """The Selection that this rule names."""
         return SELECTIONS[self.selection]
 
     @property
     def competes(self) -> bool:
-        """Whether more latents learn than fire, and share the k places."""
+        """Whether more latents learn than may fire, and compete for the k places."""
         return self.surrogate_latents != "selected"
 
     @property
@@ -207,11 +209,11 @@ class CodeRule:
         return self.surrogate_latents == "all" or self.kind.alone
 
     def learners(self, latents: int) -> int:
-        """How many of a coder's latents learn from a token, if the selection picks them."""
+        """Number of latents that learn from a token, for a selection that picks k latents."""
         return min(NEAR * self.k, latents) if self.competes else self.k
 
     def next_learners(self, latents: int) -> int:
-        """How many latents learn besides those that may fire, if the selection picks them."""
+        """Number of latents that learn but may not fire, for a selection that picks k latents."""
         return self.learners(latents) - self.k
 
     def check_latents(self, latents: int) -> None:
@@ -242,16 +244,16 @@ def pick_latents(margin: Tensor, rule: CodeRule) -> tuple[Tensor, Tensor]:
 
 
 def pick_and_next(margin: Tensor, rule: CodeRule, more: int) -> tuple[Tensor, Tensor]:
-    """As pick_latents, with the `more` largest margins after the picked: both [..., k + more].
+    """As pick_latents, then the `more` next largest margins; both results are [..., k + more].
 
-    The margins [..., latents] have no gradient, and are overwritten if more is not 0. A selection
-    that does not pick the largest takes 0 only.
+    The margins [..., latents] have no gradient, and are overwritten if more is not 0. If the
+    selection does not pick the largest margins, more must be 0.
     """
     return largest_and_next(margin, rule.k, more) if more else pick_latents(margin, rule)
 
 
 def scatter_codes(codes: Tensor, index: Tensor, latents: int) -> Tensor:
-    """Dense codes [..., latents] of codes and latents [..., k]."""
+    """Dense codes [..., latents] from codes and their latents, both [..., k]."""
     return codes.new_zeros((*codes.shape[:-1], latents)).scatter_(-1, index, codes)
 
 

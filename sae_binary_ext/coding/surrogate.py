@@ -1,9 +1,9 @@
 """The 0/1 step and its surrogate gradients.
 
-The step is 1 if a latent's margin (pre-activation minus threshold) is positive. Its true
-derivative is zero almost everywhere, so backward uses a surrogate. Formulas: Quirke et al.
-(arXiv 2509.25596) for all four; the sigmoid one at temperature 1 is also that of Cho et al.
-(arXiv 2509.20997). The sigmoid keeps its factor 1/T, which the first paper's code drops.
+The step is 1 if a latent's margin (pre-activation minus threshold) is positive. The step's true
+derivative is zero almost everywhere, so backward uses a surrogate. All four formulas are those of
+Quirke et al. (arXiv 2509.25596). The sigmoid formula at temperature 1 is also that of Cho et al.
+(arXiv 2509.20997). Our sigmoid formula keeps its factor 1/T, which the code of Quirke et al. drops.
 
 To add a surrogate, write one function below and one row of SURROGATES.
 """
@@ -21,15 +21,15 @@ class Surrogate:
     """The gradient that backward uses for the step.
 
     Attributes:
-        slope: (margin, temperature) to the slope at each margin, in the margin's shape.
-        ste: its name in configs and files of sparsify, and in the first paper's files.
+        slope: function of (margin, temperature) that returns the slope at each margin.
+        ste: the surrogate's name in sparsify's configs and files, and in those of Quirke et al.
     """
 
     slope: Callable[[Tensor, float], Tensor]
     ste: str
 
 
-# ReSTE's slope is unbounded at margin 0. Closer to 0 than this, it is the slope at this distance.
+# ReSTE's slope is unbounded at margin 0. Margins closer to 0 than this get the slope at this value.
 RESTE_SMALLEST_MARGIN = 1e-6
 
 
@@ -40,18 +40,18 @@ def sigmoid(margin: Tensor, temperature: float) -> Tensor:
 
 
 def rectangle(margin: Tensor, temperature: float) -> Tensor:
-    """1/T where |margin / T| < 1/2, else 0."""
+    """Slope of 1/T if |margin / T| < 1/2, else 0."""
     return ((margin / temperature).abs() < 0.5).to(margin.dtype) / temperature
 
 
 def reste(margin: Tensor, temperature: float) -> Tensor:
-    """(1/T) |margin|^((1 - T) / T), the derivative of sign(margin) |margin|^(1/T)."""
+    """Slope of (1/T) |margin|^((1 - T) / T), the derivative of sign(margin) |margin|^(1/T)."""
     distance = margin.abs().clamp_min(RESTE_SMALLEST_MARGIN)
     return distance.pow((1 - temperature) / temperature) / temperature
 
 
 def identity(margin: Tensor, temperature: float) -> Tensor:
-    """1 everywhere: the straight-through estimator. The temperature has no effect."""
+    """Slope of 1 at every margin: the straight-through estimator. The temperature has no effect."""
     return torch.ones_like(margin)
 
 
@@ -77,10 +77,10 @@ class _Step(torch.autograd.Function):
 
 
 def step(margin: Tensor, surrogate: str, temperature: float) -> Tensor:
-    """Exactly 1.0 if the margin is positive, else 0.0, with a surrogate gradient.
+    """Codes of exactly 1.0 if the margin is positive, else 0.0, with a surrogate gradient.
 
     Args:
-        margin: any shape, floating point; pre-activation minus threshold. Codes have its dtype.
+        margin: any shape, floating point; pre-activation minus threshold. Codes have this dtype.
         surrogate: a key of SURROGATES.
         temperature: positive width of the surrogate, in units of the margin.
     """
@@ -88,6 +88,6 @@ def step(margin: Tensor, surrogate: str, temperature: float) -> Tensor:
 
 
 def fired(margin: Tensor, surrogate: str, temperature: float) -> Tensor:
-    """1.0 everywhere, with the gradient of step: for a loss on latents that did not fire."""
+    """Codes of 1.0 at every margin, with the gradient of step, for latents that did not fire."""
     codes = step(margin, surrogate, temperature)
     return codes + (1 - codes).detach()

@@ -1,6 +1,6 @@
 """The SAELens adapter: binary coders as SAELens architectures."""
 
-# The host first: importing it registers this package with it, which needs the modules below.
+# Import SAELens first: its import registers this package, which needs the modules below.
 try:
     import sae_lens  # noqa: F401  # pyright: ignore[reportUnusedImport]
 except ModuleNotFoundError as error:

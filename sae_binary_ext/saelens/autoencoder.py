@@ -34,17 +34,17 @@ from sae_binary_ext.training.finite import check_parameters
 
 @dataclass
 class BinaryCodeConfig(host.SAEConfig):
-    """The fields that every binary coder adds to SAELens' own.
+    """The fields that every binary coder adds to SAELens' own fields.
 
     Args:
-        selection: which latents may fire. topk: the k largest of each token; groupmax: the largest
-            of each of k contiguous groups; threshold: any above its threshold; gumbel: exactly one
-            of each of k groups, sampled in training.
+        selection: which latents may fire. topk: the latents with the k largest margins; groupmax:
+            the largest of each of k contiguous groups; threshold: any latent above its threshold;
+            gumbel: exactly one of each of k groups, sampled in training.
         k: most latents that fire on a token (topk), or number of groups (groupmax, gumbel).
             threshold does not use it.
         surrogate: gradient of the 0/1 step: sigmoid, rectangle, reste or identity.
-        surrogate_temperature: width of the surrogate, in units of the pre-activation. These have
-            standard deviation 1 when training starts.
+        surrogate_temperature: width of the surrogate, in units of the pre-activation.
+            Pre-activations have standard deviation 1 when training starts.
     """
 
     selection: str = choice(*SELECTIONS, default="topk")
@@ -63,12 +63,12 @@ class BinaryCodeConfig(host.SAEConfig):
         return "binary"
 
     def code_rule(self) -> CodeRule:
-        """The fields above in the form that coding takes."""
+        """The fields of this config as a CodeRule."""
         return CodeRule(self.selection, self.k, self.surrogate, self.surrogate_temperature)
 
 
 class SavedAtOnce(host.SAE[Any]):
-    """A coder whose files a killed process leaves whole or absent (see saving.replacing)."""
+    """A coder that is saved all or nothing, even by a killed process (see saving.replacing)."""
 
     def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
         HOST.check()
@@ -87,7 +87,7 @@ class BinaryCoder(SavedAtOnce):
     """The encoder, threshold and decoder that the inference and training classes share.
 
     Parameters: SAELens' W_enc [d_in, d_sae], W_dec [d_sae, d_in] and b_dec [d_in], and b_enc
-    [d_sae] and log_threshold [d_sae]. A latent fires if its selection lets it and its
+    [d_sae] and log_threshold [d_sae]. A latent fires if the selection allows it and its
     pre-activation exceeds exp(log_threshold).
     """
 
@@ -100,7 +100,7 @@ class BinaryCoder(SavedAtOnce):
         self.rule: CodeRule = self.cfg.code_rule()
         zeros = torch.zeros(self.cfg.d_sae, dtype=self.dtype, device=self.device)
         self.b_enc = nn.Parameter(zeros)
-        # At least float32: in bfloat16 an optimizer's step would round away.
+        # Use at least float32: in bfloat16, rounding would undo an optimizer's step.
         wide = torch.promote_types(self.dtype, torch.float32)
         self.log_threshold = nn.Parameter(
             torch.full_like(zeros, math.log(INITIAL_THRESHOLD), dtype=wide)
@@ -110,7 +110,7 @@ class BinaryCoder(SavedAtOnce):
     def encode(self, x: Tensor) -> Tensor:
         """Codes, never sampled: [..., d_sae] in the coder's dtype, exactly 0.0 or 1.0.
 
-        x is [..., d_in] after reshape_activations. Another width is a ValueError, here and below.
+        x is [..., d_in] after reshape_activations. Another width of x is an error, here and below.
         """
         return self.codes_and_pre_activations(x, noise=False)[0]
 
@@ -119,10 +119,11 @@ class BinaryCoder(SavedAtOnce):
         return infer_packed(self._encoder(self._checked_input(x)))
 
     def encode_indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes of encode's x, 0.0 or 1.0, and their latents, both [..., m]; no gradient, no hooks.
+        """Codes in index form, 0.0 or 1.0, and their latents, both [..., m]; no gradient, no hooks.
 
-        m is k, or for threshold the largest number active on one token. No row has a latent twice.
-        If two pre-activations differ by rounding alone, encode may pick the other one.
+        m is k, or for threshold the largest number of latents that fire on a token. No row has a
+        latent twice. If two pre-activations differ only by rounding, encode may pick the other
+        latent.
         """
         return infer_indices(self._encoder(self._checked_input(x)))
 
@@ -133,7 +134,7 @@ class BinaryCoder(SavedAtOnce):
 
     @override
     def fold_W_dec_norm(self) -> None:
-        """NotImplementedError, as in SAELens' coders that cannot fold. sae-bench catches it."""
+        """Raise NotImplementedError, as SAELens' coders without a fold do. sae-bench catches it."""
         raise NotImplementedError(
             "fold_W_dec_norm: the magnitude of a binary latent lives in its decoder row, and its "
             "code cannot be rescaled to make up for a row of unit norm. Load with "
@@ -141,7 +142,7 @@ class BinaryCoder(SavedAtOnce):
         )
 
     def codes_and_pre_activations(self, x: Tensor, noise: bool) -> tuple[Tensor, Tensor]:
-        """Codes and pre-activations, both [..., d_sae]; with noise gumbel's codes are sampled."""
+        """Codes and pre-activations, both [..., d_sae]; if noise is True, gumbel samples codes."""
         centred = self._checked_input(x)
         pre = self.hook_sae_acts_pre(pre_activations(centred, self.W_enc, self.b_enc))
         codes = binarise(pre, self._rounded_log_threshold(), self.rule, noise)
@@ -166,7 +167,7 @@ class BinaryCoder(SavedAtOnce):
         return self.b_dec if applied else self.b_dec.new_zeros(self.cfg.d_in)
 
     def _rounded_log_threshold(self) -> Tensor:
-        # SAELens' loaders round it too: the saved coder and the one in training have equal codes.
+        # Round as SAELens' loaders do, so that training and the saved coder give the same codes.
         dtype = self.b_enc.dtype
         return self.log_threshold.to(dtype).to(torch.promote_types(dtype, torch.float32))
 
@@ -186,15 +187,15 @@ class BinarySAE(BinaryCoder):
 class BinaryTrainingSAEConfig(
     TrainingFields, LearningFields, BinaryCodeConfig, host.TrainingSAEConfig
 ):
-    """Config for training a binary autoencoder; the bases have further fields.
+    """Config for training a binary autoencoder; its base classes have further fields.
 
-    A coefficient is in units of FVU, the fraction of variance unexplained. 0 turns its loss off.
+    Each coefficient is in units of FVU, the fraction of variance unexplained. 0 turns a loss off.
 
     Args:
         pre_act_loss_coefficient: weight of a loss that raises the encoder biases of dead latents
             until they fire. A latent is dead if it has not fired for the trainer's
-            dead_feature_window of steps. The default of binary_entropy is 0. As in SAELens'
-            jumprelu.
+            dead_feature_window of steps. The default of binary_entropy is 0. SAELens' jumprelu has
+            a similar loss.
         dense_coefficient: cost of each unit of a latent's firing rate above dense_rate. At 4e-3, no
             latent of 4608 fired on more than a tenth of the tokens of text like the training text.
         initial_firing_rate: firing rate, between 0 and 1, that the first batch sets the encoder
@@ -202,9 +203,9 @@ class BinaryTrainingSAEConfig(
         decoder_init_norm: norm of the decoder rows when training starts. None scales them to the
             least squared error on the first batch.
         surrogate_latents: which latents learn from a token. "selected": those that the selection
-            picks. With topk also "near": the 2k nearest to firing; and "all": every latent, in
-            competition for the k places (see coding.competing). None takes near for topk and
-            selected for the others.
+            picks. topk also takes "near", the 2k latents nearest to firing, and "all", every
+            latent; these compete for the k places (see coding.competing). None takes near for topk
+            and selected for other selections.
     """
 
     pre_act_loss_coefficient: float = 1e-4
@@ -255,7 +256,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
 
     @override
     def step_losses(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """As SAELens' step, but from codes in their cheapest form if _may_shorten allows it.
+        """As SAELens' step, but uses the codes' cheapest form if _may_shorten allows it.
 
         feature_acts and hidden_pre then have no gradient, and are sparse COO if few latents fire.
         hidden_pre has the pre-activations of the latents that may fire.
@@ -263,7 +264,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         if not self._may_shorten(step_input.sae_in):
             return super().step_losses(step_input)
         x, target = self._input_and_target(step_input.sae_in)
-        # No gradient: b_dec learns through the encoder's origin (see coding.encode).
+        # centred gets no gradient: b_dec learns through the encoder's origin (see coding.encode).
         with torch.no_grad():
             centred = self._checked_input(x)
         codes, pre = self._encode_batch(self._encoder(centred))
@@ -278,7 +279,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
     def code_losses(
         self, step_input: TrainStepInput, codes: Encoded, pre: Tensor | None, output: Tensor
     ) -> dict[str, Tensor]:
-        """The losses that are on besides the reconstruction's, by name and in its units.
+        """The losses that are on, besides the reconstruction loss, by name and in its units.
 
         step_input.sae_in is the target and output the reconstruction, both [tokens, d_out]. pre is
         [tokens, d_sae], or None if the step did not make all pre-activations.
@@ -286,8 +287,8 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         target, dead = step_input.sae_in, step_input.dead_neuron_mask
         losses: dict[str, Tensor] = {}
         if self.cfg.pre_act_loss_coefficient and dead is not None:
-            # On biases alone: the gradient of the encoder's weights would cost a large product, and
-            # the other parts of pre-activations nearly cancel over a batch.
+            # The loss acts on biases only: a gradient of the encoder's weights would cost a large
+            # product, and the other parts of pre-activations nearly cancel over a batch.
             scale = self.cfg.pre_act_loss_coefficient * total_variance(target)
             losses["pre_act_loss"] = -scale * (self.b_enc * dead).sum()
         if self.cfg.dense_coefficient:
@@ -305,7 +306,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         subtracts = self.cfg.apply_b_dec_to_input and torch.is_grad_enabled()
         if self.cfg.encoder_trains_b_dec or not subtracts:
             return centred
-        # Adds zeros whose gradient cancels that of b_dec.
+        # Add zeros whose gradient cancels the gradient of b_dec in centred.
         origin = super()._origin()
         return centred + (origin - origin.detach())
 
@@ -319,7 +320,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         return self._finish_decoding(codes.decode(self.W_dec, self.b_dec))
 
     def _may_shorten(self, batch: Tensor) -> bool:
-        """Whether the step needs a gradient and no hook, compiler or subclass reads its arrays."""
+        """Whether a step needs gradients and no hook, compiler or subclass reads its arrays."""
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return False
         hooks = (self.hook_sae_input, self.hook_sae_acts_pre, self.hook_sae_acts_post)
@@ -350,7 +351,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
 
     @override
     def _apply_to_parameters(self, *args: Any, **kwargs: Any) -> Any:
-        # Module.to() casts every parameter. The threshold stays in float32, unrounded.
+        # Module.to() casts every parameter. Keep log_threshold in float32, unrounded.
         before = self.log_threshold.data
         out = super()._apply_to_parameters(*args, **kwargs)
         after = self.log_threshold.data

@@ -1,7 +1,7 @@
 """The training architecture "binary_entropy": a binary autoencoder with the entropy loss.
 
 Cho, Yang, Li, Kurkoski, Inoue, Binary Autoencoder for Mechanistic Interpretability of Large
-Language Models (arXiv 2509.20997). What it saves is an inference coder of "binary".
+Language Models (arXiv 2509.20997). Saved "binary_entropy" coders have the architecture "binary".
 """
 
 from dataclasses import dataclass, fields
@@ -23,11 +23,11 @@ from sae_binary_ext.training.fields import EntropyFields
 
 @dataclass
 class EntropyLossFields(EntropyFields):
-    """The weights of the entropy and covariance losses; EntropyFields has their other fields.
+    """The weights of the entropy and covariance losses; EntropyFields has the other fields.
 
     A coefficient is in units of FVU, the fraction of variance unexplained, so that it means the
-    same at any scale and width. The paper's alpha, on the mean squared error, is the coefficient
-    times the variance per dimension.
+    same at any scale and width. The paper's alpha, used with the mean squared error, is the
+    coefficient times the variance per dimension.
 
     Args:
         entropy_coefficient: cost of one bit of a batch's code entropy. 0 turns the loss off.
@@ -44,7 +44,7 @@ class EntropyLossFields(EntropyFields):
         check_at_least(0, **{name: getattr(self, name) for name in names})
 
     def entropy_losses(self, step: int, codes: Encoded, target: Tensor) -> dict[str, Tensor]:
-        """The losses that are on after so many steps, by name; target is [tokens, d_out]."""
+        """The losses that are on at this training step, by name; target is [tokens, d_out]."""
         share = ramp(step, self.entropy_start_step, self.entropy_warm_up_steps)
         # SAELens' reconstruction loss is FVU times the total variance.
         scale = share * total_variance(target)
@@ -52,7 +52,7 @@ class EntropyLossFields(EntropyFields):
         if self.entropy_coefficient:
             bits = bernoulli_entropy(codes.firing_rates()).sum()
             losses["entropy_loss"] = self.entropy_coefficient * scale * bits
-        # One token has no covariance.
+        # A single token has no covariance.
         if self.covariance_coefficient and codes.tokens > 1:
             dense = codes.dense()
             if self.covariance_sample:

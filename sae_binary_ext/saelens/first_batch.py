@@ -1,4 +1,4 @@
-"""The base of all training classes: the start from the first batch, and checks of each step."""
+"""Base of all training classes: fits initial parameters to the first batch, checks each step."""
 
 import logging
 from abc import abstractmethod
@@ -25,7 +25,7 @@ from sae_binary_ext.training.untouched import InitialParameters
 
 logger = logging.getLogger(__name__)
 
-# The fewest tokens to start from. Smaller batches are put together.
+# Minimum number of tokens to fit initial parameters to. Smaller batches are joined.
 FEWEST_TOKENS = 32
 
 
@@ -33,13 +33,14 @@ FEWEST_TOKENS = 32
 class TrainingFields(FiniteFields):
     """The field that all training configs of this package share: skip_non_finite.
 
-    The estimates before training leave out the same tokens. The metric skipped_tokens counts them.
+    If skip_non_finite is True, the estimates before training skip non-finite tokens too, and the
+    metric skipped_tokens counts the tokens that training skipped.
     """
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any]) -> Any:
-        """As SAELens'; it also takes the cfg.json of a coder that training saved for inference."""
-        # That file names another architecture. Its metadata has the fields of training alone.
+        """As SAELens', but also takes the cfg.json of a coder that was saved for inference."""
+        # That file names the inference architecture. Its metadata has the training fields.
         metadata = config_dict.get("metadata") or {}
         trained_as = str(metadata.get("training_architecture"))
         _, config_class = SAE_TRAINING_CLASS_REGISTRY.get(trained_as, (None, type(None)))
@@ -58,7 +59,7 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
     """A coder in training whose first batch sets its parameters, unless a user has set them.
 
     If a user loads weights or changes any parameter, training starts from all parameters as they
-    are. To set some and start the others from data, call fit_to_first_batch first.
+    are. To set some parameters and fit the others to data, call fit_to_first_batch first.
 
     Attributes:
         scale: the scale that loaded weights were trained in, if their run had not ended.
@@ -67,7 +68,7 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
 
     def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
         self._starts_fresh = True
-        # The tokens of earlier batches, if those were too few or too similar to start from.
+        # Tokens of earlier batches, kept while they are too few to fit initial parameters to.
         self._tokens_so_far: Tensor | None = None
         self._initial: InitialParameters | None = None
         self.scale: ActivationScale | None = None
@@ -81,7 +82,7 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
 
     @abstractmethod
     def fit_to_first_batch(self, batch: Tensor) -> None:
-        """Set the initial parameters from a batch of the trainer, [tokens, width of its rows]."""
+        """Set the initial parameters from a training batch, [tokens, width of its rows]."""
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
@@ -103,7 +104,7 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
 
     @override
     def load_weights_from_checkpoint(self, checkpoint_path: Path | str) -> None:
-        """As SAELens', but unfolds a folded scale; ValueError if the checkpoint lacks it."""
+        """As SAELens', but undoes a scale's fold; ValueError if the checkpoint lacks the scale."""
         folded = folded_scale(Path(checkpoint_path), self.cfg)
         super().load_weights_from_checkpoint(checkpoint_path)
         if folded is not None:
@@ -137,7 +138,7 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
         super().process_state_dict_for_saving(state_dict)
 
     def check_saveable(self) -> None:
-        """Raise ValueError if a step or a parameter was not finite. A GPU waits for this."""
+        """Raise ValueError if a step's values or a parameter are not finite. A GPU waits."""
         self._watch.check_now()
         self._loss_watch.check_now()
         finite.check_parameters(self.named_parameters())
@@ -150,12 +151,12 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
             weights, config = super().save_inference_model(new)
         return Path(path) / weights.name, Path(path) / config.name
 
-    # Reads data on the host, which a compiled step (compile_sae) must not trace.
+    # This method reads data on the host, which a compiled step (compile_sae) must not trace.
     @torch.compiler.disable  # pyright: ignore[reportArgumentType]
     def _before_step(self, step_input: TrainStepInput) -> TrainStepInput:
         step, values = step_input.n_training_steps, step_input.sae_in
         if self.cfg.normalize_activations == "constant_norm_rescale":
-            # No factor rescales a token of norm 0: the division makes it NaN.
+            # A token of norm 0 cannot be rescaled: the division makes it NaN.
             values = values / values[:, : self.cfg.d_in].norm(dim=-1, keepdim=True)
         if self.cfg.skip_non_finite:
             rows = self._finite_rows.of(values, step=step)
@@ -169,7 +170,7 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
 
     @torch.no_grad()
     def _start_from(self, batch: Tensor) -> None:
-        """Start from the batches so far if they have a scale and no parameter was set by hand."""
+        """Fit initial parameters to the batches so far, if tokens differ and a user set none."""
         if self._tokens_so_far is None:
             check_training_dtype(str(self.dtype))
             changed = self._changed_parameters()
@@ -182,7 +183,7 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
                 return
             self._tokens_so_far = batch[:0]
         tokens = torch.cat([self._tokens_so_far, batch])
-        # A transcoder's targets follow its inputs in a row, and set the decoder.
+        # In a transcoder's row the targets follow the inputs. The targets set the decoder.
         inputs, targets = tokens[:, : self.cfg.d_in], tokens[:, self.cfg.d_in :]
         if len(tokens) < FEWEST_TOKENS:
             self._tokens_so_far = tokens
@@ -193,7 +194,7 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
             self._tokens_so_far = batch[:0]
 
     def _changed_parameters(self) -> list[str]:
-        # On the meta device there was nothing to remember.
+        # A coder on the meta device had no values to remember.
         return ["The parameters were"] if self._initial is None else self._initial.changed(self)
 
     def _remember_start(self) -> None:
@@ -202,7 +203,7 @@ class FirstBatchTrainingSAE(TrainingSAE[Any]):
     @override
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
         probe = self.W_enc.detach()[:0]
-        # A cast rounds parameters, which is no change by hand. A move to another device keeps bits.
+        # A cast rounds parameters, but is no change by hand. A move to another device keeps bits.
         untouched = fn(probe).dtype != probe.dtype and not self._changed_parameters()
         result = self._apply_to_parameters(fn, *args, **kwargs)
         if untouched:

@@ -1,8 +1,8 @@
 """Pairs of activations of the same token, and the scaling of pairs and of single activations.
 
-A pair is a transcoder's input and its target. SAELens' trainers give a coder one tensor a step. So
-a pair travels as one row: first the columns of the input, then those of the target. Each row is
-shuffled, scaled and batched as a whole. Scales are estimated from finite tokens alone.
+A pair is a transcoder's input and its target. SAELens' trainers give a coder one tensor in each
+step. So a pair is stored as one row: first the columns of the input, then those of the target. Each
+row is shuffled, scaled and batched as a whole. Scales are estimated from finite tokens only.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ _NAMES = {
     SCALE: f"the activation scale (normalize_activations={SCALE!r})",
     WHITENING: f"the whitening (normalize_activations={WHITENING!r})",
 }
-# The fewest tokens that an estimate takes. A covariance needs two.
+# Minimum number of tokens for each estimate. A covariance needs two.
 _FEWEST_TOKENS = {SCALE: 1, WHITENING: 2}
 
 
@@ -38,7 +38,7 @@ class PairFactors(NamedTuple):
 
 
 def split_pairs(pairs: Tensor, d_in: int, d_out: int) -> tuple[Tensor, Tensor]:
-    """Inputs [tokens, d_in] and targets [tokens, d_out] of pairs; ValueError if not so wide."""
+    """Inputs [tokens, d_in] and targets [tokens, d_out] of pairs; ValueError for another width."""
     if pairs.shape[-1] != d_in + d_out:
         raise ValueError(
             f"pairs of shape {tuple(pairs.shape)}: a transcoder with d_in={d_in} and d_out={d_out} "
@@ -87,7 +87,7 @@ def check_pairs(
 
 
 class FiniteScaler(ActivationScaler):
-    """SAELens' scaler, with estimates that leave out tokens that are not finite, or refuse them."""
+    """SAELens' scaler; its estimates skip tokens that are not finite, or raise an error."""
 
     def __init__(self, *, skip_non_finite: bool = False) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class FiniteScaler(ActivationScaler):
     def estimate_scaling_factor(
         self, d_in: int, data_provider: Iterator[Tensor], n_batches_for_norm_estimate: int = 1000
     ) -> None:
-        """As SAELens', but ValueError for tokens that it cannot use, or if all are 0."""
+        """As SAELens', but ValueError for non-finite tokens (unless skipped), or if all are 0."""
         count = n_batches_for_norm_estimate
         self.scaling_factor = self.factor_of(d_in, self._finite(data_provider, SCALE, count), count)
 
@@ -110,7 +110,7 @@ class FiniteScaler(ActivationScaler):
         n_batches_for_norm_estimate: int = 1000,
         eps: float = 1e-3,
     ) -> None:
-        """As SAELens', but ValueError for tokens that it cannot use."""
+        """As SAELens', but ValueError for non-finite tokens (unless skipped)."""
         count = n_batches_for_norm_estimate
         batches = self._finite(data_provider, WHITENING, count)
         self.whitening = self.whitening_of(d_in, batches, count, eps)
@@ -133,7 +133,7 @@ class FiniteScaler(ActivationScaler):
 
 
 def mean_norm_factor(width: int, batches: Iterator[Tensor], count: int) -> float:
-    """sqrt(width) over the mean norm of activations, or of norms; ValueError if not finite."""
+    """sqrt(width) / mean norm of activations or of given norms; ValueError if not finite."""
     scaler = ActivationScaler()
     try:
         scaler.estimate_scaling_factor(width, batches, count)
@@ -183,7 +183,7 @@ class PairScaler(FiniteScaler):
 
     @override
     def factor_of(self, d_in: int, batches: Iterator[Tensor], count: int) -> PairFactors:
-        # The model runs once: the targets' norms wait here. A norm is its own norm.
+        # The model runs only once, so keep the targets' norms. A norm's own norm is unchanged.
         norms: list[Tensor] = []
         d_out = 0
 

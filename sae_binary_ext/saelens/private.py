@@ -1,6 +1,6 @@
 """The private names of SAELens that this package uses, under public names.
 
-SAELens may change them without notice. The other modules import them from here.
+SAELens may change its private names without notice, so all modules import them from here.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Registers the binary architectures with SAELens. All that it replaces in SAELens stands here."""
+"""Registers the binary architectures with SAELens, and replaces methods of SAELens."""
 
 import functools
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from sae_binary_ext.saelens.private import HOST
 from sae_binary_ext.saving import replacing
 
 _BINARY = (autoencoder.BinarySAE, autoencoder.BinarySAEConfig)
-# Each architecture's class and config for training, then those of the saved coder.
+# For each architecture: class and config for training, class and config of the saved coder.
 ARCHITECTURES = (
     (autoencoder.BinaryTrainingSAE, autoencoder.BinaryTrainingSAEConfig, *_BINARY),
     (entropy.BinaryEntropyTrainingSAE, entropy.BinaryEntropyTrainingSAEConfig, *_BINARY),
@@ -40,15 +40,15 @@ ARCHITECTURES = (
 
 _REGISTERED = "_sae_binary_ext_registered"
 Trainer = SAETrainer[Any, Any]
-# A method of SAELens, as its class has it.
+# An original method of SAELens, which we replace.
 Stock = Callable[..., Any]
 
 
 def register() -> None:
     """Add the binary architectures to SAELens' registries. Idempotent.
 
-    If SAELens lacks a private name that they need, its own classes do not change. Then the creation
-    of a binary coder is an error.
+    If SAELens lacks a private name that this package needs, SAELens' own classes stay unchanged.
+    The creation of a binary coder then raises an error.
     """
     if hasattr(sae_lens, _REGISTERED):
         return
@@ -56,8 +56,8 @@ def register() -> None:
         architecture = training_config.architecture()
         if architecture not in registry.SAE_TRAINING_CLASS_REGISTRY:
             registry.register_sae_training_class(architecture, training_coder, training_config)
-        # binary_entropy saves a coder of "binary". It needs its own name here too, so that
-        # SAE.load_from_disk reads its training checkpoints.
+        # Architecture binary_entropy saves coders as "binary". Its own name is registered here too,
+        # so that SAE.load_from_disk reads its training checkpoints.
         if architecture not in registry.SAE_CLASS_REGISTRY:
             registry.register_sae_class(architecture, coder, config)
     if HOST.is_usable():
@@ -84,7 +84,7 @@ def _replace(owner: type, name: str, new: Callable[..., Any]) -> None:
 
 
 def _save_trainer_state(stock: Stock, trainer: Trainer, checkpoint_path: Path) -> None:
-    """Add the random state and the scale folded into the weights to a checkpoint of our coders."""
+    """For our coders, add the random state and the folded activation scale to a checkpoint."""
     if not isinstance(trainer.sae, FirstBatchTrainingSAE):
         stock(trainer, checkpoint_path)
         return
@@ -102,14 +102,14 @@ def _load_trainer_state(stock: Stock, trainer: Trainer, checkpoint_path: Path | 
     stock(trainer, checkpoint_path)
     if folded is not None:
         folded.give_to(trainer.activation_scaler)
-    # SAELens writes periodic checkpoints after an optimizer step but before it counts that step, so
-    # that its schedules would lag by one.
+    # SAELens writes periodic checkpoints after an optimizer step but before it counts that step. So
+    # the schedules would lag by one step.
     trainer.n_training_steps = trainer.lr_scheduler.last_epoch
     resuming.load_random_state(Path(checkpoint_path))
 
 
 def _start_trainer(stock: Stock, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-    """Estimate the scale of our coders from finite tokens. SAELens' estimates read all tokens."""
+    """For our coders, estimate the scale from finite tokens. Stock SAELens uses all."""
     stock(trainer, *args, **kwargs)
     if isinstance(trainer.sae, FirstBatchTrainingSAE):
         skips = trainer.sae.cfg.skip_non_finite
@@ -118,7 +118,7 @@ def _start_trainer(stock: Stock, trainer: Trainer, *args: Any, **kwargs: Any) ->
 
 
 def _step(stock: Stock, trainer: Trainer, batch: Tensor) -> TrainStepOutput:
-    """Count the tokens that our coders trained on. SAELens' firing rates count the whole batch."""
+    """For our coders, count only the tokens trained on. SAELens counts the whole batch."""
     before = trainer.n_frac_active_samples
     output = stock(trainer, batch)
     if isinstance(trainer.sae, FirstBatchTrainingSAE):
@@ -127,7 +127,7 @@ def _step(stock: Stock, trainer: Trainer, batch: Tensor) -> TrainStepOutput:
 
 
 def _save_checkpoint(stock: Stock, trainer: Any, *args: Any, **kwargs: Any) -> None:
-    """Begin no checkpoint if one of our coders has a parameter that is not finite."""
+    """Raise an error before writing a checkpoint if one of our coders is not finite."""
     saes = trainer.saes.values() if isinstance(trainer, MultiSAETrainer) else (trainer.sae,)
     for sae in saes:
         if isinstance(sae, FirstBatchTrainingSAE):
@@ -137,8 +137,8 @@ def _save_checkpoint(stock: Stock, trainer: Any, *args: Any, **kwargs: Any) -> N
 
 def _load_from_disk(stock: Stock, cls: Any, path: str | Path, *args: Any, **kwargs: Any) -> Any:
     """Let our coders loaded from a training checkpoint keep the scale they were trained in."""
-    # SAELens' from_pretrained_path reads the weights alone, and its trainer estimates a new scale.
-    # A new whitening has other directions than the weights were trained in.
+    # SAELens' from_pretrained_path reads only the weights, and its trainer estimates a new scale. A
+    # new whitening has other axes than the whitening that the weights were trained with.
     coder = stock(cls, path, *args, **kwargs)
     if isinstance(coder, FirstBatchTrainingSAE):
         coder.scale = resuming.scale_beside(Path(path), coder.cfg.normalize_activations)

@@ -1,4 +1,4 @@
-"""The random state and the scale of the weights, which SAELens' checkpoints of a run lack."""
+"""Saves the random state and the folded activation scale, which SAELens' checkpoints lack."""
 
 import json
 import logging
@@ -43,7 +43,7 @@ def load_random_state(checkpoint: Path) -> None:
 class ActivationScale:
     """The factor or the whitening that a training run applies to activations.
 
-    The end of training folds it into the weights, which then take raw activations.
+    The end of training folds this scale into the weights, which then take raw activations.
 
     Attributes:
         mode: SCALE or WHITENING, the training config's normalize_activations.
@@ -56,7 +56,7 @@ class ActivationScale:
 
     @classmethod
     def of(cls, mode: str, scaler: ActivationScaler) -> "ActivationScale | None":
-        """The scale of this mode that a scaler has; None if it has none, or for other modes."""
+        """The scaler's scale of this mode; None if it has none, or if the mode has no scale."""
         if mode == SCALE and scaler.scaling_factor is not None:
             factor = torch.tensor(scaler.scaling_factor, dtype=torch.float64)
             return cls(mode, {"factor": factor.reshape(-1)})
@@ -99,7 +99,8 @@ def _factor(factor: Tensor) -> float | PairFactors:
 def scale_beside(folder: Path, mode: str) -> ActivationScale | None:
     """The scale that SAELens saves beside the weights of a run that has not ended.
 
-    None if the mode, the config's normalize_activations, needs none. Warns if a scale is missing.
+    The result is None if the mode (the config's normalize_activations) needs no scale. A missing
+    scale is logged as a warning.
     """
     if mode not in (SCALE, WHITENING):
         return None
@@ -126,7 +127,7 @@ def save_folded_scale(checkpoint: Path, coder: Any) -> None:
 def folded_scale(checkpoint: Path, cfg: Any) -> ActivationScale | None:
     """The scale folded into a checkpoint's weights, if a coder of this cfg would scale again.
 
-    ValueError if a scale is folded in and the checkpoint does not hold it.
+    Raises ValueError if a scale was folded into the weights and the checkpoint does not hold it.
     """
     mode, saved = cfg.normalize_activations, checkpoint / SAE_CFG_FILENAME
     if mode not in (SCALE, WHITENING) or not saved.is_file():

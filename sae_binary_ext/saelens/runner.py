@@ -1,7 +1,8 @@
 """Training transcoders in SAELens: TranscoderTrainingRunner and its config.
 
-SAELens' MultiSAETrainingRunner trains several autoencoders on the same activations. This runner
-gives it pairs of activations. Binary and continuous transcoders then learn from the same tokens.
+SAELens' MultiSAETrainingRunner trains several autoencoders on the same activations. Our runner
+gives SAELens' runner pairs of activations. Binary and continuous transcoders then learn from the
+same tokens.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +26,7 @@ from sae_binary_ext.saelens.private import MultiRunner, MultiTrainer
 from sae_binary_ext.saelens.splice import HookedModel, TranscoderEvaluator, resolve_hook
 from sae_binary_ext.saelens.transcoder import TranscoderFields
 
-# The settings of the config that the activations store takes by the same name.
+# Config fields that the activations store takes under the same names.
 STORE_SETTINGS = (
     "streaming",
     "dataset_trust_remote_code",
@@ -55,8 +56,8 @@ class TranscoderRunnerConfig(MultiSAETrainingRunnerConfig):
         saes: training configs of binary_transcoder or topk_transcoder, by names of your choice. All
             have the same d_in and d_out.
         hook_name: the hook of the inputs, a TransformerLens hook (blocks.9.mlp.hook_in). If
-            model_class_name is AutoModelForCausalLM, give a module instead. Its outputs are the
-            inputs (model.layers.9.post_attention_layernorm).
+            model_class_name is AutoModelForCausalLM, give a module instead
+            (model.layers.9.post_attention_layernorm), whose outputs are the inputs.
         hook_name_out: the hook of the targets (blocks.9.hook_mlp_out, or model.layers.9.mlp).
         lrs: learning rates by the names in saes. A transcoder that is not named takes lr.
     """
@@ -65,7 +66,7 @@ class TranscoderRunnerConfig(MultiSAETrainingRunnerConfig):
     hook_name: str
     hook_name_out: str
     lrs: Mapping[str, float] = field(default_factory=dict)
-    # All transcoders share one pair of hooks, so these are no arguments here.
+    # All transcoders share one pair of hooks, so these two fields are not arguments.
     hook_names: Mapping[str, str] | str = field(init=False, default="")
     hook_head_indices: dict[str, int | None] | int | None = field(init=False, default=None)
 
@@ -105,7 +106,8 @@ class TranscoderRunnerConfig(MultiSAETrainingRunnerConfig):
 class PairTrainer(MultiTrainer):
     """SAELens' trainer of several coders, on batches of pairs.
 
-    It scales inputs and targets separately. Each transcoder may have its own learning rate.
+    The trainer scales inputs and targets separately. Each transcoder may have its own learning
+    rate.
     """
 
     def __init__(self, cfg: SAETrainerConfig, lrs: Mapping[str, float], **settings: Any) -> None:
@@ -121,7 +123,7 @@ class PairTrainer(MultiTrainer):
     @override
     @torch.no_grad()
     def estimate_scales(self) -> None:
-        """Estimate once for all transcoders with the same mode: they see the same pairs."""
+        """Make one estimate for all transcoders with the same mode: they see the same pairs."""
         batches = self.cfg.n_batches_for_norm_estimate
         for mode in (pairs.SCALE, pairs.WHITENING):
             scaled = [
@@ -150,7 +152,7 @@ class TranscoderTrainingRunner(MultiRunner):
     """Trains transcoders on pairs of activations of the same tokens.
 
     As in SAELens' runners, run() trains, logs, writes checkpoints and saves each transcoder to
-    output_path/name. SAE.load_from_disk reads it. It takes raw activations.
+    output_path/name. SAE.load_from_disk loads a saved transcoder, which takes raw activations.
 
     Args:
         cfg: the run.
@@ -186,7 +188,7 @@ class TranscoderTrainingRunner(MultiRunner):
             hook_names=[cfg.hook_name, cfg.hook_name_out],
         )
         if cfg.compile_llm:
-            # The activations store calls run_with_cache.
+            # Compile run_with_cache, because the activations store calls it.
             self.model.run_with_cache = torch.compile(
                 self.model.run_with_cache, mode=cfg.llm_compilation_mode
             )
@@ -213,7 +215,7 @@ class TranscoderTrainingRunner(MultiRunner):
 
     @override
     def run(self) -> dict[str, TrainingSAE[Any]]:
-        """Train and save as cfg says; returns the transcoders by name, for raw activations."""
+        """Train and save as cfg says. Returns transcoders by name, which take raw activations."""
         cfg = self.cfg
         self.set_metadata()
         for sae in self.saes.values():

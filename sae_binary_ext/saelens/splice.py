@@ -1,8 +1,8 @@
-"""Reads an activation of a model, and measures the model's loss with another in its place.
+"""Measures a model's loss with one activation replaced, for example by a reconstruction.
 
-SAELens' own evaluation replaces the activation that a coder reads. A transcoder reads one and
-predicts another. So here hook_name is read and hook_name_out is replaced. For an autoencoder, the
-two are the same.
+SAELens' own evaluation replaces the activation that a coder reads. A transcoder reads one
+activation and predicts another. So this file reads the activation at hook_name and replaces the
+activation at hook_name_out. For an autoencoder, the two hooks are the same.
 """
 
 import math
@@ -29,11 +29,11 @@ from sae_binary_ext.saelens.pairs import PAIRS, PairScaler
 
 # The models that SAELens trains on.
 HookedModel = HookedRootModule | TransformerBridge
-# Makes the new activation of those at hook_name and hook_name_out, each [rows, context, width].
+# Makes the new activation from those at hook_name and hook_name_out, each [rows, context, width].
 Replacement = Callable[[Tensor, Tensor], Tensor]
 
 _HEAD = re.compile(r"(?P<hook>.+)\[(?P<head>\d+)\]")
-# A bridge holds the heads of these hooks side by side: its attn.hook_z is attn.o.hook_in.
+# A TransformerBridge has the heads of these hooks side by side: attn.hook_z is attn.o.hook_in.
 _HEADS_SIDE_BY_SIDE = re.compile(r".*\battn\.(hook_[qkvz]|[qkv]\.hook_out|o\.hook_in)")
 # [rows, context, heads, d_head]
 _DIMENSIONS_WITH_HEADS = 4
@@ -41,10 +41,10 @@ _DIMENSIONS_WITH_HEADS = 4
 
 @dataclass(frozen=True)
 class HookView:
-    """A hook's activation as a coder reads it: whole if head is None, or one head of it.
+    """A hook's activation as a coder reads it: the whole if head is None, else one head.
 
     attn.hook_z, hook_q, hook_k and hook_v hold one vector for each head. SAELens trains a coder on
-    all heads side by side, or on the head that hook_head_index names. We write such a head as an
+    all heads side by side, or on the head that hook_head_index names. We write one head as an
     index: blocks.3.attn.hook_z[5].
     """
 
@@ -63,14 +63,14 @@ class HookView:
     def read(self, model: Any, output: Tensor) -> Tensor:
         """The view's part, [rows, context, width], of a hook's activation in this model.
 
-        output may have heads, [rows, context, heads, d_head]. ValueError if it lacks this head.
+        output may have heads, [rows, context, heads, d_head]. ValueError if output lacks this head.
         """
         if self.head is not None:
             return self._by_head(model, output)[:, :, self.head]
         return output.flatten(2) if output.ndim == _DIMENSIONS_WITH_HEADS else output
 
     def write(self, model: Any, output: Tensor, new: Tensor) -> Tensor:
-        """A copy of a hook's activation with new, in the shape read returns, as the view's part."""
+        """A copy of a hook's activation in which new (shaped as by read) is the view's part."""
         if self.head is None:
             return new.view(output.shape)
         changed = self._by_head(model, output).clone()
@@ -101,7 +101,7 @@ def resolve_hook(model: HookedModel, field_name: str, hook_name: str) -> str:
     """The name by which a model caches and replaces a hook, or a head of it (see HookView).
 
     A TransformerBridge also has aliases (blocks.9.hook_mlp_out), but its run_with_cache and
-    run_with_hooks ignore them. An unknown hook is a ValueError, which starts with field_name.
+    run_with_hooks ignore them. An unknown hook raises a ValueError that starts with field_name.
     """
     view = HookView.of(hook_name)
     if view.head is not None:
@@ -128,10 +128,10 @@ def _part(of: Any, name: str) -> Any:
 
 @dataclass(frozen=True)
 class SplicedLosses:
-    """Cross-entropies of the next token, in nats: one coder measured in the model.
+    """Cross-entropies of the next token, in nats, of a model with and without a coder.
 
-    clean is of the model itself, ablated with zeros in place of the activations, and spliced with
-    the coder's reconstruction in their place.
+    clean is the loss of the unchanged model, ablated the loss with zeros in place of the
+    activations, and spliced the loss with the coder's reconstruction in their place.
     """
 
     clean: float
@@ -165,7 +165,7 @@ class Splice:
     model_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def clean(self, tokens: Tensor, where: Tensor) -> Tensor:
-        """Losses of the model itself. where has no effect."""
+        """Losses of the unchanged model. The argument where has no effect."""
         return self._forward(tokens, lambda _, target: target)[1]
 
     def ablated(self, tokens: Tensor, where: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class Splice:
     def outputs(
         self, tokens: Tensor, where: Tensor, replacement: Replacement
     ) -> tuple[Tensor, Tensor]:
-        """As replaced, but the logits [rows, context, vocabulary] and then the losses."""
+        """As replaced, but returns the logits [rows, context, vocabulary] and the losses."""
 
         def put(source: Tensor, target: Tensor) -> Tensor:
             new = replacement(source, target).to(target)
@@ -201,7 +201,7 @@ class Splice:
             new = put(source.pop(), views[1].read(self.model, output))
             return views[1].write(self.model, output, new)
 
-        # Hooks go on the points: after a coder was attached to a point of a SAETransformerBridge
+        # Register on the hook points: if a coder was attached to a point of a SAETransformerBridge
         # and removed, the bridge's run_with_hooks skips that point.
         points = cast(Mapping[str, nn.Module], self.model.hook_dict)
         handles = [points[views[0].hook_name].register_forward_hook(keep)]
@@ -219,7 +219,7 @@ class Splice:
                 "Give another."
             )
         if torch.finfo(losses.dtype).bits < 32:
-            # In bfloat16, losses near 8 nats differ by at least 0.06.
+            # In bfloat16, neighbouring numbers near 8 nats are 0.06 apart: use float32.
             scores = logits[:, :-1].float().transpose(1, 2)
             losses = F.cross_entropy(scores, tokens[:, 1:].to(scores.device), reduction="none")
         return logits, losses
@@ -227,9 +227,9 @@ class Splice:
 
 @dataclass
 class TranscoderEvaluator(MultiSAEEvaluator):
-    """SAELens' evaluator in training, for transcoders from the first of two hooks to the second.
+    """SAELens' evaluator in training, for transcoders that predict the second hook from the first.
 
-    It logs cross-entropies by the same names. All are measured on the same tokens.
+    The evaluator logs cross-entropies under SAELens' names. All losses use the same tokens.
     """
 
     hooks: tuple[str, str] = field(kw_only=True)
@@ -249,7 +249,7 @@ class TranscoderEvaluator(MultiSAEEvaluator):
                 "To train without them, set eval_every_n_wandb_logs beyond the run's last step."
             )
         prefetching = isinstance(data_provider, PrefetchingIterator)
-        # The prefetching thread reads tokens from the same store.
+        # Pause the prefetching thread, because it reads tokens from the same store.
         with data_provider.paused() if prefetching else nullcontext():
             figures = self._cross_entropies(saes, activation_scalers)
         if self.user_evaluator is not None:

@@ -68,12 +68,12 @@ class TranscoderFields(TranscoderConfig):
     @override
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any]) -> Any:
-        # TranscoderConfig's own leaves the metadata a dict. Training configs set its attributes.
+        # TranscoderConfig.from_dict leaves metadata a dict, but training sets its attributes.
         return super(TranscoderConfig, cls).from_dict(config_dict)
 
 
 class TranscoderBase(Transcoder):
-    """SAELens' transcoder, as the last base of others."""
+    """SAELens' transcoder, adapted as the last base of the classes below."""
 
     def __init__(self, cfg: Any, use_error_term: bool = False) -> None:
         if use_error_term:
@@ -87,11 +87,11 @@ class TranscoderBase(Transcoder):
     @override
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any]) -> Any:
-        # Transcoder's own would make a plain TranscoderConfig.
+        # Transcoder.from_dict would make a plain TranscoderConfig.
         return super(Transcoder, cls).from_dict(config_dict)
 
     def _forget_statistics(self, output: Tensor) -> Tensor:
-        # The input's statistics (layer_norm) do not apply to the output, another activation.
+        # The input's statistics (layer_norm) do not apply to the output.
         for name in ("ln_mu", "ln_std", "x_norm_coeff"):
             vars(self).pop(name, None)
         return output
@@ -100,8 +100,8 @@ class TranscoderBase(Transcoder):
 class SkipConnection(SAE[Any]):
     """Adds W_skip @ input to the decoded output.
 
-    In a model, SAELens calls encode and then decode, which gets the codes alone. So encode
-    remembers the input of its codes for as long as the codes exist.
+    In a model, SAELens calls encode and then decode, which gets only the codes. So encode remembers
+    the input of its codes for as long as the codes exist.
     """
 
     W_skip: nn.Parameter | None
@@ -161,20 +161,20 @@ class TranscoderTraining(TrainingSAE[Any]):
     def initialize_weights(self) -> None:
         super().initialize_weights()
         if self.cfg.decoder_init_norm is None:
-            # As sparsify starts its transcoders.
+            # sparsify's transcoders also start with a decoder of zeros.
             self.W_dec.data.zero_()
         else:
-            # TrainingSAE has tied the encoder to the decoder, which is as wide as the output.
+            # TrainingSAE has copied the encoder from the decoder, which is as wide as the output.
             weight = self.W_dec.new_empty(self.cfg.d_in, self.cfg.d_sae)
             self.W_enc = nn.Parameter(nn.init.kaiming_uniform_(weight))
 
     def split(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of pairs [tokens, d_in + d_out]; another width is a ValueError."""
+        """Inputs and targets of pairs [tokens, d_in + d_out]; ValueError for another width."""
         return split_pairs(batch, self.cfg.d_in, self.cfg.d_out)
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """As SAELens', but for pairs. The output's sae_in, which SAELens logs, are the targets."""
+        """As SAELens', but for pairs. The returned sae_in, which SAELens logs, is the targets."""
         x, target = self.split(step_input.sae_in)
         codes, pre = self.encode_with_hidden_pre(x)
         output = self.decode_with_input(codes, x)
@@ -202,7 +202,7 @@ class TranscoderTraining(TrainingSAE[Any]):
         self, mean: Tensor, whitening_matrix: Tensor, unwhitening_matrix: Tensor
     ) -> None:
         """As SAELens', but for pairs: the matrices have one block for inputs, one for targets."""
-        # In float64, as SAELens keeps these statistics.
+        # Compute in float64, the dtype in which SAELens keeps these statistics.
         whole = ActivationWhitening(mean, whitening_matrix, unwhitening_matrix).to(self.device)
         source = whitening_part(whole, slice(None, self.cfg.d_in))
         target = whitening_part(whole, slice(self.cfg.d_in, None))
@@ -270,9 +270,9 @@ class BinaryTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOv
 ):
     """A binary transcoder in training.
 
-    Unless a parameter was set before, the first batch sets the encoder to pre-activations of unit
-    variance, its biases to the starting rate, and each decoder row to the mean target of the tokens
-    on which its latent fires (see coding.initialization).
+    The first batch sets the encoder to pre-activations of unit variance and its biases to the
+    starting rate. Each decoder row becomes the mean target of the tokens on which its latent fires
+    (see coding.initialization). If a parameter was set before, the first batch sets nothing.
     """
 
     cfg: BinaryTranscoderTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -282,7 +282,7 @@ class BinaryTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOv
     @override
     def _encode_batch(self, encoder: Encoder) -> tuple[Encoded, Tensor | None]:
         if self.cfg.aux_loss_coefficient:
-            # AuxK reads all pre-activations.
+            # The AuxK loss reads all pre-activations.
             return encode_batch(encoder, noise=self.training)
         return super()._encode_batch(encoder)
 

@@ -1,1 +1,1 @@
-"""Checks of a training run, and losses added to a host's own."""
+"""Checks of a training run, and losses added to the loss of SAELens or sparsify."""

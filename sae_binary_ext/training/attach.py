@@ -1,4 +1,4 @@
-"""Adds losses to a host's own loss, if its training step sums a fixed set of terms."""
+"""Adds a loss to training steps of SAELens or sparsify that sum a fixed set of losses."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def attach_to_loss(loss: Tensor, extra: Tensor) -> Tensor:
-    """The scalar loss with its value unchanged and the gradient of loss + extra."""
+    """A scalar with the value of loss and the gradient of loss + extra."""
     return loss + (extra - extra.detach())
 
 
 def attach_to_output(output: Tensor, extra: Tensor) -> Tensor:
-    """The output, any shape. Backward through it also adds the gradient of the scalar extra."""
+    """The output unchanged, any shape; its backward also adds the gradient of the scalar extra."""
     return _Attached.apply(output, extra)  # pyright: ignore[reportReturnType]
 
 

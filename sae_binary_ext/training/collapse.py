@@ -6,9 +6,9 @@ from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-EVERY = 100  # steps between two checks, since each makes a GPU wait
-# A latent above this firing rate tells little. Above this share of dead latents, a coder is in
-# effect a much smaller one.
+EVERY = 100  # steps between two checks, because a check makes a GPU wait
+# A latent that fires more often than this carries little information. A coder with a larger share
+# of dead latents than this is in effect a much smaller coder.
 MOST = 0.9
 
 
@@ -20,13 +20,13 @@ class CollapseWatch:
 
     @staticmethod
     def is_due(step: int) -> bool:
-        """Whether to check this step: every hundredth."""
+        """Whether to check this step; every hundredth step is checked."""
         return step > 0 and step % EVERY == 0
 
     def check(self, rates: Tensor, dead: Tensor | None, step: int) -> None:
         """Check the firing rates [latents] of a step's batch, and its dead latents, bool [latents].
 
-        dead is None if the trainer does not know them. A GPU waits for this check.
+        dead is None if the trainer does not know the dead latents. The check makes a GPU wait.
         """
         fault = _collapse(rates, dead)
         if fault and not self._collapsed:

@@ -1,4 +1,4 @@
-"""Finds NaN and infinite values in training, without a wait for the GPU, and can leave them out."""
+"""Finds NaN and infinite values in training without waiting for the GPU, and can skip them."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -12,10 +12,10 @@ logger = logging.getLogger(__name__)
 class FiniteWatch:
     """Raises an error soon after a training step with NaN or infinite values.
 
-    On the CPU the step itself raises. On a GPU no step waits: each starts to copy one flag to the
-    host, and reads the flag of an earlier step whose copy is done. The error comes a few steps
-    late, and names the step that it belongs to.
-    error_of makes the error from a step's number; None makes the error about activations.
+    On the CPU the bad step itself raises the error. On a GPU no step waits: each step starts to
+    copy one flag to the host, and reads the flag of an earlier step whose copy is done. The error
+    comes a few steps late and names the bad step. error_of makes the error from a step's number;
+    None makes the error about activations.
     """
 
     def __init__(self, error_of: Callable[[int], ValueError] | None = None) -> None:
@@ -31,7 +31,7 @@ class FiniteWatch:
         """Check the values of a training step, any shape.
 
         Raises:
-            ValueError: a value of this step is not finite, or on a GPU one of an earlier step.
+            ValueError: a value of this step, or on a GPU of an earlier step, is not finite.
         """
         finite = _all_finite(values)
         if not values.is_cuda:
@@ -45,7 +45,7 @@ class FiniteWatch:
         self._poll(self._first_bad_step)
 
     def check_now(self) -> None:
-        """Wait for all steps so far. Call it before a save, so that no spoilt weights are saved."""
+        """Wait for the checks of all steps so far; call this before saving weights."""
         if self._first_bad_step is not None:
             self._raise_if_bad(self._first_bad_step)
 
@@ -75,9 +75,10 @@ class FiniteRows:
         self._next_warning = 1
 
     def of(self, *values: Tensor, step: int) -> Tensor | None:
-        """The finite tokens of a batch, bool [tokens]; None if all are finite. A GPU waits for it.
+        """The finite tokens of a batch, bool [tokens]; None if all are finite. A GPU must wait.
 
-        Each of values is [tokens, ...]. A token is finite if all of them are finite there.
+        Each of values is [tokens, ...]. A token is finite if all its values in all arrays are
+        finite.
 
         Raises:
             ValueError: no token is finite; the error names the training step.
@@ -88,7 +89,7 @@ class FiniteRows:
         if not finite.any():
             raise non_finite_activations(step)
         self.skipped += int((~finite).sum().item())
-        # Warn when the number has doubled: a model that overflows does so in each batch.
+        # Warn each time the number has doubled: a model that overflows does so in every batch.
         if self.skipped >= self._next_warning:
             self._next_warning = 2 * self.skipped
             logger.warning(
@@ -110,14 +111,14 @@ def finite_tokens(
         estimate: names the estimate in errors.
         skip: leave out tokens that are not finite, instead of stopping. A batch may become empty.
         count: number of batches that the estimate reads.
-        needed: the fewest tokens that the estimate takes.
+        needed: the minimum number of tokens for the estimate.
 
     Raises:
         ValueError: a token is not finite and skip is False, or too few tokens are left.
     """
     tokens = skipped = 0
     for number, batch in enumerate(batches, start=1):
-        # A norm can overflow in float16.
+        # Convert to float32, since a norm can overflow in float16.
         kept = batch.to(torch.promote_types(batch.dtype, torch.float32))
         if not _all_finite(kept):
             if not skip:
@@ -142,13 +143,13 @@ def finite_tokens(
 
 
 def check_parameters(parameters: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuse to save a coder with NaN or infinite values; a GPU waits for it.
+    """Raise an error for a coder with NaN or infinite values, before a save (a GPU waits).
 
     Args:
-        parameters: names and values, any shape. -inf in log_threshold is a threshold of 0: allowed.
+        parameters: names and values, any shape. -inf in log_threshold (threshold 0) is allowed.
 
     Raises:
-        ValueError: a parameter is not finite. The error names each.
+        ValueError: a parameter is not finite. The error names each bad parameter.
     """
     spoilt = [name for name, values in parameters if not _may_be_saved(name, values.detach())]
     if spoilt:
@@ -168,7 +169,7 @@ def _may_be_saved(name: str, values: Tensor) -> bool:
 
 
 def check_finite(values: Tensor) -> None:
-    """Raise ValueError if values, any shape, hold NaN or infinity; a GPU waits for it."""
+    """Raise ValueError if values, any shape, hold NaN or infinity. The check makes a GPU wait."""
     if not _all_finite(values):
         raise ValueError(
             "The input holds NaN or infinite values. Look at the model's dtype (float16 overflows "
@@ -177,7 +178,7 @@ def check_finite(values: Tensor) -> None:
 
 
 def _all_finite(values: Tensor) -> Tensor:
-    """Bool scalar, in one pass: the smallest and the largest value are NaN if any value is."""
+    """Whether all values are finite, a bool scalar; aminmax returns NaN if any value is NaN."""
     if not values.numel():
         return torch.ones((), dtype=torch.bool, device=values.device)
     return torch.stack(values.aminmax()).isfinite().all()

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-# Values in one sum: a fingerprint has one number for 65536 values of a parameter.
+# Number of values in one sum: a fingerprint has one number for each 65536 values of a parameter.
 PART = 2**16
 # The dtypes that a user may cast a module to between initialisation and training.
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -13,9 +13,9 @@ _AS_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 class InitialParameters:
     """Remembers the bits of a module's initial parameters without a copy of them.
 
-    A write through `.data`, which torch's version counter misses, is a change. A move to another
-    device or a cast to another floating dtype is none. A parameter on the meta device has no values
-    yet, and counts as changed when it has.
+    A write through `.data`, which torch's version counter misses, counts as a change. A move to
+    another device or a cast to another floating dtype does not. A parameter on the meta device has
+    no values yet; it counts as changed once it has values.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -26,7 +26,7 @@ class InitialParameters:
         }
 
     def changed(self, module: nn.Module) -> list[str]:
-        """Names of the module's parameters that changed. It may be a copy of the first module."""
+        """Names of the parameters that changed. The argument may be a copy of the first module."""
         parameters = module.named_parameters()
         return [name for name, values in parameters if not self._is_initial(name, values.detach())]
 
@@ -46,11 +46,11 @@ def _marks(values: Tensor) -> dict[torch.dtype, Tensor]:
 def _fingerprint(values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """int64 [parts] on the CPU: the bits of each part, weighted at random and summed modulo 2^64.
 
-    Integer sums do not depend on the device or on the order.
+    Integer sums do not depend on the device or on the order of their terms.
     """
     flat = values.flatten()
     generator = torch.Generator().manual_seed(0)
-    # Odd weights: one changed value always changes the sum.
+    # The weights are odd, so that a change of one value always changes the sum.
     weights = torch.randint(-(2**62), 2**62, (min(PART, len(flat)),), generator=generator) * 2 + 1
     weights = weights.to(flat.device)
     sums: list[Tensor] = []

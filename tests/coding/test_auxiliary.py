@@ -12,7 +12,7 @@ D_OUT = 6
 @pytest.mark.parametrize("dead_latents", [[5], [1, 4], [0, 2, 3, 9, 11, 20]])
 @each_rule
 def test_value_and_gradients_equal_the_reference(rule: CodeRule, dead_latents: list[int]):
-    """The dead latents with the largest margins, at most D_OUT / 2, fire whatever their sign."""
+    """At most D_OUT / 2 dead latents count as fired, even if their margins are negative."""
     margin = torch.randn(30, LATENTS, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(LATENTS, D_OUT, dtype=torch.float64, requires_grad=True)
     residual = torch.randn(30, D_OUT, dtype=torch.float64, requires_grad=True)

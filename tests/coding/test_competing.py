@@ -18,10 +18,10 @@ def gradient(margin: Tensor, rule: CodeRule, incoming: Tensor) -> Tensor:
 
 def test_the_number_of_latents_that_fire_is_fixed_where_k_binds():
     margin, incoming = torch.randn(TOKENS, LATENTS) + 2, torch.randn(TOKENS, LATENTS)
-    # Whatever all codes of a token gain alike, none of its latents gains.
+    # If all codes of a token have the same gradient, its margins have gradient 0.
     alike = gradient(margin, competing, torch.randn(TOKENS, 1).expand_as(margin))
     torch.testing.assert_close(alike, torch.zeros_like(alike), atol=1e-6, rtol=0)
-    # What one gains, the others lose, and latents far from firing learn too.
+    # The gradients of a token's margins sum to 0, and latents far from firing learn too.
     each = gradient(margin, competing, incoming)
     torch.testing.assert_close(each.sum(-1), torch.zeros(TOKENS), atol=1e-6, rtol=0)
     assert (each != 0).all()

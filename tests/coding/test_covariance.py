@@ -10,8 +10,8 @@ from tests.limits import little_memory
 
 @pytest.fixture(params=["dense", "sums of rows", "bytes"])
 def in_narrow_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of three latents, by matrix products, by sums of rows or by products of bytes; added
-    up a few rows at a time.
+    """Cuts the matrix into blocks of three latents and parts of three rows. The products are matrix
+    products, sums of rows or products of bytes.
     """
     monkeypatch.setattr(processor, "FEWEST_ROWS", 3)
     monkeypatch.setattr(processor, "PART", 1)
@@ -51,7 +51,7 @@ def test_gradient_of_any_values_equals_finite_differences():
 
 @pytest.mark.usefixtures("in_narrow_blocks")
 def test_covariances_of_exactly_zero_have_no_sign():
-    """Their float32 difference from zero would otherwise decide it."""
+    """A covariance of zero gives no gradient, although its float32 value may differ from zero."""
     pair = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     codes = pair.repeat(257, 1).requires_grad_()
     penalty = covariance_penalty(codes)
@@ -83,7 +83,7 @@ def test_covariance_of_one_row_is_refused():
 
 
 def test_no_matrix_of_latents_by_latents_is_made():
-    """At 15,000 latents it would take 900 MB, and half a gigabyte is allowed."""
+    """At 15,000 latents the matrix would take 900 MB, and the test allows half a gigabyte."""
     codes = (torch.rand(16, 15_000) < 0.001).float().requires_grad_()
     with little_memory():
         covariance_penalty(codes).backward()

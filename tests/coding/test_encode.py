@@ -15,7 +15,7 @@ TOKENS = 40
 
 
 def parameters(seed: int = 0) -> list[Tensor]:
-    """x, encoder weight, encoder bias, log threshold and origin, float64 with gradients."""
+    """Returns x, encoder weight and bias, log threshold and origin, in float64 with gradients."""
     generator = torch.Generator().manual_seed(seed)
     shapes = ((TOKENS, D_IN), (D_IN, LATENTS), (LATENTS,), (LATENTS,), (D_IN,))
     return [
@@ -25,7 +25,7 @@ def parameters(seed: int = 0) -> list[Tensor]:
 
 
 def split_off_origin(x: Tensor, origin: Tensor) -> Tensor:
-    """x minus origin, with a gradient to x alone."""
+    """Returns x minus origin, with a gradient for x only."""
     return x - origin.detach()
 
 

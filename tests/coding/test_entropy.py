@@ -15,7 +15,7 @@ from sae_binary_ext.coding.entropy import (
 
 
 def some_codes(tokens: int = 50, latents: int = 12) -> torch.Tensor:
-    rates = torch.linspace(0, 1, latents)  # the first never fires, the last always
+    rates = torch.linspace(0, 1, latents)  # the first latent never fires, the last always
     return (torch.rand(tokens, latents) < rates).double()
 
 

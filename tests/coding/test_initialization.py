@@ -77,7 +77,7 @@ def test_the_mean_of_the_inputs_has_no_part_in_the_scale():
 
 
 def test_no_token_starts_at_its_threshold():
-    """Where rounding would decide whether it fires, and two runs would part."""
+    """At the threshold, rounding would decide whether a token fires, and two runs would differ."""
     x = torch.randn(500, 16)
     log_threshold, rule = torch.zeros(64), CodeRule("threshold")
     start = fit_start(x, torch.randn(16, 64), log_threshold, rule, 0.1)

@@ -106,14 +106,14 @@ def test_a_selection_without_candidates_has_no_index_form():
 
 
 PACKAGE = Path(sae_binary_ext.__file__).parent
-# "binary" is the name of an architecture too.
+# Leave out "binary", which is also the name of an architecture.
 NAMES = {
     *SELECTIONS,
     *(selection.activation for selection in SELECTIONS.values()),
     *SURROGATES,
     *(surrogate.ste for surrogate in SURROGATES.values()),
 } - {"binary"}
-# Names of others' coders: SAELens' own topk, a branch of the first paper, outputs of the second.
+# Names that other coders use: SAELens' topk, a branch of Quirke et al., outputs of Cho et al.
 OF_OTHERS = {
     ("checkpoints/cho2025.py", "sigmoid"),
     ("checkpoints/saelens.py", "topk"),
@@ -124,7 +124,7 @@ OF_OTHERS = {
 
 
 def test_no_module_asks_which_selection_or_surrogate_it_is():
-    """A Selection owns all that depends on it: others ask its fields."""
+    """Modules read the fields of Selection and do not compare names of selections or surrogates."""
     found = {
         (path.relative_to(PACKAGE).as_posix(), part.value)
         for path in PACKAGE.rglob("*.py")

@@ -27,7 +27,7 @@ def test_gradient_is_the_formula(surrogate: str, temperature: float):
 
 
 def test_sigmoid_integrates_to_one():
-    # The factor 1/T that the paper's code drops: without it the area would be T.
+    # The paper's code drops the factor 1/T; without this factor the area would be T.
     margin = torch.linspace(-100, 100, 200_001, dtype=torch.float64)
     area = torch.trapezoid(SURROGATES["sigmoid"].slope(margin, 2.0), margin)
     assert area.item() == pytest.approx(1.0, abs=1e-9)

@@ -1,4 +1,4 @@
-"""Training coders in SAELens' own trainer, on a stream of activations."""
+"""Helpers that train coders in SAELens' own trainer, on a stream of activations."""
 
 import hashlib
 from collections.abc import Iterator
@@ -51,9 +51,9 @@ def fvu(coder: Any, activations: Tensor) -> float:
 
 
 def train_stock_coder() -> str:
-    """A digest of the weights of SAELens' own TopK coder after training."""
+    """Train SAELens' own TopK coder and return a digest of its weights."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums in one order, in every process
+    torch.set_num_threads(1)  # so that every process sums in the same order
     torch.manual_seed(0)
     config = TopKTrainingSAEConfig(d_in=8, d_sae=32, k=4)
     coder = trainer_for(config, torch.randn(1000, 8), steps=30).fit()

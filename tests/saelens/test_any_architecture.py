@@ -1,4 +1,4 @@
-"""What SAELens' own tests ask of any architecture, asked of each that this package registers."""
+"""The checks of SAELens' own tests, for each architecture that this package registers."""
 
 import copy
 from pathlib import Path
@@ -37,12 +37,12 @@ each_autoencoder = pytest.mark.parametrize("name", AUTOENCODERS)
 
 
 def config_of(name: str) -> TrainingSAEConfig:
-    """A config of its own, for what a test changes in it."""
+    """Returns a copy of a config, which a test may change."""
     return copy.deepcopy(CONFIGS[name])
 
 
 def coder_of(name: str) -> SAE[Any]:
-    """The inference coder, with no parameter left at zero."""
+    """Returns an inference coder in which no parameter is zero."""
     coder = SAE.from_dict(config_of(name).get_inference_sae_cfg_dict())
     generator = torch.Generator().manual_seed(0)
     for parameter in coder.parameters():
@@ -111,7 +111,7 @@ def test_every_hook_point_is_passed(name: str):
     out, cache = coder.run_with_cache(inputs(3, 4))
     assert {"hook_sae_input", "hook_sae_acts_post", "hook_sae_recons"} <= cache.keys()
     assert torch.equal(cache["hook_sae_acts_post"], coder.encode(inputs(3, 4)))
-    # As in SAELens' own skip transcoders, the reconstruction is what the codes give.
+    # As in SAELens' skip transcoders, hook_sae_recons sees the output without the skip connection.
     weight = getattr(coder, "W_skip", None)
     skip = 0 if weight is None else inputs(3, 4) @ weight.T
     torch.testing.assert_close(cache["hook_sae_recons"] + skip, out)

@@ -34,7 +34,7 @@ CONFIGS = [
         for selection in SELECTIONS
     ),
     BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, surrogate_latents="all"),
-    # In index form; with the larger k, where a quarter of the latents learn, in the dense one.
+    # The smaller k uses the index form, and the larger k uses the dense form.
     BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, surrogate_latents="near"),
     BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=2 * K, surrogate_latents="near"),
     BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, encoder_trains_b_dec=True),
@@ -123,7 +123,7 @@ def test_every_normalisation_trains_and_folds_without_changing_codes(
     sae, scaler = trainer.sae, trainer.activation_scaler
     before: dict[str, Tensor] = {}
 
-    # fit() forgets its scaler once it has folded it, so codes are taken as it starts to fold.
+    # fit() deletes the scale after folding it, so read the codes just before the fold.
     @torch.no_grad()
     def remember() -> None:
         scaled = scaler(clustered_activations)
@@ -153,7 +153,7 @@ def test_every_normalisation_trains_and_folds_without_changing_codes(
 
 @each_config
 def test_training_gradients_do_not_depend_on_the_path(config: BinaryTrainingSAEConfig):
-    """The index form of a step and the dense one, which a hook forces, agree in every gradient."""
+    """A step in index form and a step in dense form, which a hook forces, give equal gradients."""
     batch = torch.randn(300, D_IN, dtype=torch.float64)
     gradients: list[dict[str, Tensor | None]] = []
     losses: list[float] = []
@@ -162,7 +162,7 @@ def test_training_gradients_do_not_depend_on_the_path(config: BinaryTrainingSAEC
         sae = TrainingSAE.from_dict(config_like(config, dtype="float64").to_dict())
         if observed:
             sae.hook_sae_acts_pre.add_hook(lambda tensor, hook: None)
-        sae.load_state_dict(sae.state_dict())  # loaded weights are not fitted to the first batch
+        sae.load_state_dict(sae.state_dict())  # after a load, the first batch sets no parameters
         torch.manual_seed(0)
         output = sae.training_forward_pass(TrainStepInput(batch, {}, None, 5, False))
         output.loss.backward()
@@ -307,7 +307,7 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(
     resumed = trainer_for(config, clustered_activations)
     resumed.load_trainer_state(tmp_path / "half")
     resumed.sae.load_weights_from_checkpoint(tmp_path / "half")
-    torch.set_rng_state(random_state)  # SAELens' checkpoints hold none, and gumbel samples
+    torch.set_rng_state(random_state)  # gumbel samples, but SAELens saves no random state
     for batch in batches[9:]:
         resumed.step(batch)
         resumed.n_training_steps += 1

@@ -1,4 +1,4 @@
-"""What SAELens estimates before training is of the tokens that are finite."""
+"""SAELens' estimates before training use only tokens that are finite."""
 
 import itertools
 from typing import Any
@@ -21,7 +21,7 @@ from sae_binary_ext.saelens.runner import PairTrainer
 from tests.saelens.helpers import trainer_for
 
 D_IN, D_SAE, K = 16, 64, 8
-BATCHES = 5  # that an estimate reads
+BATCHES = 5  # number of batches that an estimate reads
 SCALE, WHITENING = "expected_average_only_in", "covariance_whitening"
 each_mode = pytest.mark.parametrize("mode", [SCALE, WHITENING])
 each_bad_value = pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -37,7 +37,7 @@ TRANSCODERS = {
 
 
 def spoilt(activations: Tensor, bad: float) -> tuple[Tensor, list[Tensor]]:
-    """Activations with some tokens spoilt, and the finite tokens of each batch of the estimate."""
+    """Returns activations with some bad tokens, and the finite tokens of each batch."""
     rows = activations.clone()
     places = torch.tensor([5, 17, 203, 999])
     rows[places, torch.tensor([2, 0, 11, -1])] = bad
@@ -48,7 +48,7 @@ def spoilt(activations: Tensor, bad: float) -> tuple[Tensor, list[Tensor]]:
 
 
 def check_statistics(scaler: Any, mode: str, batches: list[Tensor]) -> None:
-    """Compare with SAELens' own scale of the finite tokens, and with the formula of whitening.
+    """Compare a scaler with SAELens' scale of the finite tokens, or with the whitening formula.
 
     SAELens 6.54.0 takes the mean norm over batches, later versions take it over tokens.
     """
@@ -116,7 +116,7 @@ def test_activations_that_are_all_zero_have_no_scale(clustered_activations: Tens
 
 
 def test_a_norm_that_float16_cannot_hold_is_estimated():
-    """Each value fits float16, the norm of a token does not."""
+    """Each value fits into float16, but the norm of a token does not."""
     config = BinaryTrainingSAEConfig(**FIELDS, normalize_activations=SCALE)
     rows = (40_000 * torch.randn(1000, D_IN).sign()).half()
     trainer = trainer_for(config, rows)
@@ -167,7 +167,7 @@ def test_pairs_with_a_side_that_is_not_finite_are_left_out(
         check_statistics(scaler.target, mode, [batch[:, D_IN:] for batch in batches])
     for trained in trainer.fit().values():
         assert all(parameter.isfinite().all() for parameter in trained.parameters())
-    # One transcoder that does not skip stops the run of both.
+    # If one transcoder does not skip bad tokens, the run of both stops.
     trainer = pair_trainer(pairs, {"binary": True, "continuous": False}, mode)
     with pytest.raises(ValueError, match=rf"estimate of .*{mode}"):
         trainer.fit()

@@ -1,4 +1,4 @@
-"""What goes wrong in training is noticed, and stops it or does no harm."""
+"""Faults in training are noticed, and stop the training or do no harm."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def test_non_finite_activations_end_the_run_and_name_the_step(
     bad: float, clustered_activations: Tensor
 ):
     activations = clustered_activations[:1000].clone()
-    activations[3 * 200 + 5, 2] = bad  # in the fourth batch, step 3
+    activations[3 * 200 + 5, 2] = bad  # a bad value in the fourth batch, step 3
     trainer = trainer_for(BinaryTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K), activations)
     with pytest.raises(ValueError, match="step 3 "):
         trainer.fit()
@@ -23,7 +23,7 @@ def test_non_finite_activations_end_the_run_and_name_the_step(
 
 
 def test_tokens_that_are_not_finite_are_left_out_if_asked(clustered_activations: Tensor):
-    """Training is then that of the other tokens alone; the first batch's start too."""
+    """With skip_non_finite, training and its start equal those on the other tokens only."""
     config = BinaryEntropyTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, skip_non_finite=True)
     batches = list(clustered_activations[:1000].split(200))
     spoilt = [batch.clone() for batch in batches]
@@ -40,7 +40,7 @@ def test_tokens_that_are_not_finite_are_left_out_if_asked(clustered_activations:
 
 
 def test_a_loss_spike_passes(clustered_activations: Tensor):
-    """One batch ten thousand times too loud, and training ends about where it would have."""
+    """After one batch that is ten thousand times too large, training ends near its usual result."""
     config = BinaryEntropyTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE)
     ends = []
     for loudness in (1.0, 1e4):
@@ -55,7 +55,7 @@ def test_a_loss_spike_passes(clustered_activations: Tensor):
 def test_a_firing_collapse_is_warned_of(
     clustered_activations: Tensor, caplog: pytest.LogCaptureFixture
 ):
-    """An entropy loss far too strong silences the latents, and the log says so."""
+    """If a far too strong entropy loss silences the latents, the log says so."""
     config = BinaryEntropyTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, entropy_coefficient=10.0)
     trainer_for(config, clustered_activations, steps=150, lr=3e-2).fit()
     (message,) = (r.getMessage() for r in caplog.records if "latents" in r.getMessage())

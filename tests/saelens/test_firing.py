@@ -69,9 +69,9 @@ def test_dead_latents_fire_again(
         lr=2e-2,
         dead_feature_window=5,
     )
-    trainer.step(clustered_activations[:200])  # sets the initial parameters
+    trainer.step(clustered_activations[:200])  # the first step sets the initial parameters
     with torch.no_grad():
-        # Too far for the surrogate to reach, near enough for the steps there are.
+        # The bias is too low for the surrogate's gradient, but the loss can raise it in time.
         trainer.sae.b_enc[:4] = -12.0
     trainer.fit()
     fired_since = trainer.n_forward_passes_since_fired[:4] < STEPS - 1
@@ -87,7 +87,7 @@ def test_the_dense_loss_is_the_formula_in_float64(kind: str):
     sae = TrainingSAE.from_dict(config.to_dict())
     width = D_IN * (1 + (kind == "binary_transcoder"))
     start, batch = torch.randn(2, 50, width, dtype=torch.float64)
-    for rows in (start, batch):  # the first sets the initial parameters, at equal rates
+    for rows in (start, batch):  # the first batch sets the initial parameters, at equal rates
         output = sae.training_forward_pass(TrainStepInput(rows, {}, None, 0, False))
     loss = output.losses["dense_loss"]
     loss.backward()

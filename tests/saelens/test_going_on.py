@@ -1,4 +1,4 @@
-"""Training goes on from what an earlier training saved, as what it was."""
+"""Training resumes from a saved run at the activation scale of that run."""
 
 import json
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_a_final_checkpoint_goes_on_as_an_unbroken_run(
     (final,) = (tmp_path / "of").iterdir()
     unbroken, resumed = trainer(30), trainer(30)
     expected = unbroken.fit()
-    # The batches that the first run left.
+    # Skip the batches that the first run has read.
     resumed.data_provider = trainer(30).data_provider
     for _ in range(20 + 5 * (mode != "none")):
         next(resumed.data_provider)
@@ -105,7 +105,7 @@ def test_a_final_checkpoint_of_transcoders_goes_on_in_their_scale(
         for name, sae in trainer.saes.items()
     }
     scaled = {n: single.activation_scaler.scale(pairs) for n, single in trainer.trainers.items()}
-    trainer.cfg.total_training_samples = 0  # fit() folds what it finds
+    trainer.cfg.total_training_samples = 0  # fit() then only folds the scale
     trainer.fit()
     trainer.cfg.checkpoint_path = str(tmp_path)
     trainer.save_checkpoint("final")
@@ -132,7 +132,7 @@ def test_a_final_checkpoint_that_lost_its_scale_is_refused(
     for load in (resumed.load_trainer_state, resumed.sae.load_weights_from_checkpoint):
         with pytest.raises(ValueError, match=rf"take raw activations.*{mode}"):
             load(tmp_path / "final")
-    # Weights for raw activations go on without scaling.
+    # Weights that take raw activations can train further without scaling.
     plain = trainer_for(BinaryTrainingSAEConfig(**FIELDS), clustered_activations, steps=4)
     plain.load_trainer_state(tmp_path / "final")
     plain.sae.load_weights_from_checkpoint(tmp_path / "final")
@@ -143,7 +143,7 @@ def test_a_final_checkpoint_that_lost_its_scale_is_refused(
 def test_weights_of_a_run_under_way_go_on_in_their_scale(
     mode: Any, clustered_activations: Tensor, tmp_path: Path
 ):
-    """As SAELens' from_pretrained_path loads them. A whitening of other text has other axes."""
+    """Weights that load_from_disk reads from a checkpoint train on in the scale of their run."""
     config = BinaryTrainingSAEConfig(**FIELDS, normalize_activations=mode)
     rows = 20 * clustered_activations
     settings: dict[str, Any] = {"n_checkpoints": 1, "checkpoint_path": str(tmp_path)}

@@ -1,4 +1,4 @@
-"""Parameters that somebody has set are not started from the first batch."""
+"""The first batch does not overwrite parameters that the user has set."""
 
 import copy
 import logging

@@ -1,4 +1,4 @@
-"""Heads of a hook."""
+"""HookView reads and writes a whole hook or one of its heads."""
 
 from types import SimpleNamespace
 
@@ -30,7 +30,7 @@ def test_a_head_is_read_and_replaced_alone(apart: bool):
     expected = heads.clone()
     expected[:, :, 2] = new
     assert torch.equal(changed.view(heads.shape), expected)
-    # The model's own tensor stays as it was.
+    # The model's own tensor does not change.
     assert torch.equal(output, before)
 
 
@@ -61,7 +61,7 @@ def test_a_bridge_s_own_names_of_hooks_with_heads(hook: str):
 
 @pytest.mark.parametrize("hook", ["hook_resid_post", "hook_out", "attn.hook_out", "attn.q.hook_in"])
 def test_an_activation_without_heads_is_not_cut_into_slices(hook: str):
-    """The stream of a bridge is as wide as all heads together."""
+    """A bridge's residual stream is as wide as all heads together, but has no heads."""
     output = torch.zeros(ROWS, CONTEXT, HEADS * WIDTH)
     with pytest.raises(ValueError, match="Give a hook with heads"):
         HookView(f"blocks.0.{hook}", 0).read(MODEL, output)

@@ -18,7 +18,7 @@ each_mode = pytest.mark.parametrize("mode", MODES)
 
 
 class ToyModel(HookedRootModule):
-    """Each token has an input of its own, and the target is a function of that input."""
+    """A model in which each token has its own input, and the target is a function of that input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,14 +33,14 @@ class ToyModel(HookedRootModule):
 
     def forward(self, tokens: Tensor, **_: Any) -> Tensor:
         x = self.hook_in(self.table[tokens])
-        # One row for every pair of tokens, as in an attention pattern.
+        # This hook has one row for every pair of tokens, as in an attention pattern.
         self.hook_pairwise(x.new_zeros(len(x), 2, x.shape[1], D_OUT))
         return self.hook_out(self.target_of(x))
 
 
 def store_of(model: ToyModel, hook_name_out: str = "hook_out", **settings: Any) -> ActivationsStore:
     context = settings.get("context_size", 8)
-    # No token stands twice, so that a pair names its token.
+    # No token appears twice, so each pair identifies its token.
     rows = torch.randperm(VOCABULARY)[: VOCABULARY // context * context].view(-1, context)
     return ActivationsStore.from_config_multi_hook(
         model=model,

@@ -52,7 +52,7 @@ def test_the_evaluator_scales_as_training_does_and_replaces_what_is_trained_on()
 
 @torch.no_grad()
 def test_losses_of_a_bfloat16_model_are_averaged_in_float32():
-    """The reference: cross-entropies in float64 of the logits that the model gives."""
+    """The losses equal cross-entropies computed in float64 from the model's logits."""
     rows = torch.randint(0, VOCABULARY, (50, 16))
     model = ToyLanguageModel().bfloat16()
     logits, narrow = model(rows)

@@ -1,4 +1,4 @@
-"""Degenerate batches train to finite weights, and a coder that is not finite is never saved."""
+"""Training on degenerate batches gives finite weights, and a coder with NaN is never saved."""
 
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ each_config = pytest.mark.parametrize("name", CONFIGS)
 def test_a_first_batch_of_equal_tokens_is_not_started_from(
     name: str, first: float, clustered_activations: Tensor
 ):
-    """What comes after it trains as without it; its one optimizer step apart."""
+    """Later batches train as they do without this batch, apart from its one optimizer step."""
     rows = clustered_activations.clone()
     rows[:200] = first
     trainer = trainer_for(CONFIGS[name], rows, steps=60)
@@ -152,7 +152,7 @@ def test_a_threshold_of_zero_is_saved(tmp_path: Path):
 
 
 def test_firing_rates_are_shares_of_the_tokens_trained_on(clustered_activations: Tensor):
-    """72 of each 200 tokens are left out, and the last batch is half as large."""
+    """Firing rates count finite tokens only, although 72 of each 200 tokens are bad."""
     rows = clustered_activations.clone()
     bad = torch.arange(len(rows)) % 25 < 9
     rows[bad] = float("nan")

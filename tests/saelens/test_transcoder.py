@@ -45,7 +45,7 @@ CONFIGS: dict[str, Any] = {
     ),
 }
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-# Gumbel samples in training; its gradient is held to the formula in tests/coding.
+# Selection gumbel samples in training; tests/coding compares its gradient with the formula.
 each_binary_config = pytest.mark.parametrize(
     "name", [name for name in CONFIGS if not name.startswith(("gumbel", "continuous"))]
 )
@@ -53,7 +53,7 @@ each_binary_config = pytest.mark.parametrize(
 
 @pytest.fixture(scope="session")
 def pairs(clustered_activations: Tensor) -> Tensor:
-    """[4000, D_IN + D_OUT]: targets are another scale's function of the inputs."""
+    """Pairs [4000, D_IN + D_OUT], whose targets are a function of the inputs at a larger scale."""
     generator = torch.Generator().manual_seed(2)
     hidden = torch.relu(clustered_activations @ torch.randn(D_IN, 40, generator=generator) - 1)
     targets = 20 * hidden @ torch.randn(40, D_OUT, generator=generator) + 30
@@ -126,7 +126,7 @@ def test_a_trained_transcoder_loads_bit_for_bit_and_takes_raw_activations(
     assert loaded.cfg.normalize_activations == (normalize if at_run_time else "none")
     assert loaded.cfg.metadata.training_architecture == config.architecture()
     assert loaded(x).shape == (len(x), D_OUT)
-    # Adam's steps are absolute and raw targets large, so TopK, which starts at zero, lags behind.
+    # Adam's steps have a fixed size and raw targets are large. TopK starts at zero and lags behind.
     scaled = normalize in ("expected_average_only_in", "covariance_whitening")
     assert fvu(loaded, pairs) < (0.75 if scaled else 0.95 if isinstance(config, BINARY) else 1.0)
     assert not {"ln_mu", "ln_std", "x_norm_coeff"} & vars(loaded).keys()
@@ -134,7 +134,7 @@ def test_a_trained_transcoder_loads_bit_for_bit_and_takes_raw_activations(
         assert set(loaded.encode(x).unique().tolist()) == {0.0, 1.0}
         assert torch.equal(loaded.encode(x), trained.encode(x))
         assert torch.equal(loaded(x), trained(x))
-    else:  # what is saved has its decoder norms folded in
+    else:  # the saved coder has its decoder norms folded in
         torch.testing.assert_close(loaded(x), trained(x), rtol=1e-4, atol=1e-3)
 
 
@@ -146,7 +146,7 @@ def test_scaling_is_folded_without_changing_the_output(config: Any, normalize: s
     trainer = trainer_for({"it": sae}, pairs, steps=20)
     scaled: dict[str, Tensor] = {}
 
-    # fit() forgets its scaler once it has folded it.
+    # fit() deletes the scale after folding it, so compute outputs before the fold.
     def remember() -> None:
         scaler: Any = trainer.trainers["it"].activation_scaler
         with torch.no_grad():
@@ -185,13 +185,13 @@ def test_codes_and_outputs_survive_saving_in_every_dtype(config: Any, tmp_path: 
 
 
 def test_a_resumed_run_ends_where_an_unbroken_one_does(pairs: Tensor, tmp_path: Path):
-    # Fresh coders of all kinds, trained at once and at two learning rates.
+    # Makes fresh coders of all kinds, which train at once, at two learning rates.
     def trainer(batches: Tensor) -> PairTrainer:
         torch.manual_seed(0)
         saes = {
             name: fresh(config, normalize_activations="expected_average_only_in")
             for name, config in CONFIGS.items()
-            if not name.startswith("gumbel")  # samples, and SAELens saves no random state
+            if not name.startswith("gumbel")  # gumbel samples, and SAELens saves no random state
         }
         made = trainer_for(saes, batches, steps=20, lrs={"topk": 3e-3})
         made.cfg.checkpoint_path = str(tmp_path)
@@ -209,10 +209,10 @@ def test_a_resumed_run_ends_where_an_unbroken_one_does(pairs: Tensor, tmp_path: 
     unbroken.save_checkpoint("half")
     go_on(unbroken, pairs[2000:])
 
-    resumed = trainer(3 * pairs)  # whose own estimate would be another
+    resumed = trainer(3 * pairs)  # 3 * pairs would give another scale
     resumed.load_checkpoint(tmp_path / "half")
     assert resumed.n_training_steps == 10
-    resumed._estimate_scaling_factors()  # as fit() does; the checkpoint's are kept
+    resumed._estimate_scaling_factors()  # as fit() does; the checkpoint's scales stay
     go_on(resumed, pairs[2000:])
     for name, sae in resumed.saes.items():
         expected = unbroken.saes[name].state_dict()
@@ -231,7 +231,7 @@ def test_each_transcoder_has_its_learning_rate(pairs: Tensor):
 @pytest.mark.parametrize("dead_latents", [0, 20])
 @each_binary_config
 def test_a_step_is_the_formula_in_float64(name: str, dead_latents: int):
-    """Loss and every gradient against the formulas written plainly."""
+    """Loss and every gradient of a step equal the plainly written formulas."""
     config = CONFIGS[name]
     batch = torch.randn(200, D_IN + D_OUT, dtype=torch.float64)
     x, target = batch[:, :D_IN], batch[:, D_IN:]
@@ -264,7 +264,7 @@ def test_a_step_is_the_formula_in_float64(name: str, dead_latents: int):
         loss = loss + config.entropy_coefficient * variance * bits.sum() / torch.tensor(2.0).log()
     if config.covariance_coefficient:
         covariance = codes.T.cov()
-        # Rounding gives a covariance of zero a sign, and with it a gradient that it has not.
+        # Rounding would give a covariance of zero a sign, and thus a wrong gradient.
         covariance = covariance.where(covariance.abs() > 1e-12, 0.0)
         off_diagonal = covariance.abs().sum() - covariance.diagonal().abs().sum()
         loss = loss + config.covariance_coefficient * variance * off_diagonal
@@ -274,7 +274,7 @@ def test_a_step_is_the_formula_in_float64(name: str, dead_latents: int):
         places = margin.topk(taken).indices
         allowed = torch.zeros_like(margin).scatter(1, places, 1.0)
         linear = allowed * reference.slope(margin, sae.rule).detach() * margin
-        revived = allowed + (linear - linear.detach())  # taken as fired, whatever their sign
+        revived = allowed + (linear - linear.detach())  # taken as fired, even at a negative margin
         error = revived @ plain["W_dec"][:dead_latents] - residual.detach()
         loss = loss + 0.3 * error.square().sum(-1).mean()
         biases = plain["b_enc"][:dead_latents].sum()
@@ -292,7 +292,7 @@ def test_the_first_batch_sets_the_start(pairs: Tensor):
     sae = fresh(CONFIGS["threshold"], initial_firing_rate=0.03)
     output = sae.training_forward_pass(step_input(pairs))
     assert output.feature_acts.to_dense().mean().item() == pytest.approx(0.03, abs=1e-3)
-    assert fvu(sae, pairs) < 0.98  # 1 is the mean's
+    assert fvu(sae, pairs) < 0.98  # the mean target would give an FVU of 1
     torch.testing.assert_close(output.sae_out.mean(0), pairs[:, D_IN:].mean(0))
     continuous = fresh(CONFIGS["continuous"])
     _, pre = continuous.encode_with_hidden_pre(pairs[:, :D_IN])

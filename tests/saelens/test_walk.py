@@ -1,7 +1,7 @@
-"""How many files a reader opens who follows a batch from SAELens' trainer to saved codes.
+"""Counts the files that a reader opens to follow a batch from SAELens' trainer to saved codes.
 
-Counted are the files of this package in which a function is called, as sys.setprofile reports it.
-Bodies of modules and classes, which run on import, and files of the hosts are not counted.
+The tests count files of this package in which a function is called, as sys.setprofile reports.
+Bodies of modules and classes, which run on import, and files of other packages are not counted.
 """
 
 import sys
@@ -20,7 +20,7 @@ from sae_binary_ext.saelens import BinaryTrainingSAEConfig
 from tests.saelens.helpers import trainer_for
 
 PACKAGE = Path(sae_binary_ext.__file__).parent
-# A whole step, with its losses and gradients, enters these too.
+# A whole step, with its losses and gradients, also enters these files.
 OF_LOSSES = {
     "coding/decode.py",
     "coding/surrogate.py",
@@ -46,8 +46,8 @@ def noting_files(found: list[str]) -> Generator[None]:
 def test_a_batch_enters_few_files_from_the_trainer_to_saved_codes(
     clustered_activations: Tensor, tmp_path: Path
 ):
-    """The trainer's step as far as the batch's codes, and the save. Not the first step, which
-    starts from data; and not what comes after the codes: decoder, losses and gradients."""
+    """The count covers the trainer's second step up to the batch's codes, and the save. It leaves
+    out the decoder, losses and gradients, and the first step, which fits the start to data."""
     config = BinaryTrainingSAEConfig(d_in=16, d_sae=64, k=8)
     trainer = trainer_for(config, clustered_activations)
     trainer.step(next(trainer.data_provider))

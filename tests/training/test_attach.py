@@ -7,7 +7,7 @@ def test_a_loss_keeps_its_value_and_gains_a_gradient():
     x = torch.tensor(3.0, requires_grad=True)
     loss = attach_to_loss(x * 2, x.square())
     assert loss.item() == 6.0
-    (loss / 4).backward()  # a host may divide by its number of microbatches
+    (loss / 4).backward()  # a trainer may divide by its number of microbatches
     assert x.grad == (2 + 2 * 3) / 4
 
 

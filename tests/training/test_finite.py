@@ -22,7 +22,7 @@ def test_on_a_gpu_the_error_comes_late_and_names_its_step():
     watch.check(values, 0)
     watch.check(values / 0, 1)
     torch.cuda.synchronize()
-    watch.check(values, 2)  # sees the flag of step 0 and sends that of step 1 on its way
+    watch.check(values, 2)  # reads the flag of step 0 and starts to copy that of step 1
     torch.cuda.synchronize()
     with pytest.raises(ValueError, match="step 1 "):
         watch.check(values, 3)
@@ -31,7 +31,7 @@ def test_on_a_gpu_the_error_comes_late_and_names_its_step():
 
 
 class UnfinishedEvent:
-    """A CUDA event whose copy has not ended yet."""
+    """A stand-in for a CUDA event whose copy has not ended yet."""
 
     def record(self) -> None: ...
 
@@ -40,7 +40,7 @@ class UnfinishedEvent:
 
 
 def test_on_a_gpu_no_step_reads_a_value_back(monkeypatch: pytest.MonkeyPatch):
-    """Fake CUDA tensors refuse whatever would make the host wait for the device's values."""
+    """Fake CUDA tensors raise an error if an operation makes the host wait for device values."""
     monkeypatch.setattr(torch.cuda, "Event", UnfinishedEvent)
     watch = FiniteWatch()
     with FakeTensorMode():
@@ -65,7 +65,7 @@ def test_finite_rows_are_found_and_the_others_counted(caplog: pytest.LogCaptureF
     for step in range(1, 5):
         assert rows.of(x, y, step=step).tolist() == [True, False, True, False]
     assert rows.skipped == 8
-    # Said when their number has doubled, not in every step.
+    # A warning comes each time the number of skipped tokens has doubled, not in every step.
     messages = [record.getMessage() for record in caplog.records]
     assert [message.split(":")[0] for message in messages] == [
         f"Training step {step}" for step in (1, 2, 4)

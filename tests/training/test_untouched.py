@@ -38,7 +38,7 @@ def test_nothing_is_changed_by_reading_training_mode_or_a_cast(dtype: torch.dtyp
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_was_set_is_named(change: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(untouched, "PART", 4)  # several parts of 15 numbers
+    monkeypatch.setattr(untouched, "PART", 4)  # the 15 numbers then make several parts
     layer = layer_of()
     initial = InitialParameters(layer)
     CHANGES[change](layer)

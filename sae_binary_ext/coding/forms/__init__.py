@@ -1,4 +1,4 @@
-"""The same codes, reconstructions and gradients as the plain mathematics, at less cost."""
+"""Forms of codes that give the plain mathematics' results and gradients at less cost."""
 
 from sae_binary_ext.coding.forms.encoded import Encoded, encode_batch, encode_codes
 from sae_binary_ext.coding.forms.picked import (

@@ -1,7 +1,8 @@
-"""Which latents may have the largest margins of a token, by upper bounds of the margins.
+"""Finds candidates, the latents that may have a token's largest margins, by upper bounds.
 
-There are two strategies. LargestBounds takes exactly the m largest bounds: fewer candidates.
-BoundsAbove takes all bounds above mean + c * standard deviation of the token: one pass.
+There are two strategies. LargestBounds takes exactly the m largest bounds, so it finds fewer
+candidates. BoundsAbove takes all bounds above the token's mean + c * standard deviation, in one
+pass.
 """
 
 from collections.abc import Callable
@@ -13,18 +14,19 @@ from torch import Tensor
 from sae_binary_ext.coding.kernels.largest import largest
 from sae_binary_ext.coding.kernels.processor import cached_parts, rows_of_part
 
-# How many probe tokens may lack candidates: the cut of the cheapest of these numbers is taken.
-# PRICE is the time of a candidate, divided by the time of a latent if all margins are made.
+# SHORT has the numbers of probe tokens that may lack candidates; of_least_work takes the cheapest.
+# PRICE is the time for each candidate, divided by the time for each latent if all margins are made.
 SHORT, PRICE = (0, 1, 2, 3, 5, 8, 13, 21, 32), 2.5
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """Some latents of each token.
+    """Candidate latents of each token.
 
-    column, int64 [entries], has the latents, none twice for a token. starts, int64 [tokens + 1],
-    has the place where each token's latents start, and where the last token's end. others, float32
-    [tokens], is at least the bound of each other latent, or undefined if there are no candidates.
+    column, int64 [entries], has the latents; no latent appears twice for a token. starts, int64
+    [tokens + 1], has the positions in column where each token's latents start, and where the last
+    token's end. others, float32 [tokens], is at least as large as every other latent's bound.
+    others is undefined for a token without candidates.
     """
 
     starts: Tensor
@@ -32,20 +34,20 @@ class Candidates:
     others: Tensor
 
     def rows(self, fewest: int) -> Tensor:
-        """Places in column, int64 [tokens, at least fewest]; len(column) past a token's latents."""
+        """Positions in column, int64 [tokens, at least fewest], padded with len(column)."""
         counts = self.starts.diff()
         place = torch.arange(max(int(counts.max()), fewest), device=counts.device)
         entry = self.starts[:-1].unsqueeze(-1) + place
         return entry.masked_fill_(place >= counts.unsqueeze(-1), len(self.column))
 
 
-# Finds candidates by bounds, bfloat16 [tokens, latents].
+# A Finder finds candidates from bounds, bfloat16 [tokens, latents].
 Finder = Callable[[Tensor], Candidates]
 
 
 @dataclass(frozen=True)
 class LargestBounds:
-    """The same number of candidates for each token."""
+    """A finder that returns the same number of candidates for each token."""
 
     count: int
 
@@ -58,9 +60,9 @@ class LargestBounds:
 
 @dataclass(frozen=True)
 class BoundsAbove:
-    """All bounds above a cut: the token's mean plus some standard deviations.
+    """A finder that takes all bounds above a cut: the token's mean plus some standard deviations.
 
-    deviations is a float32 scalar. A token with more than `most` candidates gets none.
+    deviations is a float32 scalar. A token with more than `most` candidates gets no candidates.
     """
 
     deviations: Tensor
@@ -68,10 +70,10 @@ class BoundsAbove:
 
     @classmethod
     def of_least_work(cls, bounds: Tensor, least: Tensor, most: int) -> "BoundsAbove":
-        """The cut that takes the least time on the probe tokens, which must exceed SHORT[-1].
+        """The cut that takes the least time on the probe tokens; there must be more than SHORT[-1].
 
-        A token whose bounds of at least `least` [tokens] are not all above the cut needs all
-        margins. A lower cut finds more candidates, and leaves fewer such tokens.
+        least is [tokens]. A token needs all margins if the cut is above its least. A lower cut
+        finds more candidates, and fewer tokens then need all margins.
         """
         tokens, latents = bounds.shape
         mean, deviation = spread(bounds)
@@ -87,7 +89,7 @@ class BoundsAbove:
         above = torch.empty_like(bounds, dtype=torch.bool)
         leasts: list[Tensor] = []
         size = rows_of_part(bounds.shape[1])
-        # bfloat16 takes twice as long to compare, and its norms have too few digits.
+        # Use float32: bfloat16 takes twice as long to compare, and its norms have too few digits.
         room = bounds.new_empty(size, bounds.shape[1], dtype=torch.float32)
         for part, out in zip(bounds.split(size), above.split(size), strict=True):
             wide = room[: len(part)].copy_(part)
@@ -104,13 +106,13 @@ class BoundsAbove:
 def spread(bounds: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of each token, both [tokens], of float32 [tokens, latents]."""
     mean = bounds.mean(-1)
-    # torch's own standard deviation takes fifteen times as long.
+    # torch.std takes fifteen times as long as this computation.
     square = torch.linalg.vector_norm(bounds, dim=-1).square() / bounds.shape[-1]
     return mean, (square - mean.square()).clamp_min(0).sqrt()
 
 
 def _entries(above: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each row's entries start, [rows + 1], and the columns of all entries."""
+    """Of a bool matrix: where each row's True entries start, [rows + 1], and all their columns."""
     row, column = above.nonzero(as_tuple=True)
     rows = torch.arange(len(above) + 1, device=row.device)
     return torch.searchsorted(row, rows), column

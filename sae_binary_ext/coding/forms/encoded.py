@@ -1,4 +1,4 @@
-"""Codes of a batch in the cheapest form, so that adapters need not choose."""
+"""Codes of a batch in the cheapest form, which is chosen here and not in the adapters."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -37,8 +37,8 @@ class Encoded(ABC):
     def for_host(self) -> tuple[Tensor, Tensor]:
         """Codes and pre-activations for SAELens' trainer, both [tokens, latents], without gradient.
 
-        They are sparse COO if the form knows the entries. Sparse pre-activations have the entries
-        of the codes only.
+        A returned array is sparse COO if the form knows its entries. Sparse pre-activations have
+        values only at the entries of the codes.
         """
 
     @abstractmethod
@@ -50,7 +50,7 @@ class Encoded(ABC):
         return sum_over_tokens(self.dense())
 
     def firing_rates(self, group: ProcessGroup | None = None) -> Tensor:
-        """Mean code of each latent over the tokens of all ranks: [latents], as counts."""
+        """Mean code of each latent over all ranks' tokens: [latents], in the dtype of counts."""
         counts = sum_over_ranks(self.counts(), group)
         return counts / batch_tokens(self.tokens, counts.device, group)
 
@@ -115,9 +115,9 @@ class PickedCodes(Encoded):
 
 @dataclass(eq=False)
 class ThresholdCodes(Encoded):
-    """Codes from which each latent learns (see coding.forms.every_latent).
+    """Codes that give every latent a gradient (see coding.forms.every_latent).
 
-    encoder made the pre_activation [tokens, latents].
+    pre_activation, [tokens, latents], is the output of encoder.
     """
 
     pre_activation: Tensor
@@ -132,7 +132,7 @@ class ThresholdCodes(Encoded):
             cutoff = find_cutoff(picked, self.latents)
             self._active = scatter_codes(picked > 0, index, self.latents)
         else:
-            # A difference of two floats is positive exactly if the first is larger.
+            # The sign of a float difference is exact, so this equals margin > 0.
             self._active = pre > threshold
         # A placeholder that carries the gradient of the codes.
         inputs = (*self.encoder.learned(), pre, cutoff, self.encoder.rule)
@@ -167,14 +167,14 @@ class ThresholdCodes(Encoded):
 
     @override
     def counts(self) -> Tensor:
-        # A reconstruction has counted already, at no cost.
+        # If decode was called, it has counted the codes already, at no cost.
         return super().counts() if self._decoded_counts is None else self._decoded_counts
 
 
 def encode_batch(encoder: Encoder, noise: bool = False) -> tuple[Encoded, Tensor]:
     """Codes of a training batch, and pre-activations [tokens, latents] with gradient.
 
-    noise says whether a selection that samples does so.
+    noise says whether a selection that samples draws random codes.
     """
     shape = (len(encoder.centred), encoder.latents)
     if picks_indices(encoder.rule, encoder.latents):
@@ -188,7 +188,7 @@ def encode_batch(encoder: Encoder, noise: bool = False) -> tuple[Encoded, Tensor
 
 
 def encode_codes(encoder: Encoder, noise: bool = False) -> Encoded:
-    """As encode_batch, without pre-activations: index form never makes all of them at once."""
+    """As encode_batch, but without pre-activations: index form never makes all of them at once."""
     if not picks_indices(encoder.rule, encoder.latents):
         return encode_batch(encoder, noise)[0]
     codes, picks, margin = encode_picks(encoder)

@@ -1,8 +1,8 @@
-"""Training with codes from which each latent learns: threshold, and topk with competing latents.
+"""Training with codes that give every latent a gradient: threshold, and topk with "all" learning.
 
-Few of these codes are 1, so the decoder sums rows. But the surrogate gives each latent of each
-token a gradient. A zero-stride placeholder carries the gradient of the codes in the graph. There
-the gradients of reconstruction, counts and codes are added up in one array, which goes through the
+Few of these codes are 1, so the decoder sums rows. But the surrogate gives every latent a gradient
+on every token. A zero-stride placeholder stands for the codes in autograd's graph. Its gradient is
+one array: the sum of the gradients of reconstruction, counts and codes. This array goes through the
 surrogate and the encoder's products once.
 """
 
@@ -17,7 +17,7 @@ from sae_binary_ext.coding.kernels.sparse import CodeMatrix
 
 
 class ToLearn(torch.autograd.Function):
-    """The placeholder: zeros [tokens, latents] in the threshold's dtype, one number in memory.
+    """The placeholder: zeros [tokens, latents] in the threshold's dtype, stored as one number.
 
     Its inputs are the tensors of Encoder.learned, the pre-activations [tokens, latents] without
     gradient, the cutoff [tokens, 1] (see competing.find_cutoff; None with threshold) and the rule.

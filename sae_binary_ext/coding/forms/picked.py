@@ -1,4 +1,4 @@
-"""Codes in index form: those of a few latents of each token, and which latents these are."""
+"""Codes in index form: a few latents of each token, and the codes of these latents."""
 
 from collections.abc import Iterator
 from typing import Any, cast
@@ -20,7 +20,7 @@ def picks_indices(rule: CodeRule, latents: int) -> bool:
     """Whether a rule has an index form that is faster than the dense form.
 
     On two CPU cores forward and backward take 0.74 to 0.84 of the dense form's time if k is an
-    eighth of the latents, and 1.1 to 1.2 if it is a quarter (benchmarks/paths.py).
+    eighth of the latents, and 1.1 to 1.2 if k is a quarter (benchmarks/paths.py).
     """
     picks = rule.kind.pick is not None and not rule.every_latent_learns
     return picks and rule.learners(latents) * 8 <= latents
@@ -30,8 +30,8 @@ def encode_indices(encoder: Encoder) -> tuple[Tensor, Picks, Tensor, Tensor]:
     """Codes in index form, of a selection that picks k latents.
 
     Returns:
-        Codes [tokens, m], 0.0 or 1.0, of the m latents of each token that learn; which these are;
-        their margins [tokens, m], without gradient; all pre-activations [tokens, latents].
+        Codes [tokens, m], 0.0 or 1.0, of the m latents of each token that learn; the Picks of these
+        latents; their margins [tokens, m], without gradient; all pre-activations [tokens, latents].
     """
     pre = encoder.pre_activations()
     with torch.no_grad():
@@ -89,7 +89,7 @@ class _PickedGradient(torch.autograd.Function):
 def infer_indices(encoder: Encoder) -> tuple[Tensor, Tensor]:
     """Noise-free codes of tokens [..., d_in], 0.0 or 1.0, and their latents, int64.
 
-    Both are [..., m]; see margins.active_latents. No array of tokens x latents is made.
+    Both results are [..., m] (see margins.active_latents). No array of tokens x latents is made.
     """
     if encoder.rule.kind.pick is not None:
         values, index = pick(encoder)
@@ -111,12 +111,12 @@ def infer_packed(encoder: Encoder) -> Tensor:
         packed = pack_indices(values > 0, index, encoder.latents)
     else:
         packed = torch.cat([pack(active) for active in _active_in_parts(encoder)])
-    # The width must be named: torch cannot infer it if there are no tokens.
+    # Give view the width: torch cannot infer it if there are no tokens.
     return packed.view(*encoder.centred.shape[:-1], packed_width(encoder.latents))
 
 
 def _active_in_parts(encoder: Encoder) -> Iterator[Tensor]:
-    """Codes, bool [a few tokens, latents]."""
+    """Codes of a few tokens at a time, bool [tokens, latents]."""
     for margin in margins_in_parts(encoder):
         if encoder.rule.kind.alone:
             yield margin > 0

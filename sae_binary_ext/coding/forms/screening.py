@@ -1,15 +1,15 @@
-"""The largest margins of each token, by a product in bfloat16 that rules most latents out.
+"""Finds the largest margins of each token, with a bfloat16 product that rules out most latents.
 
-Processors with instructions for bfloat16 multiply it several times as fast as float32. Let xr and
-wr be a token x and a latent's weights w, rounded. Their product bounds that of x and w (Cauchy and
-Schwarz):
+Processors with instructions for bfloat16 multiply bfloat16 several times as fast as float32. Let xr
+and wr be a token x and a latent's weights w, rounded to bfloat16. The Cauchy-Schwarz inequality
+gives an upper bound of the exact product:
 
     x . w <= xr . wr + |x - xr| |wr| + |x| |w - wr|
 
-One product of wider factors gives the right side plus the bias. The latents with large bounds are
-the candidates, and their margins are computed in float32. The pick of a token is proven if its
-smallest margin is above the bound of each other latent. The few tokens without proof are picked
-from all of their margins. So the picks are always the k largest margins in float32.
+One product of matrices with a few extra columns gives the right side plus the bias. The latents
+with large bounds are the candidates, and their margins are computed in float32. A token's pick is
+proven if its smallest margin is above the bound of every other latent. For the few tokens without
+proof, all margins are computed. So picks are always the k largest margins in float32.
 """
 
 import math
@@ -28,33 +28,34 @@ from sae_binary_ext.coding.kernels.processor import rows_of_part, screens_in_bfl
 from sae_binary_ext.coding.kernels.sparse import row_dots
 from sae_binary_ext.coding.selection import pick_and_next
 
-# Screen only if there are at least this many latents for each candidate. With 6.5 the time is 0.83
-# to 0.91 of that of all margins, with 4.9 it is 0.95 to 1.13 (2304 and 4608 latents, 4096 tokens).
+# Screen only if there are at least this many latents for each candidate. Screening takes 0.83 to
+# 0.91 of the time of all margins at 6.5 latents, and 0.95 to 1.13 at 4.9 (2304 and 4608 latents,
+# 4096 tokens).
 FEWEST_LATENTS = 6
-# The fewest and the most candidates for each wanted latent.
+# Minimum and maximum number of candidates for each wanted latent.
 MORE_CANDIDATES, MOST_CANDIDATES = 1.25, 4
-# Use top m if there are more than 160 latents for each wanted one (timings: benchmarks/).
+# Use LargestBounds if there are more than 160 latents for each wanted one (see benchmarks/).
 WIDE = 160
-# Tokens from which the number of candidates is estimated.
+# Number of probe tokens, from which the number of candidates is estimated.
 PROBED = 64
 # Take the 90th percentile of the candidates that 64 probe tokens need, plus 10%. This proves the
 # picks of 98% of tokens on SmolLM2's layer 9 and on normal random numbers, k = 16 to 128.
 ENOUGH, SPARE = 0.9, 1.1
-# Extra columns of both factors: three for the bias (two numbers, and a bound of the rest) and two
-# for norms.
+# Extra columns of both factors: three for the bias (two bfloat16 numbers, and a bound of the rest)
+# and two for norms.
 COLUMNS = 5
-# A number raised by this share does not round below itself in bfloat16.
+# A number increased by this share does not round below its old value in bfloat16.
 BFLOAT16 = 2.0**-7
 
 
 def pick(encoder: Encoder, more: int = 0) -> tuple[Tensor, Tensor]:
-    """As selection.pick_and_next, of tokens: margins and latents, both [tokens, k + more]."""
+    """As selection.pick_and_next, but from tokens; margins and latents are [tokens, k + more]."""
     return (pick_screened if may_screen(encoder, more) else pick_from_all)(encoder, more)
 
 
 @torch.no_grad()
 def pick_from_all(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
-    """As pick, from all margins."""
+    """As pick, but always computes all margins."""
     parts = margins_in_parts(encoder)
     values, index = _joined(pick_and_next(margin, encoder.rule, more) for margin in parts)
     return values, index
@@ -62,13 +63,13 @@ def pick_from_all(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def pick_screened(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
-    """As pick, from the margins of candidates if a token's pick is proven, else from all."""
+    """As pick, from the candidates' margins; tokens without a proven pick use all margins."""
     screen = Screen.of(encoder)
     rows, k = encoder.centred.reshape(-1, encoder.centred.shape[-1]), encoder.rule.k
     find = screen.finder(rows, k + more)
     if find is None:
         return pick_from_all(encoder, more)
-    # Blocks of equal size, since small products are slow.
+    # Use blocks of equal size, because small products are slow.
     blocks = rows.chunk(math.ceil(len(rows) / block_rows(encoder.latents)))
     room = screen.room(len(blocks[0]))
     picked = (screen.pick(block, k, more, find, room[: len(block)]) for block in blocks)
@@ -80,7 +81,7 @@ def pick_screened(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
 
 
 def may_screen(encoder: Encoder, more: int) -> bool:
-    """Whether pick_screened takes this encoder and is faster."""
+    """Whether pick_screened works for this encoder and is faster than pick_from_all."""
     return (
         encoder.rule.kind.picks_largest
         and MORE_CANDIDATES * (encoder.rule.k + more) * FEWEST_LATENTS <= encoder.latents
@@ -94,7 +95,7 @@ def _joined(parts: Iterable[tuple[Tensor, ...]]) -> Iterator[Tensor]:
 
 @dataclass(frozen=True)
 class Screen:
-    """An encoder's weights, rounded, with columns that bound the rounding.
+    """An encoder's weights rounded to bfloat16, with columns that bound the rounding error.
 
     factor is bfloat16 [latents, d_in + COLUMNS], weight float32 [latents, d_in], and offset, bias
     minus threshold, float32 [latents].
@@ -106,12 +107,12 @@ class Screen:
 
     @classmethod
     def of(cls, encoder: Encoder) -> "Screen":
-        """The screen of an encoder in float32."""
+        """Make the screen of an encoder whose weights are float32."""
         weight = encoder.weight.T.contiguous()
         latents, d_in = weight.shape
         offset = encoder.bias - encoder.threshold
         factor = weight.new_empty(latents, d_in + COLUMNS, dtype=torch.bfloat16)
-        # The largest error of both products' float32 sums, as a share of the product of norms.
+        # Bound of the error of both products' float32 sums, as a share of the norms' product.
         error = 4 * (d_in + COLUMNS) * 2.0**-24
         size = rows_of_part(d_in)
         for rows, out in zip(weight.split(size), factor.split(size), strict=True):
@@ -125,11 +126,11 @@ class Screen:
         return cls(factor, weight, offset)
 
     def room(self, tokens: int) -> Tensor:
-        """Memory for the bounds of some tokens."""
+        """Uninitialised memory for the bounds of this many tokens."""
         return self.factor.new_empty(tokens, len(self.weight))
 
     def upper_bounds(self, centred: Tensor, room: Tensor) -> Tensor:
-        """Upper bounds of the margins, bfloat16 [tokens, latents], rounded; room is overwritten."""
+        """Upper bounds of the margins, bfloat16 [tokens, latents], written into room."""
         tokens, d_in = centred.shape
         factor = self.factor.new_empty(tokens, d_in + COLUMNS)
         rounded = factor[:, :d_in].copy_(centred).float()
@@ -139,12 +140,12 @@ class Screen:
         return torch.mm(factor, self.factor.T, out=room)
 
     def finder(self, centred: Tensor, wanted: int) -> Finder | None:
-        """A finder whose candidates hold the wanted largest margins of probe tokens.
+        """A finder whose candidates hold the largest margins of most probe tokens.
 
-        None if there would be too many candidates.
+        The result is None if there would be too many candidates. wanted is the number of margins.
         """
         latents = len(self.weight)
-        # Evenly spread, so that all places of a context are among them.
+        # Spread the probe tokens evenly, so that they cover all positions of a context.
         places = torch.linspace(0, len(centred) - 1, PROBED, device=centred.device)
         probed = centred[places.long()]
         bounds = self.upper_bounds(probed, self.room(PROBED))
@@ -158,7 +159,7 @@ class Screen:
             find = BoundsAbove.of_least_work(bounds.float(), least, most)
             count = find(bounds).starts[-1].item() / PROBED
         else:
-            # torch takes three times as long to add up bools.
+            # Convert to float, because torch takes three times as long to sum bools.
             needed = (bounds >= least.bfloat16().unsqueeze(-1)).float().sum(-1)
             count = max(int(SPARE * needed.quantile(ENOUGH).item()), wanted) + 3
             find = LargestBounds(count)
@@ -167,10 +168,10 @@ class Screen:
     def pick(
         self, centred: Tensor, k: int, more: int, find: Finder, room: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The k largest margins of each token's candidates and the next ones; room is overwritten.
+        """The k + more largest margins of each token's candidates; room is overwritten.
 
-        The margins and their latents are both [tokens, k + more]. Bool [tokens] says whether they
-        are proven to be the token's largest, and no other latent has the margin of the k-th.
+        The margins and their latents are both [tokens, k + more]. The third result, bool [tokens],
+        says whether the picks are proven to be the token's largest, with no tie at the k-th margin.
         """
         wanted, next_ones = k + more, max(more, 1)
         found = find(self.upper_bounds(centred, room))
@@ -178,7 +179,7 @@ class Screen:
         margins = self._margins(centred, found.starts, found.column)
         margins = F.pad(margins, (0, 1), value=-torch.inf).take(entries)
         values, place = largest_and_next(margins, k, next_ones)
-        # Among equal margins a search of the whole row decides, so that each path picks the same.
+        # Break ties at the k-th margin by a search of the whole row, so that all paths agree.
         told_apart = values[:, :k].amin(-1) > values[:, k:].amax(-1)
         values, place = values[:, :wanted], place[:, :wanted]
         others = found.others + found.others.abs() * BFLOAT16

@@ -1,4 +1,4 @@
-"""Products, searches, sums and random draws that know nothing of coders."""
+"""General kernels: matrix products, top-k search, sums over ranks, seeded random draws."""
 
 from sae_binary_ext.coding.kernels.ranks import gather_rows, sum_over_ranks
 from sae_binary_ext.coding.kernels.seeding import seeded

@@ -1,8 +1,8 @@
-"""The k largest margins of each token, and the next ones.
+"""The k largest margins of each token, and the next largest.
 
-On the CPU a row is cut into pieces of equal length. The entries at one place of all pieces are a
-set. The k largest of the row lie in the k sets with the largest maxima: each set that holds one of
-them has a maximum at least as large. So the search goes over maxima first, then over k sets.
+On the CPU a row is cut into pieces of equal length. Entry i of every piece belongs to set i. The k
+largest entries lie in the k sets with the largest maxima, because a set that holds one of them has
+a maximum at least as large. So first search the sets' maxima, then the entries of k sets.
 """
 
 import math
@@ -19,7 +19,7 @@ FEWEST_PIECES, MOST_PIECES = 4, 63
 def largest(margin: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest margins of each token of [..., latents], and their latents.
 
-    Both are [..., k], in no order. The margins carry a gradient.
+    Both results are [..., k], in no particular order. The returned margins carry a gradient.
     """
     pieces = _pieces(margin.shape[-1], k) if on_cpu(margin) else 1
     if pieces == 1:
@@ -35,11 +35,11 @@ def largest(margin: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def largest_and_next(margin: Tensor, k: int, more: int) -> tuple[Tensor, Tensor]:
-    """The k largest margins of each token, as largest finds them, then the next ones.
+    """The k largest margins of each token, as `largest` returns them, then the next largest.
 
-    One search for all would not tell which of several equal margins largest finds first. margin is
-    [..., latents], without gradient, and is overwritten. more is at most k. The margins and their
-    latents are both [..., k + more], the k largest first.
+    A single search for all k + more may choose other latents among equal margins than `largest`.
+    margin is [..., latents], without gradient, and is overwritten. more is at most k. The returned
+    margins and their latents are both [..., k + more], with the k largest first.
     """
     values, index = largest(margin, k)
     next_values, next_index = largest(margin.scatter_(-1, index, -torch.inf), more)
@@ -48,12 +48,12 @@ def largest_and_next(margin: Tensor, k: int, more: int) -> tuple[Tensor, Tensor]
 
 @cache
 def _pieces(latents: int, k: int) -> int:
-    """The number of pieces in which to look for the k largest; 1 for torch's own topk.
+    """The number of pieces to cut a row into for the k largest; 1 means torch's own topk.
 
-    It must not depend on the tokens or threads: with another number the search may find other
-    latents of equal margins.
+    The number must not depend on the tokens or threads: another number may find other latents among
+    equal margins.
     """
-    # The searches go over latents / pieces and pieces * k numbers. Their sum is least near this.
+    # The two searches read latents / pieces and pieces * k numbers. This minimises their sum.
     best = math.sqrt(latents / k)
     most = min(latents // k, MOST_PIECES)
     possible = [pieces for pieces in range(FEWEST_PIECES, most + 1) if latents % pieces == 0]

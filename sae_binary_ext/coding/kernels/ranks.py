@@ -9,11 +9,11 @@ from torch.distributed import ProcessGroup
 
 
 def sum_over_ranks(x: Tensor, group: ProcessGroup | None) -> Tensor:
-    """Sum of each rank's x, which has one shape on all ranks; x itself if group is None.
+    """Sum of x over ranks; x itself if group is None. x has the same shape on all ranks.
 
-    It is for losses that each rank computes over the tokens of all ranks. Its gradient is
-    multiplied by the number of ranks: DistributedDataParallel averages the ranks' gradients, and
-    the average is then the gradient of the loss over the global batch.
+    Use it for losses that each rank computes over the tokens of all ranks. The gradient is
+    multiplied by the number of ranks, because DistributedDataParallel averages the ranks'
+    gradients. The average is then the gradient of the loss over the global batch.
     """
     return x if group is None else _SumOverRanks.apply(x, group)  # pyright: ignore
 

@@ -11,17 +11,17 @@ from sae_binary_ext.coding.kernels.processor import draws_on_gpu
 
 @contextmanager
 def seeded(seed: int | None, device: torch.device) -> Generator[None]:
-    """Inside, torch draws from this seed on this device; None changes nothing.
+    """Inside the block, torch draws from this seed on this device; a seed of None changes nothing.
 
-    After it, torch goes on as if nothing had been drawn.
+    After the block, torch's random state is as if the block had drawn nothing.
     """
     if seed is None:
         yield
         return
     on_gpu = draws_on_gpu(device)
     with torch.random.fork_rng([device] if on_gpu else []):
-        # torch.manual_seed would seed all devices, which fork_rng does not restore, and its notes
-        # for devices that are missing take a third of a small coder's step.
+        # torch.manual_seed would seed all devices, but fork_rng does not restore all of them.
+        # manual_seed's notes for missing devices would take a third of a small coder's step.
         generator = torch.default_generator
         if on_gpu:
             torch.cuda.init()

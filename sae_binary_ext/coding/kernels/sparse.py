@@ -1,7 +1,8 @@
-"""Products with a matrix that is mostly zero, as sums of weighted rows.
+"""Products with a matrix that is mostly zero, computed as sums of weighted rows.
 
-embedding_bag is torch's fastest way on the CPU: for 1024 tokens, k = 32 of 4608 latents and 576
-dimensions it takes 2 ms. The dense product takes 39, a CSR product 6 and a COO product 10 to 70.
+On the CPU, torch's embedding_bag is fastest: for 1024 tokens, k = 32 of 4608 latents and 576
+dimensions it takes 2 ms. A dense product takes 39 ms, a CSR product 6 and a COO product 10 to 70
+ms.
 """
 
 import warnings
@@ -17,10 +18,10 @@ from sae_binary_ext.coding.kernels import processor
 
 @dataclass(frozen=True)
 class Picks:
-    """The places of the k entries of each row of a matrix S [tokens, width] that may not be zero.
+    """Columns of the k entries of each row of a matrix S [tokens, width] that may be non-zero.
 
-    index is int64 [tokens, k]: their columns, none twice in a row. The first `fire` of the k (None:
-    all) may hold codes of 1. The others learn but do not fire.
+    index, int64 [tokens, k], holds these columns; no column appears twice in a row. The first
+    `fire` of the k entries (None: all) may be codes of 1. The other entries learn but do not fire.
     """
 
     index: Tensor
@@ -28,12 +29,12 @@ class Picks:
     fire: int | None = None
 
     def times(self, values: Tensor, dense: Tensor) -> Tensor:
-        """S @ dense: entries [tokens, k] and dense [width, d] to [tokens, d] in its dtype."""
+        """S @ dense, [tokens, d] in dense's dtype; values is [tokens, k], dense [width, d]."""
         weights = values.to(dense.dtype)
         return F.embedding_bag(self.index, dense, per_sample_weights=weights, mode="sum")
 
     def transposed_times(self, values: Tensor, dense: Tensor) -> Tensor:
-        """S.T @ dense: entries [tokens, k] and dense [tokens, d] to [width, d] in its dtype."""
+        """S.T @ dense, [width, d] in dense's dtype; values is [tokens, k], dense [tokens, d]."""
         size = processor.rows_of_block(dense, self.width, self.index.shape[-1])
         if size >= len(dense):
             order, starts, row = self._columns
@@ -45,11 +46,11 @@ class Picks:
         return total
 
     def row_dots(self, left: Tensor, right: Tensor) -> Tensor:
-        """Entries [tokens, k] of left @ right.T, of left [tokens, d] and right [width, d]."""
+        """Picked entries [tokens, k] of left @ right.T; left is [tokens, d], right [width, d]."""
         k, column = self.index.shape[-1], self.index.flatten()
         if not processor.samples_products(right):
             entry = torch.arange(len(column), device=column.device)
-            # embedding_bag's backward calls this. Through embedding_bag, the sum would come first.
+            # embedding_bag's own backward calls this function; a direct call skips the forward sum.
             return torch.ops.aten._embedding_bag_per_sample_weights_backward(
                 left, right, column, entry[::k], entry // k, 0
             ).view(self.index.shape)
@@ -59,7 +60,7 @@ class Picks:
         return _dots_by_column(left, right, *self._columns).view(self.index.shape)
 
     def _blocks(self, size: int) -> list["Picks"]:
-        """Picks of size tokens each; kept, since both decoder and encoder sort them backward."""
+        """Picks of `size` tokens each, kept because decoder and encoder share their sorts."""
         if size not in self._blocks_of_size:
             blocks = self.index.split(size)
             self._blocks_of_size[size] = [Picks(index, self.width) for index in blocks]
@@ -78,17 +79,17 @@ class Picks:
 
     @cached_property
     def _columns(self) -> tuple[Tensor, Tensor, Tensor]:
-        # Decoder and encoder share the sort in their backward passes.
+        # The backward passes of decoder and encoder share this sort.
         order, starts = _by_column(self.index.flatten(), self.width)
         row = order.div(self.index.shape[-1], rounding_mode="floor")
         return order, starts, row
 
 
 def row_dots(left: Tensor, right: Tensor, starts: Tensor, column: Tensor) -> Tensor:
-    """Entries of left [rows, d] @ right [columns, d].T, on the CPU, in float32 or float64.
+    """Some entries of left [rows, d] @ right [columns, d].T, on the CPU, in float32 or float64.
 
-    starts is int64 [rows + 1]: where each row's entries start, and where the last row's end. column
-    is int64 [entries], their columns.
+    starts, int64 [rows + 1], holds where each row's entries start, and where the last row's end.
+    column, int64 [entries], holds the column of each entry.
     """
     if processor.reads_in_order_of_tokens(right):
         return _sampled_product(left, right, starts, column)
@@ -101,14 +102,14 @@ def row_dots(left: Tensor, right: Tensor, starts: Tensor, column: Tensor) -> Ten
 def _dots_by_column(
     left: Tensor, right: Tensor, order: Tensor, starts: Tensor, row: Tensor
 ) -> Tensor:
-    """As row_dots, column by column: order sorts the entries by column, row has their rows."""
+    """Computes row_dots by column: order sorts entries by column, and row holds their rows."""
     ends = starts.new_tensor([len(row)])
     dots = _sampled_product(right, left, torch.cat((starts, ends)), row)
     return torch.empty_like(dots).scatter_(0, order, dots)
 
 
 def _sampled_product(left: Tensor, right: Tensor, starts: Tensor, column: Tensor) -> Tensor:
-    """As row_dots, row by row."""
+    """Computes row_dots row by row."""
     _spend_sparse_warning()
     values, shape = left.new_zeros(len(column)), (len(left), len(right))
     where = torch.sparse_csr_tensor(
@@ -119,7 +120,7 @@ def _sampled_product(left: Tensor, right: Tensor, starts: Tensor, column: Tensor
 
 @cache
 def _spend_sparse_warning() -> None:
-    """Silence the warning of torch's first sparse matrix: users would think it is of their code."""
+    """Silence torch's warning about its first sparse matrix: users might look for their error."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 0], [], [], (1, 1), device="cpu", check_invariants=False)
@@ -129,14 +130,14 @@ def _by_column(column: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The order that sorts entries by column, and each column's start in that order, [width]."""
     # int32 sorts five times as fast as int64.
     columns, order = column.to(torch.int32).sort()
-    # Not bincount, which makes a GPU wait.
+    # torch.bincount would make a GPU wait.
     every = torch.arange(width, device=column.device, dtype=torch.int32)
     return order, torch.searchsorted(columns, every)
 
 
 @dataclass(frozen=True)
 class ByteMatrix:
-    """Codes of 0 and 1 that multiply whole numbers from -128 to 127 as bytes, exactly.
+    """Codes of 0 and 1 whose products with whole numbers from -128 to 127 are exact byte products.
 
     codes is int8 [tokens, latents].
     """
@@ -169,25 +170,25 @@ class DenseMatrix:
     is_sparse = False
 
     def times(self, dense: Tensor) -> Tensor:
-        """Codes @ dense: [latents, d] to [tokens, d], in the dtype of dense."""
+        """Codes @ dense, [tokens, d] in the dtype of dense [latents, d]."""
         return self.codes.to(dense.dtype) @ dense
 
     def transposed_times(self, dense: Tensor) -> Tensor:
-        """Codes.T @ dense: [tokens, d] to [latents, d], in the dtype of dense."""
+        """Codes.T @ dense, [latents, d] in the dtype of dense [tokens, d]."""
         return self.codes.to(dense.dtype).T @ dense
 
     def counts(self) -> Tensor:
         """The number of tokens on which each latent is active, int64 [latents]."""
-        # count_nonzero(0) takes ten times as long on the CPU.
+        # On the CPU, count_nonzero(0) takes ten times as long as this sum.
         counts = self.codes.new_zeros(self.codes.shape[1], dtype=torch.int64)
         for part in processor.cached_parts(self.codes):
             counts += _active(part).float().sum(0).to(torch.int64)
         return counts
 
     def add_pair_counts(self, counts: Tensor) -> None:
-        """Add the number of tokens on which each two latents i <= j are active together.
+        """Add, for each pair of latents i <= j, the number of tokens on which both are active.
 
-        counts is int32 [latents, latents]. It is exact for fewer than 2^24 tokens, as float32 is.
+        counts, int32 [latents, latents], is exact for fewer than 2^24 tokens, like float32.
         """
         active = self.codes.bool().float()
         counts += (active.T @ active).triu_().to(torch.int32)
@@ -197,8 +198,8 @@ class DenseMatrix:
 class SparseMatrix:
     """Codes [tokens, latents] whose products are sums of rows.
 
-    row and column, int64 [entries], are the tokens (ascending) and latents of the entries. values
-    is [entries], or None if all are 1.
+    row and column, int64 [entries], hold the token (ascending) and the latent of each entry. values
+    is [entries], or None if all entries are 1.
     """
 
     row: Tensor
@@ -226,8 +227,8 @@ class SparseMatrix:
             row, starts, _ = self._columns
             counts += _sum_rows(active, row, starts, None).triu_().to(torch.int32)
             return
-        # The entries of a row are in the order of their columns. Pair each with itself, then with
-        # the next, then with the one after, until its row ends.
+        # A row's entries are sorted by column. Pair each entry with itself, then with the next
+        # entry, then with the entry after that, until its row ends.
         pairs, ahead = counts.view(-1), 0
         first = torch.arange(len(self.column), device=self.column.device)
         ends = torch.searchsorted(self.row, self.row, right=True)
@@ -256,7 +257,7 @@ CodeMatrix = ByteMatrix | DenseMatrix | SparseMatrix
 def code_matrix(codes: Tensor) -> CodeMatrix:
     """Codes [tokens, latents], without gradient, in the form whose products are faster.
 
-    Give bool if all codes are 0 or 1: it is faster.
+    If all codes are 0 or 1, give them as bool, which is faster.
     """
     if processor.on_cpu(codes):
         active = _active(codes)
@@ -276,7 +277,7 @@ def _sparse_matrix(codes: Tensor, active: Tensor) -> CodeMatrix:
 
 
 def whole_matrix(codes: Tensor) -> CodeMatrix:
-    """As code_matrix, for products with whole numbers from -128 to 127."""
+    """As code_matrix, but for products with whole numbers from -128 to 127."""
     if not processor.may_multiply_bytes(codes):
         return code_matrix(codes)
     active = _active(codes)

@@ -1,4 +1,4 @@
-"""What finds candidates, against the bounds themselves."""
+"""The candidates that each finder returns, compared with the bounds."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def bounds() -> Tensor:
-    """bfloat16, around means that differ."""
+    """Random bounds, bfloat16 [TOKENS, LATENTS]; each token has its own mean."""
     return (torch.randn(TOKENS, LATENTS) + 3 * torch.randn(TOKENS, 1)).bfloat16()
 
 

@@ -18,7 +18,7 @@ from sae_binary_ext.coding.kernels import processor
 from sae_binary_ext.coding.selection import CodeRule
 from tests.cases import each_code_rule, each_gradient_case
 
-TOKENS, D_IN, LATENTS = 40, 7, 108  # 6 groups; enough latents for the index form
+TOKENS, D_IN, LATENTS = 40, 7, 108  # 108 latents allow 6 groups and the index form
 
 
 @each_code_rule
@@ -36,7 +36,7 @@ def test_every_form_gives_the_reference_codes_reconstruction_and_firings(rule: C
     assert isinstance(encoded, ThresholdCodes if rule.every_latent_learns else form)
     assert torch.equal(encoded.dense(), expected)
     codes, pre = encoded.for_host()
-    # Of the other rules, half of the codes are 1.
+    # Half of the codes of the other rules are 1, so they are not sparse.
     few = isinstance(encoded, PickedCodes) or rule.surrogate_latents == "all"
     assert codes.is_sparse == few
     assert torch.equal(codes.to_dense(), expected)
@@ -52,12 +52,12 @@ ENCODES = {
     "at once": encode_batch,
     "codes alone": lambda encoder: (encode_codes(encoder), encoder.pre_activations()),
 }
-# Up to which share of ones rows are summed.
+# Values of SPARSE_DENSITY, the share of ones up to which rows are summed.
 WAYS = {"sums of rows": 1.0, "matrix products": 0.0}
 
 
 def parameters() -> list[Tensor]:
-    """x, encoder weight and bias, log threshold, origin, decoder weight and bias."""
+    """Returns x, encoder weight and bias, log threshold, origin, decoder weight and bias."""
     generator = torch.Generator().manual_seed(0)
     vector, narrow = (LATENTS,), (D_IN,)
     shapes = ((TOKENS, D_IN), (D_IN, LATENTS), vector, vector, narrow, (LATENTS, D_IN), narrow)

@@ -57,7 +57,7 @@ def test_no_tokens_have_no_codes(rule: CodeRule, lead: tuple[int, ...]):
 
 @pytest.mark.parametrize("selection", ["topk", "threshold"])
 def test_packing_makes_no_array_of_codes(selection: str):
-    """The codes of these tokens would take 800 MB as floats, 25 packed."""
+    """The codes of these tokens would take 800 MB as floats, and take 25 MB packed."""
     tokens, latents = 12_500, 16_000
     x, weight = torch.randn(tokens, 4), torch.randn(4, latents)
     bias, log_threshold = torch.zeros(latents), torch.full((latents,), 1.0)

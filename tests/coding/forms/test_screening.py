@@ -1,4 +1,4 @@
-"""Picks by bounds in bfloat16 against those of all margins, where each is used, and the bounds."""
+"""Picks by bounds in bfloat16 equal picks from all margins, and the bounds hold."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -31,19 +31,19 @@ def an_encoder(
 
 
 def margins(encoder: Encoder) -> Tensor:
-    """All of them, float64 [tokens, latents]."""
+    """Returns all margins, float64 [tokens, latents]."""
     product = encoder.centred.double() @ encoder.weight.double()
     return product + encoder.bias.double() - encoder.log_threshold.double().exp()
 
 
 def rounding_of(encoder: Encoder) -> Tensor:
-    """More than float32's in a margin, [tokens, 1]."""
+    """Upper bound of float32's rounding error in a margin, [tokens, 1]."""
     norms = encoder.centred.norm(dim=-1, keepdim=True) * encoder.weight.norm(dim=0).max()
     return 2e-6 * (norms + encoder.bias.abs().max() + encoder.log_threshold.exp().max())
 
 
 def in_order(values: Tensor) -> Tensor:
-    """The K picked and those after them, float64, the largest of each first."""
+    """Returns the K picked values and the values after them, float64, each part sorted."""
     first, after = (
         part.sort(-1, descending=True).values for part in (values[:, :K], values[:, K:])
     )
@@ -52,7 +52,7 @@ def in_order(values: Tensor) -> Tensor:
 
 @pytest.fixture(autouse=True, params=[0, 10**9], ids=["largest bounds", "bounds above"])
 def small_batches_screen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
-    """On whatever processor, with either kind of candidates."""
+    """Turns screening on for small batches on any processor, with either kind of candidates."""
     monkeypatch.setattr(screening, "WIDE", request.param)
     monkeypatch.setattr(processor, "FEWEST_TOKENS", 100)
     monkeypatch.setattr(processor, "FEWEST_DIMENSIONS", 32)
@@ -61,7 +61,7 @@ def small_batches_screen(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def picked_whole(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Of how many tokens all margins were made, a call each."""
+    """The number of tokens in each call that made all margins."""
     tokens: list[int] = []
     make = screening.margins_in_parts
 
@@ -78,14 +78,14 @@ def normal(encoder: Encoder) -> Encoder:
 
 
 def outliers(encoder: Encoder) -> Encoder:
-    """A dimension that is large throughout, and tokens with one that is huge, as models have."""
+    """One dimension is large on all tokens, another is huge on some tokens, as in models."""
     encoder.centred[:, 5] += 50
     encoder.centred[::40, 9] = 3000
     return encoder
 
 
 def close_rivals(encoder: Encoder) -> Encoder:
-    """Latents that come in fours, alike to more digits than bfloat16 has."""
+    """Groups of four latents are equal up to digits that bfloat16 does not have."""
     first = encoder.weight[:, ::4]
     for other in (1, 2, 3):
         encoder.weight[:, other::4] = first * (1 + other * 2.0**-13)
@@ -103,7 +103,7 @@ def large_offsets(encoder: Encoder) -> Encoder:
 
 
 def none_fires(encoder: Encoder) -> Encoder:
-    """All margins are below zero."""
+    """Returns an encoder whose margins are all below zero."""
     return replace(encoder, log_threshold=torch.full((LATENTS,), 4.5))
 
 
@@ -113,7 +113,7 @@ def tiny(encoder: Encoder) -> Encoder:
 
 
 def whole_numbers(encoder: Encoder) -> Encoder:
-    """Margins that are equal in plenty."""
+    """Returns an encoder with many equal margins."""
     encoder.centred.round_()
     encoder.weight.round_()
     return replace(
@@ -145,9 +145,9 @@ def test_no_margin_is_above_its_bound(change: Change):
 def test_no_margin_is_above_its_bound_where_rounding_errs_most(
     d_in: int, rounded: str, spread: int
 ):
-    """All roundings go down, and each latent's weights lie along a token.
+    """All values are rounded down, and each latent's weights are parallel to a token.
 
-    Its margin there is next to nothing, so that bfloat16 has digits enough for the bound.
+    The latent's margin on that token is near 0, so that bfloat16 has enough digits for the bound.
     """
     even = 1 + torch.randint(0, spread, (20, d_in)) / 128
     errs = even + 2.0**-8 * 0.999
@@ -181,7 +181,7 @@ def one_candidate_more(screen: Screen, encoder: Encoder, wanted: int) -> Finder:
 
 
 def too_few_bounds(screen: Screen, encoder: Encoder, wanted: int) -> Finder:
-    """Of half of the tokens."""
+    """Returns a finder with a cut that leaves half of the tokens too few candidates."""
     bounds = screen.upper_bounds(encoder.centred, screen.room(TOKENS))
     mean, deviation = spread(bounds.float())
     least = bounds.topk(wanted + 1).values[:, -1]
@@ -192,7 +192,7 @@ def too_few_bounds(screen: Screen, encoder: Encoder, wanted: int) -> Finder:
 @pytest.mark.parametrize("more", [0, K])
 @pytest.mark.parametrize("find", [one_candidate_more, too_few_bounds])
 def test_what_is_said_to_be_proven_is_so(change: Change, more: int, find: MakeFinder):
-    """With few candidates many picks are wrong."""
+    """No pick that is said to be proven is wrong, even if few candidates make many picks wrong."""
     encoder = change(an_encoder())
     screen = Screen.of(encoder)
     finder = find(screen, encoder, K + more)
@@ -250,7 +250,7 @@ def test_few_tokens_need_all_margins(picked_whole: list[int]):
 
 
 def test_where_margins_are_equal_at_the_cut_all_margins_decide(picked_whole: list[int]):
-    """Each latent has a double: an odd k parts two."""
+    """Each latent has an equal twin, so an odd cut falls between two equal margins."""
     encoder = an_encoder()
     for part in (encoder.weight, encoder.bias, encoder.log_threshold):
         part[..., ::2] = part[..., 1::2]

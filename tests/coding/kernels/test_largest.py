@@ -39,7 +39,7 @@ def test_of_equal_margins_as_many_different_latents_are_found(levels: int):
 @pytest.mark.parametrize("latents", [600, 2304, 4608])
 @pytest.mark.parametrize("k", [5, 16, 32])
 def test_of_equal_margins_the_same_are_found_however_many_tokens_there_are(latents: int, k: int):
-    """A training batch and one token of a saved coder, whose bfloat16 margins are often equal."""
+    """A whole batch and a single token give the same latents, even if many margins are equal."""
     margin = torch.randint(0, 5, (150, latents)).float()
     _, index = largest(margin, k)
     for rows in (1, 7, 113):
@@ -53,7 +53,7 @@ def test_of_equal_margins_the_same_are_found_however_many_tokens_there_are(laten
 def test_the_next_come_after_those_that_are_found_without_them(
     shape: tuple[int, ...], k: int, more: int, levels: int | None
 ):
-    """Whether margins are equal in plenty, or now and then, or never."""
+    """The first k latents are those of `largest`, if equal margins are common, rare or absent."""
     margin = torch.randn(shape) if levels is None else torch.randint(0, levels, shape).float()
     first, first_index = largest(margin, k)
     values, index = largest_and_next(margin.clone(), k, more)

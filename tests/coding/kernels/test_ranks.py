@@ -1,4 +1,4 @@
-"""Losses over several ranks, against one process that sees all tokens."""
+"""Losses over several ranks equal the losses of one process that sees all tokens."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def on_one_rank(rank: int, folder: str) -> None:
     variance = (own - own.mean(0)).square().sum()
     results = {
         "loss": value.detach(),
-        "gradient": gradient / 2,  # as DistributedDataParallel averages
+        "gradient": gradient / 2,  # DistributedDataParallel averages over ranks
         "rows": gather_rows(own, group),
         "variance of a part": summed_variance(own, group, variance),
     }

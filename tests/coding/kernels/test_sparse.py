@@ -46,7 +46,7 @@ def test_products_of_picks_equal_the_dense_ones(
 def test_entries_of_a_product_are_those_of_the_whole(
     dtype: torch.dtype, entries: int, cached: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """Of rows with more and fewer of them, and with none."""
+    """row_dots gives the right entries if rows have many entries, few entries or none."""
     monkeypatch.setattr(processor, "CACHED", cached)
     row = torch.randint(1, TOKENS, (entries,)).sort().values
     starts = torch.searchsorted(row, torch.arange(TOKENS + 1))
@@ -111,7 +111,7 @@ def test_few_ones_are_summed_and_many_multiplied(density: float, form: type):
 
 @pytest.fixture
 def byte_products(monkeypatch: pytest.MonkeyPatch):
-    """On whatever processor."""
+    """Allows products of bytes on any processor."""
     monkeypatch.setattr(processor, "multiplies_bytes", lambda: True)
 
 
