@@ -331,7 +331,8 @@ REMEDIES = {
         lambda place: transcoders(place, goes_on_with="it"),
     ),
     "a transcoder of one hook": Remedy(
-        lambda place: transcoders(place, (HOOK, HOOK)), "Train it with SAELens' own runners", autoencoder,
+        lambda place: transcoders(place, (HOOK, HOOK)),
+        "Train it with SAELens' own runners", autoencoder,
     ),
     "a transcoder of another width": Remedy(
         lambda place: transcoders(place, sizes=SIZES | {"d_in": 8, "d_out": 16}), "Give d_in=16",
