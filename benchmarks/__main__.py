@@ -1,12 +1,15 @@
-"""Print all tables of speed and memory: python -m benchmarks, or make bench."""
+"""Prints the tables of speed and memory: python -m benchmarks [--full], or make bench."""
 
 from benchmarks import covariance, inference, paths, screening, steps
-from benchmarks.measure import machine
+from benchmarks.measure import asks_for_all, machine
 
 
 def main() -> None:
+    full = asks_for_all()
     print(machine())
-    for benchmark in (steps, paths, screening, covariance, inference):
+    for of_each_k in (steps, paths):
+        of_each_k.main(full=full)
+    for benchmark in (screening, covariance, inference):
         benchmark.main()
 
 

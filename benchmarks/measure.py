@@ -1,5 +1,6 @@
 """Measures times in turns, as medians of ratios, and peak memory in a process of its own."""
 
+import argparse
 import ctypes
 import multiprocessing
 import statistics
@@ -16,6 +17,15 @@ Runner = Callable[[int], list[float]]
 MakeRunner = Callable[..., Runner]
 
 ROUNDS, REPEATS = 3, 3
+
+
+def asks_for_all() -> bool:
+    """Whether the command line has --full, for every row of the tables of steps and paths."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument(
+        "--full", action="store_true", help="every row, in twice the time"
+    )
+    return parser.parse_args().full
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 The table also says which of the two paths the code takes.
 
-Usage: python -m benchmarks.paths
+Usage: python -m benchmarks.paths [--full]
 """
 
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.hosts import WIDTH
-from benchmarks.measure import compare, print_table, repeat
-from benchmarks.steps import KS, SIZES
+from benchmarks.measure import asks_for_all, compare, print_table, repeat
+from benchmarks.steps import ALL_KS, KS, SIZES
 from sae_binary_ext.coding import (
     CodeRule,
     Encoder,
@@ -26,13 +26,13 @@ from sae_binary_ext.coding.forms import encode_indices, picks_indices
 NARROW = ((256, 4096), (512, 4096), (1024, 4096))
 
 
-def rows_of() -> Iterator[tuple[object, ...]]:
+def rows_of(ks: tuple[int, ...]) -> Iterator[tuple[object, ...]]:
     for latents, tokens in (*NARROW, *SIZES):
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(tokens, WIDTH, generator=generator)
         shapes = ((WIDTH, latents), (latents,), (latents,), (WIDTH,), (latents, WIDTH), (WIDTH,))
         parameters = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
-        for k in (k for k in KS if k < latents):
+        for k in (k for k in ks if k < latents):
             rule = CodeRule("topk", k)
 
             def sparse(x: Tensor = x, p: list[Tensor] = parameters, rule: CodeRule = rule) -> None:
@@ -48,10 +48,10 @@ def rows_of() -> Iterator[tuple[object, ...]]:
             yield latents, tokens, k, *times.cells(), taken
 
 
-def main() -> None:
+def main(*, full: bool) -> None:
     columns = ("latents", "tokens", "k", "sparse, s", "dense, s", "sparse / dense", "taken")
-    print_table("Forward and backward of both paths", columns, rows_of())
+    print_table("Forward and backward of both paths", columns, rows_of(ALL_KS if full else KS))
 
 
 if __name__ == "__main__":
-    main()
+    main(full=asks_for_all())

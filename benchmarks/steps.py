@@ -1,6 +1,6 @@
 """Times of a training step of binary coders and of the hosts' TopK coders, in the hosts' trainers.
 
-Usage: python -m benchmarks.steps
+Usage: python -m benchmarks.steps [--full]
 """
 
 from collections.abc import Callable, Iterator
@@ -19,6 +19,7 @@ from benchmarks.hosts import (
 )
 from benchmarks.measure import (
     MakeRunner,
+    asks_for_all,
     ceilings,
     compare,
     median_seconds,
@@ -33,7 +34,8 @@ Pair = Callable[[int, int], tuple[Any, Any]]
 # Number of latents, and tokens per step. SAELens keeps five copies of the pre-activations in
 # memory, so the widest coders take fewer tokens.
 SIZES = ((2304, 4096), (4608, 4096), (9216, 2048), (36864, 1024))
-KS = (16, 32, 64, 128)
+# The sizes of k in a short run and in a full one. Rows of other k say the same.
+KS, ALL_KS = (32, 128), (16, 32, 64, 128)
 COLUMNS = (
     "latents",
     "tokens",
@@ -92,28 +94,31 @@ class Trainer:
 
 SAELENS = Trainer(saelens_steps, saelens_optimiser)
 SPARSIFY = Trainer(sparsify_steps, sparsify_optimiser)
+# Each table's title, trainer and configs, and its sizes of k in a short run and in a full one.
 TABLES = (
-    ("SAELens' trainer: binary against topk", SAELENS, saelens_pair, KS),
+    ("SAELens' trainer: binary against topk", SAELENS, saelens_pair, KS, ALL_KS),
     (
         "SAELens' trainer: binary against topk, only selected latents learn",
         SAELENS,
         saelens_selected_pair,
-        KS,
+        (32,),
+        ALL_KS,
     ),
-    ("SAELens' trainer: binary_entropy against topk", SAELENS, entropy_pair, (32,)),
-    ("sparsify's trainer: topk_binary against topk", SPARSIFY, sparsify_pair, KS),
+    ("SAELens' trainer: binary_entropy against topk", SAELENS, entropy_pair, (32,), (32,)),
+    ("sparsify's trainer: topk_binary against topk", SPARSIFY, sparsify_pair, KS, ALL_KS),
     (
         "sparsify's trainer: topk_binary against topk, only selected latents learn",
         SPARSIFY,
         sparsify_selected_pair,
-        KS,
+        (32,),
+        ALL_KS,
     ),
 )
 
 
-def main() -> None:
-    for title, trainer, pair, ks in TABLES:
-        print_table(title, COLUMNS, rows_of(trainer, pair, ks))
+def main(*, full: bool) -> None:
+    for title, trainer, pair, ks, all_ks in TABLES:
+        print_table(title, COLUMNS, rows_of(trainer, pair, all_ks if full else ks))
 
 
 def rows_of(trainer: Trainer, pair: Pair, ks: tuple[int, ...]) -> Iterator[tuple[object, ...]]:
@@ -139,4 +144,4 @@ def rows_of(trainer: Trainer, pair: Pair, ks: tuple[int, ...]) -> Iterator[tuple
 
 
 if __name__ == "__main__":
-    main()
+    main(full=asks_for_all())
