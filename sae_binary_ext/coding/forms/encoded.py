@@ -14,6 +14,7 @@ from sae_binary_ext.coding.competing import find_cutoff
 from sae_binary_ext.coding.decode import decode, decode_indices
 from sae_binary_ext.coding.encode import Encoder, binarise
 from sae_binary_ext.coding.entropy import batch_tokens, sum_over_tokens
+from sae_binary_ext.coding.forms.counted import CountedCodes
 from sae_binary_ext.coding.forms.every_latent import Decode, Dense, ToLearn
 from sae_binary_ext.coding.forms.margins import pick_above
 from sae_binary_ext.coding.forms.picked import encode_indices, encode_picks, picks_indices
@@ -37,8 +38,8 @@ class Encoded(ABC):
     def for_host(self) -> tuple[Tensor, Tensor]:
         """Codes and pre-activations for SAELens' trainer, both [tokens, latents], without gradient.
 
-        A returned array is sparse COO if the form knows its entries. Sparse pre-activations have
-        values only at the entries of the codes.
+        A returned array is sparse COO if the form knows its entries. Sparse codes have the class
+        CountedCodes. Sparse pre-activations have values only at the entries of the codes.
         """
 
     @abstractmethod
@@ -100,7 +101,8 @@ class PickedCodes(Encoded):
         token = torch.arange(self.tokens, device=index.device)[:, None].expand_as(index)
         entry = torch.stack((token, index)).flatten(1)
         shape = (self.tokens, self.latents)
-        return _coo(entry, codes, shape), _coo(entry, pre.to(codes.dtype), shape)
+        counted = CountedCodes.of(_coo(entry, codes, shape), self.counts().detach())
+        return counted, _coo(entry, pre.to(codes.dtype), shape)
 
     @override
     def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
@@ -155,6 +157,7 @@ class ThresholdCodes(Encoded):
             entry = torch.stack((matrix.row, matrix.column))
             ones = torch.ones_like(matrix.row, dtype=dtype)
             codes = _coo(entry, ones, (self.tokens, self.latents))
+            codes = CountedCodes.of(codes, self.counts().detach())
         else:
             codes = self._active.to(dtype)
         return codes, self.pre_activation.detach()

@@ -40,6 +40,7 @@ def test_every_form_gives_the_reference_codes_reconstruction_and_firings(rule: C
     few = isinstance(encoded, PickedCodes) or rule.surrogate_latents == "all"
     assert codes.is_sparse == few
     assert torch.equal(codes.to_dense(), expected)
+    assert torch.equal(codes.bool().float().sum(0), expected.float().sum(0))
     held = pre.to_dense()
     stored = held != 0
     torch.testing.assert_close(held[stored], (x @ weight + bias)[stored])
@@ -140,4 +141,5 @@ def test_rare_threshold_codes_are_sparse_for_the_host():
     assert codes.is_sparse
     assert 0 < codes.sum() < 0.15 * codes.numel()
     assert torch.equal(codes.to_dense(), encoded.dense().detach())
+    assert torch.equal(codes.bool().float().sum(0), codes.to_dense().float().sum(0))
     assert torch.equal(pre, expected.detach())
