@@ -32,7 +32,7 @@ from benchmarks.reconstruction.training import train
 from sae_binary_ext.coding import bernoulli_entropy
 from sae_binary_ext.commands import level_entropy, level_thresholds, with_levels
 from sae_binary_ext.measure import DecoderFit
-from sae_binary_ext.measure.refit import PULL
+from sae_binary_ext.training.least_squares import PULL
 
 TOKENS_A_BATCH = 2048
 LEVELS = (1, 2, 4)

@@ -22,6 +22,15 @@ def check_at_least(least: float, **values: float) -> None:
     _check(values, lambda value: least <= value < math.inf, f"give a number of at least {least}")
 
 
+def check_count(**values: int | None) -> None:
+    """Raise ValueError if a named value is neither None nor a whole number of at least 0."""
+    _check(
+        values,
+        lambda value: value is None or (value >= 0 and value % 1 == 0),
+        "give a number of at least 0, a whole one, or None",
+    )
+
+
 def check_positive(**values: float) -> None:
     """Raise ValueError if a named value is not positive, infinite or NaN."""
     _check(values, lambda value: 0 < value < math.inf, "give a positive number")

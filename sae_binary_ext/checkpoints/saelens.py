@@ -37,7 +37,8 @@ TRAINING_FIELDS = (
     "aux_loss_coefficient", "covariance_coefficient", "covariance_sample", "decoder_init_norm",
     "dense_coefficient", "dense_rate", "encoder_trains_b_dec", "entropy_coefficient",
     "entropy_start_step", "entropy_warm_up_steps", "initial_firing_rate",
-    "pre_act_loss_coefficient", "skip_non_finite", "surrogate_latents", "use_sparse_activations",
+    "pre_act_loss_coefficient", "refit_tokens", "skip_non_finite", "surrogate_latents",
+    "use_sparse_activations",
 )  # fmt: skip
 
 

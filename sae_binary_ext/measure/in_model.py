@@ -7,8 +7,8 @@ token as one vector here.
 
 import re
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -30,6 +30,7 @@ from transformer_lens.loading_from_pretrained import (
     make_model_alias_map,
 )
 
+from sae_binary_ext.saelens.refitting import heads_side_by_side
 from sae_binary_ext.saelens.splice import HookedModel, HookView, Splice, SplicedLosses, resolve_hook
 from sae_binary_ext.saelens.transcoder import SkipConnection
 
@@ -86,19 +87,6 @@ def reads_sequences(coder: Any) -> bool:
 def decodes_codes_alone(coder: Any) -> bool:
     """Whether the coder's output comes from its codes alone."""
     return type(coder).forward in PLAIN_FORWARDS
-
-
-@contextmanager
-def heads_side_by_side(coder: Any) -> Generator[None]:
-    """Within the block, a coder of attn.hook_z takes and returns [..., heads * d_head]."""
-    reshapes = getattr(coder, "hook_z_reshaping_mode", False)
-    if reshapes:
-        coder.turn_off_forward_pass_hook_z_reshaping()
-    try:
-        yield
-    finally:
-        if reshapes:
-            coder.turn_on_forward_pass_hook_z_reshaping()
 
 
 @torch.no_grad()

@@ -1,12 +1,8 @@
-"""Changes a trained binary coder: refits its decoder by least squares, or keeps some latents.
-
-If codes are fixed, the best decoder has a closed form. Training by gradient steps only approaches
-it.
-"""
+"""Changes a saved binary coder: refits its decoder by least squares, or keeps some latents."""
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,127 +14,16 @@ from tqdm import tqdm
 from sae_binary_ext.checkpoints import saelens, sources
 from sae_binary_ext.checkpoints.load import placed, write_coder
 from sae_binary_ext.checkpoints.sources import format_of
-from sae_binary_ext.coding.kernels.sparse import code_matrix
-from sae_binary_ext.measure.in_model import heads_side_by_side
 from sae_binary_ext.measure.metrics import measure
 from sae_binary_ext.measure.text import Text, read_activations
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
-from sae_binary_ext.saelens.transcoder import TranscoderFields
+from sae_binary_ext.saelens.refitting import refit_decoder
+from sae_binary_ext.training.least_squares import PULL
 
-# The pull keeps latents with few tokens from fitting noise. Of the values 1, 30, 100 and 300, the
-# value 30 had the least error on held-out tokens (the demo's coder "binary", 4608 latents, 270,000
-# tokens).
-PULL = 30.0
 # Number of tokens to measure on, as a share of the tokens that the decoder is fitted to.
 MEASURED_SHARE = 0.1
 DIMENSION_OF_LATENTS = {"W_enc": 1, "b_enc": 0, "log_threshold": 0, "W_dec": 0}
 AnyCoder = TypeVar("AnyCoder", bound=BinaryCoder)
-
-
-class DecoderFit:
-    """Finds the best decoder for given codes, by normal equations summed batch by batch.
-
-    Attributes:
-        counts: int32 [latents, latents], tokens on which each pair of latents fired; only the upper
-            triangle is filled, because the matrix is symmetric.
-        target_sums: float64 [latents, d_out], sum of the targets over tokens on which a latent
-            fired.
-        target_sum: float64 [d_out], sum of all targets.
-        tokens: number of tokens added.
-    """
-
-    def __init__(self, latents: int, d_out: int, device: str | torch.device = "cpu") -> None:
-        self.counts = torch.zeros(latents, latents, dtype=torch.int32, device=device)
-        self.target_sums = torch.zeros(latents, d_out, dtype=torch.float64, device=device)
-        self.target_sum = torch.zeros(d_out, dtype=torch.float64, device=device)
-        self.tokens = 0
-
-    @torch.no_grad()
-    def add(self, active: Tensor, target: Tensor) -> None:
-        """Add codes, bool [tokens, latents], and targets [tokens, d_out].
-
-        A call takes fewer than 2^24 tokens, because float32 counts exactly up to there.
-        """
-        matrix = code_matrix(active)
-        matrix.add_pair_counts(self.counts)
-        self.target_sums += matrix.transposed_times(target.double())
-        self.target_sum += target.sum(0, dtype=torch.float64)
-        self.tokens += len(target)
-
-    @torch.no_grad()
-    def solve(
-        self, weight: Tensor, bias: Tensor, pull: float, fits_bias: bool
-    ) -> tuple[Tensor, Tensor]:
-        """The decoder of least squared error, pulled a little towards the old decoder.
-
-        Minimises the sum over tokens of |target - codes @ W - b|^2, plus pull * |W - weight|^2,
-        from the old decoder: weight [latents, d_out] and bias [d_out]. The pull is in tokens and
-        must be positive. A latent that never fired keeps its row. The bias does not change if
-        fits_bias is false. Solves in float64; returns W and b in the dtypes of weight and bias.
-        """
-        before = weight.double()
-        gram = (self.counts + self.counts.triu(1).T).double()
-        wanted = self.target_sums.clone()
-        rates = gram.diagonal() / self.tokens
-        mean = self.target_sum / self.tokens
-        if fits_bias:
-            # Centre codes and targets, which is the same as taking the best bias for each W.
-            gram.addr_(rates, rates, alpha=-self.tokens)
-            wanted.addr_(rates, mean, alpha=-self.tokens)
-        else:
-            wanted.addr_(gram.diagonal(), bias.double(), alpha=-1)
-        # Solve for the change of rows, so that rows of latents that never fired keep every bit.
-        wanted -= gram @ before
-        gram.diagonal().add_(pull)
-        torch.linalg.cholesky(gram, out=gram)
-        after = before + torch.cholesky_solve(wanted, gram)
-        if fits_bias:
-            bias = (mean - rates @ after).to(bias.dtype)
-        return after.to(weight.dtype), bias
-
-
-@torch.no_grad()
-def refit_decoder(
-    coder: BinaryCoder, batches: Iterable[tuple[Tensor, Tensor]], pull: float = PULL
-) -> int:
-    """Give a coder the decoder of least squared error for its codes on the tokens of `batches`.
-
-    b_dec is fitted too, unless the coder subtracts b_dec from its input: then its codes depend on
-    b_dec, which therefore stays.
-
-    Args:
-        coder: a binary autoencoder or transcoder, changed in place.
-        batches: inputs [tokens, d_in] and targets [tokens, d_out], a few thousand tokens each; the
-            targets of an autoencoder are its inputs.
-        pull: how strongly a row is held to its old value, in tokens on which its latent fires.
-
-    Returns:
-        The number of tokens that the decoder was fitted to.
-
-    Raises:
-        ValueError: pull is not positive, or there are no batches.
-    """
-    if not pull > 0:
-        raise ValueError(f"pull={pull!r}: give a positive number of tokens.")
-    fit = DecoderFit(*coder.W_dec.shape, device=coder.W_dec.device)
-    with heads_side_by_side(coder):
-        for x, target in batches:
-            fit.add(coder.encode(x) != 0, _decoder_target(coder, x, target))
-    if fit.tokens == 0:
-        raise ValueError("batches: no activations to refit the decoder on.")
-    subtracts = coder.cfg.apply_b_dec_to_input
-    weight, bias = fit.solve(coder.W_dec, coder.b_dec, pull, fits_bias=not subtracts)
-    coder.W_dec.copy_(weight)
-    coder.b_dec.copy_(bias)
-    return fit.tokens
-
-
-def _decoder_target(coder: Any, x: Tensor, target: Tensor) -> Tensor:
-    """What the sum of active decoder rows and b_dec should give, [tokens, d_out]."""
-    if isinstance(coder.cfg, TranscoderFields):
-        return target if coder.W_skip is None else target - x @ coder.W_skip.T
-    # Take the input in the encoder's form: reshaped and normalised.
-    return coder.process_sae_in(x) + coder.b_dec * coder.cfg.apply_b_dec_to_input
 
 
 @dataclass(frozen=True)
@@ -182,7 +67,7 @@ def refit(
     coder: Any = saelens.to_coder(placed(portable, "saelens"))
     unfitted = copy.deepcopy(coder)
     activations = read_activations(coder, text)
-    fitted = refit_decoder(coder, _take(activations, text.tokens), pull)
+    fitted = refit_decoder(coder, _take(activations, text.tokens), pull).tokens
     measured = list(_take(activations, math.ceil(text.tokens * MEASURED_SHARE)))
     if not measured:
         raise ValueError(

@@ -21,13 +21,14 @@ from sae_binary_ext.coding.encode import Encoder, binarise, check_width, pre_act
 from sae_binary_ext.coding.entropy import bernoulli_entropy, excess_rate
 from sae_binary_ext.coding.forms.encoded import DenseCodes, Encoded, encode_codes
 from sae_binary_ext.coding.forms.picked import infer_indices, infer_packed
-from sae_binary_ext.coding.initialization import INITIAL_THRESHOLD, fit_start, starting_rate
+from sae_binary_ext.coding.initialization import INITIAL_THRESHOLD, fit_start
 from sae_binary_ext.coding.selection import SELECTIONS, CodeRule
 from sae_binary_ext.coding.surrogate import SURROGATES
 from sae_binary_ext.coding.variance import total_variance
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE, TrainingFields, fired_rates
 from sae_binary_ext.saelens.private import HOST
 from sae_binary_ext.saving import replacing
+from sae_binary_ext.training.derived import DerivesSettings, derived_settings
 from sae_binary_ext.training.fields import LearningFields
 from sae_binary_ext.training.finite import check_parameters
 
@@ -223,6 +224,7 @@ class BinaryTrainingSAEConfig(
         checks.check_at_least(0, pre_act_loss_coefficient=self.pre_act_loss_coefficient)
         checks.check_at_least(0, dense_coefficient=self.dense_coefficient)
         checks.check_rate(dense_rate=self.dense_rate)
+        checks.check_count(refit_tokens=self.refit_tokens)
         if self.encoder_trains_b_dec and not self.apply_b_dec_to_input:
             raise ValueError(
                 "encoder_trains_b_dec=True with apply_b_dec_to_input=False: the encoder does not "
@@ -235,12 +237,8 @@ class BinaryTrainingSAEConfig(
         learners = self.surrogate_latents or rule.kind.default_learners
         return replace(rule, surrogate_latents=learners)
 
-    def starting_rate(self) -> float:
-        """The firing rate that the first batch sets the encoder biases to."""
-        return self.initial_firing_rate or starting_rate(self.code_rule(), self.d_sae)
 
-
-class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
+class BinaryTrainingSAE(DerivesSettings, BinaryCoder, FirstBatchTrainingSAE):
     """A binary autoencoder in training.
 
     The first batch sets b_dec to its mean, the encoder to pre-activations of unit variance and the
@@ -263,7 +261,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         """
         if not self._may_shorten(step_input.sae_in):
             return super().step_losses(step_input)
-        x, target = self._input_and_target(step_input.sae_in)
+        x, target = self.input_and_target(step_input.sae_in)
         # centred gets no gradient: b_dec learns through the encoder's origin (see coding.encode).
         with torch.no_grad():
             centred = self._checked_input(x)
@@ -297,6 +295,10 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         return losses
 
     @override
+    def _derived(self) -> dict[str, Any]:
+        return derived_settings(self.run, self.rule, self.cfg.d_sae)
+
+    @override
     def _origin(self) -> Tensor:
         return super()._origin() if self.cfg.encoder_trains_b_dec else super()._origin().detach()
 
@@ -310,7 +312,8 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
         origin = super()._origin()
         return centred + (origin - origin.detach())
 
-    def _input_and_target(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+    def input_and_target(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """The coder's input and its target, of a batch of training [tokens, width of its rows]."""
         return batch, batch
 
     def _encode_batch(self, encoder: Encoder) -> tuple[Encoded, Tensor | None]:
@@ -372,7 +375,7 @@ class BinaryTrainingSAE(BinaryCoder, FirstBatchTrainingSAE):
 
     def _fit_encoder(self, normalised: Tensor) -> Tensor:
         """Set W_enc and b_enc for inputs [tokens, d_in]; returns W_dec for an autoencoder."""
-        centred, rate = normalised - self._origin(), self.cfg.starting_rate()
+        centred, rate = normalised - self._origin(), self.setting("initial_firing_rate")
         start = fit_start(centred, self.W_enc, self.log_threshold, self.rule, rate)
         self.W_enc.copy_(start.encoder_weight)
         self.b_enc.copy_(start.encoder_bias)

@@ -4,20 +4,21 @@ Cho, Yang, Li, Kurkoski, Inoue, Binary Autoencoder for Mechanistic Interpretabil
 Language Models (arXiv 2509.20997). Saved "binary_entropy" coders have the architecture "binary".
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from sae_lens.saes.sae import SAEConfig, TrainStepInput
 from simple_parsing import choice
 from torch import Tensor
 from typing_extensions import override
 
-from sae_binary_ext.checks import check_at_least
+from sae_binary_ext.checks import check_at_least, check_count
 from sae_binary_ext.coding.covariance import covariance_penalty, sampled_covariance_penalty
 from sae_binary_ext.coding.entropy import bernoulli_entropy, ramp
 from sae_binary_ext.coding.forms.encoded import Encoded
 from sae_binary_ext.coding.selection import SELECTIONS
 from sae_binary_ext.coding.variance import total_variance
 from sae_binary_ext.saelens import autoencoder
+from sae_binary_ext.training.derived import DerivesSettings
 from sae_binary_ext.training.fields import EntropyFields
 
 
@@ -40,26 +41,42 @@ class EntropyLossFields(EntropyFields):
 
     def __post_init__(self) -> None:
         super().__post_init__()  # pyright: ignore  # of the config that has these fields
-        names = [field.name for field in fields(EntropyLossFields)]
-        check_at_least(0, **{name: getattr(self, name) for name in names})
+        check_at_least(
+            0,
+            **{
+                name: getattr(self, name)
+                for name in ("entropy_coefficient", "covariance_coefficient", "covariance_sample")
+            },
+        )
+        check_count(
+            entropy_start_step=self.entropy_start_step,
+            entropy_warm_up_steps=self.entropy_warm_up_steps,
+        )
+
+
+class EntropyLosses(DerivesSettings):
+    """The entropy and covariance losses of a coder whose config has EntropyLossFields."""
 
     def entropy_losses(self, step: int, codes: Encoded, target: Tensor) -> dict[str, Tensor]:
         """The losses that are on at this training step, by name; target is [tokens, d_out]."""
-        share = ramp(step, self.entropy_start_step, self.entropy_warm_up_steps)
+        cfg = self.cfg
+        share = ramp(
+            step, self.setting("entropy_start_step"), self.setting("entropy_warm_up_steps")
+        )
         # SAELens' reconstruction loss is FVU times the total variance.
         scale = share * total_variance(target)
         losses: dict[str, Tensor] = {}
-        if self.entropy_coefficient:
+        if cfg.entropy_coefficient:
             bits = bernoulli_entropy(codes.firing_rates()).sum()
-            losses["entropy_loss"] = self.entropy_coefficient * scale * bits
+            losses["entropy_loss"] = cfg.entropy_coefficient * scale * bits
         # A single token has no covariance.
-        if self.covariance_coefficient and codes.tokens > 1:
+        if cfg.covariance_coefficient and codes.tokens > 1:
             dense = codes.dense()
-            if self.covariance_sample:
-                penalty = sampled_covariance_penalty(dense, self.covariance_sample, step)
+            if cfg.covariance_sample:
+                penalty = sampled_covariance_penalty(dense, cfg.covariance_sample, step)
             else:
                 penalty = covariance_penalty(dense)
-            losses["covariance_loss"] = self.covariance_coefficient * scale * penalty
+            losses["covariance_loss"] = cfg.covariance_coefficient * scale * penalty
         return losses
 
 
@@ -85,7 +102,7 @@ class BinaryEntropyTrainingSAEConfig(EntropyLossFields, autoencoder.BinaryTraini
         return autoencoder.BinarySAEConfig
 
 
-class BinaryEntropyTrainingSAE(autoencoder.BinaryTrainingSAE):
+class BinaryEntropyTrainingSAE(EntropyLosses, autoencoder.BinaryTrainingSAE):
     """A binary autoencoder in training, with the entropy and covariance losses."""
 
     cfg: BinaryEntropyTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -96,4 +113,4 @@ class BinaryEntropyTrainingSAE(autoencoder.BinaryTrainingSAE):
     ) -> dict[str, Tensor]:
         losses = super().code_losses(step_input, codes, pre, output)
         step, target = step_input.n_training_steps, step_input.sae_in
-        return losses | self.cfg.entropy_losses(step, codes, target)
+        return losses | self.entropy_losses(step, codes, target)

@@ -12,12 +12,13 @@ from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from sae_binary_ext.saelens import autoencoder, resuming, transcoder
+from sae_binary_ext.saelens import autoencoder, refitting, resuming, transcoder
 from sae_binary_ext.saelens import binary_entropy as entropy
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE
 from sae_binary_ext.saelens.pairs import FiniteScaler
 from sae_binary_ext.saelens.private import HOST
 from sae_binary_ext.saving import replacing
+from sae_binary_ext.training.derived import DerivesSettings, RunSize
 
 _BINARY = (autoencoder.BinarySAE, autoencoder.BinarySAEConfig)
 # For each architecture: class and config for training, class and config of the saved coder.
@@ -65,6 +66,8 @@ def register() -> None:
         _replace(SAETrainer, "load_trainer_state", _load_trainer_state)
         _replace(SAETrainer, "__init__", _start_trainer)
         _replace(SAETrainer, "step", _step)
+        _replace(SAETrainer, "fit", _fit)
+        _replace(MultiSAETrainer, "fit", _fit)
         _replace(SAETrainer, "save_checkpoint", _save_checkpoint)
         _replace(MultiSAETrainer, "save_checkpoint", _save_checkpoint)
         _replace(TrainingSAE, "load_from_disk", _load_from_disk)
@@ -124,6 +127,24 @@ def _step(stock: Stock, trainer: Trainer, batch: Tensor) -> TrainStepOutput:
     if isinstance(trainer.sae, FirstBatchTrainingSAE):
         trainer.n_frac_active_samples = before + len(output.sae_in)
     return output
+
+
+def _fit(stock: Stock, trainer: Any) -> Any:
+    """Derive settings before training and refit decoders after it, as each config says.
+
+    Checkpoints keep the trained decoder.
+    """
+    several = isinstance(trainer, MultiSAETrainer)
+    trainers = trainer.trainers if several else {trainer.sae.cfg.architecture(): trainer}
+    for name, each in trainers.items():
+        if isinstance(each.sae, DerivesSettings):
+            cfg = each.cfg
+            each.sae.begin_run(
+                name, RunSize(cfg.total_training_samples, cfg.train_batch_size_samples)
+            )
+    trained = stock(trainer)
+    refitting.refit_at_end(trainer)
+    return trained
 
 
 def _save_checkpoint(stock: Stock, trainer: Any, *args: Any, **kwargs: Any) -> None:

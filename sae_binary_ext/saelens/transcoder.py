@@ -29,7 +29,7 @@ from sae_binary_ext.coding.encode import Encoder
 from sae_binary_ext.coding.forms.encoded import Encoded, encode_batch
 from sae_binary_ext.coding.initialization import fit_decoder, sample_rows
 from sae_binary_ext.saelens import autoencoder
-from sae_binary_ext.saelens.binary_entropy import EntropyLossFields
+from sae_binary_ext.saelens.binary_entropy import EntropyLosses, EntropyLossFields
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE, TrainingFields
 from sae_binary_ext.saelens.pairs import PairFactors, split_pairs, whitening_part
 
@@ -266,7 +266,7 @@ class BinaryTranscoderTrainingSAEConfig(
 
 
 class BinaryTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOverride]
-    SkipConnection, autoencoder.BinaryTrainingSAE, TranscoderTraining, TranscoderBase
+    SkipConnection, EntropyLosses, autoencoder.BinaryTrainingSAE, TranscoderTraining, TranscoderBase
 ):
     """A binary transcoder in training.
 
@@ -277,7 +277,7 @@ class BinaryTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOv
 
     cfg: BinaryTranscoderTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    _input_and_target = TranscoderTraining.split  # pyright: ignore[reportAssignmentType]
+    input_and_target = TranscoderTraining.split  # pyright: ignore[reportAssignmentType]
 
     @override
     def _encode_batch(self, encoder: Encoder) -> tuple[Encoded, Tensor | None]:
@@ -296,7 +296,7 @@ class BinaryTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOv
     ) -> dict[str, Tensor]:
         target = step_input.sae_in
         losses = super().code_losses(step_input, codes, pre, output)
-        losses |= self.cfg.entropy_losses(step_input.n_training_steps, codes, target)
+        losses |= self.entropy_losses(step_input.n_training_steps, codes, target)
         dead = step_input.dead_neuron_mask
         if pre is not None and self.cfg.aux_loss_coefficient and dead is not None and dead.any():
             margin = pre - self._rounded_log_threshold().exp()

@@ -26,13 +26,14 @@ from sae_binary_ext.sparsify import losses, starting
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
 from sae_binary_ext.training.attach import attach_to_loss, attach_to_output
 from sae_binary_ext.training.collapse import CollapseWatch
+from sae_binary_ext.training.derived import DerivesSettings, derived_settings
 from sae_binary_ext.training.finite import FiniteRows, FiniteWatch, check_finite, check_parameters
 
 # Weight of the newest batch in the running mean of the firing rates.
 RATE_UPDATE = 0.01
 
 
-class BinarySparseCoder(SparseCoder):
+class BinarySparseCoder(DerivesSettings, SparseCoder):
     """sparsify's SparseCoder with codes of 0 and 1.
 
     sparsify's parameters are the encoder, W_dec [latents, d_in], b_dec [d_in] and W_skip
@@ -74,6 +75,10 @@ class BinarySparseCoder(SparseCoder):
     def rule(self) -> CodeRule:
         """Selection and surrogate. The Trainer may change k during training (k_decay_steps)."""
         return self.cfg.code_rule()
+
+    @override
+    def _derived(self) -> dict[str, Any]:
+        return derived_settings(self.run, self.rule, self.num_latents)
 
     @property
     def skipped_tokens(self) -> int:
@@ -206,7 +211,9 @@ class BinarySparseCoder(SparseCoder):
         given = losses.batch_variance(y, total_variance, progress, self.cfg.skip_non_finite)
         variance = coding.summed_variance(y, progress.group, given)
         fvu = losses.over_variance(losses.summed_square(residual, progress), variance)
-        extra = losses.regulariser(self.cfg, progress, encoded, rates)
+        start, warm_up = map(self.setting, ("entropy_start_step", "entropy_warm_up_steps"))
+        share = coding.ramp(progress.step, start, warm_up)
+        extra = losses.regulariser(self.cfg, progress, encoded, rates, share)
         if extra is not None:
             fvu = attach_to_loss(fvu, extra)
             if progress.regulariser_share:

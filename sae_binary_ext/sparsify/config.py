@@ -8,7 +8,13 @@ from simple_parsing.helpers.serialization.serializable import from_dict as datac
 from sparsify import SparseCoderConfig, TrainConfig
 from typing_extensions import override
 
-from sae_binary_ext.checks import check_at_least, check_choice, check_positive, check_rate
+from sae_binary_ext.checks import (
+    check_at_least,
+    check_choice,
+    check_count,
+    check_positive,
+    check_rate,
+)
 from sae_binary_ext.coding import paper_names
 from sae_binary_ext.coding.paper_names import ACTIVATIONS, SELECTION_OF_ACTIVATION, SURROGATE_OF_STE
 from sae_binary_ext.coding.selection import SELECTIONS, SURROGATE_LATENTS, CodeRule, Selection
@@ -19,10 +25,8 @@ from sae_binary_ext.training.fields import EntropyFields, FiniteFields, Learning
 _PICKING_LARGEST = " and ".join(
     kind.activation for kind in SELECTIONS.values() if kind.picks_largest
 )
-_NOT_NEGATIVE = (
-    "entropy_alpha", "covariance_alpha", "covariance_sample", "entropy_start_step",
-    "entropy_warm_up_steps", "dense_alpha",
-)  # fmt: skip
+_NOT_NEGATIVE = ("entropy_alpha", "covariance_alpha", "covariance_sample", "dense_alpha")
+_COUNTS = ("entropy_start_step", "entropy_warm_up_steps", "refit_tokens")
 
 
 @dataclass
@@ -100,6 +104,7 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
             )
         self._check_surrogate()
         check_at_least(0, **{name: getattr(self, name) for name in _NOT_NEGATIVE})
+        check_count(**{name: getattr(self, name) for name in _COUNTS})
         check_rate(dense_rate=self.dense_rate)
         if self.initial_firing_rate is not None and not 0 <= self.initial_firing_rate < 1:
             raise ValueError(

@@ -37,14 +37,19 @@ class TrainingProgress:
 
 
 def regulariser(
-    cfg: BinarySparseCoderConfig, progress: TrainingProgress, encoded: Encoded, rates: Tensor
+    cfg: BinarySparseCoderConfig,
+    progress: TrainingProgress,
+    encoded: Encoded,
+    rates: Tensor,
+    share: float,
 ) -> Tensor | None:
     """Weighted sum of the losses on codes alone (entropy, covariance, dense latents), a scalar.
+
+    `share`, from 0 to 1, is the weight that the entropy and covariance losses have at this step.
 
     `encoded` has the codes of one part of a batch, and `rates` [latents] its firing rates over all
     ranks. The sum of the results over the parts is their mean loss. None if all losses are off.
     """
-    share = coding.ramp(progress.step, cfg.entropy_start_step, cfg.entropy_warm_up_steps)
     losses: list[Tensor] = []
     if share and cfg.entropy_alpha:
         losses.append(share * cfg.entropy_alpha * coding.bernoulli_entropy(rates).sum())

@@ -25,7 +25,7 @@ from sae_binary_ext.checks import check_choice
 from sae_binary_ext.coding.paper_names import ACTIVATIONS, SELECTION_OF_ACTIVATION
 from sae_binary_ext.registration import Host
 from sae_binary_ext.saving import replacing
-from sae_binary_ext.sparsify import starting, steps
+from sae_binary_ext.sparsify import ending, starting, steps
 from sae_binary_ext.sparsify.coder import BinarySparseCoder
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig, CommandLineCoderConfig
 from sae_binary_ext.sparsify.losses import TrainingProgress
@@ -145,6 +145,7 @@ def _build_trainer(
             "module's place when training minimises the model's loss. The others would be saved "
             "untrained. Give one seed in each run."
         )
+    ending.check_refit(cfg)
     stock(trainer, cfg, *args, **kwargs)
     if cfg.optimizer == "signum":
         steps.set_signum_rates(trainer)
@@ -165,8 +166,10 @@ def _binary_coders(trainer: Trainer) -> dict[str, BinarySparseCoder]:
 
 
 def _fit(stock: Stock, trainer: Trainer) -> None:
-    """Tell binary coders the Trainer's step before each forward pass."""
+    """Tell binary coders the run's size and each step before it. Refit them at the end."""
     binary = _binary_coders(trainer)
+    for name, coder in binary.items():
+        coder.begin_run(name, ending.size_of_run(trainer))
     whole = steps.WholeBatch(trainer)
     handles = whole.watch() if binary and trainer.cfg.micro_acc_steps > 1 else []
     for name, coder in binary.items():
@@ -183,6 +186,7 @@ def _fit(stock: Stock, trainer: Trainer) -> None:
             handle.remove()
         for coder in binary.values():
             coder.progress = TrainingProgress()
+    ending.refit_at_end(trainer, binary)
 
 
 def _inform(

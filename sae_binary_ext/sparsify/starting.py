@@ -114,7 +114,7 @@ def start_from_data(coder: BinarySparseCoder, x: Tensor, y: Tensor) -> None:
     """Set a new coder's parameters from its first batch x and target y, both [tokens, d_in]."""
     rule, group = coder.rule, coder.progress.group
     rows = gather_rows(sample_rows(x - coder.origin()), group)
-    rate = coder.cfg.initial_firing_rate or coding.starting_rate(rule, coder.num_latents)
+    rate = coder.setting("initial_firing_rate")
     start = coding.fit_start(rows, coder.encoder.weight.T, coder.log_threshold, rule, rate)
     coder.encoder.weight.copy_(start.encoder_weight.T)
     coder.encoder.bias.copy_(start.encoder_bias)

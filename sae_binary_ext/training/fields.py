@@ -18,7 +18,7 @@ class FiniteFields:
 
 @dataclass
 class LearningFields:
-    """The fields for the decoder bias and for dense latents.
+    """The fields for the decoder bias, for dense latents and for the decoder at the end.
 
     Args:
         encoder_trains_b_dec: if True and the encoder subtracts b_dec from the input, b_dec also
@@ -28,10 +28,14 @@ class LearningFields:
         dense_rate: firing rate, between 0 and 1. The dense loss acts on each latent that fires more
             often than this. Rates in one batch are noisy, so the default keeps rates over many
             batches below 0.1.
+        refit_tokens: number of tokens that the decoder is refitted to by least squares at the end
+            of training, as by sae-binary refit. 0 keeps the trained decoder. None derives it
+            (training/derived.py).
     """
 
     encoder_trains_b_dec: bool = False
     dense_rate: float = 0.085
+    refit_tokens: int | None = None
 
 
 @dataclass
@@ -42,10 +46,12 @@ class EntropyFields:
         covariance_sample: number of latents that each step draws at random, if the coder has more.
             The covariance loss then sums their covariances with all other latents, which estimates
             the full sum without bias. 0 sums over all pairs of latents.
-        entropy_start_step: the training step at which both losses start.
+        entropy_start_step: the training step at which both losses start. None derives it
+            (training/derived.py).
         entropy_warm_up_steps: number of steps in which both losses rise linearly to full weight.
+            None derives it.
     """
 
     covariance_sample: int = 0
-    entropy_start_step: int = 0
-    entropy_warm_up_steps: int = 0
+    entropy_start_step: int | None = None
+    entropy_warm_up_steps: int | None = None

@@ -14,9 +14,11 @@ from sae_binary_ext.commands.entropy_check.config import BATCH, EntropyCheckConf
 from sae_binary_ext.commands.entropy_check.entropy_check_page import Checked, entropy_check_page
 from sae_binary_ext.measure.code_entropy import GatheredCodes
 from sae_binary_ext.measure.metrics import measure
-from sae_binary_ext.measure.refit import AnyCoder, DecoderFit, refit_decoder, with_latents
+from sae_binary_ext.measure.refit import AnyCoder, with_latents
 from sae_binary_ext.report import Analysis, write_analysis
 from sae_binary_ext.saelens import BinaryEntropyTrainingSAE, BinaryEntropyTrainingSAEConfig
+from sae_binary_ext.saelens.refitting import refit_decoder
+from sae_binary_ext.training.least_squares import DecoderFit
 
 LATENTS_A_DIRECTION = 4
 # Price of a bit, as a share of the variance of one direction (about 1/r for r directions).

@@ -16,11 +16,12 @@ from sae_binary_ext.checks import check_at_least
 from sae_binary_ext.commands.multi_bit.config import MultiBitConfig
 from sae_binary_ext.commands.multi_bit.multi_bit_page import Leveled, multi_bit_page
 from sae_binary_ext.measure.reading import OpenedModel
-from sae_binary_ext.measure.refit import AnyCoder, refit_decoder, with_latents
+from sae_binary_ext.measure.refit import AnyCoder, with_latents
 from sae_binary_ext.measure.text import figures_on, read_halves
 from sae_binary_ext.report import Analysis
 from sae_binary_ext.report.analysis import analyse_coders
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
+from sae_binary_ext.saelens.refitting import refit_decoder
 
 # A threshold that no pre-activation exceeds. The threshold is finite, because saved coders must
 # have finite values.

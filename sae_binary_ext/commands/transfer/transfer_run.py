@@ -13,10 +13,10 @@ from sae_binary_ext.measure.candidates import Candidate
 from sae_binary_ext.measure.figures import TokenBatch
 from sae_binary_ext.measure.in_model import layer_hooks, layer_of
 from sae_binary_ext.measure.reading import OpenedModel
-from sae_binary_ext.measure.refit import refit_decoder
 from sae_binary_ext.measure.text import Halves, figures_on, read_halves
 from sae_binary_ext.report.analysis import Analysis, analyse_coders
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
+from sae_binary_ext.saelens.refitting import refit_decoder
 
 
 def run_transfer(coders: list[str], config: TransferConfig) -> Analysis:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_binary_ext.measure.refit import DecoderFit
+from sae_binary_ext.training.least_squares import DecoderFit
 
 LATENTS, D_OUT, TOKENS = 12, 5, 200
 SILENT = 3

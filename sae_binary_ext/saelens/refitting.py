@@ -1,0 +1,129 @@
+"""Refits decoders of binary coders by least squares, at the end of training or afterwards."""
+
+import logging
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from sae_lens.training.multi_sae_trainer import MultiSAETrainer
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_binary_ext.saelens.autoencoder import BinaryCoder, BinaryTrainingSAE
+from sae_binary_ext.saelens.transcoder import TranscoderFields
+from sae_binary_ext.training.least_squares import PULL, TOKENS_AT_ONCE, DecoderFit, Refit
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def heads_side_by_side(coder: Any) -> Generator[None]:
+    """Within the block, a coder of attn.hook_z takes and returns [..., heads * d_head]."""
+    reshapes = getattr(coder, "hook_z_reshaping_mode", False)
+    if reshapes:
+        coder.turn_off_forward_pass_hook_z_reshaping()
+    try:
+        yield
+    finally:
+        if reshapes:
+            coder.turn_on_forward_pass_hook_z_reshaping()
+
+
+@torch.no_grad()
+def refit_decoder(
+    coder: BinaryCoder, batches: Iterable[tuple[Tensor, Tensor]], pull: float = PULL
+) -> Refit:
+    """Give a coder the decoder of least squared error for its codes on the tokens of `batches`.
+
+    b_dec is fitted too, unless the coder subtracts b_dec from its input: then its codes depend on
+    b_dec, which therefore stays.
+
+    Args:
+        coder: a binary autoencoder or transcoder, changed in place.
+        batches: inputs [tokens, d_in] and targets [tokens, d_out], a few thousand tokens each; the
+            targets of an autoencoder are its inputs.
+        pull: how strongly a row is held to its old value, in tokens on which its latent fires.
+
+    Returns:
+        The number of tokens that the decoder was fitted to, and the FVU before and after on these
+        tokens. The error and the variance are those of normalised tokens, if the coder normalises.
+
+    Raises:
+        ValueError: pull is not positive, or there are no batches.
+    """
+    if not pull > 0:
+        raise ValueError(f"pull={pull!r}: give a positive number of tokens.")
+    fit = _new_fit(coder)
+    for x, target in batches:
+        _add(fit, coder, x, target)
+    return _replace_decoder(fit, coder, pull)
+
+
+@torch.no_grad()
+def refit_at_end(trainer: Any) -> None:
+    """Refit each coder whose config has refit_tokens on the batches that follow the last step.
+
+    The codes must be those of the final weights. So the sums are taken after the last step, over
+    the next batches of the trainer's own stream: no activations are kept, and the encoder has not
+    learned from these tokens, unless the text has begun again. A refit that fails is logged and
+    leaves the trained decoder, because a run of hours must not be lost.
+
+    Args:
+        trainer: SAELens' trainer of one coder or of several, after its fit.
+    """
+    several = isinstance(trainer, MultiSAETrainer)
+    coders = trainer.saes if several else {trainer.sae.cfg.architecture(): trainer.sae}
+    tokens: dict[str, int] = {
+        name: coder.setting("refit_tokens")
+        for name, coder in coders.items()
+        if isinstance(coder, BinaryTrainingSAE) and coder.setting("refit_tokens")
+    }
+    if not tokens:
+        return
+    try:
+        fits = {name: _new_fit(coders[name]) for name in tokens}
+        read, most = 0, max(tokens.values())
+        with tqdm(total=most, desc="Reading tokens to refit on", leave=False) as progress:
+            while read < most and (batch := next(trainer.data_provider, None)) is not None:
+                named = {n: batch[trainer.hook_names[n]] if several else batch for n in tokens}
+                for name, rows in named.items():
+                    if read < tokens[name]:
+                        _add_rows(fits[name], coders[name], rows)
+                size = len(next(iter(named.values())))
+                read += size
+                progress.update(size)
+        for name, fit in fits.items():
+            _replace_decoder(fit, coders[name], PULL).log(name)
+    except (RuntimeError, ValueError) as error:  # memory, a singular matrix, or no tokens left
+        text = "refit_tokens: the refit failed, so the trained decoder stays. Try sae-binary refit."
+        logger.error("%s %s", text, error)
+
+
+def _new_fit(coder: Any) -> DecoderFit:
+    return DecoderFit(*coder.W_dec.shape, device=coder.W_dec.device)
+
+
+def _add_rows(fit: DecoderFit, coder: BinaryTrainingSAE, rows: Tensor) -> None:
+    """Add the finite tokens of a batch of training, [tokens, width of its rows]."""
+    rows = rows.to(coder.device, coder.dtype)
+    for part in rows[rows.isfinite().all(-1)].split(TOKENS_AT_ONCE):
+        _add(fit, coder, *coder.input_and_target(part))
+
+
+def _add(fit: DecoderFit, coder: Any, x: Tensor, target: Tensor) -> None:
+    with heads_side_by_side(coder):
+        active = coder.encode(x) != 0
+        if not isinstance(coder.cfg, TranscoderFields):
+            # Take the input in the encoder's form: reshaped and normalised.
+            centred = coder.process_sae_in(x)
+            fit.add(active, centred + coder.b_dec * coder.cfg.apply_b_dec_to_input)
+        elif coder.W_skip is None:
+            fit.add(active, target)
+        else:
+            fit.add(active, target - x @ coder.W_skip.T, target)
+
+
+def _replace_decoder(fit: DecoderFit, coder: Any, pull: float) -> Refit:
+    fits_bias = not coder.cfg.apply_b_dec_to_input
+    return fit.replace(coder.W_dec, coder.b_dec, fits_bias=fits_bias, pull=pull)

@@ -1,0 +1,58 @@
+"""Settings that a config leaves at None: they follow from the coder and the size of its run."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from sae_binary_ext.coding.initialization import starting_rate
+from sae_binary_ext.coding.selection import CodeRule
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunSize:
+    """Tokens of a whole training run and of one optimizer step. 0: no trainer has told them."""
+
+    tokens: int = 0
+    batch: int = 0
+
+
+def derived_settings(run: RunSize, rule: CodeRule, latents: int) -> dict[str, Any]:
+    """The value of each field that a config may leave at None, by the field's name.
+
+    docs/derived.md has the table. Change a rule here and there, and nowhere else.
+    """
+    return {
+        "initial_firing_rate": starting_rate(rule, latents),
+        "entropy_start_step": 0,
+        "entropy_warm_up_steps": 0,
+        "refit_tokens": 0,
+    }
+
+
+class DerivesSettings:
+    """A coder in training that reads its settings through setting().
+
+    The config keeps None, so that a saved config says what the user set, and a later run of another
+    size derives its own values.
+    """
+
+    cfg: Any
+    run: RunSize = RunSize()
+
+    def setting(self, name: str) -> Any:
+        """A field of the config, or its derived value if the field is None."""
+        value = getattr(self.cfg, name)
+        return self._derived()[name] if value is None else value
+
+    def begin_run(self, name: str, run: RunSize) -> None:
+        """Take the size of a run, and log what is derived from it. name is the coder's."""
+        self.run = run
+        unset = {k: v for k, v in self._derived().items() if getattr(self.cfg, k, 0) is None}
+        listed = ", ".join(f"{field}={value}" for field, value in unset.items())
+        text = "%s: derived from %d training tokens in steps of %d tokens: %s."
+        logger.info(text, name, run.tokens, run.batch, listed or "nothing, all is set")
+
+    def _derived(self) -> dict[str, Any]:
+        raise NotImplementedError
