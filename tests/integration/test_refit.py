@@ -5,16 +5,24 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import TopKSAE, TopKSAEConfig
+from datasets import Dataset
+from sae_lens import LanguageModelSAETrainingRunner, TopKSAE, TopKSAEConfig
 
 from sae_binary_ext.checkpoints import convert, load_coder
 from sae_binary_ext.cli import main
+from sae_binary_ext.measure import Text, refit
 from sae_binary_ext.saelens import (
     BinarySAE,
     BinarySAEConfig,
+    BinaryTrainingSAEConfig,
     BinaryTranscoder,
     BinaryTranscoderConfig,
+    BinaryTranscoderTrainingSAEConfig,
+    TranscoderTrainingRunner,
 )
+from tests.integration.saelens_helpers import runner_config
+from tests.integration.sparsify_helpers import token_rows
+from tests.integration.test_transcoder_runner import MODULES, run_config
 
 pytestmark = pytest.mark.integration
 SIZES: dict[str, Any] = {"d_in": 16, "d_sae": 64, "k": 8}
@@ -103,6 +111,45 @@ def test_what_cannot_be_refitted_is_named(
         main(["refit", *arguments, *options])
     assert problem in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "transcoder"])
+def test_a_runner_s_refit_is_that_of_the_command_on_the_rows_after_training(
+    kind: str, tiny_model_folder: Path, tmp_path: Path
+):
+    rows = token_rows(150, 16, 60)  # 80 to train on, 40 to refit on, and 30 to measure on
+    whole, rest = (Dataset.from_dict({"tokens": each.tolist()}) for each in (rows, rows[80:]))
+    rest.save_to_disk(tmp_path / "rest")
+    batch = 8 * 15  # each row has a token that is left out
+    settings: dict[str, Any] = {
+        "is_dataset_tokenized": True,
+        "n_batches_in_buffer": 8,
+        "activations_mixing_fraction": 0.0,
+        "train_batch_size_tokens": batch,
+        "training_tokens": 10 * batch,
+    }
+
+    def run(refit_tokens: int) -> Path:
+        torch.manual_seed(0)
+        folder = tmp_path / str(refit_tokens)
+        fields: dict[str, Any] = {**SIZES, "refit_tokens": refit_tokens}
+        if kind == "autoencoder":
+            sae = BinaryTrainingSAEConfig(**fields)
+            config = runner_config(sae, tiny_model_folder, Path("rows"), folder, **settings)
+            LanguageModelSAETrainingRunner(config, override_dataset=whole).run()
+            return folder
+        saes = {"coder": BinaryTranscoderTrainingSAEConfig(**fields)}
+        own = {name: value for name, value in settings.items() if name != "is_dataset_tokenized"}
+        own |= {"model_name": str(tiny_model_folder), "output_path": str(folder)}
+        pairs = run_config(saes, MODULES, **own)
+        TranscoderTrainingRunner(pairs, override_dataset=whole).run()
+        return folder / "coder"
+
+    plain, refitted = run(0), run(5 * batch)
+    refit(plain, tmp_path / "command", Text(str(tmp_path / "rest"), tokens=5 * batch))
+    found, expected, trained = map(load_coder, (refitted, tmp_path / "command", plain))
+    assert not torch.allclose(found.W_dec, trained.W_dec, atol=1e-3)
+    torch.testing.assert_close(found.state_dict(), expected.state_dict(), atol=1e-5, rtol=1e-5)
 
 
 def test_a_coder_that_names_no_hook_is_refused(

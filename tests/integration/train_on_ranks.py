@@ -21,9 +21,12 @@ GLOBAL_BATCH, STEPS = 8, 10
 # For each case: fields of the coder's config, and fields of the training config.
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "topk_binary": ({"entropy_alpha": 1e-3}, {"auxk_alpha": 0.1, "dead_feature_threshold": 600}),
-    "groupmax_binary": ({"transcode": True, "skip_connection": True}, {"grad_acc_steps": 2}),
+    "groupmax_binary": (
+        {"transcode": True, "skip_connection": True, "refit_tokens": 400},
+        {"grad_acc_steps": 2},
+    ),
     "gumbel_binary": ({"transcode": True}, {}),
-    "binary": ({"entropy_alpha": 1e-3, "covariance_alpha": 1e-5}, {}),
+    "binary": ({"entropy_alpha": 1e-3, "covariance_alpha": 1e-5, "refit_tokens": 400}, {}),
     "distributed": ({"activation": "topk_binary"}, {"distribute_modules": True}),
 }
 
