@@ -31,6 +31,11 @@ def check_count(**values: int | None) -> None:
     )
 
 
+def check_share(**values: float | None) -> None:
+    """Raise ValueError if a named value is neither None nor from 0 to 1."""
+    _check(values, lambda v: v is None or 0 <= v <= 1, "give a number from 0 to 1, or None")
+
+
 def check_positive(**values: float) -> None:
     """Raise ValueError if a named value is not positive, infinite or NaN."""
     _check(values, lambda value: 0 < value < math.inf, "give a positive number")

@@ -66,6 +66,7 @@ REMEDIES: dict[str, Any] = {
     r"give a whole number of at least 1": lambda found: [1],
     r"give the width of the output, at least 1": lambda found: [1],
     r"give a positive number": lambda found: [1e-3, 1],
+    r"give a number from 0 to 1, or None": lambda found: [0, 1, 0.25],
     r"give a number between 0 and 1": lambda found: [0.01, 0.5, 0.99],
     r"give a share above 0\.5, up to 1": lambda found: [0.51, 1],
     r"give an even number": lambda found: [2],

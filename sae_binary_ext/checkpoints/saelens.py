@@ -34,9 +34,10 @@ ARCHITECTURES = {
 }
 # Fields of training checkpoints that only training reads.
 TRAINING_FIELDS = (
-    "aux_loss_coefficient", "covariance_coefficient", "covariance_sample", "decoder_init_norm",
+    "aux_loss_coefficient", "covariance_coefficient", "covariance_sample", "dead_window_tokens",
+    "decoder_init_norm",
     "dense_coefficient", "dense_rate", "encoder_trains_b_dec", "entropy_coefficient",
-    "entropy_start_step", "entropy_warm_up_steps", "initial_firing_rate",
+    "entropy_start_step", "entropy_warm_up_steps", "initial_firing_rate", "lr_decay_share",
     "pre_act_loss_coefficient", "refit_tokens", "skip_non_finite", "surrogate_latents",
     "use_sparse_activations",
 )  # fmt: skip

@@ -53,7 +53,8 @@ TRAINING_FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("covariance_alpha", "dense_alpha", "dense_rate", "entropy_alpha"), _NUMBER),
     "covariance_sample": (int,),
     **dict.fromkeys(
-        ("entropy_start_step", "entropy_warm_up_steps", "refit_tokens"), (int, type(None))
+        ("dead_window_tokens", "entropy_start_step", "entropy_warm_up_steps", "refit_tokens"),
+        (int, type(None)),
     ),
     **dict.fromkeys(("encoder_trains_b_dec", "multi_topk", "skip_non_finite"), (bool,)),
     "initial_firing_rate": (*_NUMBER, type(None)),

@@ -28,7 +28,7 @@ from sae_binary_ext.coding.variance import total_variance
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE, TrainingFields, fired_rates
 from sae_binary_ext.saelens.private import HOST
 from sae_binary_ext.saving import replacing
-from sae_binary_ext.training.derived import DerivesSettings, derived_settings
+from sae_binary_ext.training.derived import DerivesSettings
 from sae_binary_ext.training.fields import LearningFields
 from sae_binary_ext.training.finite import check_parameters
 
@@ -194,9 +194,9 @@ class BinaryTrainingSAEConfig(
 
     Args:
         pre_act_loss_coefficient: weight of a loss that raises the encoder biases of dead latents
-            until they fire. A latent is dead if it has not fired for the trainer's
-            dead_feature_window of steps. The default of binary_entropy is 0. SAELens' jumprelu has
-            a similar loss.
+            until they fire. A latent is dead if it has not fired for dead_window_tokens, or for
+            dead_feature_window of SAELens' trainer, in steps. The default of binary_entropy is 0.
+            SAELens' jumprelu has a similar loss.
         dense_coefficient: cost of each unit of a latent's firing rate above dense_rate. At 4e-3, no
             latent of 4608 fired on more than a tenth of the tokens of text like the training text.
         initial_firing_rate: firing rate, between 0 and 1, that the first batch sets the encoder
@@ -207,6 +207,9 @@ class BinaryTrainingSAEConfig(
             picks. topk also takes "near", the 2k latents nearest to firing, and "all", every
             latent; these compete for the k places (see coding.competing). None takes near for topk
             and selected for other selections.
+        lr_decay_share: share of the run's steps, at its end, in which the learning rate falls to 0,
+            if SAELens' own schedule is constant. 0 keeps it constant. None derives it
+            (training/derived.py).
     """
 
     pre_act_loss_coefficient: float = 1e-4
@@ -214,6 +217,7 @@ class BinaryTrainingSAEConfig(
     initial_firing_rate: float | None = None
     decoder_init_norm: float | None = None
     surrogate_latents: str | None = None
+    lr_decay_share: float | None = None
 
     @override
     def __post_init__(self) -> None:
@@ -224,7 +228,10 @@ class BinaryTrainingSAEConfig(
         checks.check_at_least(0, pre_act_loss_coefficient=self.pre_act_loss_coefficient)
         checks.check_at_least(0, dense_coefficient=self.dense_coefficient)
         checks.check_rate(dense_rate=self.dense_rate)
-        checks.check_count(refit_tokens=self.refit_tokens)
+        checks.check_count(
+            refit_tokens=self.refit_tokens, dead_window_tokens=self.dead_window_tokens
+        )
+        checks.check_share(lr_decay_share=self.lr_decay_share)
         if self.encoder_trains_b_dec and not self.apply_b_dec_to_input:
             raise ValueError(
                 "encoder_trains_b_dec=True with apply_b_dec_to_input=False: the encoder does not "
@@ -293,10 +300,6 @@ class BinaryTrainingSAE(DerivesSettings, BinaryCoder, FirstBatchTrainingSAE):
             scale = self.cfg.dense_coefficient * total_variance(target)
             losses["dense_loss"] = scale * excess_rate(codes.firing_rates(), self.cfg.dense_rate)
         return losses
-
-    @override
-    def _derived(self) -> dict[str, Any]:
-        return derived_settings(self.run, self.rule, self.cfg.d_sae)
 
     @override
     def _origin(self) -> Tensor:

@@ -73,7 +73,9 @@ def refit_at_end(trainer: Any) -> None:
         trainer: SAELens' trainer of one coder or of several, after its fit.
     """
     several = isinstance(trainer, MultiSAETrainer)
-    coders = trainer.saes if several else {trainer.sae.cfg.architecture(): trainer.sae}
+    coders: dict[str, Any] = (
+        trainer.saes if several else {trainer.sae.cfg.architecture(): trainer.sae}
+    )
     tokens: dict[str, int] = {
         name: coder.setting("refit_tokens")
         for name, coder in coders.items()

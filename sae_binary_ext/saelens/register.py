@@ -2,11 +2,13 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import sae_lens
 from sae_lens import registry
+from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainingSAE, TrainStepOutput
 from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
@@ -111,13 +113,33 @@ def _load_trainer_state(stock: Stock, trainer: Trainer, checkpoint_path: Path | 
     resuming.load_random_state(Path(checkpoint_path))
 
 
-def _start_trainer(stock: Stock, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
-    """For our coders, estimate the scale from finite tokens. Stock SAELens uses all."""
-    stock(trainer, *args, **kwargs)
+def _start_trainer(
+    stock: Stock, trainer: Trainer, cfg: SAETrainerConfig, sae: Any, *args: Any, **kwargs: Any
+) -> None:
+    """For our coders, derive settings, and estimate the scale from finite tokens, not from all."""
+    if isinstance(sae, DerivesSettings):
+        sae.run = RunSize(cfg.total_training_samples, cfg.train_batch_size_samples)
+        cfg = _derived(cfg, sae)
+    stock(trainer, cfg, sae, *args, **kwargs)
     if isinstance(trainer.sae, FirstBatchTrainingSAE):
         skips = trainer.sae.cfg.skip_non_finite
         trainer.activation_scaler = FiniteScaler(skip_non_finite=skips)
         trainer.sae.give_scale_to(trainer.activation_scaler)
+
+
+def _derived(cfg: SAETrainerConfig, sae: Any) -> SAETrainerConfig:
+    """SAELens' config with the window and schedule of a coder, unless the user has set others.
+
+    A value of SAELens' config counts as set by the user if it is not SAELens' default.
+    """
+    changes: dict[str, int] = {}
+    tokens, share = sae.setting("dead_window_tokens"), sae.setting("lr_decay_share")
+    explicit = sae.cfg.dead_window_tokens is not None
+    if tokens and (explicit or cfg.dead_feature_window == SAETrainerConfig.dead_feature_window):
+        changes["dead_feature_window"] = max(1, round(tokens / cfg.train_batch_size_samples))
+    if share and cfg.lr_scheduler_name == "constant" and not cfg.lr_decay_steps:
+        changes["lr_decay_steps"] = round(share * cfg.total_training_steps)
+    return replace(cfg, **changes)
 
 
 def _step(stock: Stock, trainer: Trainer, batch: Tensor) -> TrainStepOutput:
@@ -130,18 +152,12 @@ def _step(stock: Stock, trainer: Trainer, batch: Tensor) -> TrainStepOutput:
 
 
 def _fit(stock: Stock, trainer: Any) -> Any:
-    """Derive settings before training and refit decoders after it, as each config says.
-
-    Checkpoints keep the trained decoder.
-    """
+    """Log what was derived, and refit decoders at the end. Checkpoints keep trained decoders."""
     several = isinstance(trainer, MultiSAETrainer)
-    trainers = trainer.trainers if several else {trainer.sae.cfg.architecture(): trainer}
-    for name, each in trainers.items():
-        if isinstance(each.sae, DerivesSettings):
-            cfg = each.cfg
-            each.sae.begin_run(
-                name, RunSize(cfg.total_training_samples, cfg.train_batch_size_samples)
-            )
+    coders = trainer.saes if several else {trainer.sae.cfg.architecture(): trainer.sae}
+    for name, coder in coders.items():
+        if isinstance(coder, DerivesSettings):
+            coder.log_derived(name)
     trained = stock(trainer)
     refitting.refit_at_end(trainer)
     return trained

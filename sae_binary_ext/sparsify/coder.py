@@ -26,7 +26,7 @@ from sae_binary_ext.sparsify import losses, starting
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
 from sae_binary_ext.training.attach import attach_to_loss, attach_to_output
 from sae_binary_ext.training.collapse import CollapseWatch
-from sae_binary_ext.training.derived import DerivesSettings, derived_settings
+from sae_binary_ext.training.derived import DerivesSettings
 from sae_binary_ext.training.finite import FiniteRows, FiniteWatch, check_finite, check_parameters
 
 # Weight of the newest batch in the running mean of the firing rates.
@@ -75,10 +75,6 @@ class BinarySparseCoder(DerivesSettings, SparseCoder):
     def rule(self) -> CodeRule:
         """Selection and surrogate. The Trainer may change k during training (k_decay_steps)."""
         return self.cfg.code_rule()
-
-    @override
-    def _derived(self) -> dict[str, Any]:
-        return derived_settings(self.run, self.rule, self.num_latents)
 
     @property
     def skipped_tokens(self) -> int:

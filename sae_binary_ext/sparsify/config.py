@@ -26,7 +26,7 @@ _PICKING_LARGEST = " and ".join(
     kind.activation for kind in SELECTIONS.values() if kind.picks_largest
 )
 _NOT_NEGATIVE = ("entropy_alpha", "covariance_alpha", "covariance_sample", "dense_alpha")
-_COUNTS = ("entropy_start_step", "entropy_warm_up_steps", "refit_tokens")
+_COUNTS = ("entropy_start_step", "entropy_warm_up_steps", "refit_tokens", "dead_window_tokens")
 
 
 @dataclass

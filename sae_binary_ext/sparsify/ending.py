@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sae_binary_ext.coding.packing import unpack
 from sae_binary_ext.sparsify.coder import BinarySparseCoder
-from sae_binary_ext.training.derived import RunSize
+from sae_binary_ext.sparsify.steps import ranks
 from sae_binary_ext.training.least_squares import TOKENS_AT_ONCE, DecoderFit
 
 
@@ -38,13 +38,6 @@ def _obstacle(cfg: TrainConfig) -> str:
             "ranks. Give refit_tokens=0, and run sae-binary refit after training."
         )
     return ""
-
-
-def size_of_run(trainer: Trainer) -> RunSize:
-    """Tokens of a Trainer's whole run and of one optimizer step, over all ranks."""
-    rows = len(trainer.dataset)  # pyright: ignore[reportArgumentType]
-    row = len(trainer.dataset[0]["input_ids"]) * _ranks() if rows else 0
-    return RunSize(rows * row, trainer.cfg.batch_size * trainer.cfg.grad_acc_steps * row)
 
 
 @torch.no_grad()
@@ -88,10 +81,6 @@ def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
 def _read_last_rows(
     trainer: Trainer, tokens: int, add: Callable[[str, Tensor, Tensor], None]
 ) -> None:
@@ -114,7 +103,7 @@ def _read_last_rows(
         module.register_forward_hook(partial(hook, name))
         for name, module in zip(names, modules, strict=True)
     ]
-    left = -(-tokens // _ranks())
+    left = -(-tokens // ranks())
     try:
         with tqdm(total=left, desc="Refitting", leave=False, disable=_rank() != 0) as progress:
             for batch in DataLoader(rows, batch_size=trainer.cfg.batch_size):

@@ -169,7 +169,9 @@ def _fit(stock: Stock, trainer: Trainer) -> None:
     """Tell binary coders the run's size and each step before it. Refit them at the end."""
     binary = _binary_coders(trainer)
     for name, coder in binary.items():
-        coder.begin_run(name, ending.size_of_run(trainer))
+        coder.run = steps.size_of_run(trainer)
+        coder.log_derived(name)
+    steps.set_dead_window(trainer, binary.values())
     whole = steps.WholeBatch(trainer)
     handles = whole.watch() if binary and trainer.cfg.micro_acc_steps > 1 else []
     for name, coder in binary.items():

@@ -7,13 +7,14 @@ rows if the target's deviation is 0.02. So the learning rate is scaled: for enco
 """
 
 import logging
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from schedulefree import ScheduleFreeWrapper
-from sparsify import Trainer
+from sparsify import TrainConfig, Trainer
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed import ProcessGroup
@@ -22,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from sae_binary_ext.coding import sample_rows, summed_variance
 from sae_binary_ext.sparsify.coder import BinarySparseCoder
 from sae_binary_ext.sparsify.losses import TrainingProgress
+from sae_binary_ext.training.derived import RunSize
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +62,34 @@ class WholeBatch:
     def _measure(self, hookpoint: str, _: nn.Module, inputs: Any, outputs: Any) -> None:
         outputs = outputs[0] if isinstance(outputs, tuple) else outputs
         self._variances[hookpoint] = summed_variance(outputs[self._mask], None)
+
+
+def ranks() -> int:
+    """Number of ranks of a distributed run, or 1."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def size_of_run(trainer: Trainer) -> RunSize:
+    """Tokens of a Trainer's whole run and of one optimizer step, over all ranks."""
+    dataset: Any = trainer.dataset
+    row = len(dataset[0]["input_ids"]) * ranks() if len(dataset) else 0
+    return RunSize(len(dataset) * row, trainer.cfg.batch_size * trainer.cfg.grad_acc_steps * row)
+
+
+def set_dead_window(trainer: Trainer, coders: Iterable[BinarySparseCoder]) -> None:
+    """Set a Trainer's dead_feature_threshold to the coders' dead_window_tokens.
+
+    If the window is derived, it replaces sparsify's default alone. On each rank, sparsify counts
+    the tokens of that rank.
+    """
+    is_default = trainer.cfg.dead_feature_threshold == TrainConfig.dead_feature_threshold
+    windows = [
+        coder.setting("dead_window_tokens")
+        for coder in coders
+        if coder.cfg.dead_window_tokens is not None or is_default
+    ]
+    if tokens := max(windows, default=0):
+        trainer.cfg.dead_feature_threshold = max(1, round(tokens / ranks()))
 
 
 def one_group_each(trainer: Trainer) -> None:

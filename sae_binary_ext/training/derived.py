@@ -27,6 +27,8 @@ def derived_settings(run: RunSize, rule: CodeRule, latents: int) -> dict[str, An
         "initial_firing_rate": starting_rate(rule, latents),
         "entropy_start_step": 0,
         "entropy_warm_up_steps": 0,
+        "dead_window_tokens": 0,
+        "lr_decay_share": 0.0,
         "refit_tokens": 0,
     }
 
@@ -39,6 +41,8 @@ class DerivesSettings:
     """
 
     cfg: Any
+    rule: Any
+    log_threshold: Any
     run: RunSize = RunSize()
 
     def setting(self, name: str) -> Any:
@@ -46,13 +50,12 @@ class DerivesSettings:
         value = getattr(self.cfg, name)
         return self._derived()[name] if value is None else value
 
-    def begin_run(self, name: str, run: RunSize) -> None:
-        """Take the size of a run, and log what is derived from it. name is the coder's."""
-        self.run = run
-        unset = {k: v for k, v in self._derived().items() if getattr(self.cfg, k, 0) is None}
+    def log_derived(self, name: str) -> None:
+        """Log the derived values of this run under the coder's name."""
+        unset = {key: v for key, v in self._derived().items() if getattr(self.cfg, key, 0) is None}
         listed = ", ".join(f"{field}={value}" for field, value in unset.items())
-        text = "%s: derived from %d training tokens in steps of %d tokens: %s."
-        logger.info(text, name, run.tokens, run.batch, listed or "nothing, all is set")
+        text = "%s: derived for %d training tokens in steps of %d tokens: %s."
+        logger.info(text, name, self.run.tokens, self.run.batch, listed or "nothing")
 
     def _derived(self) -> dict[str, Any]:
-        raise NotImplementedError
+        return derived_settings(self.run, self.rule, len(self.log_threshold))

@@ -18,7 +18,7 @@ class FiniteFields:
 
 @dataclass
 class LearningFields:
-    """The fields for the decoder bias, for dense latents and for the decoder at the end.
+    """The fields for the decoder bias, for dense and dead latents, and for the decoder at the end.
 
     Args:
         encoder_trains_b_dec: if True and the encoder subtracts b_dec from the input, b_dec also
@@ -31,11 +31,15 @@ class LearningFields:
         refit_tokens: number of tokens that the decoder is refitted to by least squares at the end
             of training, as by sae-binary refit. 0 keeps the trained decoder. None derives it
             (training/derived.py).
+        dead_window_tokens: number of training tokens without firing after which a latent counts as
+            dead. It replaces the host's own window (dead_feature_window in SAELens, which counts
+            steps; dead_feature_threshold in sparsify). 0 keeps the host's. None derives it.
     """
 
     encoder_trains_b_dec: bool = False
     dense_rate: float = 0.085
     refit_tokens: int | None = None
+    dead_window_tokens: int | None = None
 
 
 @dataclass
