@@ -139,7 +139,7 @@ def _derived(cfg: SAETrainerConfig, sae: Any) -> SAETrainerConfig:
         changes["dead_feature_window"] = max(1, round(tokens / cfg.train_batch_size_samples))
     if share and cfg.lr_scheduler_name == "constant" and not cfg.lr_decay_steps:
         changes["lr_decay_steps"] = round(share * cfg.total_training_steps)
-    return replace(cfg, **changes)
+    return replace(cfg, **changes) if changes else cfg
 
 
 def _step(stock: Stock, trainer: Trainer, batch: Tensor) -> TrainStepOutput:

@@ -66,3 +66,24 @@ def test_counts_stay_exact_beyond_what_float32_can_count():
     fit.add(active, target)
     expected = active.long().T @ active.long() + 2**24
     assert torch.equal(fit.counts.triu(), expected.int().triu())
+
+
+@pytest.mark.parametrize("fits_bias", [True, False])
+def test_the_two_fvus_are_those_of_the_decoders(fits_bias: bool):
+    """The decoder's target may be what a skip connection leaves of the output."""
+    active, target, weight, bias = data()
+    output = target + torch.randn(D_OUT).double() * active[:, :1]
+    fit = DecoderFit(LATENTS, D_OUT)
+    for part in torch.arange(TOKENS).split(64):
+        fit.add(active[part], target[part], output[part])
+
+    def fvu() -> float:
+        error = (target - active.double() @ weight - bias).square().sum()
+        return (error / (output - output.mean(0)).square().sum()).item()
+
+    before = fvu()
+    done = fit.replace(weight, bias, fits_bias=fits_bias)
+    assert done.tokens == TOKENS
+    assert done.fvu_before == pytest.approx(before, rel=1e-9)
+    assert done.fvu_after == pytest.approx(fvu(), rel=1e-9)
+    assert done.fvu_after < done.fvu_before
