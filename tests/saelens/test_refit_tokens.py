@@ -132,7 +132,7 @@ def test_tokens_that_are_not_finite_are_left_out(clustered_activations: Tensor):
 
     coders = []
     for spoilt in (False, True):
-        run = trainer("binary", clustered_activations, refit_tokens=BATCH)
+        run = trainer("b_dec not subtracted", clustered_activations, refit_tokens=BATCH)
         run.data_provider = batches(spoilt)
         coders.append(run.fit().state_dict())
     torch.testing.assert_close(*coders)
