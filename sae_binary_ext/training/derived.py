@@ -18,16 +18,27 @@ class RunSize:
     batch: int = 0
 
 
-def derived_settings(run: RunSize, rule: CodeRule, latents: int) -> dict[str, Any]:
+# Times that a latent of the mean firing rate fires in the window after which a silent one is dead.
+FIRINGS_IN_WINDOW = 32
+# In runs of fewer steps few latents die, so that the window stays the host's (docs/derived.md).
+FEWEST_STEPS = 600
+
+
+def derived_settings(
+    run: RunSize, rule: CodeRule, latents: int, raises_dead: bool
+) -> dict[str, Any]:
     """The value of each field that a config may leave at None, by the field's name.
 
-    docs/derived.md has the table. Change a rule here and there, and nowhere else.
+    raises_dead says whether a loss raises the biases of dead latents. docs/derived.md has the
+    table. Change a rule here and there, and nowhere else.
     """
+    rate = rule.k / latents if rule.kind.uses_k else starting_rate(rule, latents)
+    is_long = run.tokens >= FEWEST_STEPS * run.batch > 0
     return {
         "initial_firing_rate": starting_rate(rule, latents),
         "entropy_start_step": 0,
         "entropy_warm_up_steps": 0,
-        "dead_window_tokens": 0,
+        "dead_window_tokens": round(FIRINGS_IN_WINDOW / rate) if raises_dead and is_long else 0,
         "lr_decay_share": 0.0,
         "refit_tokens": 0,
     }
@@ -58,4 +69,7 @@ class DerivesSettings:
         logger.info(text, name, self.run.tokens, self.run.batch, listed or "nothing")
 
     def _derived(self) -> dict[str, Any]:
-        return derived_settings(self.run, self.rule, len(self.log_threshold))
+        # The AuxK loss reads the same window. It was not measured with one as short.
+        auxk = getattr(self.cfg, "aux_loss_coefficient", 0.0)
+        raises_dead = getattr(self.cfg, "pre_act_loss_coefficient", 0.0) > 0 and not auxk
+        return derived_settings(self.run, self.rule, len(self.log_threshold), raises_dead)

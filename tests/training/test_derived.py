@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.coding.selection import CodeRule
-from sae_binary_ext.saelens import BinaryEntropyTrainingSAEConfig
+from sae_binary_ext.saelens import (
+    BinaryEntropyTrainingSAEConfig,
+    BinaryTrainingSAEConfig,
+    BinaryTranscoderTrainingSAEConfig,
+)
 from sae_binary_ext.sparsify import BinarySparseCoderConfig
 from sae_binary_ext.training import derived
 from sae_binary_ext.training.derived import RunSize, derived_settings
@@ -33,24 +37,56 @@ def other_rules(monkeypatch: pytest.MonkeyPatch) -> list[RunSize]:
     """Rules with other values than today's, which note the runs that they are asked for."""
     asked: list[RunSize] = []
 
-    def rules(run: RunSize, rule: CodeRule, latents: int) -> dict[str, Any]:
+    def rules(run: RunSize, *coder: Any) -> dict[str, Any]:
         asked.append(run)
-        return {**derived_settings(run, rule, latents), **OTHERS}
+        return {**derived_settings(run, *coder), **OTHERS}
 
     monkeypatch.setattr(derived, "derived_settings", rules)
     return asked
 
 
-def test_todays_rules_keep_what_the_hosts_and_the_first_batch_do():
-    for run in (RunSize(), RunSize(300_000, 512), RunSize(3_000_000, 4096)):
-        assert derived_settings(run, CodeRule("topk", 32), 4608) == {
-            "initial_firing_rate": 0.05,
-            "entropy_start_step": 0,
-            "entropy_warm_up_steps": 0,
-            "dead_window_tokens": 0,
-            "lr_decay_share": 0.0,
-            "refit_tokens": 0,
-        }
+@pytest.mark.parametrize(
+    ("run", "window"),
+    [
+        (RunSize(), 0),
+        (RunSize(300_000, 512), 0),  # the demo, in which SAELens' window of 1000 steps never ends
+        (RunSize(510_000, 512), 32 * 4608 // 32),
+        (RunSize(3_000_000, 4096), 32 * 4608 // 32),
+    ],
+)
+def test_todays_rules(run: RunSize, window: int):
+    rest = {
+        "initial_firing_rate": 0.05,
+        "entropy_start_step": 0,
+        "entropy_warm_up_steps": 0,
+        "lr_decay_share": 0.0,
+        "refit_tokens": 0,
+    }
+    for raises_dead in (False, True):
+        settings = derived_settings(run, CodeRule("topk", 32), 4608, raises_dead)
+        assert settings == {**rest, "dead_window_tokens": window * raises_dead}
+    assert derived_settings(run, CodeRule("threshold"), 4608, True)["dead_window_tokens"] in (
+        0,
+        1600,
+    )
+
+
+def test_a_long_run_of_binary_takes_the_derived_window(clustered_activations: Tensor):
+    """The loss that raises biases then acts after as many tokens at each batch size."""
+    fields: dict[str, Any] = {**SIZES, "k": 4}
+
+    def window(config_class: type[Any], steps: int, **more: Any) -> int:
+        config = config_class(**fields, **more)
+        width = clustered_activations[:, : 16 * (1 + ("d_out" in vars(config)))]
+        return trainer_for(config, width, steps).cfg.dead_feature_window
+
+    expected = max(1, round(32 * 32 / 4 / BATCH))
+    assert window(BinaryTrainingSAEConfig, 600) == expected
+    assert window(BinaryTranscoderTrainingSAEConfig, 600) == expected
+    assert window(BinaryTrainingSAEConfig, 599) == 1000
+    assert window(BinaryTrainingSAEConfig, 600, pre_act_loss_coefficient=0.0) == 1000
+    assert window(BinaryEntropyTrainingSAEConfig, 600) == 1000
+    assert window(BinaryTranscoderTrainingSAEConfig, 600, aux_loss_coefficient=0.1) == 1000
 
 
 def test_saelens_trains_with_what_is_derived(
