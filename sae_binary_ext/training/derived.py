@@ -32,13 +32,14 @@ def derived_settings(
     raises_dead says whether a loss raises the biases of dead latents. docs/derived.md has the
     table. Change a rule here and there, and nowhere else.
     """
-    rate = rule.k / latents if rule.kind.uses_k else starting_rate(rule, latents)
+    # Firing rates of thresholds differ too much for a window, and may be meant to be 0.
     is_long = run.tokens >= FEWEST_STEPS * run.batch > 0
+    has_window = raises_dead and is_long and rule.kind.uses_k
     return {
         "initial_firing_rate": starting_rate(rule, latents),
         "entropy_start_step": 0,
         "entropy_warm_up_steps": 0,
-        "dead_window_tokens": round(FIRINGS_IN_WINDOW / rate) if raises_dead and is_long else 0,
+        "dead_window_tokens": round(FIRINGS_IN_WINDOW * latents / rule.k) if has_window else 0,
         "lr_decay_share": 0.0,
         "refit_tokens": 0,
     }
