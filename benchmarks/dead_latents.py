@@ -1,10 +1,11 @@
 """Dead latents of `binary` by the window after which a latent counts as dead, at several run sizes.
 
-Usage: python -m benchmarks.dead_latents runs/demo/activations.safetensors [BATCH,TOKENS,WINDOW ...]
+Usage: python -m benchmarks.dead_latents runs/demo/activations.safetensors [RUN ...]
 
 Trains 4608 latents, k = 32, at a learning rate of 3e-3 on the first 255,000 tokens of the demo's
-activations, and counts the latents that never fire on the next 30,000. WINDOW is in tokens; 0 is
-SAELens' window of 1000 steps. Tables are in docs/derived.md.
+activations, and counts the latents that never fire on the next 30,000. A RUN is four numbers of
+tokens, joined by commas: those of a step, of the run, of the window (0 is SAELens' window of 1000
+steps) and of the refit at the end. Tables are in docs/derived.md and docs/choosing.md.
 """
 
 import sys
@@ -20,11 +21,18 @@ from sae_binary_ext.measure import measure
 from sae_binary_ext.saelens import BinaryTrainingSAEConfig
 
 TRAINED, MEASURED, LR = 255_000, 30_000, 3e-3
-# Tokens of a step, of the run, and of the window.
-RUNS = ("1024,255000,0", "512,510000,0", "512,510000,4608", "256,255000,0", "256,255000,4608")
+RUNS = (
+    "4096,255000,0,0",
+    "1024,255000,0,0",
+    "1024,255000,0,100000",
+    "512,510000,0,0",
+    "512,510000,4608,0",
+    "256,255000,0,0",
+    "256,255000,4608,0",
+)
 
 
-def dead_latents(activations: Tensor, batch: int, tokens: int, window: int) -> str:
+def dead_latents(activations: Tensor, batch: int, tokens: int, window: int, refit: int) -> str:
     """Train one coder on activations [tokens, d_in]; a row of the table."""
     config = BinaryTrainingSAEConfig(
         d_in=activations.shape[1],
@@ -32,6 +40,7 @@ def dead_latents(activations: Tensor, batch: int, tokens: int, window: int) -> s
         k=32,
         normalize_activations="expected_average_only_in",
         dead_window_tokens=window,
+        refit_tokens=refit,
     )
     settings: dict[str, Any] = {"total_training_samples": tokens, "lr": LR, "lr_end": LR / 10}
     trainer = trainer_on(activations[:TRAINED], config, batch, 0, **settings)
@@ -40,7 +49,8 @@ def dead_latents(activations: Tensor, batch: int, tokens: int, window: int) -> s
     coder = trainer.fit()
     held_out = activations[TRAINED : TRAINED + MEASURED].float()
     figures = measure(coder, held_out, held_out)
-    return f"| {batch} | {tokens} | {window} | {figures.dead} | {figures.fvu:.3f} |"
+    numbers = (batch, tokens, trainer.n_training_steps, window, refit, figures.dead)
+    return f"| {' | '.join(map(str, numbers))} | {figures.fvu:.3f} |"
 
 
 def main(path: Path, runs: tuple[str, ...]) -> None:
