@@ -32,9 +32,9 @@ def derived_settings(
     raises_dead says whether a loss raises the biases of dead latents. docs/derived.md has the
     table. Change a rule here and there, and nowhere else.
     """
-    # Firing rates of thresholds differ too much for a window, and may be meant to be 0.
     is_long = run.tokens >= FEWEST_STEPS * run.batch > 0
-    has_window = raises_dead and is_long and rule.kind.uses_k
+    # Firing rates of thresholds differ too much for one window. Groups were not measured.
+    has_window = raises_dead and is_long and rule.kind.picks_largest
     return {
         "initial_firing_rate": starting_rate(rule, latents),
         "entropy_start_step": 0,

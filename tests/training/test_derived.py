@@ -65,7 +65,9 @@ def test_todays_rules(run: RunSize, window: int):
     for raises_dead in (False, True):
         settings = derived_settings(run, CodeRule("topk", 32), 4608, raises_dead)
         assert settings == {**rest, "dead_window_tokens": window * raises_dead}
-    assert not derived_settings(run, CodeRule("threshold"), 4608, True)["dead_window_tokens"]
+    for selection in ("threshold", "groupmax", "gumbel"):
+        settings = derived_settings(run, CodeRule(selection, 32), 4608, True)
+        assert settings["dead_window_tokens"] == 0
 
 
 def test_a_long_run_of_binary_takes_the_derived_window(clustered_activations: Tensor):
