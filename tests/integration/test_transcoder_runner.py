@@ -50,7 +50,6 @@ def all_kinds(**fields: Any) -> dict[str, Any]:
         },
         "entropy": binary(selection="threshold", entropy_coefficient=3e-4, **settings),
         "auxk": binary(aux_loss_coefficient=0.1, **settings),
-        "refitted": binary(skip_connection=True, refit_tokens=200, **settings),
         "continuous": TopKTranscoderTrainingSAEConfig(**settings),
         "continuous-skip": TopKTranscoderTrainingSAEConfig(skip_connection=True, **settings),
     }
