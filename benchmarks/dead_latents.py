@@ -8,6 +8,7 @@ tokens, joined by commas: those of a step, of the run, of the window (0 is SAELe
 steps) and of the refit at the end. Tables are in docs/derived.md and docs/choosing.md.
 """
 
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,4 +62,5 @@ def main(path: Path, runs: tuple[str, ...]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     main(Path(sys.argv[1]), tuple(sys.argv[2:]) or RUNS)
