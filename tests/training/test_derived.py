@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor
 
 from sae_binary_ext.coding.selection import CodeRule
@@ -98,9 +99,13 @@ def test_saelens_trains_with_what_is_derived(
     assert trainer.cfg.lr_decay_steps == STEPS // 2
     losses: list[dict[str, Tensor]] = []
     forward = trainer.sae.training_forward_pass
-    trainer.sae.training_forward_pass = lambda step_input: losses.append(
-        (output := forward(step_input)).losses
-    ) or output  # fmt: skip
+
+    def noted(step_input: TrainStepInput) -> TrainStepOutput:
+        output = forward(step_input)
+        losses.append(output.losses)
+        return output
+
+    trainer.sae.training_forward_pass = noted
     coder = trainer.fit()
     assert [("entropy_loss" in each) and bool(each["entropy_loss"]) for each in losses[:4]] == [
         False, False, False, True,
