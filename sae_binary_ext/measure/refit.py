@@ -123,7 +123,7 @@ def refit_decoder(
     fit = DecoderFit(*coder.W_dec.shape, device=coder.W_dec.device)
     with heads_side_by_side(coder):
         for x, target in batches:
-            fit.add(coder.encode(x) != 0, _decoder_target(coder, x, target))
+            fit.add(coder.encode(x) != 0, decoder_target(coder, x, target))
     if fit.tokens == 0:
         raise ValueError("batches: no activations to refit the decoder on.")
     subtracts = coder.cfg.apply_b_dec_to_input
@@ -133,7 +133,7 @@ def refit_decoder(
     return fit.tokens
 
 
-def _decoder_target(coder: Any, x: Tensor, target: Tensor) -> Tensor:
+def decoder_target(coder: Any, x: Tensor, target: Tensor) -> Tensor:
     """What the sum of active decoder rows and b_dec should give, [tokens, d_out]."""
     if isinstance(coder.cfg, TranscoderFields):
         return target if coder.W_skip is None else target - x @ coder.W_skip.T

@@ -4,26 +4,44 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from sae_binary_ext.commands.command import FileCommand, add_source
+from sae_binary_ext.commands.command import FileCommand, add_option, add_reading, add_source
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
     add_source(parser)
     parser.add_argument("out", type=Path, help="folder for the new coder, or for several coders")
-    parser.add_argument("--host", default="saelens", help="saelens, sparsify, cho2025, quirke2025")
+    hosts = "saelens, sparsify, cho2025, quirke2025; stock: SAELens without this package"
+    parser.add_argument("--host", default="saelens", help=hosts)
+    parser.add_argument("--architecture", help="with --host stock: gated, jumprelu or topk")
+    told = "A stock form with other codes is measured on text, and thresholds are fitted to it."
+    text = parser.add_argument_group("with --host stock", told)
+    text.add_argument("--dataset", help="texts (default: the bundled Wikipedia sample)")
+    add_reading(text, tokens=100_000)
+    add_option(text, "--context_size", type=int, default=256, help="tokens per row")
+    text.add_argument("--device", default="auto", help="device of model and coders, as cuda:0")
 
 
 def _convert(options: Namespace) -> Iterator[str]:
     """Convert the coders; yields the folders that are written."""
     from sae_binary_ext import checkpoints
 
-    written = checkpoints.convert(options.source, options.out, options.host, options.hookpoint)
-    yield from map(str, written)
+    given = vars(options)
+    host, architecture = given.pop("host"), given.pop("architecture")
+    source, out, hookpoint = (given.pop(name) for name in ("source", "out", "hookpoint"))
+    if host == "stock":
+        from sae_binary_ext import measure
+        from sae_binary_ext.settings import ReadingConfig
+
+        text = ReadingConfig(**given)
+        yield from map(str, measure.export_stock(source, out, text, architecture, hookpoint))
+    else:
+        written = checkpoints.convert(source, out, host, hookpoint, architecture)
+        yield from map(str, written)
 
 
 COMMAND = FileCommand(
     "convert",
-    "write coders in another format (saelens, sparsify, cho2025, quirke2025)",
+    "write coders in another format (saelens, sparsify, cho2025, quirke2025, stock)",
     description="Writes coders in another format.",
     add_arguments=_add_arguments,
     does=_convert,
