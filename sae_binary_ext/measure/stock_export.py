@@ -113,8 +113,8 @@ def _read(plans: list[_Plan], config: ReadingConfig) -> Iterator[tuple[_Plan, An
     if not plans:
         return
     candidates = [
-        candidate_of(saelens.to_coder(plan.coder).to(config.device), str(number), plan.folder)
-        for number, plan in enumerate(plans)
+        candidate_of(saelens.to_coder(plan.coder).to(config.device), str(plan.folder))
+        for plan in plans
     ]
     opened = open_in_model(candidates, config, config.output)
     found = read_halves(opened, config, opened.hooks.values())

@@ -12,13 +12,11 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("out", type=Path, help="folder for the new coder, or for several coders")
     hosts = "saelens, sparsify, cho2025, quirke2025; stock: SAELens without this package"
     parser.add_argument("--host", default="saelens", help=hosts)
-    parser.add_argument("--architecture", help="with --host stock: gated, jumprelu or topk")
-    told = "A stock form with other codes is measured on text, and thresholds are fitted to it."
-    text = parser.add_argument_group("with --host stock", told)
-    text.add_argument("--dataset", help="texts (default: the bundled Wikipedia sample)")
-    add_reading(text, tokens=100_000)
-    add_option(text, "--context_size", type=int, default=256, help="tokens per row")
-    text.add_argument("--device", default="auto", help="device of model and coders, as cuda:0")
+    parser.add_argument("--architecture", help="of a stock coder: gated, jumprelu or topk")
+    parser.add_argument("--dataset", help="texts (default: the bundled Wikipedia sample)")
+    add_reading(parser, tokens=100_000)
+    add_option(parser, "--context_size", type=int, default=256, help="tokens per row")
+    parser.add_argument("--device", default="auto", help="device of model and coders, as cuda:0")
 
 
 def _convert(options: Namespace) -> Iterator[str]:
@@ -42,7 +40,8 @@ def _convert(options: Namespace) -> Iterator[str]:
 COMMAND = FileCommand(
     "convert",
     "write coders in another format (saelens, sparsify, cho2025, quirke2025, stock)",
-    description="Writes coders in another format.",
+    description="Writes coders in another format. For --host stock, text is read if codes may "
+    "differ: to count how many do, and to fit thresholds. Other formats use no text.",
     add_arguments=_add_arguments,
     does=_convert,
 )
