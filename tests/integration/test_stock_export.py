@@ -74,6 +74,7 @@ def test_a_stock_form_that_differs_is_measured(
     if fitted:
         # A random coder's thresholds come with a decoder fitted to the new codes.
         assert told["fvu"][1] < told["fvu"][0]
+        assert told["l0"][1] < 2 * told["l0"][0]
     else:
         assert told["fvu"][1] == pytest.approx(told["fvu"][0], rel=1e-2)
         assert told["differing"] < 1e-3 * told["firings"]
