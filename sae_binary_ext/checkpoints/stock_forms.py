@@ -22,7 +22,7 @@ R_MAG = -1000.0
 # Values of jumprelu and topk are 1 + scale * margin. A smaller scale gives values closer to 1, and
 # rounds margins more coarsely, to 2^-23 / scale. On text, the scale is this number over the mean
 # margin of active latents.
-SCALE = 2.0**-8
+SCALE = 2.0**-10
 # The key in SAELens' metadata of what a coder was converted from.
 CONVERTED_KEY = "converted_from"
 

@@ -50,7 +50,7 @@ def fit_thresholds(coder: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> Fitt
     first = _Tokens(margins[:, :fitted], targets[:fitted])
     last = _Tokens(margins[:, fitted:], targets[fitted:])
     rates = counts / len(targets)
-    one = first.margins.flatten().topk(round(rates.sum().item() * fitted)).values[-1]
+    one = _least_of_largest(first.margins, rates)
     found = [
         first.refitted("one threshold", one.expand(len(rates)), coder),
         first.refitted("each latent's own threshold", first.own_thresholds(rates, coder), coder),
@@ -75,6 +75,12 @@ def _margins(coder: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tens
     return torch.cat(margins, dim=1), torch.cat(targets), counts
 
 
+def _least_of_largest(margins: Tensor, rates: Tensor) -> Tensor:
+    """The margin, of [latents, tokens], that as many exceed as the firing rates [latents] say."""
+    firings = int((rates.sum() * margins.shape[1]).round())
+    return margins.flatten().kthvalue(max(margins.numel() - firings, 1)).values
+
+
 class _Tokens:
     """margins, float32 [latents, tokens], and what the decoder should give, [tokens, d_out]."""
 
@@ -82,10 +88,11 @@ class _Tokens:
         self.margins, self.targets = margins, targets
 
     def own_thresholds(self, rates: Tensor, coder: Any) -> Tensor:
-        """Thresholds [latents] of little squared error, near the firing rates [latents].
+        """Thresholds [latents] of little squared error, at the L0 of the firing rates [latents].
 
         Each latent in turn moves its threshold to where the error is least, if all other latents
-        stay as they are. The start are thresholds that keep the firing rates.
+        stay as they are. The start are thresholds that keep the firing rates. At the end, all
+        thresholds move by the same amount, which restores L0.
         """
         tokens, weight = len(self.targets), coder.W_dec.float()
         counts = (rates * tokens).round().long().clamp(max=tokens)
@@ -112,7 +119,7 @@ class _Tokens:
                 change = (values > edge).float() - fired.float()
                 thresholds[latent] = edge
                 residual.index_add_(0, where, change[:, None] * row, alpha=-1)
-        return thresholds
+        return thresholds + _least_of_largest(self.margins - thresholds[:, None], rates)
 
     def refitted(self, kind: str, thresholds: Tensor, coder: Any) -> Fitted:
         """The thresholds with the decoder of least error for their codes."""
