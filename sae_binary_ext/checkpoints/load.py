@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from sae_binary_ext.checkpoints import hook_names, saelens, sources, sparsify, stock
+from sae_binary_ext.checkpoints import hook_names, saelens, sources, sparsify, stock, stock_forms
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import errors_told
 from sae_binary_ext.checkpoints.normalization import with_decoder_norms_folded
 from sae_binary_ext.checkpoints.portable import Place, PortableCoder
 from sae_binary_ext.checkpoints.runs import SEED, with_text_settings
-from sae_binary_ext.checkpoints.sources import FORMATS, format_of
+from sae_binary_ext.checkpoints.sources import FORMATS, STOCK, format_of
 from sae_binary_ext.saving import replacing
 
 # Files with statistics of a coder, which stay valid if the coder's format changes.
@@ -110,7 +110,11 @@ def disk_converter(
 
 
 def convert(
-    source: str | Path, out: str | Path, host: str = "saelens", hookpoint: str | None = None
+    source: str | Path,
+    out: str | Path,
+    host: str = "saelens",
+    hookpoint: str | None = None,
+    architecture: str | None = None,
 ) -> list[Path]:
     """Write coders in another format.
 
@@ -118,29 +122,56 @@ def convert(
         source: see load_coder.
         out: the folder of the new coder. If the source holds several coders and none was chosen,
             each gets a folder in `out`, named as the format's host names its hook.
-        host: the format: saelens, sparsify, or the papers' cho2025 and quirke2025.
+        host: the format: saelens, sparsify, or the papers' cho2025 and quirke2025. stock writes a
+            coder of SAELens' own architectures, which loads without this package.
         hookpoint: see load_coder.
+        architecture: SAELens' name of the stock architecture; None takes gated.
 
     Returns:
         The folders written. Each folder appears complete, and may replace an older conversion.
         A coder's records (sparsity.safetensors, metrics.json) are copied with it.
 
     Raises:
-        CheckpointError: see load_coder, or the format cannot store a coder for a stated reason.
+        CheckpointError: see load_coder, or the format cannot store a coder for a stated reason. A
+            stock form with other codes takes text: see measure.export_stock.
         ModuleNotFoundError: the format's host is not installed.
     """
-    _check_host(host, tuple(FORMATS))
+    _check_host(host, (*FORMATS, STOCK))
+    if architecture is not None and host != STOCK:
+        raise CheckpointError(f"architecture={architecture!r}: only host={STOCK!r} takes it.")
+    form = "saelens" if host == STOCK else host
+    coders = coders_to_convert(source, out, form, hookpoint)
+    for target, (folder, coder) in coders.items():
+        with errors_told(f"{folder}: its host refuses it"):
+            if host == STOCK:
+                coder = stock_forms.exact(own_coder(coder), architecture)
+            write_coder(coder, target, form, [folder / record for record in RECORDS])
+    return list(coders)
+
+
+def coders_to_convert(
+    source: str | Path, out: str | Path, form: str, hookpoint: str | None
+) -> dict[Path, tuple[Path, Any]]:
+    """For each new folder, the folder it is converted from and its coder, for write_coder."""
     found = sources.find_coders(source, hookpoint)
     if len(found) == 1:
         targets = {Path(out): folder for folder in found.values()}
     else:
-        targets = _targets(found, Path(out), host)
+        targets = _targets(found, Path(out), form)
     stated = sources.stated_place(next(iter(found)), hookpoint)
-    for target, folder in targets.items():
-        coder = _to_convert(folder, stated, host)
-        with errors_told(f"{folder}: its host refuses it"):
-            write_coder(coder, target, host, [folder / record for record in RECORDS])
-    return list(targets)
+    return {
+        target: (folder, _to_convert(folder, stated, form)) for target, folder in targets.items()
+    }
+
+
+def own_coder(coder: Any) -> PortableCoder:
+    """The coder, if it is portable. CheckpointError if it is one of SAELens' own architectures."""
+    if isinstance(coder, PortableCoder):
+        return coder
+    raise CheckpointError(
+        f"architecture={coder.cfg.architecture()!r}: is stock already. SAELens loads it without "
+        "this package: SAE.load_from_disk(folder)."
+    )
 
 
 def _to_convert(folder: Path, stated: str | None, host: str) -> Any:

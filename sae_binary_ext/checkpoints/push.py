@@ -10,10 +10,11 @@ from huggingface_hub import HfApi, ModelCardData
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
-from sae_binary_ext.checkpoints import files, runs, saelens, sources, stock
+from sae_binary_ext.checkpoints import files, runs, saelens, sources, stock, stock_forms
 from sae_binary_ext.checkpoints.describe import Description, describe_folder
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.hook_names import is_hookpoint
+from sae_binary_ext.checkpoints.load import placed
 from sae_binary_ext.checkpoints.portable import PortableCoder
 from sae_binary_ext.checkpoints.sources import FORMATS
 
@@ -78,6 +79,7 @@ def push(
     licence: str | None = None,
     dataset: str | None = None,
     training_tokens: str | None = None,
+    host: str | None = None,
     private: bool = False,
     dry_run: bool = False,
 ) -> Upload:
@@ -94,6 +96,9 @@ def push(
         licence: the Hub's name of the licence (mit, apache-2.0).
         dataset: the training text. None takes the text that the training run noted.
         training_tokens: the number of tokens. None takes the number that the run noted.
+        host: "stock" also publishes, in the folder stock of each coder, its form that SAELens loads
+            without this package. A coder whose stock form has other codes needs it made before:
+            sae-binary convert CODER CODER/stock --host stock.
         private: whether to make the repository private.
         dry_run: whether to return the planned upload without uploading.
 
@@ -104,10 +109,12 @@ def push(
         validate_repo_id(repo_id)
     if not Path(path).is_dir():
         raise CheckpointError(f"{path}: is not a folder.")
+    if host not in (None, sources.STOCK):
+        raise CheckpointError(f"host={host!r}: push takes {sources.STOCK!r} alone.")
     given = Facts(model, training_tokens, dataset, licence)
     with tempfile.TemporaryDirectory() as temporary:
         staged = Path(temporary)
-        upload = _stage(Path(path), repo_id, given, staged, online=not dry_run)
+        upload = _stage(Path(path), repo_id, given, staged, host, online=not dry_run)
         if not dry_run:
             failed = f"{repo_id}: the upload did not end, run the same again to go on"
             with files.errors_told(failed):
@@ -118,7 +125,9 @@ def push(
     return upload
 
 
-def _stage(path: Path, repo_id: str, given: Facts, staged: Path, online: bool) -> Upload:
+def _stage(
+    path: Path, repo_id: str, given: Facts, staged: Path, host: str | None, online: bool
+) -> Upload:
     """Put the coders' own files and their cards into the folder `staged`."""
     found = sources.find_coders(path, None)
     described = [_described(name, folder) for name, folder in found.items()]
@@ -128,7 +137,10 @@ def _stage(path: Path, repo_id: str, given: Facts, staged: Path, online: bool) -
     for folder, one, known in zip(folders, described, facts, strict=True):
         sources.check_name(one.name)
         one = _stage_coder(folder, one, known, staged / one.name)
-        cards[f"{one.name}/{CARD}"] = _coder_card(repo_id, one, known)
+        made = None if host is None else _stock_form(folder, one, known)
+        if made is not None:
+            made.save_model(staged / one.name / sources.STOCK)
+        cards[f"{one.name}/{CARD}"] = _coder_card(repo_id, one, known, made)
     names = {one.name for one in described} | (_published(repo_id) if online else set())
     models = {known.model for known in facts}
     common = replace(facts[0], model=models.pop() if len(models) == 1 else None)
@@ -171,6 +183,20 @@ def _stage_coder(folder: Path, described: Description, facts: Facts, target: Pat
     return described
 
 
+def _stock_form(folder: Path, described: Description, facts: Facts) -> Any:
+    """The stock form of a coder: that in its folder stock, or one with the same codes."""
+    if not (folder / sources.STOCK).is_dir():
+        if described.coder is None:
+            raise CheckpointError(f"{described.name}: is stock already. Leave host out.")
+        return stock_forms.exact(placed(described.coder, "saelens"), None)
+    made = stock.load(folder / sources.STOCK)
+    names = {"model_name": facts.model, "dataset_path": facts.dataset}
+    for name, value in names.items():
+        if made.cfg.metadata[name] is not None:
+            made.cfg.metadata[name] = value
+    return made
+
+
 def _with_names(coder: PortableCoder, facts: Facts) -> PortableCoder:
     """The coder, with the Hub's names of its model and dataset if its config names them."""
     metadata = coder.settings.get("saelens", {})
@@ -192,7 +218,8 @@ def _published(repo_id: str) -> set[str]:
             paths = [path.rpartition("/") for path in sources.repository_files(repo_id)]
         except RepositoryNotFoundError:
             return set()
-    return {folder for folder, _, name in paths if folder and name in weights}
+    found = {folder for folder, _, name in paths if folder and name in weights}
+    return set(sources.without_stock_forms(found))
 
 
 def _facts(folder: Path, described: Description, given: Facts) -> Facts:
@@ -256,8 +283,8 @@ def _repository_card(repo_id: str, names: list[str], described: Description, fac
     )
 
 
-def _coder_card(repo_id: str, described: Description, facts: Facts) -> str:
-    """README.md of a coder's folder."""
+def _coder_card(repo_id: str, described: Description, facts: Facts, made: Any) -> str:
+    """README.md of a coder's folder. `made` is the coder's stock form, or None."""
     trained = (("trained on", facts.dataset), ("training tokens", facts.training_tokens))
     rows = [row for row in (*described.lines(), *trained) if row[1] is not None]
     binary = described.coder is not None and described.coder.shape.binary
@@ -268,7 +295,7 @@ def _coder_card(repo_id: str, described: Description, facts: Facts) -> str:
         measured = f"On {facts.measured_on}:\n\n{_table(facts.figures)}"
     return (
         f"# {described.name}\n\nSparse coder: {described.architecture}.{codes}{paper}\n\n"
-        f"{_table(rows)}\n\n## Measured\n\n{measured}\n\n{_ending(repo_id, described, facts)}"
+        f"{_table(rows)}\n\n## Measured\n\n{measured}\n\n{_ending(repo_id, described, facts, made)}"
     )
 
 
@@ -276,7 +303,7 @@ def _table(rows: list[tuple[str, Any]]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {label} | {value} |" for label, value in rows)])
 
 
-def _ending(repo_id: str, described: Description, facts: Facts) -> str:
+def _ending(repo_id: str, described: Description, facts: Facts, made: Any = None) -> str:
     """The end of a card: a code block for each loader that can load the coder, and its licence."""
     name, form = described.name, described.format
     load = f'coder = load_coder("{repo_id}", "{name}"'
@@ -293,6 +320,12 @@ def _ending(repo_id: str, described: Description, facts: Facts) -> str:
         host, imported, call = OWN_LOADERS[LIBRARY_OF_FORMAT[form]]
         lines = ["import sae_binary_ext", imported, "", f'{call}("{repo_id}", "{name}")']
         blocks.append((f"{host}, by its own loader:", lines))
+    if made is not None:
+        form = f"SAELens alone loads the coder as {made.cfg.architecture()}"
+        dtype = "" if made.cfg.dtype == "float32" else f', dtype="{made.cfg.dtype}"'
+        call = f'sae = SAE.from_pretrained("{repo_id}", "{name}/{sources.STOCK}"{dtype})'
+        told = stock_forms.in_words(made.cfg.metadata[stock_forms.CONVERTED_KEY])
+        blocks.append((f"{form}: {told}.", ["from sae_lens import SAE", "", call]))
     code = [f"{title}\n\n```python\n" + "\n".join(lines) + "\n```" for title, lines in blocks]
     licence = facts.licence or "Not stated."
     return "\n\n".join(["## How to load", *code, "## Licence", licence]) + "\n"

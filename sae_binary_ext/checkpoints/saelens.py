@@ -156,8 +156,8 @@ def to_coder(coder: PortableCoder) -> Any:
     from sae_lens.registry import get_sae_class
 
     kind, config_kind = get_sae_class(_architecture(coder.shape))
-    config = config_kind(**_fields_of(coder))
-    for key, value in _metadata_of(coder).items():
+    config = config_kind(**fields_of(coder))
+    for key, value in metadata_of(coder).items():
         config.metadata[key] = value
     made = kind(config)
     state = {PARAMETERS[key]: tensor for key, tensor in coder.tensors.items()}
@@ -186,7 +186,8 @@ def _architecture(shape: Shape) -> str:
     return next(name for name, found in ARCHITECTURES.items() if found == sought)
 
 
-def _fields_of(coder: PortableCoder) -> dict[str, Any]:
+def fields_of(coder: PortableCoder) -> dict[str, Any]:
+    """The fields of a config of SAELens, by name."""
     shape, rule = coder.shape, coder.shape.rule
     fields: dict[str, Any] = {
         "d_in": shape.d_in,
@@ -206,7 +207,7 @@ def _fields_of(coder: PortableCoder) -> dict[str, Any]:
     return fields
 
 
-def _metadata_of(coder: PortableCoder) -> dict[str, Any]:
+def metadata_of(coder: PortableCoder) -> dict[str, Any]:
     """The coder's place, settings and firing rates for the metadata of SAELens' config."""
     named = {key: getattr(coder.place, key) for key in PLACE_FIELDS}
     told = {key: name for key, name in named.items() if name is not None}

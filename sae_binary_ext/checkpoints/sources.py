@@ -23,6 +23,8 @@ from sae_binary_ext.checkpoints.portable import Place, PortableCoder
 SPARSITY_FILE, METRICS_FILE = "sparsity.safetensors", "metrics.json"
 # The name of a coder at the root of its source, and the folder of SAELens' checkpoints.
 ROOT, CHECKPOINTS = ".", "checkpoints/"
+# The folder, beside a coder's own files, of its form that SAELens loads without this package.
+STOCK = "stock"
 HUB_SECONDS = 10  # how long to wait for an answer of the Hub
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -86,7 +88,8 @@ def find_coders(
     """The folders of a source's coders by their names. load_coder explains the arguments.
 
     If a run of SAELens ended with a coder, its earlier checkpoints are left out, unless
-    `checkpoints` is True. CheckpointError if there are no coders.
+    `checkpoints` is True; so are stock forms beside their coders. CheckpointError if there are no
+    coders.
     """
     if hookpoint is not None:
         check_name(hookpoint)
@@ -258,13 +261,17 @@ def choose(
         raise elsewhere.no_coder(source, files, WEIGHTS)
     for name in names:
         check_name(name)
-    only = [name for name in names if ROOT not in names or not name.startswith(CHECKPOINTS)]
+    only = [
+        name
+        for name in without_stock_forms(names)
+        if ROOT not in names or not name.startswith(CHECKPOINTS)
+    ]
     if hookpoint is None:
         return names if checkpoints else only
     if hookpoint in names:
         return [hookpoint]
     # The hookpoint's folder may hold coders of several seeds, or the best coders of a run.
-    if within := [name for name in names if name.startswith(f"{hookpoint}/")]:
+    if within := [name for name in without_stock_forms(names) if name.startswith(f"{hookpoint}/")]:
         return within
     may_be_root = only == [ROOT] and (names == only or is_place(hookpoint))
     # The second paper's files name no place in a model.
@@ -273,6 +280,13 @@ def choose(
         # read_coder compares the hookpoint with the place in the coder's files.
         return only
     raise CheckpointError(f"{source}: holds no coder {hookpoint!r} but {names}.")
+
+
+def without_stock_forms(names: Iterable[str]) -> list[str]:
+    """The names of coders, without the stock forms that stand beside their coders."""
+    known = set(names)
+    paths = map(PurePosixPath, names)
+    return [str(one) for one in paths if one.name != STOCK or str(one.parent) not in known]
 
 
 def _coders_among(paths: set[PurePosixPath]) -> list[str]:

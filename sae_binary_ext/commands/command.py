@@ -130,6 +130,15 @@ def add_source(parser: StandardParser) -> None:
     )
 
 
+def add_reading(parser: StandardParser, tokens: int) -> None:
+    """Add the options that say how to read a text; `tokens` is the default of --tokens."""
+    parser.add_argument("--model", help="Hub id or folder; if left out, that of the coder's files")
+    tokens_help = "tokens to read (default: %(default)s)"
+    parser.add_argument("--tokens", type=int, default=tokens, help=tokens_help)
+    parser.add_argument("--split", help="split of the dataset (default: train)")
+    add_option(parser, "--text_column", help="column of the texts (default: text)")
+
+
 def find_commands() -> dict[str, Command]:
     """The command of each package in commands/, by name."""
     found: list[Command] = [room.COMMAND for room in rooms()]

@@ -11,6 +11,7 @@ from sae_binary_ext.measure.figures import CoderFigures
 from sae_binary_ext.measure.in_model import SplicedModel, read_pairs
 from sae_binary_ext.measure.metrics import CoderMetrics, measure
 from sae_binary_ext.measure.refit import Refitted, refit
+from sae_binary_ext.measure.stock_export import Exported, export_stock
 from sae_binary_ext.measure.text import Text, read_activations
 from sae_binary_ext.saelens.refitting import refit_decoder
 from sae_binary_ext.saelens.splice import SplicedLosses
@@ -26,6 +27,7 @@ __all__ = [
     "Comparison",
     "DecoderFit",
     "Estimate",
+    "Exported",
     "GatheredCodes",
     "HookpointEncoders",
     "Refitted",
@@ -35,6 +37,7 @@ __all__ = [
     "SplicedModel",
     "Text",
     "common_model",
+    "export_stock",
     "hookpoint_encoders",
     "load_candidates",
     "measure",

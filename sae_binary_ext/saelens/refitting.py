@@ -116,14 +116,16 @@ def _add_rows(fit: DecoderFit, coder: BinaryTrainingSAE, rows: Tensor) -> None:
 def _add(fit: DecoderFit, coder: Any, x: Tensor, target: Tensor) -> None:
     with heads_side_by_side(coder):
         active = coder.encode(x) != 0
-        if not isinstance(coder.cfg, TranscoderFields):
-            # Take the input in the encoder's form: reshaped and normalised.
-            centred = coder.process_sae_in(x)
-            fit.add(active, centred + coder.b_dec * coder.cfg.apply_b_dec_to_input)
-        elif coder.W_skip is None:
-            fit.add(active, target)
-        else:
-            fit.add(active, target - x @ coder.W_skip.T, target)
+        whole = target if isinstance(coder.cfg, TranscoderFields) else None
+        fit.add(active, decoder_target(coder, x, target), whole)
+
+
+def decoder_target(coder: Any, x: Tensor, target: Tensor) -> Tensor:
+    """What the sum of active decoder rows and b_dec should give, [tokens, d_out]."""
+    if isinstance(coder.cfg, TranscoderFields):
+        return target if coder.W_skip is None else target - x @ coder.W_skip.T
+    # Take the input in the encoder's form: reshaped and normalised.
+    return coder.process_sae_in(x) + coder.b_dec * coder.cfg.apply_b_dec_to_input
 
 
 def _replace_decoder(fit: DecoderFit, coder: Any, pull: float) -> Refit:

@@ -14,6 +14,8 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--licence", help="as the Hub names it: mit, apache-2.0")
     parser.add_argument("--dataset", help="the text that the coders were trained on")
     add_option(parser, "--training_tokens", help="how many tokens they were trained on")
+    host_help = "stock: also publish the form that SAELens loads without this package"
+    parser.add_argument("--host", choices=["stock"], help=host_help)
     parser.add_argument("--private", action="store_true", help="make the repository private")
     add_option(parser, "--dry_run", action="store_true", help="show it and upload nothing")
 

@@ -4,22 +4,17 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
 
-from sae_binary_ext.commands.command import FileCommand, add_option, add_source
+from sae_binary_ext.commands.command import FileCommand, add_option, add_reading, add_source
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
     add_source(parser)
     parser.add_argument("out", type=Path, help="folder of the refitted coder, in the same format")
     parser.add_argument("--dataset", required=True, help="texts: a Hub id, a file or a folder")
-    parser.add_argument("--model", help="Hub id or folder; if left out, that of the coder's files")
-    parser.add_argument(
-        "--tokens", type=int, default=300_000, help="tokens to fit on (default: %(default)s)"
-    )
+    add_reading(parser, tokens=300_000)
     add_option(
         parser, "--context_size", type=int, help="tokens per row; by default the coder's, or 256"
     )
-    parser.add_argument("--split", help="split of the dataset (default: train)")
-    add_option(parser, "--text_column", help="column of the texts (default: text)")
 
 
 def _refit(options: Namespace) -> Iterator[str]:
