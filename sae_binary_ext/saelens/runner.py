@@ -143,7 +143,15 @@ class TranscoderTrainingRunner(MultiRunner):
             hooks: several_layers.cost_of_pair((self.cfg.saes[name] for name in group), self.cfg)
             for hooks, group in by_hooks.items()
         }
-        found = several_layers.passes(costs, several_layers.budget(self.cfg))
+        budget = several_layers.budget(self.cfg)
+        for hooks, cost in costs.items():
+            if cost.training > budget:
+                logger.warning(
+                    f"{', '.join(by_hooks[hooks])}: {cost.training / 1e9:.1f} GB in training, and "
+                    f"{budget / 1e9:.1f} GB are there. Set a smaller n_batches_in_buffer, or train "
+                    "fewer transcoders at a time."
+                )
+        found = several_layers.passes(costs, budget)
         planned = [[name for hooks in group for name in by_hooks[hooks]] for group in found]
         return [group for group in ([resumed] if resumed else []) + planned if group]
 

@@ -123,8 +123,6 @@ def test_each_layer_s_transcoders_are_saved_in_a_folder_of_layers(at_once: Any):
         layer = name.rpartition(".")[2]
         hooks = (loaded.cfg.metadata.hook_name, loaded.cfg.metadata.hook_name_out)
         assert hooks == tuple(hook.replace("{layer}", layer) for hook in MODULES)
-    weights = [sae.W_enc for sae in trained.values()]
-    assert not any(torch.equal(weights[0], other) for other in weights[1:])
     assert set(json.loads((folder / "runner_cfg.json").read_text())["saes"]) == expected
 
 
@@ -154,6 +152,8 @@ def test_passes_of_a_few_layers_learn_the_same(
     torch.manual_seed(0)
     runner = TranscoderTrainingRunner(run_with(memory_gb=memory_gb, output_path=str(tmp_path)))
     assert len(runner._passes) == count
+    first, *others = [sae.W_enc for name, sae in runner.saes.items() if "gumbel" in name]
+    assert not any(torch.equal(first, other) for other in others)
     found = runner.run()
     assert set(found) == set(at_once[0])
     check_equal(found, at_once[0])
