@@ -33,7 +33,7 @@ class TranscoderRunnerConfig(MultiSAETrainingRunnerConfig):
         layers: numbers of the layers if the hooks have {layer}. None trains all layers.
         memory_gb: gigabytes of the device that transcoders, their optimizers and the activations
             store may take. If not all layers fit, the run reads the text once for each group of
-            layers that does. None takes 80% of the free memory.
+            layers that does. None takes 0.8 of the free memory.
         lrs: learning rates by the names in saes. A transcoder that is not named takes lr.
     """
 

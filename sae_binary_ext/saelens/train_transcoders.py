@@ -36,23 +36,32 @@ def _position(text: str) -> int | None:
 
 @dataclass(kw_only=True)
 class CommandLineConfig(TranscoderRunnerConfig):
-    """A run with one architecture, whose fields are options. Fields that are no text are left out.
+    """A run with one architecture. Each field that can be written as text is an option."""
 
-    Args:
-        sae: the architecture and its fields.
-        hook_name, hook_name_out: hooks of the inputs and of the targets, with {layer} in place of
-            the layer's number (blocks.{layer}.mlp.hook_in, blocks.{layer}.hook_mlp_out).
-    """
-
-    sae: TrainingSAEConfig = subgroups(  # noqa: RUF009  # it makes a field
-        _ARCHITECTURES, default="binary_transcoder", alias="--architecture"
+    # Each field has its help here, because the parser would show the comment beside it.
+    sae: TrainingSAEConfig = subgroups(  # noqa: RUF009
+        _ARCHITECTURES,
+        default="binary_transcoder",
+        alias="--architecture",
+        help="the architecture; its fields are options too",
     )
-    hook_name: str  # pyright: ignore[reportIncompatibleVariableOverride]
-    hook_name_out: str  # pyright: ignore[reportIncompatibleVariableOverride]
+    hook_name: str = option(  # pyright: ignore[reportIncompatibleVariableOverride]
+        help="hook of the inputs: blocks.{layer}.mlp.hook_in, or, for AutoModelForCausalLM, the "
+        "module model.layers.{layer}.post_attention_layernorm"
+    )
+    hook_name_out: str = option(  # pyright: ignore[reportIncompatibleVariableOverride]
+        help="hook of the targets: blocks.{layer}.hook_mlp_out, or model.layers.{layer}.mlp"
+    )
     seqpos_slice: tuple[int | None, ...] = option(
-        default=(None,), nargs="+", type=_position, required=False
+        default=(None,),
+        nargs="+",
+        type=_position,
+        required=False,
+        help="positions to train on, as Python's slice: 1 None leaves out the first position",
     )
-    layers: list[int] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    layers: list[int] | None = option(  # noqa: RUF009  # pyright: ignore[reportIncompatibleVariableOverride]
+        default=None, help="numbers of the layers; without this option, all layers"
+    )
     saes: Mapping[str, TrainingSAEConfig] = option(cmd=False, default_factory=dict)
     lrs: Mapping[str, float] = option(cmd=False, default_factory=dict)
     evaluator: None = option(cmd=False, default=None)

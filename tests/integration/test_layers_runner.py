@@ -214,6 +214,17 @@ def test_one_command_trains_all_layers(model_folder: Path, tiny_dataset: Path, t
         assert saved.cfg.metadata.seqpos_slice == [1, None]
 
 
+def test_the_command_s_help_says_what_the_options_are(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="0"):
+        main([])
+    shown = " ".join(capsys.readouterr().out.split())
+    for option in ("--architecture", "--layers", "--memory_gb", "--k", "--hook_name_out"):
+        assert option in shown, option
+    for text in ("without this option, all layers", "blocks.{layer}.hook_mlp_out"):
+        assert text in shown
+    assert "pyright" not in shown
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
