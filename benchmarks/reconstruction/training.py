@@ -13,8 +13,8 @@ from benchmarks.reconstruction.activations import Site, Split
 from benchmarks.reconstruction.cases import Case
 from sae_binary_ext.commands.demo.coders import shuffled_batches
 from sae_binary_ext.measure import refit_decoder
-from sae_binary_ext.saelens.pairs import PAIRS, split_pairs
-from sae_binary_ext.saelens.runner import PairTrainer
+from sae_binary_ext.saelens.pair_trainer import PairTrainer
+from sae_binary_ext.saelens.pairs import split_pairs
 
 EPOCHS = 2
 # Number of batches from which the trainers estimate the norm of activations before training.
@@ -47,12 +47,12 @@ def train(case: Case, site: Site, split: Split, seed: int, folder: Path) -> tupl
         _fuse(trainer)
         coder: Any = trainer.fit()
     else:
-        pairs = ({PAIRS: batch} for batch in batches)
+        pairs = ({"pairs": batch} for batch in batches)
         trainer = PairTrainer(
-            settings, {}, saes={PAIRS: sae}, hook_names={PAIRS: PAIRS}, data_provider=pairs
+            settings, {}, saes={"it": sae}, hook_names={"it": "pairs"}, data_provider=pairs
         )
-        _fuse(trainer.trainers[PAIRS])
-        coder = trainer.fit()[PAIRS]
+        _fuse(trainer.trainers["it"])
+        coder = trainer.fit()["it"]
     coder.save_inference_model(folder)
     trained: Any = SAE.load_from_disk(folder)
     if case.refits:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_binary_ext.measure.in_model import heads_side_by_side
+from sae_binary_ext.saelens.refitting import heads_side_by_side
 from sae_binary_ext.saelens.refitting import decoder_target
 from sae_binary_ext.training.least_squares import PULL, DecoderFit
 

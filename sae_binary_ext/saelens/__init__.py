@@ -19,7 +19,8 @@ from sae_binary_ext.saelens.binary_entropy import (
     BinaryEntropyTrainingSAE,
     BinaryEntropyTrainingSAEConfig,
 )
-from sae_binary_ext.saelens.runner import TranscoderRunnerConfig, TranscoderTrainingRunner
+from sae_binary_ext.saelens.runner import TranscoderTrainingRunner
+from sae_binary_ext.saelens.runner_config import TranscoderRunnerConfig
 from sae_binary_ext.saelens.transcoder import (
     BinaryTranscoder,
     BinaryTranscoderConfig,

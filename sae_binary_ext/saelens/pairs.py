@@ -5,10 +5,10 @@ step. So a pair is stored as one row: first the columns of the input, then those
 row is shuffled, scaled and batched as a whole. Scales are estimated from finite tokens only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from sae_lens.training.activation_scaler import ActivationScaler, ActivationWhitening
@@ -18,8 +18,6 @@ from typing_extensions import override
 
 from sae_binary_ext.training.finite import finite_tokens
 
-# SAELens' multi-hook trainer finds the pairs in a batch by this name.
-PAIRS = "pairs"
 # The modes of normalize_activations whose statistics SAELens estimates before training.
 SCALE, WHITENING = "expected_average_only_in", "covariance_whitening"
 _NAMES = {
@@ -37,6 +35,13 @@ class PairFactors(NamedTuple):
     target: float
 
 
+def norms_of_pairs(pairs: Tensor, d_in: int) -> Tensor:
+    """Norms of inputs and of targets, [tokens, 2] in float32 or wider; NaN if either has a NaN."""
+    # In float16, a norm can overflow.
+    wide = pairs.to(torch.promote_types(pairs.dtype, torch.float32))
+    return torch.stack([wide[:, :d_in].norm(dim=-1), wide[:, d_in:].norm(dim=-1)], dim=1)
+
+
 def split_pairs(pairs: Tensor, d_in: int, d_out: int) -> tuple[Tensor, Tensor]:
     """Inputs [tokens, d_in] and targets [tokens, d_out] of pairs; ValueError for another width."""
     if pairs.shape[-1] != d_in + d_out:
@@ -47,18 +52,27 @@ def split_pairs(pairs: Tensor, d_in: int, d_out: int) -> tuple[Tensor, Tensor]:
     return pairs[..., :d_in], pairs[..., d_in:]
 
 
-def pair_batches(
-    store: ActivationsStore, hook_name: str, hook_name_out: str
-) -> Iterator[dict[str, Tensor]]:
-    """Shuffled batches {PAIRS: [tokens, d_in + d_out]} of a store that captures both hooks."""
+class HookPair(NamedTuple):
+    """The hooks of a transcoder's input and of its target."""
+
+    hook_name: str
+    hook_name_out: str
+
+    @property
+    def name(self) -> str:
+        """The name of the pairs of these hooks in a batch."""
+        return f"{self.hook_name} to {self.hook_name_out}"
+
+
+def pair_batches(store: ActivationsStore, hooks: Iterable[HookPair]) -> Iterator[dict[str, Tensor]]:
+    """Shuffled batches of a store: pairs [tokens, d_in + d_out] by the name of their hooks."""
+    hooks = tuple(hooks)
     for batch in store.get_multi_hook_data_loader():
-        yield {PAIRS: torch.cat([batch[hook_name], batch[hook_name_out]], dim=1)}
+        yield {pair.name: torch.cat([batch[hook] for hook in pair], dim=1) for pair in hooks}
 
 
-def check_pairs(
-    store: ActivationsStore, hook_name: str, hook_name_out: str, d_in: int, d_out: int
-) -> None:
-    """Raise ValueError if the two hooks give no pairs of this width. Runs the model on two rows."""
+def check_pairs(store: ActivationsStore, widths: Mapping[HookPair, tuple[int, int]]) -> None:
+    """Raise ValueError if hooks give no pairs of the widths (d_in, d_out). Reads two rows."""
     device = next(iter(store.model.parameters())).device
     tokens = torch.zeros(2, store.context_size, dtype=torch.long, device=device)
     try:
@@ -70,20 +84,21 @@ def check_pairs(
             "with model.set_use_hook_mlp_in(True), and give the model to the runner as "
             "override_model."
         ) from error
-    source, target = activations[hook_name], activations[hook_name_out]
-    if source.shape[:2] != target.shape[:2]:
-        raise ValueError(
-            f"hook_name={hook_name!r} and hook_name_out={hook_name_out!r} see different numbers of "
-            f"tokens: for the same text, their activations have shapes {tuple(source.shape)} and "
-            f"{tuple(target.shape)}. Give two hooks with one row for each token."
-        )
-    for field, width, hook in (("d_in", d_in, hook_name), ("d_out", d_out, hook_name_out)):
-        found = activations[hook].shape[-1]
-        if found != width:
+    for hooks, expected in widths.items():
+        shapes = [tuple(activations[hook].shape) for hook in hooks]
+        if shapes[0][:2] != shapes[1][:2]:
             raise ValueError(
-                f"{field}={width}: the activations at {hook!r} are {found} wide. Give "
-                f"{field}={found}."
+                f"hook_name={hooks[0]!r} and hook_name_out={hooks[1]!r} see different numbers of "
+                f"tokens: for the same text, their activations have shapes {shapes[0]} and "
+                f"{shapes[1]}. Give two hooks with one row for each token."
             )
+        fields = zip(("d_in", "d_out"), hooks, shapes, expected, strict=True)
+        for field, hook, (*_, found), width in fields:
+            if found != width:
+                raise ValueError(
+                    f"{field}={width}: the activations at {hook!r} are {found} wide. Give "
+                    f"{field}={found}."
+                )
 
 
 class FiniteScaler(ActivationScaler):
@@ -99,7 +114,9 @@ class FiniteScaler(ActivationScaler):
     ) -> None:
         """As SAELens', but ValueError for non-finite tokens (unless skipped), or if all are 0."""
         count = n_batches_for_norm_estimate
-        self.scaling_factor = self.factor_of(d_in, self._finite(data_provider, SCALE, count), count)
+        self.scaling_factor = mean_norm_factor(
+            d_in, self._finite(data_provider, SCALE, count), count
+        )
 
     @override
     @torch.no_grad()
@@ -114,10 +131,6 @@ class FiniteScaler(ActivationScaler):
         count = n_batches_for_norm_estimate
         batches = self._finite(data_provider, WHITENING, count)
         self.whitening = self.whitening_of(d_in, batches, count, eps)
-
-    def factor_of(self, d_in: int, batches: Iterator[Tensor], count: int) -> Any:
-        """The factor for count batches of [tokens, d_in]: a float, or PairFactors for pairs."""
-        return mean_norm_factor(d_in, batches, count)
 
     def whitening_of(
         self, d_in: int, batches: Iterator[Tensor], count: int, eps: float
@@ -182,21 +195,25 @@ class PairScaler(FiniteScaler):
         return torch.cat([self.input.unscale(source), self.target.unscale(target)], dim=-1)
 
     @override
-    def factor_of(self, d_in: int, batches: Iterator[Tensor], count: int) -> PairFactors:
-        # The model runs only once, so keep the targets' norms. A norm's own norm is unchanged.
-        norms: list[Tensor] = []
-        d_out = 0
+    def estimate_scaling_factor(
+        self, d_in: int, data_provider: Iterator[Tensor], n_batches_for_norm_estimate: int = 1000
+    ) -> None:
+        rows = list(islice(data_provider, n_batches_for_norm_estimate))
+        widths = d_in, rows[0].shape[1] - d_in
+        norms = (norms_of_pairs(pairs, d_in) for pairs in rows)
+        self.estimate_from_norms(widths, norms, n_batches_for_norm_estimate)
 
-        def inputs() -> Iterator[Tensor]:
-            nonlocal d_out
-            for pairs in batches:
-                target = pairs[:, d_in:]
-                d_out = target.shape[1]
-                norms.append(target.norm(dim=-1, keepdim=True))
-                yield pairs[:, :d_in]
-
-        factor = mean_norm_factor(d_in, inputs(), count)
-        return PairFactors(factor, mean_norm_factor(d_out, iter(norms), count))
+    def estimate_from_norms(
+        self, widths: tuple[int, int], norms: Iterator[Tensor], count: int
+    ) -> None:
+        """Estimate both factors from count batches of norms_of_pairs; widths are d_in, d_out."""
+        finite = list(self._finite(norms, SCALE, count))
+        self.scaling_factor = PairFactors(
+            *(
+                mean_norm_factor(width, (rows[:, side, None] for rows in finite), count)
+                for side, width in enumerate(widths)
+            )
+        )
 
     @override
     def whitening_of(

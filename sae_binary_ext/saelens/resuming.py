@@ -1,10 +1,13 @@
-"""Saves the random state and the folded activation scale, which SAELens' checkpoints lack."""
+"""Random states and folded activation scales, which SAELens' checkpoints lack."""
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from sae_lens.constants import ACTIVATION_SCALER_CFG_FILENAME, SAE_CFG_FILENAME
@@ -23,20 +26,56 @@ FOLDED_SCALE_FILENAME = "folded_scale.safetensors"
 
 def save_random_state(checkpoint: Path) -> None:
     """Save the state of torch's generators, which gumbel codes draw from, to a checkpoint."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    save_file(states, checkpoint / RANDOM_STATE_FILENAME)
+    save_file(_random_states(), checkpoint / RANDOM_STATE_FILENAME)
 
 
 def load_random_state(checkpoint: Path) -> None:
     """Set torch's generators to the state in a checkpoint, if it has one."""
-    if not (checkpoint / RANDOM_STATE_FILENAME).is_file():
-        return
-    states = load_file(checkpoint / RANDOM_STATE_FILENAME)
+    if (checkpoint / RANDOM_STATE_FILENAME).is_file():
+        _set_random_states(load_file(checkpoint / RANDOM_STATE_FILENAME))
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random_states(states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["cpu"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
+
+
+class RandomStream:
+    """Random numbers of one coder, or of anything else with a name, that nothing else draws from.
+
+    Args:
+        seed, name: equal seeds and names give equal numbers.
+    """
+
+    def __init__(self, seed: int, name: str) -> None:
+        before = _random_states()
+        torch.manual_seed(seed + crc32(name.encode()))
+        self._states = _random_states()
+        _set_random_states(before)
+
+    @staticmethod
+    def new_seed() -> int:
+        """A seed from torch's generator, so that torch.manual_seed decides about all streams."""
+        return int(torch.randint(2**31, ()))
+
+    @contextmanager
+    def drawn_from(self) -> Iterator[None]:
+        """Until the block ends, torch's generators draw from this stream."""
+        before = _random_states()
+        _set_random_states(self._states)
+        try:
+            yield
+        finally:
+            self._states = _random_states()
+            _set_random_states(before)
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,12 @@ activation at hook_name_out. For an autoencoder, the two hooks are the same.
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
+from operator import itemgetter
 from typing import Any, cast
 
 import torch
@@ -25,7 +27,7 @@ from transformer_lens.HookedTransformer import HookedRootModule  # pyright: igno
 from transformer_lens.model_bridge import TransformerBridge
 from typing_extensions import override
 
-from sae_binary_ext.saelens.pairs import PAIRS, PairScaler
+from sae_binary_ext.saelens.pairs import HookPair, PairScaler
 
 # The models that SAELens trains on.
 HookedModel = HookedRootModule | TransformerBridge
@@ -229,10 +231,11 @@ class Splice:
 class TranscoderEvaluator(MultiSAEEvaluator):
     """SAELens' evaluator in training, for transcoders that predict the second hook from the first.
 
-    The evaluator logs cross-entropies under SAELens' names. All losses use the same tokens.
+    The evaluator logs cross-entropies under SAELens' names. All losses use the same tokens. hooks
+    has the two hooks of each transcoder, by its name.
     """
 
-    hooks: tuple[str, str] = field(kw_only=True)
+    hooks: Mapping[str, HookPair] = field(kw_only=True)
 
     @override
     def __call__(
@@ -253,8 +256,8 @@ class TranscoderEvaluator(MultiSAEEvaluator):
         with data_provider.paused() if prefetching else nullcontext():
             figures = self._cross_entropies(saes, activation_scalers)
         if self.user_evaluator is not None:
-            pairs = (batch[PAIRS] for batch in data_provider)
             for name, sae in saes.items():
+                pairs = map(itemgetter(hook_names[name]), data_provider)
                 found = self.user_evaluator(sae, pairs, activation_scalers[name])
                 figures.update({f"{name}/{key}": value for key, value in found.items()})
         return figures
@@ -262,30 +265,36 @@ class TranscoderEvaluator(MultiSAEEvaluator):
     def _cross_entropies(
         self, saes: dict[str, TrainingSAE[Any]], scalers: dict[str, ActivationScaler]
     ) -> dict[str, Any]:
-        splice, store = Splice(self.model, *self.hooks, self.model_kwargs), self.activations_store
-        totals = dict.fromkeys(("clean", "ablated", *saes), 0.0)
+        store, hooks = self.activations_store, self.hooks
+        splices = {
+            hooks[name]: Splice(self.model, *hooks[name], self.model_kwargs) for name in saes
+        }
+        totals: Counter[Any] = Counter()
         for _ in range(self.n_eval_batches):
             tokens = store.get_batch_tokens(self.eval_batch_size_prompts)
             where = torch.zeros_like(tokens, dtype=torch.bool)
             where[:, slice(*store.seqpos_slice)] = True
             if store.exclude_special_tokens is not None:
                 where &= ~torch.isin(tokens, store.exclude_special_tokens.to(tokens.device))
-            totals["clean"] += _mean(splice.clean(tokens, where))
-            totals["ablated"] += _mean(splice.ablated(tokens, where))
+            totals["clean"] += _mean(next(iter(splices.values())).clean(tokens, where))
+            for pair, splice in splices.items():
+                totals["ablated", pair] += _mean(splice.ablated(tokens, where))
             for name, sae in saes.items():
                 replacement = partial(_scaled_output, sae, cast(PairScaler, scalers[name]))
-                totals[name] += _mean(splice.replaced(tokens, where, replacement))
-        means = {name: total / self.n_eval_batches for name, total in totals.items()}
-        clean, ablated = means["clean"], means["ablated"]
-        return {
-            f"{name}/model_performance_preservation": {
-                "ce_loss_score": SplicedLosses(clean, ablated, means[name]).recovered,
+                spliced = splices[hooks[name]].replaced(tokens, where, replacement)
+                totals["spliced", name] += _mean(spliced)
+        means = {key: total / self.n_eval_batches for key, total in totals.items()}
+        figures: dict[str, Any] = {}
+        for name in saes:
+            clean, ablated = means["clean"], means["ablated", hooks[name]]
+            spliced = means["spliced", name]
+            figures[f"{name}/model_performance_preservation"] = {
+                "ce_loss_score": SplicedLosses(clean, ablated, spliced).recovered,
                 "ce_loss_with_ablation": ablated,
-                "ce_loss_with_sae": means[name],
+                "ce_loss_with_sae": spliced,
                 "ce_loss_without_sae": clean,
             }
-            for name in saes
-        }
+        return figures
 
 
 def _mean(losses: Tensor) -> float:

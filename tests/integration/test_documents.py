@@ -77,6 +77,7 @@ GIVEN: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "Start here in five minutes": in_saelens,
     "In SAELens": in_saelens,
     "Transcoders in SAELens": transcoders,
+    "Transcoders of all layers": transcoders,
     "In sparsify": in_sparsify,
     "Checkpoints": checkpoints,
     "In delphi": in_delphi,

@@ -16,8 +16,7 @@ from sae_binary_ext.saelens import (
     BinaryTranscoderTrainingSAEConfig,
     TopKTranscoderTrainingSAEConfig,
 )
-from sae_binary_ext.saelens.pairs import PAIRS
-from sae_binary_ext.saelens.runner import PairTrainer
+from sae_binary_ext.saelens.pair_trainer import PairTrainer
 from tests.saelens.helpers import trainer_for
 
 D_IN, D_SAE, K = 16, 64, 8
@@ -144,8 +143,8 @@ def pair_trainer(pairs: Tensor, skips: dict[str, bool], mode: str) -> PairTraine
         cfg,
         {},
         saes=saes,
-        hook_names=dict.fromkeys(saes, PAIRS),
-        data_provider=({PAIRS: batch} for batch in itertools.cycle(pairs.split(200))),
+        hook_names=dict.fromkeys(saes, "pairs"),
+        data_provider=({"pairs": batch} for batch in itertools.cycle(pairs.split(200))),
     )
 
 

@@ -10,9 +10,16 @@ from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedTransformer import HookedRootModule
 
-from sae_binary_ext.saelens.pairs import PAIRS, PairScaler, check_pairs, pair_batches, split_pairs
+from sae_binary_ext.saelens.pairs import (
+    HookPair,
+    PairScaler,
+    check_pairs,
+    pair_batches,
+    split_pairs,
+)
 
 D_IN, D_OUT, VOCABULARY = 6, 9, 5000
+HOOKS = HookPair("hook_in", "hook_out")
 MODES = ("expected_average_only_in", "covariance_whitening")
 each_mode = pytest.mark.parametrize("mode", MODES)
 
@@ -78,8 +85,8 @@ def test_pairs_belong_together_after_shuffling(
         train_batch_size_tokens=8,
         exclude_special_tokens=torch.arange(100),
     )
-    batches = itertools.islice(pair_batches(store, "hook_in", "hook_out"), 100)
-    inputs, targets = split_pairs(torch.cat([batch[PAIRS] for batch in batches]), D_IN, D_OUT)
+    batches = itertools.islice(pair_batches(store, [HOOKS]), 100)
+    inputs, targets = split_pairs(torch.cat([batch[HOOKS.name] for batch in batches]), D_IN, D_OUT)
     assert len(inputs) == 800
     torch.testing.assert_close(targets, model.target_of(inputs))
     tokens = (inputs[:, None] == model.table).all(-1).int().argmax(-1)
@@ -91,7 +98,7 @@ def test_pairs_belong_together_after_shuffling(
 def test_pairs_are_shuffled():
     model = ToyModel()
     first, second = (
-        next(pair_batches(store_of(model, **settings), "hook_in", "hook_out"))[PAIRS]
+        next(pair_batches(store_of(model, **settings), [HOOKS]))[HOOKS.name]
         for settings in ({"activations_mixing_fraction": 0.0}, {"activations_mixing_fraction": 0.5})
     )
     assert first.shape == second.shape == (16, D_IN + D_OUT)
@@ -113,11 +120,12 @@ def test_hooks_that_make_no_pairs_are_named(
     hook_name_out: str, d_in: int, d_out: int, message: str | None
 ):
     store = store_of(ToyModel(), hook_name_out)
+    widths = {HookPair("hook_in", hook_name_out): (d_in, d_out)}
     if message is None:
-        check_pairs(store, "hook_in", hook_name_out, d_in, d_out)
+        check_pairs(store, widths)
         return
     with pytest.raises(ValueError, match=message):
-        check_pairs(store, "hook_in", hook_name_out, d_in, d_out)
+        check_pairs(store, widths)
 
 
 def test_rows_that_are_no_pairs_are_named():

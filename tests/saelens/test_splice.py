@@ -8,11 +8,11 @@ import torch
 from sae_lens import TrainingSAE
 
 from sae_binary_ext.saelens import BinaryTranscoderTrainingSAEConfig
-from sae_binary_ext.saelens.pairs import PairFactors, PairScaler
+from sae_binary_ext.saelens.pairs import HookPair, PairFactors, PairScaler
 from sae_binary_ext.saelens.splice import Splice, SplicedLosses, TranscoderEvaluator
 from tests.toy_model import VOCABULARY, WIDTH, WIDTH_OUT, ToyLanguageModel, losses
 
-HOOKS = ("hook_in", "hook_out")
+HOOKS = HookPair("hook_in", "hook_out")
 
 
 @torch.no_grad()
@@ -34,7 +34,7 @@ def test_the_evaluator_scales_as_training_does_and_replaces_what_is_trained_on()
         seqpos_slice=(2, None),
         exclude_special_tokens=torch.tensor([0]),
     )
-    evaluator = TranscoderEvaluator(model, store, 20, 1, {}, hooks=HOOKS)
+    evaluator = TranscoderEvaluator(model, store, 20, 1, {}, hooks={"it": HOOKS})
     found = evaluator({"it": sae}, iter(()), {"it": scaler}, {})[
         "it/model_performance_preservation"
     ]
@@ -69,7 +69,7 @@ def test_losses_of_a_bfloat16_model_are_averaged_in_float32():
         seqpos_slice=(0, None),
         exclude_special_tokens=None,
     )
-    evaluator = TranscoderEvaluator(model, store, 20, 2, {}, hooks=HOOKS)
+    evaluator = TranscoderEvaluator(model, store, 20, 2, {}, hooks={"it": HOOKS})
     figures = evaluator({"it": sae}, iter(()), {"it": PairScaler(WIDTH)}, {})
     clean = figures["it/model_performance_preservation"]["ce_loss_without_sae"]
     assert clean == pytest.approx(expected.mean().item(), rel=1e-6)
@@ -82,6 +82,6 @@ def test_a_share_of_nothing_is_no_number():
 @pytest.mark.parametrize("batches", [0, -1])
 def test_an_evaluation_of_no_batches_is_refused(batches: int):
     store: Any = SimpleNamespace()
-    evaluator = TranscoderEvaluator(ToyLanguageModel(), store, 20, batches, {}, hooks=HOOKS)
+    evaluator = TranscoderEvaluator(ToyLanguageModel(), store, 20, batches, {}, hooks={"it": HOOKS})
     with pytest.raises(ValueError, match=rf"n_eval_batches={batches}.*at least 1"):
         evaluator({}, iter(()), {}, {})

@@ -19,8 +19,7 @@ from sae_binary_ext.saelens import (
     TopKTranscoder,
     TopKTranscoderTrainingSAEConfig,
 )
-from sae_binary_ext.saelens.pairs import PAIRS
-from sae_binary_ext.saelens.runner import PairTrainer
+from sae_binary_ext.saelens.pair_trainer import PairTrainer
 from tests.saelens.helpers import BATCH
 
 D_IN, D_OUT, D_SAE, K = 16, 10, 64, 8
@@ -74,7 +73,7 @@ def trainer_for(
 ) -> PairTrainer:
     def batches() -> Iterator[dict[str, Tensor]]:
         for batch in itertools.cycle(pairs.split(BATCH)):
-            yield {PAIRS: batch}
+            yield {"pairs": batch}
 
     config = SAETrainerConfig(
         total_training_samples=steps * BATCH,
@@ -88,7 +87,7 @@ def trainer_for(
         config,
         settings.pop("lrs", {}),
         saes=saes,
-        hook_names=dict.fromkeys(saes, PAIRS),
+        hook_names=dict.fromkeys(saes, "pairs"),
         data_provider=batches(),
     )
 
