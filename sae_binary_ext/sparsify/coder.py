@@ -59,6 +59,9 @@ class BinarySparseCoder(SparseCoder):
             )
         super().__init__(d_in, cfg, device, dtype, decoder=decoder)
         cfg.code_rule().check_latents(self.num_latents)
+        cfg.check_groups(self.num_latents)
+        if cfg.tied_decoder and decoder:
+            self.W_dec = self.encoder.weight
         wide = torch.promote_types(self.dtype, torch.float32)
         rates = torch.zeros(self.num_latents, dtype=wide, device=device)
         self.register_buffer("firing_rates", rates)
@@ -205,7 +208,12 @@ class BinarySparseCoder(SparseCoder):
         residual = y - sae_out
         given = losses.batch_variance(y, total_variance, progress, self.cfg.skip_non_finite)
         variance = coding.summed_variance(y, progress.group, given)
-        fvu = losses.over_variance(losses.summed_square(residual, progress), variance)
+        error = losses.summed_square(residual, progress)
+        if self.cfg.matryoshka:
+            given = encoded.dense(), self.decoder_weight(), self.b_dec, self.cfg.matryoshka_groups
+            outputs = coding.prefix_outputs(*given)
+            error = losses.matryoshka_square(self.cfg, progress, outputs, y - skip, error)
+        fvu = losses.over_variance(error, variance)
         extra = losses.regulariser(self.cfg, progress, encoded, rates)
         if extra is not None:
             fvu = attach_to_loss(fvu, extra)
@@ -244,6 +252,7 @@ class BinarySparseCoder(SparseCoder):
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         # The first paper's files have no firing rates.
         state = starting.with_thresholds(self, {"firing_rates": self.firing_rates, **state_dict})
+        state = starting.with_tied_encoder(self, state)
         self.start.loaded = True
         return super().load_state_dict(state, *args, **kwargs)
 

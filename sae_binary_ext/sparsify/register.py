@@ -145,6 +145,11 @@ def _build_trainer(
             "module's place when training minimises the model's loss. The others would be saved "
             "untrained. Give one seed in each run."
         )
+    if cfg.loss_fn in ("ce", "kl") and cfg.sae.is_binary() and cfg.sae.matryoshka:
+        raise ValueError(
+            f"matryoshka=True with loss_fn={cfg.loss_fn!r}: only the FVU has nested groups, and "
+            "training would minimise the model's loss alone. Leave matryoshka out, or give fvu."
+        )
     stock(trainer, cfg, *args, **kwargs)
     if cfg.optimizer == "signum":
         steps.set_signum_rates(trainer)
