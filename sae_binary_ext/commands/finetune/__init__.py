@@ -14,5 +14,9 @@ COMMAND = MeasuringCommand(
     "train coders of several hooks together, on the model's predictions",
     goes_on=True,
     settings=FinetuneConfig,
+    coders_help=(
+        "coders to train: a coder's folder, a folder of such folders, or a Hub id of either. All "
+        "must be of one model, and each of a hook of its own"
+    ),
 )
 __getattr__ = imported_late(__name__, "finetune_run")
