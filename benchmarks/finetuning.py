@@ -41,7 +41,7 @@ ROWS_PER_FORWARD, REFIT_TOKENS = 8, 2048
 
 def main() -> None:
     """Train what is missing, fine-tune both kinds and print their tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--coder-tokens", type=int, default=143_000)
     parser.add_argument("--tokens", type=int, default=20_000)
@@ -76,7 +76,7 @@ def activations(folder: Path, tokens: int) -> dict[str, Tensor]:
     model_folder = export_smollm2(folder / "model")
     config = DemoConfig(training_tokens=tokens)
     rows, _ = tokenised_rows(config, AutoTokenizer.from_pretrained(model_folder))
-    model = LlamaForCausalLM.from_pretrained(model_folder).eval()
+    model: Any = LlamaForCausalLM.from_pretrained(model_folder).eval()
     found: dict[str, list[Tensor]] = {str(layer): [] for layer in LAYERS}
     for layer in LAYERS:
 
@@ -125,7 +125,7 @@ def train(kind: str, layer: int, states: Tensor, folder: Path) -> None:
     trained.save_inference_model(folder)
     if kind == "binary":
         saved: Any = SAE.load_from_disk(folder)
-        refit_decoder(saved, ((part.float(),) * 2 for part in states.split(REFIT_TOKENS)))
+        refit_decoder(saved, ((part.float(), part.float()) for part in states.split(REFIT_TOKENS)))
         saved.save_model(folder)
 
 

@@ -177,7 +177,7 @@ def _maps_strings(value: Any) -> bool:
 
 def finetuning_lines(settings: Any) -> list[tuple[str, str]]:
     """The labelled line that says how a coder was fine-tuned, if its settings say so."""
-    note = settings.get(FINETUNED) if _maps_strings(settings) else None
+    note: Any = settings.get(FINETUNED) if _maps_strings(settings) else None
     if not _maps_strings(note):
         return []
     return [("fine-tuned", ", ".join(f"{key}={value}" for key, value in note.items()))]

@@ -246,7 +246,7 @@ class Finetuning:
         loss: str,
         lr: float,
         parameters: Iterable[str],
-        learners: Mapping[str, str],
+        learners: Mapping[str, str | None],
         saved: Path,
         of: str,
     ) -> None:
@@ -261,13 +261,13 @@ class Finetuning:
             if isinstance(coder, BinaryCoder):
                 told = learners.get(candidate.name) or coder.rule.kind.default_learners
                 coder.rule = replace(coder.rule, surrogate_latents=told)
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [parameter], "lr": lr * _size(candidate.coder, name)}
             for candidate in splice.opened.candidates
             for name, parameter in self._trained[candidate.name].items()
         ]
         self._optimizer = torch.optim.Adam(groups)
-        self._peaks = [group["lr"] for group in groups]
+        self._peaks: list[float] = [group["lr"] for group in groups]
         self._resume()
 
     def run(self, batches: list[TextBatch]) -> None:

@@ -61,7 +61,7 @@ class BinarySparseCoder(SparseCoder):
         cfg.code_rule().check_latents(self.num_latents)
         cfg.check_groups(self.num_latents)
         if cfg.tied_decoder and decoder:
-            self.W_dec = self.encoder.weight
+            self.register_parameter("W_dec", self.encoder.get_parameter("weight"))
         wide = torch.promote_types(self.dtype, torch.float32)
         rates = torch.zeros(self.num_latents, dtype=wide, device=device)
         self.register_buffer("firing_rates", rates)

@@ -159,7 +159,7 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(
     expected = [weights(Path(each["folder"])) for each in whole["coders"]]
     (output / "progress.pt").unlink()
 
-    step = finetuning.Finetuning._step
+    step = finetuning.Finetuning._step  # pyright: ignore[reportPrivateUsage]
 
     def stopping(self: Any, *arguments: Any) -> None:
         if len(self.steps) == 4:

@@ -82,7 +82,8 @@ def test_a_trained_coder_of_both_options_loads_as_it_was_saved(activation: str, 
     assert isinstance(loaded, BinarySparseCoder)
     assert loaded.cfg == coder.cfg
     assert loaded.W_dec is loaded.encoder.weight
-    coder.eval(), loaded.eval()
+    coder.eval()
+    loaded.eval()
     with torch.no_grad():
         assert torch.equal(loaded(activations).sae_out, coder(activations).sae_out)
     for name, tensor in coder.state_dict().items():

@@ -81,8 +81,8 @@ def finetune_page(found: Finetuned, config: FinetuneConfig) -> Analysis:
     """Make the page: its tables, plot and remarks."""
     losses = list(_losses(found))
     coders = [
-        TunedCoder(candidate, *figures)
-        for candidate, *figures in zip(
+        TunedCoder(candidate, before, after, folder)
+        for candidate, before, after, folder in zip(
             found.before.opened.candidates,
             found.before.figures(),
             found.after.figures(),
