@@ -82,6 +82,9 @@ SPARSIFY = {
     "skip_non_finite": st.booleans(),
     "normalize_decoder": st.sampled_from([None, False, True]),
     "multi_topk": st.booleans(),
+    "tied_decoder": st.booleans(),
+    "matryoshka": st.booleans(),
+    "matryoshka_groups": counts,
     "transcode": st.booleans(),
     "skip_connection": st.booleans(),
 }

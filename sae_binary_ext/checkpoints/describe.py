@@ -15,7 +15,7 @@ from torch import Tensor
 from sae_binary_ext.checkpoints import files, saelens, sources, stock
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.normalization import STORE_STATE, normalization_lines
-from sae_binary_ext.checkpoints.portable import Place, PortableCoder, Shape
+from sae_binary_ext.checkpoints.portable import Place, PortableCoder, Shape, finetuning_lines
 from sae_binary_ext.checkpoints.sources import format_of
 from sae_binary_ext.coding.entropy import bernoulli_entropy
 from sae_binary_ext.coding.paper_names import STOCK_ACTIVATIONS
@@ -74,6 +74,7 @@ class Description:
         if self.coder is not None:
             place = _place_lines(self.coder.place)
             lines += [*_shape_lines(self.coder), *self.normalization, *place]
+            lines += finetuning_lines(self.coder.settings)
         lines += self.details
         if self.unread:
             lines.append(("weights", "names, sizes and dtypes checked; values not downloaded"))

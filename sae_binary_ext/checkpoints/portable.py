@@ -13,6 +13,8 @@ from sae_binary_ext.saving import NOTES_KEY
 
 # Version of the notes that a config of any format keeps under NOTES_KEY.
 NOTES_VERSION = 1
+# Key of a coder's settings that say how it was fine-tuned. All formats keep it in their notes.
+FINETUNED = "finetuned"
 
 
 @dataclass(frozen=True)
@@ -171,3 +173,11 @@ def read_notes(notes: Any) -> tuple[Place, Tensor | None, dict[str, dict[str, An
 
 def _maps_strings(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def finetuning_lines(settings: Any) -> list[tuple[str, str]]:
+    """The labelled line that says how a coder was fine-tuned, if its settings say so."""
+    note: Any = settings.get(FINETUNED) if _maps_strings(settings) else None
+    if not _maps_strings(note):
+        return []
+    return [("fine-tuned", ", ".join(f"{key}={value}" for key, value in note.items()))]

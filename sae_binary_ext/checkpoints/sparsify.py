@@ -28,6 +28,8 @@ PARAMETERS = {
     "decoder_bias": "b_dec", "log_threshold": "log_threshold", "skip_weight": "W_skip",
 }  # fmt: skip
 RATES, THRESHOLD = "firing_rates", "log_threshold"
+# A coder with tied_decoder has one weight under both names.
+TIED = ("encoder.weight", "W_dec")
 QUIRKE2025 = "quirke2025"
 SOURCE = "https://github.com/EleutherAI/sparsify"
 NO_HOST = "SAELens and sparsify cannot load it. Load it with the code that wrote it"
@@ -56,7 +58,10 @@ TRAINING_FIELDS: dict[str, tuple[type, ...]] = {
         ("dead_window_tokens", "entropy_start_step", "entropy_warm_up_steps", "refit_tokens"),
         (int, type(None)),
     ),
-    **dict.fromkeys(("encoder_trains_b_dec", "multi_topk", "skip_non_finite"), (bool,)),
+    **dict.fromkeys(
+        ("encoder_trains_b_dec", "matryoshka", "multi_topk", "skip_non_finite"), (bool,)
+    ),
+    paper_names.PAPER_IDLE_FIELD: (int,),
     "initial_firing_rate": (*_NUMBER, type(None)),
     "normalize_decoder": (bool, type(None)),
     "ste_latents": (str, type(None)),
@@ -81,12 +86,28 @@ def read(folder: Path) -> PortableCoder:
     if shape.binary:
         # The first paper's files have no firing rates.
         sizes[RATES], optional = (shape.latents,), (RATES, THRESHOLD)
-    stored = read_tensors(folder / WEIGHTS, sizes, optional)
+    tied = bool(config.get("tied_decoder", False))
+    stored = read_tensors(folder / WEIGHTS, sizes, (*optional, *TIED * tied))
+    if tied:
+        _untie(stored, folder / WEIGHTS)
     if shape.binary and THRESHOLD not in stored:
         stored[THRESHOLD] = _absent_threshold(shape, stored, folder / WEIGHTS)
     coder = clearly(folder, lambda: _portable(shape, stored, config))
     centred = shape.transcoder and runs.is_of_2024(own, run)
     return runs.with_centring_folded(coder) if centred else coder
+
+
+def _untie(stored: dict[str, Tensor], path: Path) -> None:
+    """Store the weight of a tied coder under both names, because its file may have one of them."""
+    found = [stored[name] for name in TIED if name in stored]
+    if not found or not (found[0].is_meta or torch.equal(found[0], found[-1])):
+        told = "holds neither" if not found else "they differ"
+        raise CheckpointError(
+            f"{path}: tied_decoder=True says that {TIED[0]} and {TIED[1]} are one weight, but "
+            f"{told}. Set tied_decoder to false if they are two."
+        )
+    # Two tensors, because safetensors writes no tensor under two names.
+    stored.update({TIED[0]: found[0], TIED[1]: found[0].clone()})
 
 
 def _absent_threshold(shape: Shape, stored: dict[str, Tensor], path: Path) -> Tensor:
@@ -137,14 +158,7 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
 
 def _refuse_variants(fields: Fields, activation: str) -> None:
     """Raise CheckpointError for the first paper's coders that compute something else."""
-    if fields.take("tied_decoder", bool, False):
-        raise CheckpointError(
-            "tied_decoder=True: the decoder is the encoder's weight, and the file holds one of the "
-            "two. Store it under both names, encoder.weight and W_dec, and set tied_decoder to "
-            "false: codes and outputs stay the same."
-        )
-    # matryoshka changed only the training loss: codes and outputs are those of a plain coder.
-    fields.skip("matryoshka", (bool,))
+    fields.skip("tied_decoder", (bool,))
     if fields.skip("ste_thresh_est", (bool,)) and activation == "topk_binary":
         raise CheckpointError(
             "ste_thresh_est: a coder of EleutherAI/sparsify's branch binary-threshold. There the k "
@@ -281,7 +295,12 @@ def _config(coder: PortableCoder) -> Any:
     fields = _fields_of(coder.shape)
     before = coder.settings.get("sparsify", coder.settings.get(QUIRKE2025, {}))
     kept = {key: before[key] for key in (*TRAINING_FIELDS, "expansion_factor") if key in before}
-    if coder.shape.binary:
+    if not coder.shape.binary:
+        for name in ("matryoshka", paper_names.PAPER_IDLE_FIELD):
+            kept.pop(name, None)
+    else:
+        weights = coder.tensors["encoder_weight"], coder.tensors["decoder_weight"]
+        fields["tied_decoder"] = bool(before.get("tied_decoder")) and torch.equal(*weights)
         # The first paper trained with normalize_decoder. Binary coders here keep their rows.
         kept.pop("normalize_decoder", None)
     if before.get("num_latents") == 0:

@@ -9,6 +9,8 @@ from safetensors import SafetensorError, safe_open
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import Fields, errors_told, has_values, read_json
 from sae_binary_ext.checkpoints.normalization import Scaling, normalization_lines, scaling_of
+from sae_binary_ext.checkpoints.portable import finetuning_lines
+from sae_binary_ext.saving import NOTES_KEY
 
 WEIGHTS = "sae_weights.safetensors"
 # SAELens loads these architectures only for training, and writes another one for inference.
@@ -183,6 +185,8 @@ def described(folder: Path) -> tuple[str, int, list[tuple[str, str]]]:
         ("hook (SAELens)", metadata.get("hook_name")),
         ("output hook (SAELens)", metadata.get("hook_name_out")),
     ]
+    notes = metadata.get(NOTES_KEY)
+    shown += finetuning_lines(notes.get("settings") if isinstance(notes, dict) else None)
     return words, latents, [(label, value) for label, value in shown if isinstance(value, str)]
 
 

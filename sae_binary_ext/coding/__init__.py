@@ -2,7 +2,7 @@
 
 from sae_binary_ext.coding.auxiliary import auxiliary_error
 from sae_binary_ext.coding.covariance import covariance_penalty, sampled_covariance_penalty
-from sae_binary_ext.coding.decode import decode, decode_indices
+from sae_binary_ext.coding.decode import decode, decode_indices, prefix_outputs
 from sae_binary_ext.coding.encode import Encoder, binarise, check_width, pre_activations
 from sae_binary_ext.coding.entropy import (
     FiringRates,
@@ -34,6 +34,7 @@ from sae_binary_ext.coding.surrogate import SURROGATES, Surrogate, fired, step
 from sae_binary_ext.coding.variance import summed_variance, total_variance
 
 __all__ = ["Encoder", "binarise", "check_width", "decode", "decode_indices", "pre_activations"]
+__all__ += ["prefix_outputs"]
 __all__ += ["SELECTIONS", "CodeRule", "Selection", "pick_latents", "scatter_codes", "select_codes"]
 __all__ += ["SURROGATES", "Surrogate", "fired", "step"]
 __all__ += ["FiringRates", "bernoulli_entropy", "burstiness", "excess_rate", "firing_rates"]

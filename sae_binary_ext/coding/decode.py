@@ -1,5 +1,6 @@
 """Decoder: the sum of the decoder rows of the latents that fired."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,6 +18,21 @@ def decode(codes: Tensor, decoder_weight: Tensor, decoder_bias: Tensor) -> Tenso
         decoder_bias: [d_out].
     """
     return torch.matmul(codes, decoder_weight) + decoder_bias
+
+
+def prefix_outputs(
+    codes: Tensor, decoder_weight: Tensor, decoder_bias: Tensor, groups: int
+) -> Iterator[Tensor]:
+    """Reconstructions [tokens, d_out] from the first group of latents, the first two, and so on.
+
+    The last reconstruction, from all groups, is left out: it is that of decode. The groups have
+    equal sizes, and the last one also has the remaining latents. Other arguments as for decode.
+    """
+    size, output = len(decoder_weight) // groups, decoder_bias
+    for first in range(0, size * (groups - 1), size):
+        part = slice(first, first + size)
+        output = output + codes[:, part] @ decoder_weight[part]
+        yield output
 
 
 def decode_indices(

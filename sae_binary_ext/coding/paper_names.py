@@ -11,7 +11,7 @@ SURROGATE_OF_STE = {surrogate.ste: name for name, surrogate in SURROGATES.items(
 # sparsify's own activations, whose codes are not binary, and how we write their names.
 STOCK_ACTIVATIONS = {"groupmax": "GroupMax", "topk": "TopK"}
 ACTIVATIONS = (*SELECTION_OF_ACTIVATION, *STOCK_ACTIVATIONS)
-# Fields that this package does not implement, each with the value that turns it off.
-# PAPER_IDLE_FIELD has no effect if matryoshka is False.
+# Fields of the paper's configs, each with the value that turns it off. PAPER_IDLE_FIELD has no
+# effect if matryoshka is False.
 PAPER_FIELDS = {"tied_decoder": False, "matryoshka": False}
 PAPER_IDLE_FIELD = "matryoshka_groups"

@@ -134,6 +134,20 @@ def fvu(output: Tensor, target: Tensor) -> Tensor:
     return (output - target).square().sum() / (target - target.mean(0)).square().sum()
 
 
+def matryoshka_fvu(
+    codes: Tensor, weight: Tensor, bias: Tensor, target: Tensor, groups: int
+) -> Tensor:
+    """Mean over g = 1 ... groups of the FVU of b + sum_j h_j W_j over latents j of groups 1 to g.
+
+    codes [n, m]; each group has m // groups latents, and the last also the rest ([Q]'s code).
+    """
+    size, total = codes.shape[1] // groups, torch.zeros((), dtype=codes.dtype)
+    for g in range(1, groups + 1):
+        kept = [j for j in range(codes.shape[1]) if g == groups or j < g * size]
+        total = total + fvu(codes[:, kept] @ weight[kept] + bias, target)
+    return total / groups
+
+
 def bernoulli_bits(rate: float) -> float:
     """-p log2 p - (1 - p) log2 (1 - p), with 0 log 0 = 0."""
     return -sum(p * math.log2(p) for p in (rate, 1 - rate) if p > 0)

@@ -54,12 +54,14 @@ class MeasuringCommand(Command):
 
     Attributes:
         settings: dataclass in config.py, which imports no host, so that --help is quick.
+        takes_coders, coders_help: whether it takes coders, and what its help says about them.
         result, result_label: file in settings.output to print at the end (NAME.html if empty), and
             the label to print with it.
     """
 
     settings: type[Any]
     takes_coders: bool = True
+    coders_help: str = CODERS_HELP
     result: str = ""
     result_label: str = "Report"
 
@@ -68,7 +70,7 @@ class MeasuringCommand(Command):
         both = DashVariant.UNDERSCORE_AND_DASH
         parser = ArgumentParser(prog=self.program, add_option_string_dash_variants=both)
         if self.takes_coders:
-            parser.add_argument("coders", metavar="CODER", nargs="+", help=CODERS_HELP)
+            parser.add_argument("coders", metavar="CODER", nargs="+", help=self.coders_help)
         parser.add_arguments(self.settings, dest="settings")
         options = parser.parse_args(arguments)
         room = self.settings.__module__.rpartition(".")[0]

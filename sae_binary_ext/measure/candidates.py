@@ -95,10 +95,15 @@ def load_candidates(
     return candidates
 
 
-def check_alike(candidates: list[Candidate]) -> None:
-    """Raise ValueError if there are no coders, or if autoencoders and transcoders are mixed."""
+def check_any(candidates: list[Candidate]) -> None:
+    """Raise ValueError if there are no coders."""
     if not candidates:
         raise ValueError("coders: none were given. Name at least one.")
+
+
+def check_alike(candidates: list[Candidate]) -> None:
+    """Raise ValueError if there are no coders, or if autoencoders and transcoders are mixed."""
+    check_any(candidates)
     first = {each.is_transcoder: each.name for each in reversed(candidates)}
     if len(first) > 1:
         raise ValueError(

@@ -92,25 +92,26 @@ class SplicedBatch:
         _, zeroed = self._outputs(lambda _, target: torch.zeros_like(target))
         _, meaned = self._outputs(lambda _, target: mean.to(target).expand_as(target))
         shared = torch.ones_like(clean_losses), clean_losses, zeroed, meaned
-        self._shared = [_row_sums(losses, self._predicts) for losses in shared]
+        self._shared = [row_sums(losses, self._predicts) for losses in shared]
 
     def losses(self, replacement: Replacement) -> Tensor:
         """Sums over each row's predictions, float64 [rows, 7]; `replacement` is that of Splice."""
         logits, spliced = self._outputs(replacement)
-        divergence = _row_sums(_divergences(self._clean_logits, logits), self._where)
-        own = [_row_sums(spliced, self._predicts), self._where.sum(1).double(), divergence]
+        divergence = row_sums(divergences(self._clean_logits, logits), self._where)
+        own = [row_sums(spliced, self._predicts), self._where.sum(1).double(), divergence]
         return torch.stack([*self._shared, *own], dim=1)
 
     def _outputs(self, replacement: Replacement) -> tuple[Tensor, Tensor]:
         return self._splice.outputs(self._tokens, self._where, replacement)
 
 
-def _row_sums(values: Tensor, where: Tensor) -> Tensor:
+def row_sums(values: Tensor, where: Tensor) -> Tensor:
+    """Sums of values over the true positions of each row; both [rows, n]. Returns float64."""
     return torch.where(where, values.to("cpu", torch.float64), 0.0).sum(1)
 
 
-def _divergences(clean: Tensor, other: Tensor) -> Tensor:
-    """KL(clean || other) at each position, [rows, context], from logits."""
+def divergences(clean: Tensor, other: Tensor) -> Tensor:
+    """KL(clean || other) of the next token, in nats [rows, context], from logits."""
     found: list[Tensor] = []
     pairs = (logits.flatten(0, 1).split(POSITIONS_AT_ONCE) for logits in (clean, other))
     for parts in zip(*pairs, strict=True):

@@ -147,6 +147,7 @@ def open_coders(
     autoencoders and transcoders are mixed.
     """
     candidates = coders.load_candidates(sources, config.hook, config.device)
+    coders.check_alike(candidates)
     return open_in_model(candidates, config, folder, embedded)
 
 
@@ -154,7 +155,7 @@ def open_in_model(
     candidates: list[Candidate], config: TextConfig, folder: Path, embedded: str = HELD_OUT_ARTICLES
 ) -> OpenedModel:
     """Load the model of coders that are already loaded; other arguments as for open_coders."""
-    coders.check_alike(candidates)
+    coders.check_any(candidates)
     name = coders.common_model(candidates, config.model)
     return _open(candidates, name, config, folder, embedded)
 

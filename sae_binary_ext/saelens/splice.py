@@ -22,6 +22,7 @@ from sae_lens.training.activation_scaler import ActivationScaler
 from sae_lens.training.prefetch import PrefetchingIterator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.HookedTransformer import HookedRootModule  # pyright: ignore[reportPrivateImportUsage]  # where version 3.0 has it too
 from transformer_lens.model_bridge import TransformerBridge
@@ -191,40 +192,66 @@ class Splice:
 
     @torch.no_grad()
     def _forward(self, tokens: Tensor, put: Replacement) -> tuple[Tensor, Tensor]:
-        source: list[Tensor] = []
-        passed: list[bool] = []
-        views = HookView.of(self.hook_name), HookView.of(self.hook_name_out)
+        hooks = {(self.hook_name, self.hook_name_out): put}
+        return run_replaced(self.model, hooks, tokens, self.model_kwargs)
 
-        def keep(_: nn.Module, __: Any, output: Tensor) -> None:
-            source.append(views[0].read(self.model, output))
 
-        def put_in(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-            passed.append(True)
-            new = put(source.pop(), views[1].read(self.model, output))
-            return views[1].write(self.model, output, new)
+def run_replaced(
+    model: HookedModel,
+    replacements: Mapping[tuple[str, str], Replacement],
+    tokens: Tensor,
+    model_kwargs: Mapping[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """Run a hooked model with activations at several places replaced; gradients flow through.
 
-        # Register on the hook points: if a coder was attached to a point of a SAETransformerBridge
-        # and removed, the bridge's run_with_hooks skips that point.
-        points = cast(Mapping[str, nn.Module], self.model.hook_dict)
-        handles = [points[views[0].hook_name].register_forward_hook(keep)]
-        handles.append(points[views[1].hook_name].register_forward_hook(put_in))
-        try:
-            logits, losses = self.model(
-                tokens, return_type="both", loss_per_token=True, **self.model_kwargs
-            )[:2]
-        finally:
-            for handle in handles:
-                handle.remove()
-        if not passed:
-            raise ValueError(
-                f"hook_name_out={self.hook_name_out!r}: the model does not pass through this hook. "
-                "Give another."
-            )
-        if torch.finfo(losses.dtype).bits < 32:
-            # In bfloat16, neighbouring numbers near 8 nats are 0.06 apart: use float32.
-            scores = logits[:, :-1].float().transpose(1, 2)
-            losses = F.cross_entropy(scores, tokens[:, 1:].to(scores.device), reduction="none")
-        return logits, losses
+    Args:
+        model: any model that SAELens trains on.
+        replacements: for each pair of hooks (read, replaced), the function that makes the new
+            activation of the second from the activations of both. Hooks may be heads (HookView).
+        tokens: int64 [rows, context].
+        model_kwargs: arguments of the forward pass.
+
+    Returns:
+        Logits [rows, context, vocabulary], and cross-entropies of the next token in nats, [rows,
+        context - 1], float32 or wider.
+
+    Raises:
+        ValueError: the model does not pass through a hook that is replaced.
+    """
+    passed: set[tuple[str, str]] = set()
+    source: dict[tuple[str, str], Tensor] = {}
+
+    def keep(names: tuple[str, str], _: nn.Module, __: Any, output: Tensor) -> None:
+        source[names] = HookView.of(names[0]).read(model, output)
+
+    def put_in(names: tuple[str, str], _: nn.Module, __: Any, output: Tensor) -> Tensor:
+        passed.add(names)
+        view = HookView.of(names[1])
+        new = replacements[names](source.pop(names), view.read(model, output))
+        return view.write(model, output, new)
+
+    # Register on the hook points: if a coder was attached to a point of a SAETransformerBridge
+    # and removed, the bridge's run_with_hooks skips that point.
+    points = cast(Mapping[str, nn.Module], model.hook_dict)
+    handles: list[RemovableHandle] = []
+    for names in replacements:
+        for name, act in zip(names, (keep, put_in), strict=True):
+            point = points[HookView.of(name).hook_name]
+            handles.append(point.register_forward_hook(partial(act, names)))
+    try:
+        logits, losses = model(tokens, return_type="both", loss_per_token=True, **model_kwargs)[:2]
+    finally:
+        for handle in handles:
+            handle.remove()
+    for _, target in replacements.keys() - passed:
+        raise ValueError(
+            f"hook_name_out={target!r}: the model does not pass through this hook. Give another."
+        )
+    if torch.finfo(losses.dtype).bits < 32:
+        # In bfloat16, neighbouring numbers near 8 nats are 0.06 apart: use float32.
+        scores = logits[:, :-1].float().transpose(1, 2)
+        losses = F.cross_entropy(scores, tokens[:, 1:].to(scores.device), reduction="none")
+    return logits, losses
 
 
 @dataclass

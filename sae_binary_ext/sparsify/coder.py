@@ -60,6 +60,9 @@ class BinarySparseCoder(DerivesSettings, SparseCoder):
             )
         super().__init__(d_in, cfg, device, dtype, decoder=decoder)
         cfg.code_rule().check_latents(self.num_latents)
+        cfg.check_groups(self.num_latents)
+        if cfg.tied_decoder and decoder:
+            self.register_parameter("W_dec", self.encoder.get_parameter("weight"))
         wide = torch.promote_types(self.dtype, torch.float32)
         rates = torch.zeros(self.num_latents, dtype=wide, device=device)
         self.register_buffer("firing_rates", rates)
@@ -206,7 +209,12 @@ class BinarySparseCoder(DerivesSettings, SparseCoder):
         residual = y - sae_out
         given = losses.batch_variance(y, total_variance, progress, self.cfg.skip_non_finite)
         variance = coding.summed_variance(y, progress.group, given)
-        fvu = losses.over_variance(losses.summed_square(residual, progress), variance)
+        error = losses.summed_square(residual, progress)
+        if self.cfg.matryoshka:
+            given = encoded.dense(), self.decoder_weight(), self.b_dec, self.cfg.matryoshka_groups
+            outputs = coding.prefix_outputs(*given)
+            error = losses.matryoshka_square(self.cfg, progress, outputs, y - skip, error)
+        fvu = losses.over_variance(error, variance)
         start, warm_up = map(self.setting, ("entropy_start_step", "entropy_warm_up_steps"))
         share = coding.ramp(progress.step, start, warm_up)
         extra = losses.regulariser(self.cfg, progress, encoded, rates, share)
@@ -247,6 +255,7 @@ class BinarySparseCoder(DerivesSettings, SparseCoder):
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
         # The first paper's files have no firing rates.
         state = starting.with_thresholds(self, {"firing_rates": self.firing_rates, **state_dict})
+        state = starting.with_tied_encoder(self, state)
         self.start.loaded = True
         return super().load_state_dict(state, *args, **kwargs)
 

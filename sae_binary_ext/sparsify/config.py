@@ -80,6 +80,20 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
     """Subtract the decoder bias from an autoencoder's input. The first paper does so for each
     activation but binary."""
 
+    tied_decoder: bool = False
+    """Use the encoder's weight as the decoder, for autoencoders. Such coders start as sparsify's
+    own (initial_firing_rate=0), because one weight cannot have the lengths that the first batch
+    asks of two."""
+
+    matryoshka: bool = False
+    """Train nested groups of latents. The loss is then the mean FVU of the reconstructions from the
+    first group, the first two, and so on up to all; so is the FVU that the Trainer logs. The codes
+    of a trained coder are those of any other."""
+
+    matryoshka_groups: int = 5
+    """Number of groups for matryoshka, of latents / matryoshka_groups latents each. The last group
+    also has the remaining latents."""
+
     # Class variables are not saved: the TrainConfig fields of a preset, and whether a loader of
     # sparsify has read this config from a coder's file.
     _training: ClassVar[dict[str, Any]] = {}
@@ -116,7 +130,17 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
                 "encoder_trains_b_dec=True: transcoders, and coders with subtract_b_dec=False, do "
                 "not subtract b_dec from the encoder's input. Leave it out."
             )
+        self._check_tied()
+        check_at_least(1, matryoshka_groups=self.matryoshka_groups)
         self.code_rule()
+
+    def check_groups(self, latents: int) -> None:
+        """Raise ValueError if a group of matryoshka would have none of the latents."""
+        if self.matryoshka and self.matryoshka_groups > latents:
+            raise ValueError(
+                f"matryoshka_groups={self.matryoshka_groups} with {latents} latents: each group "
+                f"needs one. Give at most {latents}."
+            )
 
     def centres(self) -> bool:
         """Whether b_dec is subtracted from the input."""
@@ -159,19 +183,17 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
         known = {field.name for field in fields(cls)}
         settings = {key: value for key, value in obj.items() if key in known}
         for key, value in obj.items():
-            # A coder that was trained with the Matryoshka loss encodes and decodes like any other.
-            of_training = key == "matryoshka" and drop_extra_fields
-            if key in known or key in (NOTES_KEY, paper_names.PAPER_IDLE_FIELD) or of_training:
-                continue
-            if key not in paper_names.PAPER_FIELDS:
+            if key not in known and key != NOTES_KEY:
                 raise ValueError(f"{key}={value!r} is no field of {cls.__name__}: {sorted(known)}.")
-            if value != paper_names.PAPER_FIELDS[key]:
-                raise ValueError(f"{key}={value!r}: this package reads coders with {key} off only.")
         selection = SELECTION_OF_ACTIVATION.get(settings.get("activation", ""))
         if drop_extra_fields and selection:
             settings.setdefault("subtract_b_dec", SELECTIONS[selection].subtracts_b_dec)
             # The first paper's normalize_decoder is about training. Loaded rows keep their norms.
             settings.pop("normalize_decoder", None)
+        if drop_extra_fields and not selection:
+            # The first paper's files of sparsify's own coders have these fields of training too.
+            for name in ("matryoshka", paper_names.PAPER_IDLE_FIELD):
+                settings.pop(name, None)
         config = dataclass_from_dict(cls, settings, drop_extra_fields=False)
         vars(config)["read_from_file"] = bool(drop_extra_fields)
         return config
@@ -243,6 +265,21 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
             )
         if self.ste_latents is not None:
             check_choice(SURROGATE_LATENTS, ste_latents=self.ste_latents)
+
+    def _check_tied(self) -> None:
+        if not self.tied_decoder:
+            return
+        if self.transcode:
+            raise ValueError(
+                "tied_decoder=True with transcode=True: a transcoder's decoder gives another "
+                "activation than its encoder reads. Leave one of the two out."
+            )
+        if self.initial_firing_rate:
+            raise ValueError(
+                f"initial_firing_rate={self.initial_firing_rate!r} with tied_decoder=True: that "
+                "start gives encoder and decoder lengths of their own. Leave one of the two out."
+            )
+        self.initial_firing_rate = 0.0
 
     def _check_stock(self) -> None:
         if self.normalize_decoder is None:

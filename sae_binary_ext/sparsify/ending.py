@@ -37,6 +37,11 @@ def _obstacle(cfg: TrainConfig) -> str:
             "distribute_modules=True: a rank has the coders of other hookpoints than the other "
             "ranks. Give refit_tokens=0, and run sae-binary refit after training."
         )
+    if getattr(cfg.sae, "tied_decoder", False):
+        return (
+            "tied_decoder=True: the decoder is the encoder's weight, and a refit would change the "
+            "codes. Give refit_tokens=0."
+        )
     return ""
 
 

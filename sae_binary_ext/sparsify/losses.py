@@ -1,5 +1,6 @@
 """Losses of a binary coder in sparsify, in units of FVU, and the Trainer's state for them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +71,22 @@ def summed_square(error: Tensor, progress: TrainingProgress) -> Tensor:
     """Squared error [tokens, d] summed over tokens of all ranks, in float32 or wider."""
     wide = error.to(torch.promote_types(error.dtype, torch.float32))
     return sum_over_ranks(wide.square().sum(), progress.group)
+
+
+def matryoshka_square(
+    cfg: BinarySparseCoderConfig,
+    progress: TrainingProgress,
+    outputs: Iterable[Tensor],
+    target: Tensor,
+    whole: Tensor,
+) -> Tensor:
+    """Squared error summed over tokens of all ranks: its mean over the nested groups of latents.
+
+    outputs: reconstructions [tokens, d] from fewer than all groups. target: what they should be.
+    whole: the summed squared error from all groups.
+    """
+    parts = [summed_square(target - output, progress) for output in outputs]
+    return torch.stack([*parts, whole]).sum() / cfg.matryoshka_groups
 
 
 def batch_variance(

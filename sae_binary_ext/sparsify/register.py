@@ -146,6 +146,11 @@ def _build_trainer(
             "untrained. Give one seed in each run."
         )
     ending.check_refit(cfg)
+    if cfg.loss_fn in ("ce", "kl") and cfg.sae.is_binary() and cfg.sae.matryoshka:
+        raise ValueError(
+            f"matryoshka=True with loss_fn={cfg.loss_fn!r}: only the FVU has nested groups, and "
+            "training would minimise the model's loss alone. Leave matryoshka out, or give fvu."
+        )
     stock(trainer, cfg, *args, **kwargs)
     if cfg.optimizer == "signum":
         steps.set_signum_rates(trainer)

@@ -93,7 +93,10 @@ def with_thresholds(coder: BinarySparseCoder, state: Mapping[str, Any]) -> Mappi
     sparsify's own coders have no thresholds: the first batch turns their weights into a binary
     coder's. ValueError for sparsify's own coders that are not the Trainer's finetune.
     """
-    lacking = "log_threshold" not in state and {"encoder.weight", "W_dec"} <= set(state)
+    weights = {"encoder.weight", "W_dec"} & state.keys()
+    # A file of a tied coder has one of the two.
+    whole = len(weights) == (1 if coder.cfg.tied_decoder else 2)
+    lacking = "log_threshold" not in state and whole
     coder.start.of_stock = lacking and coder.start.takes_stock
     if not lacking:
         return state
@@ -107,6 +110,26 @@ def with_thresholds(coder: BinarySparseCoder, state: Mapping[str, Any]) -> Mappi
         "folder as the Trainer's finetune (--finetune). Load the first paper's earliest coders "
         "with sae_binary_ext.checkpoints.load_coder, which says how to add the thresholds."
     )
+
+
+def with_tied_encoder(coder: BinarySparseCoder, state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A state dict for this coder if it is tied: files of tied coders have one weight of the two.
+
+    ValueError if encoder and decoder differ, or if they are those of sparsify's own coder.
+    """
+    if not coder.cfg.tied_decoder:
+        return state
+    encoder, decoder = state.get("encoder.weight"), state.get("W_dec")
+    if coder.start.of_stock or not (
+        encoder is None or decoder is None or torch.equal(encoder, decoder)
+    ):
+        raise ValueError(
+            "tied_decoder=True: the weights hold a decoder that is not the encoder's weight. Leave "
+            "tied_decoder out, or start without these weights."
+        )
+    if coder.W_dec is None and encoder is None:
+        return {**state, "encoder.weight": decoder}
+    return state
 
 
 @torch.no_grad()

@@ -97,7 +97,7 @@ def test_the_fields_that_only_training_reads_are_those_of_the_configs():
     inference = fields(BinaryTranscoderConfig, TopKTranscoderConfig)
     assert set(SAELENS_TRAINING_FIELDS) == training - inference
     said = {"activation", "expansion_factor", "num_latents", "k", "skip_connection", "transcode"}
-    said |= {"ste", "ste_temperature", "subtract_b_dec"}
+    said |= {"ste", "ste_temperature", "subtract_b_dec", "tied_decoder"}
     assert set(SPARSIFY_TRAINING_FIELDS) == fields(BinarySparseCoderConfig) - said
 
 
@@ -238,12 +238,18 @@ def test_the_paper_s_threshold_coders_keep_their_uncentred_input(tmp_path: Path)
     assert not own.cfg.subtract_b_dec
 
 
-def test_a_tied_decoder_of_the_paper_s_files_is_refused(tmp_path: Path):
-    convert(CASES["saelens topk"].save(tmp_path), tmp_path / "papers", QUIRKE)
-    config = json.loads((tmp_path / "papers" / "cfg.json").read_text())
-    (tmp_path / "papers" / "cfg.json").write_text(json.dumps({**config, "tied_decoder": True}))
-    with pytest.raises(CheckpointError, match="tied_decoder=True"):
-        load_coder(tmp_path / "papers")
+def test_a_tied_coder_stays_tied_in_sparsify_and_has_two_weights_elsewhere(tmp_path: Path):
+    config = BinarySparseCoderConfig(num_latents=LATENTS, k=K, tied_decoder=True)
+    SparseCoder(D, config).save_to_disk(tmp_path / "layers.3")
+    convert(tmp_path / "layers.3", tmp_path / "saelens", "saelens")
+    convert(tmp_path / "saelens", tmp_path / "again" / "layers.3", "sparsify")
+    coders = [SparseCoder.load_from_disk(tmp_path / name / "layers.3") for name in (".", "again")]
+    for coder in coders:
+        assert coder.W_dec is coder.encoder.weight
+        assert torch.equal(coder.encoder.weight, coders[0].encoder.weight)
+    convert(tmp_path / "layers.3", tmp_path / "papers", QUIRKE)
+    assert json.loads((tmp_path / "papers" / "cfg.json").read_text())["tied_decoder"] is False
+    assert torch.equal(load_coder(tmp_path / "papers").W_dec, coders[0].W_dec)
 
 
 def test_unknown_hosts_are_refused(tmp_path: Path):

@@ -104,19 +104,37 @@ def test_a_coder_of_normalized_rows_says_that_nothing_normalizes_them(tmp_path: 
 
 @torch.no_grad()
 @each_host
-def test_a_tied_decoder_is_refused_and_the_remedy_works(host: Any, tmp_path: Path):
-    case = Quirke({**AUTOENCODES, "tied_decoder": True})
+@pytest.mark.parametrize("activation", ["topk_binary", "binary", "topk"])
+@pytest.mark.parametrize("missing", ["encoder.weight", "W_dec"])
+def test_a_tied_decoder_has_one_weight_in_its_file(
+    missing: str, activation: str, host: Any, tmp_path: Path
+):
+    case = Quirke({**AUTOENCODES, "tied_decoder": True, "activation": activation})
     folder, tensors = case.save(tmp_path)
     # If a tensor has two names, save_model of safetensors stores it under one of them.
-    del tensors["encoder.weight"]
+    (kept,) = {"encoder.weight", "W_dec"} - {missing}
+    tensors.pop(missing)
     save_file(tensors, folder / "sae.safetensors")
-    with pytest.raises(CheckpointError, match=r"(?s)tied_decoder=True.*Store it under both names"):
-        load_coder(folder, host=host)
-    tensors["encoder.weight"] = tensors["W_dec"].clone()
-    save_file(tensors, folder / "sae.safetensors")
-    (folder / "cfg.json").write_text(json.dumps(case.config | {"tied_decoder": False}))
+    tensors[missing] = tensors[kept]
     x = grid(100, D, step=1 / 8)
     assert_computes(load_coder(folder, host=host), host, x, *case.formula(tensors, x))
+    if activation != "topk":
+        coder = SparseCoder.load_from_disk(folder)
+        assert coder.W_dec is coder.encoder.weight
+        assert_computes(coder, "sparsify", x, *case.formula(tensors, x))
+        without = SparseCoder.load_from_disk(folder, decoder=False)
+        assert torch.equal(without.encoder.weight, tensors[kept])
+
+
+@each_host
+def test_a_tied_decoder_of_two_weights_or_none_is_refused(host: Any, tmp_path: Path):
+    folder, tensors = Quirke({**AUTOENCODES, "tied_decoder": True}).save(tmp_path)
+    with pytest.raises(CheckpointError, match=r"tied_decoder=True.*they differ"):
+        load_coder(folder, host=host)
+    del tensors["W_dec"], tensors["encoder.weight"]
+    save_file(tensors, folder / "sae.safetensors")
+    with pytest.raises(CheckpointError, match=r"tied_decoder=True.*holds neither"):
+        load_coder(folder, host=host)
 
 
 @torch.no_grad()

@@ -34,6 +34,13 @@ from sae_binary_ext.sparsify.config import CommandLineCoderConfig
             "encoder_trains_b_dec=True.*transcoder",
         ),
         ({"encoder_trains_b_dec": True, "subtract_b_dec": False}, "encoder_trains_b_dec=True"),
+        ({"tied_decoder": True, "transcode": True}, "tied_decoder=True with transcode=True.*Leave"),
+        (
+            {"tied_decoder": True, "initial_firing_rate": 0.1},
+            "initial_firing_rate=0.1 with tied_decoder=True.*Leave",
+        ),
+        ({"matryoshka": True, "matryoshka_groups": 0}, "matryoshka_groups=0"),
+        ({"activation": "topk", "matryoshka": True}, "matryoshka=True.*no effect"),
         ({"activation": "topk", "entropy_alpha": 0.1}, "entropy_alpha=0.1.*no effect"),
         ({"activation": "groupmax", "ste": "re"}, "ste='re'.*no effect"),
     ],
@@ -71,18 +78,19 @@ def test_an_unknown_activation_raises(config: Any, settings: dict[str, Any]):
         config.from_dict(settings)
 
 
-@pytest.mark.parametrize("extra", [{"tied_decoder": True}, {"colour": 1}])
-def test_an_unknown_key_raises(extra: dict[str, Any]):
-    with pytest.raises(ValueError, match=f"{next(iter(extra))}="):
-        SparseCoderConfig.from_dict({"activation": "topk_binary", **extra}, drop_extra_fields=True)
+def test_an_unknown_key_raises():
+    fields = {"activation": "topk_binary", "colour": 1}
+    with pytest.raises(ValueError, match="colour="):
+        SparseCoderConfig.from_dict(fields, drop_extra_fields=True)
 
 
-def test_the_matryoshka_loss_is_of_no_account_in_a_file_and_refused_in_training():
-    fields = {"activation": "topk_binary", "matryoshka": True}
-    config = SparseCoderConfig.from_dict(fields, drop_extra_fields=True)
-    assert isinstance(config, BinarySparseCoderConfig)
+def test_the_matryoshka_loss_of_sparsify_s_own_coders_is_of_no_account_in_a_file():
+    """The first paper's code writes these fields for every coder."""
+    fields = {"activation": "topk", "matryoshka": True, "matryoshka_groups": 3}
+    config = BinarySparseCoderConfig.from_dict(fields, drop_extra_fields=True)
+    assert not config.is_binary()
     with pytest.raises(ValueError, match="matryoshka=True"):
-        SparseCoderConfig.from_dict(fields)
+        BinarySparseCoderConfig.from_dict(fields)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 from sae_binary_ext.commands.compare.compare_page import latent_views, write_comparison_report
 from sae_binary_ext.commands.compare.config import CompareConfig
 from sae_binary_ext.commands.interpret.interpret_page import read_interpretability
-from sae_binary_ext.measure.candidates import load_candidates
+from sae_binary_ext.measure.candidates import check_alike, load_candidates
 from sae_binary_ext.measure.comparison import Comparison
 from sae_binary_ext.measure.documents import HELD_OUT_ARTICLES
 from sae_binary_ext.measure.reading import open_in_model, settings_of
@@ -33,6 +33,7 @@ def run_compare(
         ValueError: the coders cannot be compared, or the text cannot be read.
     """
     candidates = load_candidates(coders, config.hook, config.device)
+    check_alike(candidates)
     # Read the scores first, so that a mistake is reported before minutes of measuring.
     interpretability = None
     if config.interpretation is not None:

@@ -1,0 +1,133 @@
+"""Fine-tune binary and topk coders of four MLP outputs of SmolLM2 on KL divergence, side by side.
+
+    python -m benchmarks.finetuning runs/finetuning
+
+The coders of each kind are trained one by one in SAELens' trainer, and then tuned together by
+`sae-binary finetune`. A coder that is there is not trained again. Both kinds have about the same
+bits a token; topk's values count as 8 bits each.
+"""
+
+import argparse
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE, SAETrainer, TopKTrainingSAEConfig, TrainingSAE
+from sae_lens.config import LoggingConfig, SAETrainerConfig
+from sae_lens.saes.sae import SAEMetadata
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from sae_binary_ext.bundled.smollm2 import MODEL_NAME, export_smollm2
+from sae_binary_ext.commands import FinetuneConfig, run_finetune
+from sae_binary_ext.commands.demo.activations import tokenised_rows
+from sae_binary_ext.commands.demo.coders import shuffled_batches
+from sae_binary_ext.commands.demo.config import FIRST_POSITION, DemoConfig
+from sae_binary_ext.measure import refit_decoder
+from sae_binary_ext.saelens import BinaryTrainingSAEConfig
+
+LAYERS = (0, 9, 18, 27)
+WIDTH, LATENTS, BATCH = 576, 1152, 256
+# The config, k, learning rate, Adam's second decay rate and steps until a latent counts as dead.
+KINDS: dict[str, tuple[Any, int, float, float, int]] = {
+    "binary": (partial(BinaryTrainingSAEConfig, surrogate_temperature=0.5), 40, 6e-3, 0.99, 10),
+    "topk": (partial(TopKTrainingSAEConfig, decoder_init_norm=1.0), 16, 2e-3, 0.999, 100),
+}
+ROWS_PER_FORWARD, REFIT_TOKENS = 8, 2048
+
+
+def main() -> None:
+    """Train what is missing, fine-tune both kinds and print their tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--coder-tokens", type=int, default=143_000)
+    parser.add_argument("--tokens", type=int, default=20_000)
+    parser.add_argument("--held-out-tokens", type=int, default=6_000)
+    parser.add_argument("--lr", type=float, default=FinetuneConfig.lr)
+    parser.add_argument("--batch-rows", type=int, default=2)
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS])
+    options = parser.parse_args()
+    for kind in options.kinds:
+        folders = [options.folder / "coders" / f"{kind}_{layer}" for layer in LAYERS]
+        for layer, folder in zip(LAYERS, folders, strict=True):
+            if not folder.exists():
+                states = activations(options.folder, options.coder_tokens)[str(layer)]
+                train(kind, layer, states[: options.coder_tokens], folder)
+        config = FinetuneConfig(
+            model=str(export_smollm2(options.folder / "model")),
+            output=options.folder / f"{kind}_lr{options.lr:g}",
+            tokens=options.tokens,
+            held_out_tokens=options.held_out_tokens,
+            lr=options.lr,
+            batch_rows=options.batch_rows,
+        )
+        print(run_finetune(list(map(str, folders)), config))
+
+
+@torch.no_grad()
+def activations(folder: Path, tokens: int) -> dict[str, Tensor]:
+    """Outputs of the MLPs by layer, float16 [tokens, width]; computed once."""
+    path = folder / "activations.safetensors"
+    if path.is_file():
+        return load_file(path)
+    model_folder = export_smollm2(folder / "model")
+    config = DemoConfig(training_tokens=tokens)
+    rows, _ = tokenised_rows(config, AutoTokenizer.from_pretrained(model_folder))
+    model: Any = LlamaForCausalLM.from_pretrained(model_folder).eval()
+    found: dict[str, list[Tensor]] = {str(layer): [] for layer in LAYERS}
+    for layer in LAYERS:
+
+        def keep(_: Any, __: Any, output: Tensor, layer: int = layer) -> None:
+            found[str(layer)].append(output[:, FIRST_POSITION:].flatten(0, 1).half())
+
+        model.model.layers[layer].mlp.register_forward_hook(keep)
+    for batch in tqdm(rows.split(ROWS_PER_FORWARD), "Activations"):
+        model.model(batch, use_cache=False)
+    parts = {layer: torch.cat(batches)[:tokens] for layer, batches in found.items()}
+    save_file(parts, path)
+    return parts
+
+
+def train(kind: str, layer: int, states: Tensor, folder: Path) -> None:
+    """Train a coder once on states [tokens, width] of a layer and save its inference form."""
+    new, k, lr, beta2, window = KINDS[kind]
+    metadata = SAEMetadata(
+        model_name=MODEL_NAME,
+        hook_name=f"blocks.{layer}.hook_mlp_out",
+        context_size=DemoConfig.context_size,
+        prepend_bos=True,
+        seqpos_slice=(FIRST_POSITION, None),
+    )
+    sae = new(
+        d_in=WIDTH,
+        d_sae=LATENTS,
+        k=k,
+        normalize_activations="expected_average_only_in",
+        metadata=metadata,
+    )
+    settings = SAETrainerConfig(
+        total_training_samples=len(states),
+        train_batch_size_samples=BATCH,
+        lr=lr,
+        lr_end=0.0,
+        lr_decay_steps=len(states) // BATCH,
+        adam_beta2=beta2,
+        dead_feature_window=window,
+        n_batches_for_norm_estimate=20,
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    torch.manual_seed(0)
+    coder: Any = TrainingSAE.from_dict(sae.to_dict())
+    trained = SAETrainer(settings, coder, shuffled_batches(states, BATCH, 0)).fit()
+    trained.save_inference_model(folder)
+    if kind == "binary":
+        saved: Any = SAE.load_from_disk(folder)
+        refit_decoder(saved, ((part.float(), part.float()) for part in states.split(REFIT_TOKENS)))
+        saved.save_model(folder)
+
+
+if __name__ == "__main__":
+    main()
