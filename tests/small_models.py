@@ -22,6 +22,29 @@ def save_tokenizer(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
+def save_llama(folder: Path, layers: int) -> None:
+    """Save a Llama of random weights and width 16."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=layers,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            vocab_size=VOCABULARY,
+            bos_token_id=0,
+            eos_token_id=1,
+            max_position_embeddings=64,
+            initializer_range=0.5,  # activations are about as large as a trained model's
+        )
+    ).save_pretrained(folder)
+    save_tokenizer(folder)
+
+
 def save_gpt2(folder: Path) -> None:
     """Save a GPT-2 of two layers, four heads and 32 positions. Biases and norms are random too."""
     import torch

@@ -37,12 +37,14 @@ class StockForm:
         selection: the selection that the architecture computes.
         exact: whether codes are exactly 0 or 1, and those of the coder.
         transcodes: whether SAELens has transcoders of the architecture.
+        fits_others: whether thresholds can be fitted for a coder of another selection.
     """
 
     tensors: Callable[[PortableCoder, float], dict[str, Tensor]]
     selection: str
     exact: bool = False
     transcodes: bool = False
+    fits_others: bool = True
 
     def keeps_codes(self, coder: PortableCoder) -> bool:
         """Whether the stock form has the same codes, so that no text need tell the difference."""
@@ -100,7 +102,7 @@ def _jumprelu(coder: PortableCoder, scale: float) -> dict[str, Tensor]:
 FORMS = {
     "gated": StockForm(_gated, "threshold", exact=True),
     "jumprelu": StockForm(_jumprelu, "threshold", transcodes=True),
-    "topk": StockForm(_scaled, "topk"),
+    "topk": StockForm(_scaled, "topk", fits_others=False),
 }
 
 
@@ -119,7 +121,7 @@ def check_form(coder: PortableCoder, architecture: str) -> None:
             shape.transcoder and not form.transcodes
         ),
         f"{named}: of selection={selection!r} it would make another coder. The nearest is "
-        "architecture='gated'.": form.selection == "topk" != selection,
+        "architecture='gated'.": not form.fits_others and form.selection != selection,
     }
     for reason, applies in refused.items():
         if applies:
@@ -130,7 +132,8 @@ def nearest(coder: PortableCoder) -> str:
     """The architecture whose codes and outputs are nearest to a binary coder's."""
     if coder.shape.transcoder:
         return "jumprelu"
-    return "topk" if coder.shape.rule.selection == "topk" else "gated"
+    selection = coder.shape.rule.selection
+    return next((name for name, form in FORMS.items() if form.selection == selection), "gated")
 
 
 def to_stock(coder: PortableCoder, architecture: str, scale: float = SCALE) -> Any:

@@ -30,8 +30,14 @@ from transformer_lens.loading_from_pretrained import (
     make_model_alias_map,
 )
 
-from sae_binary_ext.saelens.refitting import heads_side_by_side
-from sae_binary_ext.saelens.splice import HookedModel, HookView, Splice, SplicedLosses, resolve_hook
+from sae_binary_ext.saelens.splice import (
+    HookedModel,
+    HookView,
+    Splice,
+    SplicedLosses,
+    heads_side_by_side,
+    resolve_hook,
+)
 from sae_binary_ext.saelens.transcoder import SkipConnection
 
 ROWS_PER_FORWARD = 8

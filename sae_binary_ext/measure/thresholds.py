@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_binary_ext.saelens.refitting import decoder_target, heads_side_by_side
+from sae_binary_ext.saelens.refitting import decoder_target
+from sae_binary_ext.saelens.splice import heads_side_by_side
 from sae_binary_ext.training.least_squares import PULL, DecoderFit
 
 # Most margins held in memory: 1 GB in float32.

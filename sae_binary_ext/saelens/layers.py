@@ -64,7 +64,7 @@ def cost_of_pair(configs: Iterable[TrainingSAEConfig], run: TranscoderRunnerConf
     if any(config.normalize_activations == WHITENING for config in coders):
         rows += run.n_batches_for_norm_estimate * run.train_batch_size_tokens
     row = width * str_to_dtype(run.dtype).itemsize
-    on_device = torch.device(run.act_store_device) == torch.device(run.device)
+    on_device = torch.device(str(run.act_store_device)) == torch.device(run.device)
     return Cost(_ARRAYS_OF_A_WEIGHT * weights + on_device * rows * row, weights)
 
 

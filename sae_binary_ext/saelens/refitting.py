@@ -1,8 +1,7 @@
 """Refits decoders of binary coders by least squares, at the end of training or afterwards."""
 
 import logging
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,23 +10,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_binary_ext.saelens.autoencoder import BinaryCoder, BinaryTrainingSAE
+from sae_binary_ext.saelens.splice import heads_side_by_side
 from sae_binary_ext.saelens.transcoder import TranscoderFields
 from sae_binary_ext.training.least_squares import PULL, TOKENS_AT_ONCE, DecoderFit, Refit
 
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def heads_side_by_side(coder: Any) -> Generator[None]:
-    """Within the block, a coder of attn.hook_z takes and returns [..., heads * d_head]."""
-    reshapes = getattr(coder, "hook_z_reshaping_mode", False)
-    if reshapes:
-        coder.turn_off_forward_pass_hook_z_reshaping()
-    try:
-        yield
-    finally:
-        if reshapes:
-            coder.turn_on_forward_pass_hook_z_reshaping()
 
 
 @torch.no_grad()

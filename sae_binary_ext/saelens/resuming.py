@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +67,7 @@ class RandomStream:
         return int(torch.randint(2**31, ()))
 
     @contextmanager
-    def drawn_from(self) -> Iterator[None]:
+    def drawn_from(self) -> Generator[None]:
         """Until the block ends, torch's generators draw from this stream."""
         before = _random_states()
         _set_random_states(self._states)

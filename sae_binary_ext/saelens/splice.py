@@ -7,9 +7,9 @@ activation at hook_name_out. For an autoencoder, the two hooks are the same.
 
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from operator import itemgetter
@@ -40,6 +40,19 @@ _HEAD = re.compile(r"(?P<hook>.+)\[(?P<head>\d+)\]")
 _HEADS_SIDE_BY_SIDE = re.compile(r".*\battn\.(hook_[qkvz]|[qkv]\.hook_out|o\.hook_in)")
 # [rows, context, heads, d_head]
 _DIMENSIONS_WITH_HEADS = 4
+
+
+@contextmanager
+def heads_side_by_side(coder: Any) -> Generator[None]:
+    """Within the block, a coder of attn.hook_z takes and returns [..., heads * d_head]."""
+    reshapes = getattr(coder, "hook_z_reshaping_mode", False)
+    if reshapes:
+        coder.turn_off_forward_pass_hook_z_reshaping()
+    try:
+        yield
+    finally:
+        if reshapes:
+            coder.turn_on_forward_pass_hook_z_reshaping()
 
 
 @dataclass(frozen=True)
@@ -296,7 +309,7 @@ class TranscoderEvaluator(MultiSAEEvaluator):
         splices = {
             hooks[name]: Splice(self.model, *hooks[name], self.model_kwargs) for name in saes
         }
-        totals: Counter[Any] = Counter()
+        totals: defaultdict[Any, float] = defaultdict(float)
         for _ in range(self.n_eval_batches):
             tokens = store.get_batch_tokens(self.eval_batch_size_prompts)
             where = torch.zeros_like(tokens, dtype=torch.bool)

@@ -39,8 +39,8 @@ class CommandLineConfig(TranscoderRunnerConfig):
     """A run with one architecture. Each field that can be written as text is an option."""
 
     # Each field has its help here, because the parser would show the comment beside it.
-    sae: TrainingSAEConfig = subgroups(  # noqa: RUF009
-        _ARCHITECTURES,
+    sae: TrainingSAEConfig = subgroups(  # noqa: RUF009  # pyright: ignore[reportCallIssue]
+        _ARCHITECTURES,  # pyright: ignore[reportArgumentType]
         default="binary_transcoder",
         alias="--architecture",
         help="the architecture; its fields are options too",
@@ -64,7 +64,9 @@ class CommandLineConfig(TranscoderRunnerConfig):
     )
     saes: Mapping[str, TrainingSAEConfig] = option(cmd=False, default_factory=dict)
     lrs: Mapping[str, float] = option(cmd=False, default_factory=dict)
-    evaluator: None = option(cmd=False, default=None)
+    evaluator: None = option(  # pyright: ignore[reportIncompatibleVariableOverride]
+        cmd=False, default=None
+    )
 
     @override
     def __post_init__(self) -> None:

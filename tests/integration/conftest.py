@@ -3,32 +3,16 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from sae_binary_ext.bundled.smollm2 import export_smollm2
-from tests.small_models import VOCABULARY, save_gpt2, save_tokenizer
+from tests.small_models import VOCABULARY, save_gpt2, save_llama
 
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder with a two-layer Llama of random weights and a word tokeniser."""
     folder = tmp_path_factory.mktemp("tiny_llama")
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            vocab_size=VOCABULARY,
-            bos_token_id=0,
-            eos_token_id=1,
-            max_position_embeddings=64,
-            initializer_range=0.5,  # activations are about as large as a trained model's
-        )
-    ).save_pretrained(folder)
-    save_tokenizer(folder)
+    save_llama(folder, layers=2)
     return folder
 
 

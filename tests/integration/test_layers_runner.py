@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from sae_lens import SAE, LoggingConfig, TrainingSAE
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from sae_binary_ext.saelens import (
     BinaryTranscoderTrainingSAEConfig,
@@ -19,7 +18,7 @@ from sae_binary_ext.saelens import (
 from sae_binary_ext.saelens.pair_trainer import StreamTrainer
 from sae_binary_ext.saelens.train_transcoders import main
 from tests.integration.saelens_helpers import bridge
-from tests.small_models import VOCABULARY, save_tokenizer
+from tests.small_models import save_llama
 
 pytestmark = pytest.mark.integration
 
@@ -34,22 +33,7 @@ STEP = 64
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder with a three-layer Llama of random weights."""
     folder = tmp_path_factory.mktemp("three_layers")
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            vocab_size=VOCABULARY,
-            bos_token_id=0,
-            eos_token_id=1,
-            max_position_embeddings=64,
-            initializer_range=0.5,
-        )
-    ).save_pretrained(folder)
-    save_tokenizer(folder)
+    save_llama(folder, LAYERS)
     return folder
 
 

@@ -17,7 +17,7 @@ from sae_binary_ext.saelens import (
     BinaryTrainingSAEConfig,
     BinaryTranscoderTrainingSAEConfig,
 )
-from sae_binary_ext.saelens.pairs import PAIRS, split_pairs
+from sae_binary_ext.saelens.pairs import split_pairs
 from tests.saelens.helpers import BATCH, trainer_for
 from tests.saelens.test_estimates import pair_trainer
 
@@ -110,7 +110,7 @@ def test_coders_that_share_batches_are_refitted_in_one_pass(clustered_activation
 
     plain = trained({"binary": 0, "continuous": 0})
     width = plain.saes["binary"].cfg.d_in
-    rows = [batch[PAIRS] for batch in islice(plain.data_provider, 2)]
+    rows = [batch[plain.hook_names["binary"]] for batch in islice(plain.data_provider, 2)]
     expected = plain.saes["binary"]
     fit = refit_decoder(
         expected, [split_pairs(each, width, each.shape[1] - width) for each in rows]

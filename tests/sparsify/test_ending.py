@@ -148,6 +148,7 @@ def test_tokens_that_are_not_finite_are_left_out(activations: Tensor, rows: Tens
         ({"loss_fn": "ce"}, "refit_tokens=60 with loss_fn='ce'.*Give refit_tokens=0"),
         ({"loss_fn": "kl"}, "refit_tokens=60 with loss_fn='kl'"),
         ({"distribute_modules": True}, "refit_tokens=60 with distribute_modules=True"),
+        ({"fields": {"tied_decoder": True}}, "refit_tokens=60 with tied_decoder=True"),
     ],
 )
 def test_what_cannot_be_refitted_is_refused_before_training(
