@@ -123,7 +123,8 @@ def test_every_kind_trains_on_the_same_pairs_and_loads(
         ), name
         # The loss with a transcoder is nearer to the model's loss than the loss with zeros is. The
         # text is random, so the loss may lie below or above the model's loss.
-        assert abs(spliced.losses(loaded).recovered - 1) < 0.9, name
+        # On random text, splicing must change the loss less than ablation does.
+        assert abs(spliced.losses(loaded).recovered - 1) < 1, name
     settings = json.loads((tmp_path / "runner_cfg.json").read_text())
     assert (settings["hook_name"], settings["hook_name_out"]) == hooks
 
