@@ -98,7 +98,7 @@ def test_every_kind_trains_on_the_same_pairs_and_loads(
         model_name=str(tiny_model_folder),
         dataset_path=str(tiny_dataset),
         output_path=str(tmp_path),
-        training_tokens=100 * 64,
+        training_tokens=300 * 64,
         prefetch_llm_batches=True,
     )
     # The runner loads an AutoModelForCausalLM itself. A bridge is passed to it.
@@ -118,13 +118,12 @@ def test_every_kind_trains_on_the_same_pairs_and_loads(
         assert metadata.model_name == str(tiny_model_folder)
         figures = measure(loaded, inputs, targets)
         assert figures.fvu < 0.9, name
-        assert (
-            0 < figures.l0 <= (128 if getattr(cfg, "selection", "") == "threshold" else SIZES["k"])
-        ), name
+        most = 128 if getattr(cfg, "selection", "") == "threshold" else SIZES["k"]
+        # The mean of equal numbers of active latents may differ from them by rounding.
+        assert 0 < figures.l0 <= most * (1 + 1e-12), name
         # The loss with a transcoder is nearer to the model's loss than the loss with zeros is. The
         # text is random, so the loss may lie below or above the model's loss.
-        # On random text, splicing must change the loss less than ablation does.
-        assert abs(spliced.losses(loaded).recovered - 1) < 1, name
+        assert abs(spliced.losses(loaded).recovered - 1) < 0.9, name
     settings = json.loads((tmp_path / "runner_cfg.json").read_text())
     assert (settings["hook_name"], settings["hook_name_out"]) == hooks
 
