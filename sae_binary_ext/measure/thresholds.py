@@ -77,7 +77,7 @@ def _margins(coder: Any, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tens
 
 
 def _least_of_largest(margins: Tensor, rates: Tensor) -> Tensor:
-    """The margin, of [latents, tokens], that as many exceed as the firing rates [latents] say."""
+    """The margin of [latents, tokens] above which as many lie as the firing rates [latents] say."""
     firings = int((rates.sum() * margins.shape[1]).round())
     return margins.flatten().kthvalue(max(margins.numel() - firings, 1)).values
 
@@ -91,9 +91,9 @@ class _Tokens:
     def own_thresholds(self, rates: Tensor, coder: Any) -> Tensor:
         """Thresholds [latents] of little squared error, at the L0 of the firing rates [latents].
 
-        Each latent in turn moves its threshold to where the error is least, if all other latents
-        stay as they are. The start are thresholds that keep the firing rates. At the end, all
-        thresholds move by the same amount, which restores L0.
+        All thresholds start where they keep the firing rates. Each latent in turn then moves its
+        threshold to where the error is least, if all other latents stay as they are. At the end,
+        all thresholds move by the same amount, which restores L0.
         """
         tokens, weight = len(self.targets), coder.W_dec.float()
         counts = (rates * tokens).round().long().clamp(max=tokens)
