@@ -14,7 +14,8 @@ from circuit_tracer.transcoder import SingleLayerTranscoder, TranscoderSet
 from torch import Tensor, nn
 from typing_extensions import override
 
-from sae_binary_ext.checkpoints import hook_names
+from sae_binary_ext.checkpoints import CheckpointError, hook_names
+from sae_binary_ext.checkpoints.load import NOT_WRITTEN
 from sae_binary_ext.checkpoints.portable import Place
 from sae_binary_ext.coding.encode import binarise
 from sae_binary_ext.measure.in_model import BLOCK, layer_of
@@ -57,16 +58,8 @@ class CoderTranscoder(SingleLayerTranscoder):
 
     @override
     def to_safetensors(self, save_path: str) -> None:
-        """Raise ValueError: circuit-tracer's loader would take the codes for ReLU's."""
-        raise ValueError(NOT_IN_FILES)
-
-
-NOT_IN_FILES = (
-    "circuit-tracer's files know ReLU and JumpReLU alone, and its loader gives other outputs for "
-    "binary and topk codes. Keep the coders in their own format; "
-    "sae_binary_ext.circuits.transcoder_set(coders) makes circuit-tracer's transcoders of them, "
-    "and sae-binary circuit writes graphs."
-)
+        """Raise CheckpointError: circuit-tracer's loader would give other outputs."""
+        raise CheckpointError(f"{save_path}: {NOT_WRITTEN['circuit-tracer']}")
 
 
 def transcoder_set(
@@ -85,7 +78,9 @@ def transcoder_set(
         ValueError: a coder is of another kind or normalises its input; a layer has no coder or
             several; or the coders differ in hooks, number of latents or skip connection.
     """
-    found = sorted(((_layer_of(coder, family), coder) for coder in coders), key=lambda each: each[0])
+    found = sorted(
+        ((_layer_of(coder, family), coder) for coder in coders), key=lambda each: each[0]
+    )
     times = Counter(layer for layer, _ in found)
     wrong = {layer: times[layer] for layer in range(max(times, default=0) + 1) if times[layer] != 1}
     if wrong:
@@ -97,8 +92,8 @@ def transcoder_set(
     if others := {layer: kind for layer, kind in kinds.items() if kind != kinds[0]}:
         layer, kind = next(iter(others.items()))
         raise ValueError(
-            f"coders: layer {layer} has {kind} and layer 0 has {kinds[0]} (input hook, output hook, "
-            "latents, skip_connection). Train all layers alike."
+            f"coders: layer {layer} has {kind} and layer 0 has {kinds[0]} (input hook, output "
+            "hook, latents, skip_connection). Train all layers alike."
         )
     source, target, *_ = kinds[0]
     layers = {layer: CoderTranscoder(coder, layer) for layer, coder in found}
@@ -115,7 +110,7 @@ def _layer_of(coder: Any, family: str) -> int:
         )
     if coder.cfg.normalize_activations != "none":
         raise ValueError(
-            f"{name}: normalize_activations={coder.cfg.normalize_activations!r}, and circuit-tracer "
+            f"{name}: normalize_activations={coder.cfg.normalize_activations!r}. circuit-tracer "
             "gives transcoders their input as the model has it. Train with 'none', or with "
             "'expected_average_only_in', which SAELens folds into the weights."
         )
@@ -130,7 +125,9 @@ def _layer_of(coder: Any, family: str) -> int:
 
 def _kind(coder: Any, family: str) -> tuple[str, str, int, bool]:
     """The hooks within a layer, the number of latents, and whether there is a skip connection."""
-    source, target = (BLOCK.sub("", hook, count=1).removeprefix(".") for hook in _hooks(coder, family))
+    source, target = (
+        BLOCK.sub("", hook, count=1).removeprefix(".") for hook in _hooks(coder, family)
+    )
     return source, target, coder.cfg.d_sae, coder.cfg.skip_connection
 
 

@@ -1,8 +1,9 @@
-"""Coders as circuit-tracer's transcoders: edges add up to margins, and cleared bits act as they say.
+"""Coders as circuit-tracer's transcoders: edges add up to margins and predict cleared bits.
 
 `make test-circuits` runs these tests, in an environment that has circuit-tracer.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,45 +11,28 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformer_lens.pretrained.weight_conversions import convert_llama_weights
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sae_binary_ext.saelens import (
-    BinaryTranscoder,
-    BinaryTranscoderConfig,
-    TopKTranscoder,
-    TopKTranscoderConfig,
-)
-from tests.small_models import VOCABULARY, save_tokenizer
+from sae_binary_ext.checkpoints import CheckpointError
+from sae_binary_ext.saelens import BinarySAE, BinarySAEConfig, BinaryTranscoder
+from tests.layer_coders import LAYERS, WIDTH, layer_coder
+from tests.small_models import VOCABULARY
 
 pytest.importorskip("circuit_tracer")
 
 from circuit_tracer import ReplacementModel, attribute
 from circuit_tracer.graph import Graph
+from circuit_tracer.replacement_model.replacement_model_transformerlens import (
+    TransformerLensReplacementModel,
+)
+from circuit_tracer.transcoder import TranscoderSet
 
 from sae_binary_ext.circuits import transcoder_set
 
-LAYERS, WIDTH, LATENTS, K = 3, 16, 64, 8
 PROMPT = "w2 w3 w4 w5 w6 w7"
 KINDS = ("topk", "groupmax", "threshold", "gumbel", "stock")
-
-
-def make_coder(kind: str, layer: int, skip: bool) -> Any:
-    """A random transcoder of a layer's MLP: binary with a selection, or stock TopK."""
-    torch.manual_seed(layer)
-    sizes: dict[str, Any] = {"d_in": WIDTH, "d_sae": LATENTS, "k": K, "skip_connection": skip}
-    if kind == "stock":
-        coder = TopKTranscoder(TopKTranscoderConfig(**sizes, rescale_acts_by_decoder_norm=False))
-    else:
-        coder = BinaryTranscoder(BinaryTranscoderConfig(**sizes, selection=kind))
-        coder.log_threshold.data.normal_(-1, 0.5)
-    for parameter in (coder.W_enc, coder.b_enc, coder.W_dec, coder.b_dec, coder.W_skip):
-        if parameter is not None:
-            parameter.data.normal_(std=0.2)
-    metadata = coder.cfg.metadata
-    metadata.model_name = "tiny-llama"
-    metadata.hook_name = f"model.layers.{layer}.post_attention_layernorm"
-    metadata.hook_name_out = f"model.layers.{layer}.mlp"
-    return coder
 
 
 def margins(coder: Any, x: Tensor) -> Tensor:
@@ -57,9 +41,49 @@ def margins(coder: Any, x: Tensor) -> Tensor:
     return pre - coder.log_threshold.exp() if isinstance(coder, BinaryTranscoder) else pre
 
 
+def open_nnsight(folder: Path, coders: TranscoderSet) -> Any:
+    return ReplacementModel.from_pretrained_and_transcoders(
+        str(folder), coders, backend="nnsight", device=torch.device("cpu")
+    )
+
+
+def open_transformer_lens(folder: Path, coders: TranscoderSet) -> Any:
+    """The folder's Llama as a HookedTransformer, which loads no folders by itself."""
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    config = HookedTransformerConfig(
+        model_name="tiny-llama",
+        n_layers=LAYERS,
+        d_model=WIDTH,
+        n_heads=2,
+        d_head=WIDTH // 2,
+        d_mlp=32,
+        d_vocab=VOCABULARY,
+        n_ctx=32,
+        act_fn="silu",
+        gated_mlp=True,
+        normalization_type="RMS",
+        eps=plain.config.rms_norm_eps,
+        positional_embedding_type="rotary",
+        rotary_dim=WIDTH // 2,
+        rotary_adjacent_pairs=False,
+        final_rms=True,
+        original_architecture="LlamaForCausalLM",
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    weights = convert_llama_weights(plain, config)
+    model = HookedTransformer(config, tokenizer=tokenizer)
+    model.load_and_process_state_dict(
+        weights, fold_ln=False, center_writing_weights=False, center_unembed=False
+    )
+    replacement = TransformerLensReplacementModel.__new__(TransformerLensReplacementModel)
+    replacement.__dict__.update(model.__dict__)
+    replacement._configure_replacement_model(coders)
+    return replacement
+
+
 @dataclass
 class Traced:
-    """A prompt's graph, and the model's own activations at each layer's MLP, [layers, tokens, d]."""
+    """A prompt's graph, and the model's own activations at each MLP, [layers, tokens, d]."""
 
     coders: list[Any]
     model: Any
@@ -69,10 +93,15 @@ class Traced:
     outputs: Tensor
 
     @classmethod
-    def of(cls, folder: Path, coders: list[Any], prompt: str, **settings: Any) -> "Traced":
-        model = ReplacementModel.from_pretrained_and_transcoders(
-            str(folder), transcoder_set(coders), backend="nnsight", device=torch.device("cpu")
-        )
+    def of(
+        cls,
+        folder: Path,
+        coders: list[Any],
+        prompt: str,
+        open_model: Any = open_nnsight,
+        **settings: Any,
+    ) -> "Traced":
+        model = open_model(folder, transcoder_set(coders))
         tokens = model.ensure_tokenized(prompt)
         graph = attribute(tokens, model, batch_size=32, **settings)
         plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -105,27 +134,20 @@ class Traced:
         return torch.stack([margins(coder, x) for coder, x in pairs]).detach()
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=WIDTH,
-        intermediate_size=32,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        vocab_size=VOCABULARY,
-        initializer_range=0.3,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    save_tokenizer(folder)
-    return folder
+# Selection or stock coder, skip connection, and the library that runs the model.
+CASES = [
+    *((kind, False, open_nnsight) for kind in KINDS),
+    ("topk", True, open_nnsight),
+    ("topk", False, open_transformer_lens),
+    ("threshold", True, open_transformer_lens),
+]
 
 
-@pytest.fixture(scope="module", params=[(kind, skip) for kind in KINDS for skip in (False, True)])
-def traced(tiny: Path, request: pytest.FixtureRequest) -> Traced:
-    kind, skip = request.param
-    return Traced.of(tiny, [make_coder(kind, layer, skip) for layer in range(LAYERS)], PROMPT)
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]} {case[2].__name__}")
+def traced(tiny_llama: Path, request: pytest.FixtureRequest) -> Traced:
+    kind, skip, open_model = request.param
+    coders = [layer_coder(kind, layer, skip) for layer in range(LAYERS)]
+    return Traced.of(tiny_llama, coders, PROMPT, open_model)
 
 
 def test_codes_are_the_coders_own(traced: Traced):
@@ -163,3 +185,21 @@ def test_a_cleared_latent_lowers_margins_by_its_edges(traced: Traced):
         )[1]
         lost = (before - after)[graph.active_features.unbind(1)]
         torch.testing.assert_close(lost, strength[:, source], atol=1e-5, rtol=1e-3)
+
+
+def test_coders_that_circuit_tracer_cannot_express_are_refused(tmp_path: Path):
+    def refuses(told: str, *coders: Any) -> None:
+        with pytest.raises(ValueError, match=re.escape(told)):
+            transcoder_set(coders)
+
+    first, second = layer_coder("topk", 0), layer_coder("topk", 1)
+    refuses("layers [0] have [0] coders", second)
+    refuses("layers [1] have [2] coders", first, second, second)
+    refuses("layer 1 has", first, layer_coder("topk", 1, skip=True))
+    refuses("BinarySAE of None", BinarySAE(BinarySAEConfig(d_in=4, d_sae=8, k=2)))
+    second.cfg.normalize_activations = "layer_norm"
+    refuses("normalize_activations='layer_norm'", first, second)
+    first.cfg.metadata.hook_name = None
+    refuses("does not say which layer", first)
+    with pytest.raises(CheckpointError, match="ReLU and JumpReLU alone"):
+        transcoder_set([layer_coder("topk", 0)]).to_safetensors(str(tmp_path))

@@ -1,4 +1,4 @@
-"""`sae-binary circuit`: the latents that lead to a model's next token, as circuit-tracer's graph."""
+"""`sae-binary circuit`: latents that lead to a model's next token, as circuit-tracer's graph."""
 
 from argparse import ArgumentParser
 from pathlib import Path

@@ -4,6 +4,7 @@ import json
 import re
 from argparse import Namespace
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from sae_binary_ext.checks import check_at_least, check_rate
@@ -24,25 +25,30 @@ LATENT = "cross layer transcoder"
 
 def circuit(options: Namespace) -> Iterator[str]:
     """Write the graph files of options.prompt; yields what they hold and how to open them."""
+    if find_spec("circuit_tracer") is None:
+        raise ImportError(
+            "needs the package circuit-tracer, whose versions of other packages are old: install "
+            "it in an environment of its own, pip install 'sae_binary_ext[circuits]'."
+        )
     check_at_least(1, **{size: getattr(options, size) for size in SIZES})
     check_rate(node_threshold=options.node_threshold, edge_threshold=options.edge_threshold)
     name = re.sub(r"\W+", "-", options.name or options.prompt.lower()).strip("-")[:LONGEST_NAME]
     if not name:
         raise ValueError(f"prompt={options.prompt!r}: has no words. Name the graph with --name.")
-    graph = trace(options, name)
+    graph = trace(open_model(options, f"./data/{name}"), options)
     yield from _write(graph, options, name)
     yield f"\nOpen it: circuit-tracer start-server --graph_file_dir {options.output} --port 8041"
     yield f"         http://localhost:8041/index.html?slug={name}"
 
 
-def trace(options: Namespace, name: str) -> "Graph":
-    """Attribute the prompt's next token to latents of all layers, errors and tokens.
+def open_model(options: Namespace, scan: str) -> Any:
+    """circuit-tracer's ReplacementModel of the coders. `scan` tells its page where texts are.
 
     ValueError if the coders are not one transcoder for each layer of one model, or the backend does
     not know the model or their hooks.
     """
     import torch
-    from circuit_tracer import ReplacementModel, attribute
+    from circuit_tracer import ReplacementModel
     from transformers import AutoConfig
 
     from sae_binary_ext.circuits import transcoder_set
@@ -56,7 +62,7 @@ def trace(options: Namespace, name: str) -> "Graph":
     known = known_to_hooked_transformer(path)
     backend = options.backend or ("transformerlens" if known else "nnsight")
     family = " ".join(config.architectures or [])
-    layers = transcoder_set((each.coder for each in candidates), f"./data/{name}", family)
+    layers = transcoder_set((each.coder for each in candidates), scan, family)
     _check_layers(layers, config, path)
     if backend == "nnsight":
         _check_nnsight(layers, config)
@@ -65,17 +71,33 @@ def trace(options: Namespace, name: str) -> "Graph":
             f"backend='transformerlens': TransformerLens has no model {path!r}. Give "
             "--backend nnsight, which takes folders."
         )
-    model: Any = ReplacementModel.from_pretrained_and_transcoders(
+    return ReplacementModel.from_pretrained_and_transcoders(
         path, layers, backend=backend, device=torch.device(device)
     )
+
+
+def trace(model: Any, options: Namespace) -> "Graph":
+    """Attribute the token after options.prompt to latents of all layers, errors and tokens."""
+    from circuit_tracer import attribute
+
     return attribute(
-        options.prompt,
+        tokens_of(model.tokenizer, options.prompt),
         model,
         max_n_logits=options.max_targets,
         max_feature_nodes=options.max_latents,
         batch_size=options.batch_size,
         verbose=True,
     )
+
+
+def tokens_of(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of a prompt, with the beginning-of-text token first, as coders are trained."""
+    # circuit-tracer itself takes another special token if the beginning-of-text token has id 0.
+    ids = tokenizer.encode(prompt, add_special_tokens=False)
+    if ids[:1] and ids[0] in tokenizer.all_special_ids:
+        return ids
+    first = tokenizer.bos_token_id
+    return [tokenizer.eos_token_id if first is None else first, *ids]
 
 
 def _model_of(candidates: list["Candidate"], options: Namespace) -> str:
@@ -139,11 +161,13 @@ def _write(graph: "Graph", options: Namespace, name: str) -> Iterator[str]:
 def _write_texts(
     graph: "Graph", latents: list[dict[str, Any]], tokens: list[str], folder: Any
 ) -> None:
-    """Write for each latent of the graph a file with its codes on the prompt, which the page shows."""
+    """Write a file for each latent of the graph: its codes on the prompt, which the page shows."""
     folder.mkdir(exist_ok=True)
     active: dict[tuple[int, int], dict[int, float]] = {}
     values = graph.activation_values.tolist()
-    for (layer, position, latent), value in zip(graph.active_features.tolist(), values, strict=True):
+    for (layer, position, latent), value in zip(
+        graph.active_features.tolist(), values, strict=True
+    ):
         active.setdefault((layer, latent), {})[position] = value
     for node in latents:
         layer, latent, _ = map(int, node["node_id"].split("_"))
