@@ -80,7 +80,7 @@ CIRCUITS_VENV := .venv-circuits
 CIRCUITS_UV := $(PYTHON) -m uv pip install --quiet --python $(CIRCUITS_VENV)/bin/python --constraint constraints-circuits.txt
 # The tests of the Hub run here too, because huggingface-hub below 1 is supported for circuit-tracer alone.
 CIRCUITS_TESTS := $(addprefix tests/, test_circuits.py commands/test_circuit.py checkpoints/test_hub.py \
-	checkpoints/test_inspect.py)
+	checkpoints/test_inspect.py integration/test_circuits_of_smollm2.py integration/test_documents.py)
 
 $(CIRCUITS_VENV)/stamp: $(PYTHON) pyproject.toml constraints-circuits.txt
 	$(PYTHON) -m uv venv --quiet --allow-existing --python $(PYTHON) $(CIRCUITS_VENV)

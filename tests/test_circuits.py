@@ -46,6 +46,9 @@ def test_codes_are_the_coders_own(traced: Traced):
     # circuit-tracer leaves out the first position, which is an attention sink.
     assert codes[:, 1:].sum() > 0
     torch.testing.assert_close(codes[:, 1:], torch.stack(own)[:, 1:], atol=1e-5, rtol=1e-5)
+    layers = transcoder_set(traced.coders)
+    for layer, coder, x in zip(layers, traced.coders, traced.inputs, strict=True):
+        torch.testing.assert_close(layer(x), coder(x))
     if isinstance(traced.coders[0], BinaryTranscoder):
         assert set(codes.unique().tolist()) == {0.0, 1.0}
 
