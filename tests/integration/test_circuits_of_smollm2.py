@@ -21,7 +21,7 @@ pytest.importorskip("circuit_tracer")
 from tests.traced import Traced
 
 pytestmark = pytest.mark.integration
-PROMPT = "The Eiffel Tower is in the city of"
+PROMPT = "The Eiffel Tower is in"
 ARCHITECTURES = {
     "binary": (BinaryTranscoderTrainingSAE, BinaryTranscoderTrainingSAEConfig),
     "stock": (TopKTranscoderTrainingSAE, TopKTranscoderTrainingSAEConfig),
@@ -40,9 +40,9 @@ def traced(
     coders: list[Any] = []
 
     def fit(layer: int, x: torch.Tensor, target: torch.Tensor) -> None:
-        coder = training_class(config_class(d_in=576, d_out=576, d_sae=1152, k=16))
+        coder = training_class(config_class(d_in=576, d_out=576, d_sae=1152, k=4))
         if request.param == "stock":
-            coder.W_dec.data.normal_(std=0.02)
+            coder.W_dec.data.normal_(std=0.2)
         coder.fit_to_first_batch(torch.cat([x[0, 1:], target[0, 1:]], dim=1))
         metadata = coder.cfg.metadata
         metadata.model_name = "SmolLM2"
@@ -56,7 +56,8 @@ def traced(
         block.mlp.register_forward_hook(lambda _, x, y, layer=layer: fit(layer, x[0], y))
     with torch.no_grad():
         model(tokens[:, :256])
-    return Traced.of(smollm2_folder, coders, PROMPT, max_feature_nodes=200)
+    # All latents are attributed: a graph has no edges from latents that it leaves out.
+    return Traced.of(smollm2_folder, coders, PROMPT)
 
 
 def test_edges_add_up_to_the_margin(traced: Traced):

@@ -75,7 +75,9 @@ def circuits(model: Path, text: Path) -> dict[str, Any]:
     pytest.importorskip("circuit_tracer", reason="needs the package circuit-tracer")
     config = BinarySparseCoderConfig(num_latents=64, k=8, transcode=True)
     for layer in range(AutoConfig.from_pretrained(model).num_hidden_layers):
-        BinarySparseCoder(WIDTH, config).save_to_disk(f"output/binary_transcoder/layers.{layer}.mlp")
+        BinarySparseCoder(WIDTH, config).save_to_disk(
+            f"output/binary_transcoder/layers.{layer}.mlp"
+        )
     Path("output/binary_transcoder/config.json").write_text(json.dumps({"model": "runs/smollm2"}))
     return text_for_circuits(model, text)
 
