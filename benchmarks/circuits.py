@@ -3,8 +3,9 @@
     python -m benchmarks.circuits CODERS [CODERS ...] "prompt"
 
 Each source latent is cleared alone: with everything else held (attention, norms, the other MLPs),
-and in the running model. An edge is right if the target's pre-activation falls by the edge within a
-tenth (held), or moves the same way by half to twice the edge (running).
+and with attention patterns held while norms and MLPs respond (running). An edge is right if the
+target's pre-activation falls by the edge within a tenth (held), or by half to twice the edge
+(running).
 """
 
 import sys
@@ -57,7 +58,6 @@ def pre_activations(
         tokens,
         cleared,
         constrained_layers=range(model.cfg.n_layers) if held else None,
-        freeze_attention=held,
         apply_activation_function=False,
     )[1]
 

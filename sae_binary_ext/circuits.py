@@ -5,6 +5,10 @@ of a latent's pre-activation that a source causes by itself. A binary latent fir
 its pre-activation less a constant, so an edge is a contribution to its margin.
 """
 
+# pyright: reportMissingImports=false, reportUnknownParameterType=false
+# pyright: reportUntypedBaseClass=false, reportGeneralTypeIssues=false
+# (circuit-tracer is not installed where types are checked.)
+
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any

@@ -1,5 +1,8 @@
 """Attribution graphs of a prompt through the transcoders of all layers."""
 
+# pyright: reportMissingImports=false, reportUnknownParameterType=false
+# (circuit-tracer is not installed where types are checked.)
+
 import json
 import re
 from argparse import Namespace
