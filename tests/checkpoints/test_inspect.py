@@ -15,7 +15,7 @@ from torch import Tensor
 from sae_binary_ext.checkpoints import CheckpointError, describe, load_coder
 from sae_binary_ext.cli import main
 from tests.checkpoints.coders import CASES
-from tests.hub_server import Hub
+from tests.hub_server import Hub, go_offline
 
 D, D_OUT, LATENTS = 6, 4, 24
 PLACE = {"model_name": "gpt2-small", "hook_name": "blocks.8.hook_resid_pre"}
@@ -172,7 +172,7 @@ def test_what_was_downloaded_is_described_without_a_network(
     folder = CASES["saelens topk"].save(tmp_path)
     publish(hub, "me/kept", {"a": folder})
     load_coder("me/kept", "a")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    go_offline(monkeypatch)
     (one,) = describe("me/kept")
     assert one.name == "a"
     assert "weights" not in dict(one.lines())

@@ -259,6 +259,8 @@ def test_unknown_hosts_are_refused(tmp_path: Path):
         load_coder(folder, host=host)
     with pytest.raises(CheckpointError, match=r"host='dictionary_learning': choose one of"):
         convert(folder, tmp_path / "out", host)
+    with pytest.raises(CheckpointError, match=r"host='circuit-tracer': .*ReLU and JumpReLU alone"):
+        convert(folder, tmp_path / "out", "circuit-tracer")
 
 
 def test_layer_norm_coders_stay_what_they_are_in_saelens(tmp_path: Path):

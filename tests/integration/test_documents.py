@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModel
+from transformers import AutoConfig, AutoModel
 
 from sae_binary_ext.checkpoints import push
 from sae_binary_ext.cli import main
@@ -64,6 +66,22 @@ def in_delphi(model: Path, text: Path) -> dict[str, Any]:
     return {"model": AutoModel.from_pretrained(model)}
 
 
+def text_for_circuits(model: Path, text: Path) -> dict[str, Any]:
+    shutil.copytree(model, "runs/smollm2")  # instead of SmolLM2
+    return {}
+
+
+def circuits(model: Path, text: Path) -> dict[str, Any]:
+    pytest.importorskip("circuit_tracer", reason="needs the package circuit-tracer")
+    config = BinarySparseCoderConfig(num_latents=64, k=8, transcode=True)
+    for layer in range(AutoConfig.from_pretrained(model).num_hidden_layers):
+        BinarySparseCoder(WIDTH, config).save_to_disk(
+            f"output/binary_transcoder/layers.{layer}.mlp"
+        )
+    Path("output/binary_transcoder/config.json").write_text(json.dumps({"model": "runs/smollm2"}))
+    return text_for_circuits(model, text)
+
+
 def save_output() -> None:
     """Save an untrained autoencoder of layer 9 in the folder "output" instead of a trained one."""
     config = BinarySAEConfig(d_in=WIDTH, d_sae=64, k=8)
@@ -81,6 +99,8 @@ GIVEN: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "In sparsify": in_sparsify,
     "Checkpoints": checkpoints,
     "In delphi": in_delphi,
+    "From text to a page": text_for_circuits,
+    "From Python": circuits,
 }
 
 
