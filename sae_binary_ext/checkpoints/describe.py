@@ -7,15 +7,16 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from huggingface_hub import HfApi, snapshot_download
 from torch import Tensor
 
-from sae_binary_ext.checkpoints import files, saelens, sources, stock
+from sae_binary_ext.checkpoints import files, releases, saelens, sources, stock
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.normalization import STORE_STATE, normalization_lines
 from sae_binary_ext.checkpoints.portable import Place, PortableCoder, Shape, finetuning_lines
+from sae_binary_ext.checkpoints.published import Published, find_published, load_published
 from sae_binary_ext.checkpoints.sources import format_of
 from sae_binary_ext.coding.entropy import bernoulli_entropy
 from sae_binary_ext.coding.paper_names import STOCK_ACTIVATIONS
@@ -49,7 +50,7 @@ class Description:
 
     Attributes:
         name: name of the coder's folder in the source.
-        format: format of its files, a key of FORMATS.
+        format: format of its files, a key of FORMATS or the name of SAELens' converter.
         architecture: its architecture in a few words.
         coder: the coder itself, or None for an architecture that only its host knows. For a
             repository, the coder's tensors are on the meta device, without values.
@@ -88,11 +89,16 @@ class Description:
 def describe(source: str | Path, hookpoint: str | None = None) -> list[Description]:
     """Describe the coders of a source. The arguments are those of load_coder.
 
-    For a repository on the Hub, only configs and the headers of weights are downloaded.
+    For a repository on the Hub, only configs and the headers of weights are downloaded. For a
+    release of SAELens, and for files of another library, the weights are downloaded too, and
+    SAELens loads them.
 
     Raises:
         CheckpointError: the source has no coder, or a coder's files are damaged.
     """
+    if (published := find_published(source, hookpoint)) is not None:
+        return [_describe_published(published)]
+    source, hookpoint = sources.split(source, hookpoint)
     with _described_folders(source, hookpoint) as found:
         return [describe_folder(name, folder, hookpoint) for name, folder in found.items()]
 
@@ -119,19 +125,28 @@ def describe_folder(name: str, folder: Path, hookpoint: str | None = None) -> De
     return Description(name, form, _in_words(coder.shape), coder, firing, (), scaled, unread)
 
 
+def _describe_published(published: Published) -> Description:
+    """Load a published coder, which checks its weights, and describe it."""
+    loaded: Any = load_published(published)
+    config = loaded.cfg.to_dict()
+    words, lines = stock.in_words(config, Path(published.name))
+    form = f"{published.converter}, which SAE.from_pretrained reads"
+    return Description(published.name, form, words, details=tuple(lines))
+
+
 @contextmanager
 def _described_folders(source: str | Path, hookpoint: str | None) -> Generator[dict[str, Path]]:
     """The folders of coders by name. A repository's folders hold only configs and headers."""
     listed = None
     if sources.is_repository(source):
-        with files.errors_told(f"{source}: cannot be downloaded"):
-            listed = sources.reachable_files(str(source))
+        with files.errors_told(releases.not_downloaded(source)):
+            listed = sources.reachable_files(source)
     if listed is None:
         yield sources.find_coders(source, hookpoint, checkpoints=True)
         return
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary) / str(source).rpartition("/")[2]
-        with files.errors_told(f"{source}: cannot be downloaded"):
+        with files.errors_told(releases.not_downloaded(source)):
             names = sources.choose(str(source), hookpoint, listed, checkpoints=True)
             headers = _download(str(source), names, set(listed), root)
         with files.headers_alone(headers):

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from sae_binary_ext.checkpoints import releases
 from sae_binary_ext.checkpoints.errors import CheckpointError
 
 SHARDS = "weights in several files"
@@ -80,7 +81,7 @@ def no_coder(source: object, files: Iterable[str], expected: Iterable[str]) -> C
     """
     listed = sorted(files)
     start = f"{source}: holds no coder; expected one of {sorted(expected)}."
-    found = _recognised(listed)
+    found = _recognised(listed, listed)
     if found is None:
         return CheckpointError(f"{start} {_unknown(listed)}")
     layout, match = found
@@ -89,6 +90,7 @@ def no_coder(source: object, files: Iterable[str], expected: Iterable[str]) -> C
     elif layout.converter is not None:
         call = _call(str(source), match["at"], layout.converter)
         remedy = f"SAELens loads it from the Hub: {call}."
+        remedy += " Here too, name it RELEASE/ID, or USER/REPOSITORY and its path there."
     elif gpt2 := re.search(r"gpt2-small_(blocks\.\d+\.hook_resid_pre)_24576", match[0]):
         call = f"SAE.from_pretrained('gpt2-small-res-jb', '{gpt2[1]}')"
         remedy = f"Load the author's newer release: {call}."
@@ -105,13 +107,26 @@ def no_coder(source: object, files: Iterable[str], expected: Iterable[str]) -> C
     return CheckpointError(f"{start} It holds {layout.what}: {match[0]}. {remedy}")
 
 
-def _recognised(files: list[str]) -> tuple[Layout, re.Match[str]] | None:
-    """The layout of the files, and the match for the weights file, or None if no layout fits."""
+def _recognised(files: list[str], beside: list[str]) -> tuple[Layout, re.Match[str]] | None:
+    """The layout of the files, and the match for the weights file, or None if no layout fits.
+
+    beside: paths of all files of the source, among which the layout's other file must be.
+    """
     for layout in LAYOUTS:
         for match in filter(None, (re.fullmatch(layout.pattern, name) for name in files)):
-            if layout.beside is None or layout.beside.format(**match.groupdict()) in files:
+            if layout.beside is None or layout.beside.format(**match.groupdict()) in beside:
                 return layout, match
     return None
+
+
+def paths_elsewhere(files: Iterable[str]) -> dict[str, str]:
+    """SAELens' converter of each coder that SAELens loads, by its path among `files`."""
+    listed, found = sorted(files), dict[str, str]()
+    for name in listed:
+        first = _recognised([name], listed)
+        if first is not None and first[0].converter is not None:
+            found.setdefault(first[1]["at"], first[0].converter)
+    return found
 
 
 def _unknown(files: list[str]) -> str:
@@ -149,7 +164,7 @@ def _call(source: str, at: str, converter: str) -> str:
     repository = None if Path(source).exists() else source
     if cached := re.search(r"models--([^/]+?)--([^/]+)", source):
         repository = f"{cached[1]}/{cached[2]}"
-    if known := _releases(repository, at):
+    if known := releases.listed_at(at, repository):
         more = len(known) - 1
         others = f" ({more} more releases have a coder of this name)" if more else ""
         return f"SAE.from_pretrained{known[0]}{others}"
@@ -164,17 +179,3 @@ def _call(source: str, at: str, converter: str) -> str:
         f"SAE.from_pretrained({where!r}, {at!r}, converter={loader}), with {loader} of "
         "sae_lens.loading.pretrained_sae_loaders"
     )
-
-
-def _releases(repository: str | None, at: str) -> list[tuple[str, str]]:
-    """The releases and ids that SAELens lists a coder under, one for each repository."""
-    try:
-        from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
-    except ModuleNotFoundError:
-        return []
-    found: dict[str, tuple[str, str]] = {}
-    for release, listed in get_pretrained_saes_directory().items():
-        for name, path in listed.saes_map.items():
-            if path == at and repository in (None, listed.repo_id):
-                found.setdefault(listed.repo_id, (release, name))
-    return list(found.values())

@@ -13,6 +13,7 @@ from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import errors_told
 from sae_binary_ext.checkpoints.normalization import with_decoder_norms_folded
 from sae_binary_ext.checkpoints.portable import Place, PortableCoder
+from sae_binary_ext.checkpoints.published import find_published, load_published
 from sae_binary_ext.checkpoints.runs import SEED, with_text_settings
 from sae_binary_ext.checkpoints.sources import FORMATS, STOCK, format_of
 from sae_binary_ext.saving import replacing
@@ -37,8 +38,11 @@ def load_coder(
     """Load a coder of any format, for inference in SAELens or sparsify.
 
     Args:
-        source: a coder's folder, a folder of coders' folders, or the id of a Hub repository.
-            Formats: SAELens', sparsify's, and the files of both papers.
+        source: a coder's folder, a folder of coders' folders, the id of a Hub repository, or one
+            with a coder's folder (user/repo/layers.9). Formats: SAELens', sparsify's, and the files
+            of both papers. Also a release and an id of SAELens
+            (gpt2-small-res-jb/blocks.8.hook_resid_pre), or a repository in another library's
+            format with the path that SAE.from_pretrained takes; in float32.
         hookpoint: the coder's folder in the source ("." for its root). If the source is one
             coder's folder, and its files and name do not tell its place in the model, give its
             hookpoint (layers.9) or SAELens' name of its hook.
@@ -54,6 +58,10 @@ def load_coder(
         ModuleNotFoundError: the host is not installed; the message says how to install it.
     """
     _check_host(host, ("saelens", "sparsify"))
+    if (found := find_published(source, hookpoint)) is not None:
+        stock_coder = load_published(found, device)
+        return stock_coder if host == "saelens" else coder_to_sparsify(stock_coder)
+    source, hookpoint = sources.split(source, hookpoint)
     name, folder = sources.find_coder(source, hookpoint)
     stated = sources.stated_place(name, hookpoint)
     if _is_stock(folder, host):
@@ -161,6 +169,7 @@ def coders_to_convert(
     source: str | Path, out: str | Path, form: str, hookpoint: str | None
 ) -> dict[Path, tuple[Path, Any]]:
     """For each new folder, the folder it is converted from and its coder, for write_coder."""
+    source, hookpoint = sources.split(source, hookpoint)
     found = sources.find_coders(source, hookpoint)
     if len(found) == 1:
         targets = {Path(out): folder for folder in found.values()}

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from typing import TypeGuard
 
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from sae_binary_ext.checkpoints import cho2025, elsewhere, runs, saelens, sparsify
+from sae_binary_ext.checkpoints import cho2025, elsewhere, releases, runs, saelens, sparsify
 from sae_binary_ext.checkpoints.errors import CheckpointError
 from sae_binary_ext.checkpoints.files import errors_told, read_json
 from sae_binary_ext.checkpoints.hook_names import is_hookpoint, is_place, model_class_of, same_place
@@ -25,8 +26,11 @@ SPARSITY_FILE, METRICS_FILE = "sparsity.safetensors", "metrics.json"
 ROOT, CHECKPOINTS = ".", "checkpoints/"
 # The folder, beside a coder's own files, of its form that SAELens loads without this package.
 STOCK = "stock"
+MOST_TOLD = 12  # coders that an error lists; of more, it names the nearest
 HUB_SECONDS = 10  # how long to wait for an answer of the Hub
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+# A repository's id and the path of a coder in it.
+WITHIN_REPOSITORY = re.compile(r"(?P<id>\w[\w.-]*/\w[\w.-]*)/(?P<path>.+)")
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,11 @@ def find_coders(
     `checkpoints` is True; so are stock forms beside their coders. CheckpointError if there are no
     coders.
     """
+    source, hookpoint = split(source, hookpoint)
     if hookpoint is not None:
         check_name(hookpoint)
     if is_repository(source):
-        with errors_told(f"{source}: cannot be downloaded"):
+        with errors_told(releases.not_downloaded(source)):
             root, names = _download(str(source), hookpoint, checkpoints)
     else:
         root = Path(source)
@@ -102,12 +107,28 @@ def find_coders(
     return {name: root / name for name in names}
 
 
-def is_repository(source: str | Path) -> bool:
+def split(source: str | Path, hookpoint: str | None) -> tuple[str | Path, str | None]:
+    """A folder, or a repository's id, and the coder in it. user/repo/layers.9 names both in one."""
+    within = WITHIN_REPOSITORY.fullmatch(str(source))
+    if within is None or isinstance(source, Path) or Path(source).exists():
+        return source, hookpoint
+    return within["id"], "/".join(filter(None, (within["path"].strip("/"), hookpoint)))
+
+
+def is_repository(source: str | Path) -> TypeGuard[str]:
     """Whether a source is a repository's id and not a folder. CheckpointError if it is neither."""
     if Path(source).exists():
         return False
     if isinstance(source, Path) or not REPOSITORY.fullmatch(source):
-        raise CheckpointError(f"{source}: is neither a folder nor a repository's id (user/name).")
+        raise CheckpointError(
+            f"{source}: is neither a folder nor a repository's id (user/name)"
+            f"{releases.mistyped(source)}."
+        )
+    if (first := source.partition("/")[0]) in releases.release_names():
+        raise CheckpointError(
+            f"{source}: {first} is a release of SAELens. Write its coder to a folder first, with "
+            "load_coder(RELEASE/ID).save_model(FOLDER), and name the folder."
+        )
     return True
 
 
@@ -134,6 +155,14 @@ def reachable_files(repository: str) -> list[str] | None:
                 "it was downloaded before. Check the network, or give a folder."
             ) from error
         return None
+
+
+def known_files(repository: str) -> list[str]:
+    """Paths of a repository's files: on the Hub, or if it is silent, of the copy in the cache."""
+    files = reachable_files(repository)
+    if files is not None:
+        return files
+    return _files_under(Path(snapshot_download(repository, local_files_only=True)))
 
 
 def _download(repository: str, hookpoint: str | None, checkpoints: bool) -> tuple[Path, list[str]]:
@@ -256,7 +285,7 @@ def choose(
     CheckpointError if there are none, or a name leads out of the source.
     """
     paths = {PurePosixPath(file) for file in files}
-    names = _coders_among(paths)
+    names = names_among(files)
     if not names:
         raise elsewhere.no_coder(source, files, WEIGHTS)
     for name in names:
@@ -279,7 +308,8 @@ def choose(
     if may_be_root or any(map(FORMATS["cho2025"].is_weights, inside)):
         # read_coder compares the hookpoint with the place in the coder's files.
         return only
-    raise CheckpointError(f"{source}: holds no coder {hookpoint!r} but {names}.")
+    told = names if len(names) <= MOST_TOLD else releases.nearest(hookpoint, names)
+    raise CheckpointError(f"{source}: holds no coder {hookpoint!r} but {told}.")
 
 
 def without_stock_forms(names: Iterable[str]) -> list[str]:
@@ -289,8 +319,9 @@ def without_stock_forms(names: Iterable[str]) -> list[str]:
     return [str(one) for one in paths if one.name != STOCK or str(one.parent) not in known]
 
 
-def _coders_among(paths: set[PurePosixPath]) -> list[str]:
+def names_among(files: Iterable[str]) -> list[str]:
     """Folders of coders. A model.pt without config counts only if no other coder exists."""
+    paths = {PurePosixPath(file) for file in files}
     weights = {path for path in paths if any(map(path.match, WEIGHTS))}
     certain = {path for path in weights if path.suffix != ".pt" or _has_config(path, paths)}
     folders = {path.parent for path in certain or weights}

@@ -135,6 +135,15 @@ def _fold_into(coder: Any, scaling: Scaling, folder: Path) -> None:
         ) from error
 
 
+def checked_and_folded(folder: Path, device: str, cfg_overrides: dict[str, Any] | None) -> Any:
+    """A folder's config and tensors as SAELens reads them, if SAELens computes the right codes.
+
+    CheckpointError for a training checkpoint, and for an activation that SAELens 6 would replace.
+    """
+    refuse_training_only(folder, current_config(folder))
+    return _read_folded(folder, device, cfg_overrides)
+
+
 def _read_folded(path: str | Path, device: str, cfg_overrides: dict[str, Any] | None) -> Any:
     """Read a folder as SAELens does, and multiply decoder rows by the factors of finetuning.
 
@@ -161,25 +170,35 @@ def described(folder: Path) -> tuple[str, int, list[tuple[str, str]]]:
     CheckpointError if tensors are missing, of other sizes than the config says, or not finite.
     """
     config = current_config(folder)
-    fields = Fields(config, folder / "cfg.json")
-    architecture = fields.take("architecture", str)
-    d_in, latents = fields.take_size("d_in"), fields.take_size("d_sae")
-    transcoder = architecture in RULES and architecture.endswith("transcoder")
-    d_out = fields.take_size("d_out", d_in) if transcoder else d_in
-    _check_weights(folder / WEIGHTS, _expected(architecture, d_in, latents, d_out))
+    sizes = _sizes(Fields(config, folder / "cfg.json"))
+    _check_weights(folder / WEIGHTS, _expected(*sizes))
+    words, lines = in_words(config, folder / "cfg.json", scaling(folder, config))
+    if sizes[0] == "topk":
+        words += ", in a file of SAELens before version 6"
+    return words, sizes[2], lines
+
+
+def in_words(
+    config: dict[str, Any], source: Path, scale: Scaling | None = None
+) -> tuple[str, list[tuple[str, str]]]:
+    """The architecture in words, and labelled lines, from a config of SAELens 6.
+
+    source is named in errors. `scale` is the scaling that `load` folds into the weights.
+    """
+    fields = Fields(config, source)
+    architecture, d_in, latents, d_out = _sizes(fields)
     rule, words = RULES.get(architecture), f"{architecture}, of SAELens only"
     if architecture in TRAINING_ONLY:
         words = f"{architecture}, a training checkpoint that save_inference_model makes loadable"
     elif architecture == "topk":
-        rule = f"topk, k={fields.take_size('k')}"
-        words = "TopK autoencoder, in a file of SAELens before version 6"
+        rule, words = f"topk, k={fields.take_size('k')}", "TopK autoencoder"
     reshaped = str(config.get("reshape_activations", "none"))
     metadata = fields.take("metadata", dict, {})
     shown = [
         ("sizes", f"{d_in} -> {latents} latents -> {d_out}"),
         ("dtype", fields.take("dtype", str, "float32").removeprefix("torch.")),
         ("selection", rule),
-        *normalization_lines(config.get("normalize_activations"), scaling(folder, config)),
+        *normalization_lines(config.get("normalize_activations"), scale),
         ("reshapes", None if reshaped == "none" else reshaped),
         ("model", metadata.get("model_name")),
         ("hook (SAELens)", metadata.get("hook_name")),
@@ -187,7 +206,16 @@ def described(folder: Path) -> tuple[str, int, list[tuple[str, str]]]:
     ]
     notes = metadata.get(NOTES_KEY)
     shown += finetuning_lines(notes.get("settings") if isinstance(notes, dict) else None)
-    return words, latents, [(label, value) for label, value in shown if isinstance(value, str)]
+    return words, [(label, value) for label, value in shown if isinstance(value, str)]
+
+
+def _sizes(fields: Fields) -> tuple[str, int, int, int]:
+    """The architecture, d_in, the number of latents, and d_out."""
+    architecture = fields.take("architecture", str)
+    d_in, latents = fields.take_size("d_in"), fields.take_size("d_sae")
+    transcoder = architecture in RULES and architecture.endswith("transcoder")
+    d_out = fields.take_size("d_out", d_in) if transcoder else d_in
+    return architecture, d_in, latents, d_out
 
 
 def _expected(

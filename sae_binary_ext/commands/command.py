@@ -15,8 +15,10 @@ from typing_extensions import override
 from sae_binary_ext.commands import rooms
 
 CODERS_HELP = (
-    "coders to read: a coder's folder, a folder of such folders, or a Hub id of either. All must "
-    "be autoencoders or all transcoders, of one model; their hooks may differ"
+    "coders to read: a coder's folder, a folder of such folders, a Hub id of either, a Hub id with "
+    "a coder's path (user/repo/layers.9), or a release and an id of SAELens "
+    "(gpt2-small-res-jb/blocks.8.hook_resid_pre). All must be autoencoders or all transcoders, of "
+    "one model; their hooks may differ"
 )
 
 
@@ -123,7 +125,7 @@ def add_option(parser: StandardParser, name: str, **settings: Any) -> None:
 
 def add_source(parser: StandardParser) -> None:
     """Add the arguments that name coders: `source` and `--hookpoint`."""
-    source_help = "a coder's folder, a folder of them, or a Hub id (user/name)"
+    source_help = "a coder's folder, a folder of them, or a Hub id (user/name or user/name/folder)"
     parser.add_argument("source", help=source_help)
     parser.add_argument(
         "--hookpoint",

@@ -1,19 +1,21 @@
 """Loads coders of any format, names them, and finds the hooks that they read."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sae_lens import SAE
 from torch import Tensor
 
 from sae_binary_ext.checkpoints import hook_names
 from sae_binary_ext.checkpoints.errors import CheckpointError
-from sae_binary_ext.checkpoints.load import load_candidate
+from sae_binary_ext.checkpoints.load import load_candidate, load_coder
 from sae_binary_ext.checkpoints.portable import Place
-from sae_binary_ext.checkpoints.sources import find_coders
+from sae_binary_ext.checkpoints.published import find_published, load_published
+from sae_binary_ext.checkpoints.sources import find_coders, split, stated_place
 from sae_binary_ext.measure.in_model import decisive_settings, official_name
 from sae_binary_ext.saelens.splice import HookedModel, HookView, resolve_hook
 
@@ -35,7 +37,10 @@ class Site:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A SAELens coder with a short, unique name, the folder it was read from, and its site."""
+    """A SAELens coder with a short, unique name, the place it was read from, and its site.
+
+    folder: the coder's folder, or its whole name on the Hub or in SAELens' list.
+    """
 
     name: str
     folder: Path
@@ -74,18 +79,19 @@ def load_candidates(
     """Load all coders of all sources to a device.
 
     Args:
-        sources: folders of one coder or of several coders, or Hub ids of either.
+        sources: folders of one coder or of several coders, Hub ids of either, Hub ids with a
+            coder's path (user/repo/layers.9), or releases of SAELens with an id.
         hook_name: hook, module or hookpoint for coders whose files do not name one.
 
     Raises:
         CheckpointError: a source holds no coder, or one that SAELens cannot represent.
         ValueError: a coder's files name another hook than hook_name, or neither names a hook.
     """
-    folders = [folder for source in sources for folder in find_coders(source, None).values()]
+    found = [each for source in sources for each in _find(source, hook_name, device)]
     candidates: list[Candidate] = []
-    for name, folder in zip(_short_names(folders), folders, strict=True):
-        coder = load_candidate(folder, hook_name, device)
-        candidates.append(candidate_of(coder, name, folder, hook_name))
+    for name, one in zip(_short_names([one.parts for one in found]), found, strict=True):
+        coder = one.load()
+        candidates.append(candidate_of(coder, name, Path(*one.parts), hook_name))
         positions = coder.cfg.metadata.seqpos_slice
         if positions and tuple(positions) not in ALL_POSITIONS:
             logger.warning(
@@ -93,6 +99,31 @@ def load_candidates(
                 "and is measured on all positions from --first_position on."
             )
     return candidates
+
+
+class _Found(NamedTuple):
+    """A coder that a source names.
+
+    parts: the parts of its folder's path, or of its name on the Hub, or its release and its id.
+    """
+
+    parts: tuple[str, ...]
+    load: Callable[[], SAE[Any]]
+
+
+def _find(source: str, hook_name: str | None, device: str) -> Iterator[_Found]:
+    if (published := find_published(source)) is not None:
+        parts = (published.release, published.own_id)
+        yield _Found(parts, partial(load_published, published, device))
+        return
+    given, chosen = split(source, None)
+    for name, folder in find_coders(given, chosen).items():
+        own = folder.resolve() if Path(given).exists() else Path(given) / name
+        stated = stated_place(name, chosen)
+        if stated is None:
+            yield _Found(own.parts, partial(load_candidate, folder, hook_name, device))
+        else:
+            yield _Found(own.parts, partial(load_coder, folder, stated, device=device))
 
 
 def check_any(candidates: list[Candidate]) -> None:
@@ -188,20 +219,19 @@ def candidate_of(
     return Candidate(name, folder, coder, Site(read, given))
 
 
-def _short_names(folders: list[Path]) -> list[str]:
-    """Short names of folders: the fewest last parts of each path that no other folder shares."""
-    resolved = [folder.resolve() for folder in folders]
-    if twice := [str(folder) for folder in resolved if resolved.count(folder) > 1]:
+def _short_names(found: list[tuple[str, ...]]) -> list[str]:
+    """Short names: the fewest last parts of each coder's path that no other path shares."""
+    if twice := [str(Path(*parts)) for parts in found if found.count(parts) > 1]:
         raise ValueError(f"{twice[0]}: is named twice. Name it once.")
 
-    def short(folder: Path) -> str:
-        for length in range(1, len(folder.parts)):
-            tail = folder.parts[-length:]
-            if sum(other.parts[-length:] == tail for other in resolved) == 1:
+    def short(parts: tuple[str, ...]) -> str:
+        for length in range(1, len(parts)):
+            tail = parts[-length:]
+            if sum(other[-length:] == tail for other in found) == 1:
                 return "/".join(tail)
-        return str(folder)
+        return str(Path(*parts))
 
-    return [short(folder) for folder in resolved]
+    return [short(parts) for parts in found]
 
 
 def settings_of_model(candidate: Candidate) -> dict[str, Any]:

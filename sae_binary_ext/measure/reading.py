@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, cast
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,7 +28,6 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.bundled.smollm2 import MODEL_NAME, export_smollm2
-from sae_binary_ext.checkpoints.sources import METRICS_FILE
 from sae_binary_ext.measure import candidates as coders
 from sae_binary_ext.measure import documents as texts
 from sae_binary_ext.measure import in_model
@@ -138,7 +138,7 @@ def open_coders(
     """Load coders, and the model that their files name.
 
     Args:
-        sources: folders of one coder or of several coders, or Hub ids of either.
+        sources: as in candidates.load_candidates.
         config: names the model, the text, and the hook of coders whose files do not name it.
         folder: gets the bundled model's files, in "model"; the folder is made if missing.
         embedded: name of the bundled articles that are read if config.dataset is None.
@@ -301,7 +301,7 @@ class RunningCoders(nn.Module):
 
 
 def fingerprint(candidates: Iterable[Candidate], settings: Any, sources: Iterable[str]) -> str:
-    """A hash of the coders' files, the settings (a dataclass), and the sources' sizes and times."""
+    """A hash of the coders, the settings (a dataclass), and the sources' sizes and times."""
     digest = hashlib.sha256(json.dumps([LAYOUT, asdict(settings)], default=str).encode())
     for source in sources:
         digest.update(source.encode())
@@ -309,12 +309,11 @@ def fingerprint(candidates: Iterable[Candidate], settings: Any, sources: Iterabl
         for file in sorted([path, *path.rglob("*")] if path.exists() else []):
             digest.update(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
     for candidate in candidates:
-        digest.update(f"{candidate.name} {candidate.site}".encode())
-        # METRICS_FILE is left out, because a comparison writes it without changing the coder.
-        for file in sorted(candidate.folder.iterdir()):
-            if file.is_file() and file.name != METRICS_FILE:
-                with file.open("rb") as contents:
-                    digest.update(hashlib.file_digest(contents, "sha256").digest())
+        config = json.dumps(candidate.coder.cfg.to_dict(), default=str)
+        digest.update(f"{candidate.name} {candidate.site} {config}".encode())
+        for name, tensor in candidate.coder.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

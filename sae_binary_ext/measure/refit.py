@@ -56,6 +56,7 @@ def refit(
         ValueError: the codes have values, the coder's files do not name its hook and model, the
             text is too short, or `out` holds figures of another decoder.
     """
+    source, hookpoint = sources.split(source, hookpoint)
     name, folder = sources.find_coder(source, hookpoint)
     portable = sources.read_coder(folder, sources.stated_place(name, hookpoint))
     if not portable.shape.binary:

@@ -129,7 +129,7 @@ def test_missing_files_and_repositories_are_named(hub: Hub, tmp_path: Path):
         load_coder("me/empty", "a")
     with pytest.raises(CheckpointError, match=r"holds no coder 'b' but \['a'\]"):
         load_coder(REPO, "b")
-    with pytest.raises(CheckpointError, match="me/nowhere: cannot be downloaded"):
+    with pytest.raises(CheckpointError, match="me/nowhere: is no folder, and cannot be downloaded"):
         load_coder("me/nowhere", "a")
     with pytest.raises(CheckpointError, match="is neither a folder nor a repository's id"):
         load_coder("nowhere")

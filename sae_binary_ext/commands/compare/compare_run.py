@@ -21,7 +21,7 @@ def run_compare(
     """Compare coders and write the files to config.output.
 
     Args:
-        coders: folders of one coder or of several coders, or Hub ids of either.
+        coders: folders of coders, Hub ids, or releases of SAELens, as in load_candidates.
         config: the command's settings.
         more_plots: further plots for the report, by title.
 
