@@ -230,6 +230,7 @@ def _refuse_inexpressible(coder: PortableCoder) -> None:
         "apply_b_dec_to_input=True": shape.subtracts_decoder_bias,
         f"normalize_activations={normalized!r}": normalized != "none",
         f"reshape_activations={reshaped!r}": reshaped != "none",
+        f"refine_passes={shape.refine_passes}": shape.refine_passes > 0,
         multiple: shape.latents % shape.d_in != 0,
         "thresholds other than zero": (
             shape.binary and bool((coder.tensors["log_threshold"] != -torch.inf).any())

@@ -222,6 +222,8 @@ def _shape_lines(coder: PortableCoder) -> Lines:
     if shape.binary:
         surrogate = f"{rule.surrogate}, temperature {rule.surrogate_temperature:g}"
         lines.append(("surrogate", surrogate))
+    if shape.refine_passes:
+        lines.append(("refines codes", f"{shape.refine_passes} passes"))
     if not shape.transcoder:
         lines.append(("encodes", "input - b_dec" if shape.subtracts_decoder_bias else "input"))
     return lines

@@ -138,6 +138,8 @@ def folded(coder: PortableCoder, scaling: Scaling | None) -> PortableCoder:
             "decoder_weight": coder.tensors["decoder_weight"] / scaling.target,
             "decoder_bias": coder.tensors["decoder_bias"] / scaling.target,
         }
+        if coder.shape.refine_passes:
+            changed["flip_price"] = coder.tensors["flip_price"] / scaling.target**2
         if coder.shape.skip:
             ratio = scaling.input / scaling.target
             changed["skip_weight"] = coder.tensors["skip_weight"] * ratio

@@ -28,6 +28,7 @@ class Shape:
         subtracts_decoder_bias: whether the encoder's input is x minus the decoder bias.
         normalize_activations, reshape_activations: SAELens' fields of these names.
         rescales_by_decoder_norm: whether latents are ranked by pre-activation times row norm.
+        refine_passes: passes that refine the codes of SAELens' binary_refined (coding.refining).
     """
 
     d_in: int
@@ -41,6 +42,7 @@ class Shape:
     normalize_activations: str = "none"
     reshape_activations: str = "none"
     rescales_by_decoder_norm: bool = False
+    refine_passes: int = 0
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Shape of each tensor by its name."""
@@ -52,6 +54,8 @@ class Shape:
         }
         if self.binary:
             shapes["log_threshold"] = (self.latents,)
+        if self.refine_passes:
+            shapes["flip_price"] = (self.latents,)
         if self.skip:
             shapes["skip_weight"] = (self.d_out, self.d_in)
         return shapes
@@ -78,7 +82,8 @@ class PortableCoder:
     Attributes:
         tensors: encoder_weight [latents, d_in], encoder_bias [latents], decoder_weight
             [latents, d_out], decoder_bias [d_out], log_threshold [latents] of binary coders,
-            skip_weight [d_out, d_in] of a skip connection. All except log_threshold share a dtype.
+            flip_price [latents] of coders that refine codes, skip_weight [d_out, d_in] of a skip
+            connection. All except log_threshold share a dtype.
         firing_rates: float [latents], running means of training, or None.
         settings: for each format that it was read from, the fields that no other format has.
     """

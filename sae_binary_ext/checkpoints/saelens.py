@@ -19,18 +19,20 @@ WEIGHTS = stock.WEIGHTS
 PARAMETERS = {
     "encoder_weight": "W_enc", "encoder_bias": "b_enc", "decoder_weight": "W_dec",
     "decoder_bias": "b_dec", "log_threshold": "log_threshold", "skip_weight": "W_skip",
+    "flip_price": "flip_price",
 }  # fmt: skip
 # Fields, beside k, that CodeRule and SAELens' configs of binary coders have.
 RULE_FIELDS = {"selection": str, "surrogate": str, "surrogate_temperature": float}
 PLACE_FIELDS = ("hook_name", "hook_name_out", "model_name")
-# Whether codes of each architecture are 0 or 1, and whether it is a transcoder. Only training
-# checkpoints have binary_entropy, which becomes binary in other files.
+# For each architecture: whether its codes are 0 or 1, whether it is a transcoder, and whether it
+# refines codes. Only training checkpoints have binary_entropy, which becomes binary in other files.
 ARCHITECTURES = {
-    "binary": (True, False),
-    "binary_entropy": (True, False),
-    "binary_transcoder": (True, True),
-    "topk": (False, False),
-    "topk_transcoder": (False, True),
+    "binary": (True, False, False),
+    "binary_entropy": (True, False, False),
+    "binary_refined": (True, False, True),
+    "binary_transcoder": (True, True, False),
+    "topk": (False, False, False),
+    "topk_transcoder": (False, True, False),
 }
 # Fields of training checkpoints that only training reads.
 TRAINING_FIELDS = (
@@ -116,7 +118,7 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
     if config.get("architecture") not in tuple(ARCHITECTURES):
         stock.refuse(config.get("architecture"), path)
     fields = Fields(config, path)
-    binary, transcoder = fields.take_choice("architecture", ARCHITECTURES)
+    binary, transcoder, refines = fields.take_choice("architecture", ARCHITECTURES)
     d_in = fields.take_size("d_in")
     rule = clearly(path, lambda: _read_rule(fields, binary))
     d_out = fields.take_size("d_out", d_in) if transcoder else d_in
@@ -125,12 +127,15 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
     centred = fields.take("apply_b_dec_to_input", bool)
     modes = fields.take("normalize_activations", str), fields.take("reshape_activations", str)
     rescales = not binary and fields.take("rescale_acts_by_decoder_norm", bool, False)
+    passes = fields.take_size("refine_passes") if refines else 0
     fields.finish(ignored=("dtype", "device", "metadata", *TRAINING_FIELDS))
     if transcoder and centred:
         raise CheckpointError(
             f"{path}: apply_b_dec_to_input=True: expected False, as for every transcoder."
         )
-    return Shape(d_in, d_out, latents, rule, binary, transcoder, skip, centred, *modes, rescales)
+    return Shape(
+        d_in, d_out, latents, rule, binary, transcoder, skip, centred, *modes, rescales, passes
+    )
 
 
 def _read_rule(fields: Fields, binary: bool) -> CodeRule:
@@ -182,7 +187,7 @@ def _architecture(shape: Shape) -> str:
     for reason, applies in missing.items():
         if applies:
             raise CheckpointError(f"{reason} Load the coder with host='sparsify'.")
-    sought = (shape.binary, shape.transcoder)
+    sought = (shape.binary, shape.transcoder, shape.refine_passes > 0)
     return next(name for name, found in ARCHITECTURES.items() if found == sought)
 
 
@@ -202,6 +207,8 @@ def fields_of(coder: PortableCoder) -> dict[str, Any]:
         fields |= {name: getattr(rule, name) for name in RULE_FIELDS}
     else:
         fields["rescale_acts_by_decoder_norm"] = shape.rescales_by_decoder_norm
+    if shape.refine_passes:
+        fields["refine_passes"] = shape.refine_passes
     if shape.transcoder:
         fields |= {"d_out": shape.d_out, "skip_connection": shape.skip}
     return fields

@@ -278,6 +278,9 @@ def _refuse_inexpressible(shape: Shape) -> None:
         f"d_out={d_out} and d_in={d_in}: sparsify's coders have one width.": d_out != d_in,
         f"normalize_activations={normalizes!r}: sparsify's coders take raw activations. Scalings "
         "that SAELens folds into the weights when training ends are fine.": normalizes != "none",
+        f"refine_passes={shape.refine_passes}: sparsify's coders look at an input once.": (
+            shape.refine_passes > 0
+        ),
         f"reshape_activations={reshapes!r}: sparsify's coders do not reshape.": reshapes != "none",
         "apply_b_dec_to_input=False: sparsify's TopK autoencoders subtract b_dec.": not centred,
     }

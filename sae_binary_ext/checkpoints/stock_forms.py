@@ -114,6 +114,8 @@ def check_form(coder: PortableCoder, architecture: str) -> None:
     selection, named = shape.rule.selection, f"architecture={architecture!r}"
     refused = {
         "its codes have values, as those of stock coders: give host='saelens'.": not shape.binary,
+        f"refine_passes={shape.refine_passes}: stock coders look at an input once. Give the coder "
+        "that was refined.": shape.refine_passes > 0,
         "SAELens has no autoencoder with a skip connection, and none that comes near.": (
             shape.skip and not shape.transcoder
         ),

@@ -129,6 +129,19 @@ def coder(
     return h, output
 
 
+def refined(h: Tensor, target: Tensor, weight: Tensor, price: Tensor) -> Tensor:
+    """Codes h [n, m] after greedy flips: best first, while |target - h W|^2 + h price falls."""
+    h = h.clone()
+    for codes, wanted in zip(h, target, strict=True):
+        while True:
+            flipped = (codes - torch.eye(len(codes), dtype=h.dtype)).abs()  # one flip a row
+            costs = (wanted - flipped @ weight).square().sum(1) + flipped @ price
+            if costs.min() >= (wanted - codes @ weight).square().sum() + codes @ price:
+                break
+            codes.copy_(flipped[costs.argmin()])
+    return h
+
+
 def fvu(output: Tensor, target: Tensor) -> Tensor:
     """sum |y - target|^2 / sum |target - mean target|^2, a scalar."""
     return (output - target).square().sum() / (target - target.mean(0)).square().sum()

@@ -17,23 +17,31 @@ from sae_binary_ext.checkpoints.sources import format_of
 from sae_binary_ext.measure.metrics import measure
 from sae_binary_ext.measure.text import Text, read_activations
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
+from sae_binary_ext.saelens.refined import refine_coder
 from sae_binary_ext.saelens.refitting import refit_decoder
 from sae_binary_ext.training.least_squares import PULL
 
 # Number of tokens to measure on, as a share of the tokens that the decoder is fitted to.
 MEASURED_SHARE = 0.1
-DIMENSION_OF_LATENTS = {"W_enc": 1, "b_enc": 0, "log_threshold": 0, "W_dec": 0}
+DIMENSION_OF_LATENTS = {"W_enc": 1, "b_enc": 0, "log_threshold": 0, "W_dec": 0, "flip_price": 0}
 AnyCoder = TypeVar("AnyCoder", bound=BinaryCoder)
 
 
 @dataclass(frozen=True)
 class Refitted:
-    """FVU with the old and the new decoder, on text after the tokens that were fitted."""
+    """FVU and bits a token (the entropy of codes) of the old and the new coder.
+
+    Both are measured on text after the tokens that were fitted. `refined` says whether the new
+    coder refines its codes.
+    """
 
     fitted_tokens: int
     measured_tokens: int
     fvu_before: float
     fvu_after: float
+    bits_before: float
+    bits_after: float
+    refined: bool
 
 
 def refit(
@@ -42,6 +50,8 @@ def refit(
     text: Text,
     hookpoint: str | None = None,
     pull: float = PULL,
+    refine_passes: int = 0,
+    cost_of_bit: float | None = None,
 ) -> Refitted:
     """Refit the decoder of a saved binary coder of either host.
 
@@ -50,6 +60,8 @@ def refit(
         out: folder of the refitted coder, in the format of the old one.
         text: the text to fit to. The tokens after it, one tenth more, are used to measure.
         pull: as in refit_decoder.
+        refine_passes, cost_of_bit: passes and cost_of_bit of refine_coder. 0 passes leave the codes
+            of a coder as they are, and refine those of a refined coder as often as before.
 
     Raises:
         CheckpointError: the coder does not exist, or SAELens does not have its architecture.
@@ -65,10 +77,23 @@ def refit(
         raise ValueError(
             f"{out}: holds the {sources.METRICS_FILE} of another decoder. Choose a new folder."
         )
-    coder: Any = saelens.to_coder(placed(portable, "saelens"))
-    unfitted = copy.deepcopy(coder)
-    activations = read_activations(coder, text)
-    fitted = refit_decoder(coder, _take(activations, text.tokens), pull).tokens
+    passes = refine_passes or portable.shape.refine_passes
+    if passes and (portable.shape.transcoder or format_of(folder) != "saelens"):
+        raise ValueError(
+            f"refine_passes={passes}: {source} must be an autoencoder in SAELens' format. A "
+            "transcoder does not see its target when it encodes. `sae-binary convert` writes this "
+            "format."
+        )
+    unfitted: Any = saelens.to_coder(placed(portable, "saelens"))
+    activations = read_activations(unfitted, text)
+    to_fit = _take(activations, text.tokens)
+    if passes:
+        batches = list(to_fit)
+        coder = refine_coder(unfitted, batches, passes, cost_of_bit, pull)
+        fitted = sum(len(x) for x, _ in batches)
+    else:
+        coder = copy.deepcopy(unfitted)
+        fitted = refit_decoder(coder, to_fit, pull).tokens
     measured = list(_take(activations, math.ceil(text.tokens * MEASURED_SHARE)))
     if not measured:
         raise ValueError(
@@ -76,13 +101,21 @@ def refit(
             f"on. Give tokens of at most {fitted - fitted // 8}."
         )
     inputs, targets = (torch.cat(each) for each in zip(*measured, strict=True))
-    fvu = [measure(each, inputs, targets).fvu for each in (unfitted, coder)]
+    figures = [measure(each, inputs, targets) for each in (unfitted, coder)]
     fields = {"decoder_weight": coder.W_dec, "decoder_bias": coder.b_dec}
-    decoder = {name: value.detach().to(portable.dtype) for name, value in fields.items()}
-    refitted = replace(portable, tensors=portable.tensors | decoder)
-    # Copy the file of firing rates, because codes stay the same. Other figures are out of date.
-    write_coder(refitted, Path(out), str(format_of(folder)), [folder / sources.SPARSITY_FILE])
-    return Refitted(fitted, len(inputs), *fvu)
+    if passes:
+        fields["flip_price"] = coder.flip_price
+    changed = {name: value.detach().to(portable.dtype) for name, value in fields.items()}
+    shape = replace(portable.shape, refine_passes=passes)
+    rates = None if passes else portable.firing_rates
+    refitted = replace(
+        portable, shape=shape, tensors=portable.tensors | changed, firing_rates=rates
+    )
+    # If codes stay the same, so do their firing rates. Other figures are out of date.
+    records = [] if passes else [folder / sources.SPARSITY_FILE]
+    write_coder(refitted, Path(out), str(format_of(folder)), records)
+    fvu, bits = ([getattr(each, name) for each in figures] for name in ("fvu", "entropy_bits"))
+    return Refitted(fitted, len(inputs), *fvu, *bits, refined=passes > 0)
 
 
 def _take(

@@ -19,6 +19,7 @@ from sae_binary_ext.saelens.binary_entropy import (
     BinaryEntropyTrainingSAE,
     BinaryEntropyTrainingSAEConfig,
 )
+from sae_binary_ext.saelens.refined import RefinedSAE, RefinedSAEConfig, refine_coder
 from sae_binary_ext.saelens.runner import TranscoderTrainingRunner
 from sae_binary_ext.saelens.runner_config import TranscoderRunnerConfig
 from sae_binary_ext.saelens.transcoder import (
@@ -43,10 +44,13 @@ __all__ = [
     "BinaryTranscoderConfig",
     "BinaryTranscoderTrainingSAE",
     "BinaryTranscoderTrainingSAEConfig",
+    "RefinedSAE",
+    "RefinedSAEConfig",
     "TopKTranscoder",
     "TopKTranscoderConfig",
     "TopKTranscoderTrainingSAE",
     "TopKTranscoderTrainingSAEConfig",
     "TranscoderRunnerConfig",
     "TranscoderTrainingRunner",
+    "refine_coder",
 ]

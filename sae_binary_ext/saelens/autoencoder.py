@@ -146,8 +146,11 @@ class BinaryCoder(SavedAtOnce):
         """Codes and pre-activations, both [..., d_sae]; if noise is True, gumbel samples codes."""
         centred = self._checked_input(x)
         pre = self.hook_sae_acts_pre(pre_activations(centred, self.W_enc, self.b_enc))
-        codes = binarise(pre, self._rounded_log_threshold(), self.rule, noise)
-        return self.hook_sae_acts_post(codes), pre
+        return self.hook_sae_acts_post(self._codes(centred, pre, noise)), pre
+
+    def _codes(self, centred: Tensor, pre: Tensor, noise: bool) -> Tensor:
+        """Codes [..., d_sae] of the encoder's input and its pre-activations."""
+        return binarise(pre, self._rounded_log_threshold(), self.rule, noise)
 
     def _finish_decoding(self, reconstruction: Tensor) -> Tensor:
         reconstruction = self.hook_sae_recons(reconstruction)

@@ -41,10 +41,16 @@ def refit_decoder(
     """
     if not pull > 0:
         raise ValueError(f"pull={pull!r}: give a positive number of tokens.")
+    return replace_decoder(fit_codes(coder, batches), coder, pull)
+
+
+@torch.no_grad()
+def fit_codes(coder: BinaryCoder, batches: Iterable[tuple[Tensor, Tensor]]) -> DecoderFit:
+    """The sums over tokens of a coder's codes and targets that replace_decoder takes."""
     fit = _new_fit(coder)
     for x, target in batches:
         _add(fit, coder, x, target)
-    return _replace_decoder(fit, coder, pull)
+    return fit
 
 
 @torch.no_grad()
@@ -83,7 +89,7 @@ def refit_at_end(trainer: Any) -> None:
                 read += size
                 progress.update(size)
         for name, fit in fits.items():
-            _replace_decoder(fit, coders[name], PULL).log(name)
+            replace_decoder(fit, coders[name], PULL).log(name)
     except (RuntimeError, ValueError) as error:  # memory, a singular matrix, or no tokens left
         text = "refit_tokens: the refit failed, so the trained decoder stays. Try sae-binary refit."
         logger.error("%s %s", text, error)
@@ -115,6 +121,7 @@ def decoder_target(coder: Any, x: Tensor, target: Tensor) -> Tensor:
     return coder.process_sae_in(x) + coder.b_dec * coder.cfg.apply_b_dec_to_input
 
 
-def _replace_decoder(fit: DecoderFit, coder: Any, pull: float) -> Refit:
+def replace_decoder(fit: DecoderFit, coder: Any, pull: float) -> Refit:
+    """Give a coder the decoder of least squared error for the sums of fit_codes."""
     fits_bias = not coder.cfg.apply_b_dec_to_input
     return fit.replace(coder.W_dec, coder.b_dec, fits_bias=fits_bias, pull=pull)

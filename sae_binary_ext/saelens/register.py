@@ -14,7 +14,7 @@ from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from sae_binary_ext.saelens import autoencoder, refitting, resuming, transcoder
+from sae_binary_ext.saelens import autoencoder, refined, refitting, resuming, transcoder
 from sae_binary_ext.saelens import binary_entropy as entropy
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE
 from sae_binary_ext.saelens.pairs import FiniteScaler
@@ -63,6 +63,10 @@ def register() -> None:
         # so that SAE.load_from_disk reads its training checkpoints.
         if architecture not in registry.SAE_CLASS_REGISTRY:
             registry.register_sae_class(architecture, coder, config)
+    # Trained coders become refined coders, so that there is no class for training.
+    architecture = refined.RefinedSAEConfig.architecture()
+    if architecture not in registry.SAE_CLASS_REGISTRY:
+        registry.register_sae_class(architecture, refined.RefinedSAE, refined.RefinedSAEConfig)
     if HOST.is_usable():
         _replace(SAETrainer, "save_trainer_state", _save_trainer_state)
         _replace(SAETrainer, "load_trainer_state", _load_trainer_state)

@@ -15,6 +15,8 @@ from sae_binary_ext.saelens import (
     BinarySAEConfig,
     BinaryTranscoder,
     BinaryTranscoderConfig,
+    RefinedSAE,
+    RefinedSAEConfig,
     TopKTranscoder,
     TopKTranscoderConfig,
 )
@@ -124,6 +126,7 @@ CASES = {
     ),
     "saelens layer_norm": _binary((SAELENS,), normalize_activations="layer_norm"),
     "saelens hook_z": _binary((SAELENS,), reshape_activations="hook_z"),
+    "saelens refined": Case(lambda: saelens_coder(RefinedSAE, RefinedSAEConfig), (SAELENS,)),
     "saelens transcoder": _transcoder(ALL_BUT_CHO),
     "saelens skip transcoder": _transcoder(ALL_BUT_CHO, skip_connection=True),
     "saelens wide transcoder": _transcoder((SAELENS,), d_out=5, skip_connection=True),

@@ -84,9 +84,32 @@ def test_the_refitted_file_has_the_same_codes_and_less_error(
     assert {path.name for path in new.iterdir()} == {path.name for path in old.iterdir()}
 
 
+def test_the_refined_file_has_other_codes_and_less_error(
+    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    old, new, again = tmp_path / "old", tmp_path / "new", tmp_path / "again"
+    save(BinarySAE(BinarySAEConfig(**SIZES)), tiny_model_folder, old)
+    options = ["--dataset", str(tiny_dataset), "--tokens", "3000"]
+    assert main(["refit", str(old), str(new), *options, "--refine-passes", "2"]) == 0
+
+    errors, bits, _ = capsys.readouterr().out.splitlines()[-3:]
+    assert float(errors.split()[3]) < 0.8 * float(errors.split()[1])
+    assert float(bits.split()[5]) == pytest.approx(float(bits.split()[3]), rel=0.2)
+    coders = [load_coder(folder) for folder in (old, new)]
+    assert (coders[1].cfg.architecture(), coders[1].cfg.refine_passes) == ("binary_refined", 2)
+    x = torch.randn(50, 16)
+    assert not torch.equal(*(each.encode(x) for each in coders))
+    assert main(["inspect", str(new)]) == 0
+    assert "refines codes" in capsys.readouterr().out
+
+    assert main(["refit", str(new), str(again), *options]) == 0
+    assert load_coder(again).cfg.refine_passes == 2
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "problem"),
     [
+        ("transcoder", ["--refine-passes", "2"], "must be an autoencoder in SAELens' format"),
         ("binary", ["--tokens", "1000000"], "ends after"),
         ("binary", ["--tokens", "0"], "tokens=0"),
         ("binary", ["--context_size", "1"], "context_size=1"),
@@ -105,7 +128,10 @@ def test_what_cannot_be_refitted_is_named(
     if kind == "topk":
         TopKSAE(TopKSAEConfig(**SIZES)).save_model(tmp_path / "coder")
     else:
-        save(BinarySAE(BinarySAEConfig(**SIZES)), tiny_model_folder, tmp_path / "coder")
+        coders = {"binary": (BinarySAE, BinarySAEConfig)}
+        coders["transcoder"] = (BinaryTranscoder, BinaryTranscoderConfig)
+        made, config = coders[kind]
+        save(made(config(**SIZES)), tiny_model_folder, tmp_path / "coder")
     arguments = [str(tmp_path / "coder"), str(tmp_path / "new"), "--dataset", str(tiny_dataset)]
     with pytest.raises(SystemExit):
         main(["refit", *arguments, *options])
