@@ -61,6 +61,11 @@ def load_coder(
     if (found := find_published(source, hookpoint)) is not None:
         stock_coder = load_published(found, device)
         return stock_coder if host == "saelens" else coder_to_sparsify(stock_coder)
+    return _load_in_own_formats(source, hookpoint, host, device)
+
+
+def _load_in_own_formats(source: str | Path, hookpoint: str | None, host: str, device: str) -> Any:
+    """As load_coder, for a source that is no published coder of another library."""
     source, hookpoint = sources.split(source, hookpoint)
     name, folder = sources.find_coder(source, hookpoint)
     stated = sources.stated_place(name, hookpoint)
@@ -80,7 +85,7 @@ def load_candidate(folder: Path, hook: str | None, device: str = "cpu") -> Any:
     """Load a folder's coder in SAELens. The hook is its place if its files do not tell one."""
     if _is_stock(folder, "saelens") or sources.is_told(sources.read_coder(folder).place):
         hook = None
-    return load_coder(folder, hook, device=device)
+    return _load_in_own_formats(folder, hook, "saelens", device)
 
 
 def hub_converter(

@@ -112,13 +112,14 @@ class _Found(NamedTuple):
 
 
 def _find(source: str, hook_name: str | None, device: str) -> Iterator[_Found]:
-    if (published := find_published(source)) is not None:
+    is_here = Path(source).exists()
+    if not is_here and (published := find_published(source)) is not None:
         parts = (published.release, published.own_id)
         yield _Found(parts, partial(load_published, published, device))
         return
     given, chosen = split(source, None)
     for name, folder in find_coders(given, chosen).items():
-        own = folder.resolve() if Path(given).exists() else Path(given) / name
+        own = folder.resolve() if is_here else Path(given) / name
         stated = stated_place(name, chosen)
         if stated is None:
             yield _Found(own.parts, partial(load_candidate, folder, hook_name, device))
