@@ -36,7 +36,8 @@ ARCHITECTURES = {
 }
 # Fields of training checkpoints that only training reads.
 TRAINING_FIELDS = (
-    "aux_loss_coefficient", "covariance_coefficient", "covariance_sample", "dead_window_tokens",
+    "aux_loss_coefficient", "cost_of_bit", "covariance_coefficient", "covariance_sample",
+    "dead_window_tokens",
     "decoder_init_norm",
     "dense_coefficient", "dense_rate", "encoder_trains_b_dec", "entropy_coefficient",
     "entropy_start_step", "entropy_warm_up_steps", "initial_firing_rate", "lr_decay_share",
@@ -64,7 +65,10 @@ def read(folder: Path) -> PortableCoder:
     shape = _read_shape(config, path)
     sizes = {PARAMETERS[key]: size for key, size in shape.tensors().items()}
     sizes["W_enc"] = sizes["W_enc"][::-1]
-    stored = _in_dtype_of(config, read_tensors(folder / WEIGHTS, sizes), path)
+    if shape.refine_passes:
+        sizes["firing_rate"] = sizes["b_enc"]  # in training checkpoints
+    found = read_tensors(folder / WEIGHTS, sizes, optional=("firing_rate",))
+    stored = _in_dtype_of(config, found, path)
     coder = clearly(folder, lambda: _portable(shape, stored, config, path))
     if shape.normalize_activations == "none":
         return coder

@@ -55,11 +55,8 @@ def price_of_bits(firing_rate: Tensor, cost_of_bit: float, tokens: int) -> Tenso
     """What a code of 1 costs more than a code of 0, [latents]; in the unit of cost_of_bit.
 
     A latent of firing rate p costs log2(1 / p) bits where it fires and log2(1 / (1 - p)) elsewhere.
-
-    Args:
-        firing_rate: [latents], measured on `tokens` tokens. Rates of 0 count as half a token.
-        cost_of_bit: squared error that is worth one bit.
-        tokens: see firing_rate.
+    cost_of_bit is the squared error that is worth one bit. firing_rate, [latents], was measured on
+    `tokens` tokens; a rate of 0 counts as half a token.
     """
     rate = firing_rate.clamp(0.5 / tokens, 1 - 0.5 / tokens)
     return cost_of_bit * ((1 - rate) / rate).log2()
@@ -74,15 +71,16 @@ def _flip(codes: Tensor, target: Tensor, weight: Tensor, norms: Tensor, price: T
     gain, latent = gain.topk(min(FLIPS_PER_PASS, gain.shape[1]), dim=1)
     direction = sign.gather(1, latent)
     # The flips of a pass change each other's gains.
-    rows = weight[latent] * direction[..., None]
-    overlap = 2 * rows @ rows.transpose(1, 2)
-    flips = torch.zeros_like(gain)
+    rows = weight[latent]
+    signs = direction[..., None] * direction[:, None]
+    overlap = torch.bmm(rows, rows.transpose(1, 2)).mul_(signs).mul_(2)
+    flips, token = torch.zeros_like(gain), torch.arange(len(gain), device=gain.device)
     for _ in range(gain.shape[1]):
         best, place = gain.max(1, keepdim=True)
         flip = (best > 0).to(gain.dtype)
         if not flip.any():
             break
         flips.scatter_add_(1, place, flip)
-        lost = overlap.gather(1, place[..., None].expand(-1, 1, gain.shape[1])).squeeze(1)
-        gain = (gain - flip * lost).masked_fill_(flips > 0, -torch.inf)
+        lost = overlap[token, place.squeeze(1)]
+        gain = gain.addcmul(flip, lost, value=-1).masked_fill_(flips > 0, -torch.inf)
     return codes.scatter_add(1, latent, direction * flips)

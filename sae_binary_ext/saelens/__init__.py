@@ -19,7 +19,13 @@ from sae_binary_ext.saelens.binary_entropy import (
     BinaryEntropyTrainingSAE,
     BinaryEntropyTrainingSAEConfig,
 )
-from sae_binary_ext.saelens.refined import RefinedSAE, RefinedSAEConfig, refine_coder
+from sae_binary_ext.saelens.refined import (
+    RefinedSAE,
+    RefinedSAEConfig,
+    RefinedTrainingSAE,
+    RefinedTrainingSAEConfig,
+    refine_coder,
+)
 from sae_binary_ext.saelens.runner import TranscoderTrainingRunner
 from sae_binary_ext.saelens.runner_config import TranscoderRunnerConfig
 from sae_binary_ext.saelens.transcoder import (
@@ -46,6 +52,8 @@ __all__ = [
     "BinaryTranscoderTrainingSAEConfig",
     "RefinedSAE",
     "RefinedSAEConfig",
+    "RefinedTrainingSAE",
+    "RefinedTrainingSAEConfig",
     "TopKTranscoder",
     "TopKTranscoderConfig",
     "TopKTranscoderTrainingSAE",

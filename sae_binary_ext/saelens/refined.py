@@ -1,26 +1,38 @@
 """The architecture "binary_refined": a binary autoencoder that looks at its codes once more.
 
 The linear encoder decides on each latent alone. Here encode then turns single latents on or off as
-long as the error and the price of the bits fall together (see coding.refining). refine_coder makes
-such a coder of a trained one.
+long as the error and the price of the bits fall together (see coding.refining). Such a coder is
+trained, or made of a trained one by refine_coder.
 """
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from sae_lens.saes.sae import SAEConfig, TrainStepInput, TrainStepOutput
+from simple_parsing import choice
+from torch import Tensor
+from torch.nn import functional as F
 from typing_extensions import override
 
 from sae_binary_ext import checks
+from sae_binary_ext.coding.encode import Encoder, pre_activations
 from sae_binary_ext.coding.entropy import bernoulli_entropy
+from sae_binary_ext.coding.forms.encoded import DenseCodes, Encoded
 from sae_binary_ext.coding.packing import pack
 from sae_binary_ext.coding.refining import price_of_bits, refine
+from sae_binary_ext.coding.selection import SELECTIONS
 from sae_binary_ext.coding.variance import total_variance
-from sae_binary_ext.saelens.autoencoder import BinaryCodeConfig, BinaryCoder
+from sae_binary_ext.saelens.autoencoder import (
+    BinaryCodeConfig,
+    BinaryCoder,
+    BinaryTrainingSAE,
+    BinaryTrainingSAEConfig,
+)
+from sae_binary_ext.saelens.first_batch import fired_rates
 from sae_binary_ext.saelens.refitting import fit_codes, replace_decoder
 from sae_binary_ext.training.least_squares import PULL
 
@@ -30,6 +42,8 @@ ROUNDS = 3
 PRICED_TOKENS = 2048
 # Smallest and largest cost of a bit that is tried, as a share of variance.
 COSTS_OF_BIT = (1e-6, 1e-1)
+# In training, prices follow the firing rates of about this many past tokens.
+RATE_TOKENS = 20_000
 
 
 @dataclass
@@ -55,20 +69,19 @@ class RefinedSAEConfig(BinaryCodeConfig):
         return "binary_refined"
 
 
-class RefinedSAE(BinaryCoder):
-    """A binary autoencoder that refines its codes, for inference.
+class RefinedCoder(BinaryCoder):
+    """What refined coders in training and for inference share.
 
-    flip_price [d_sae] is what a code of 1 costs, in squared units of the input. The gradient of
-    codes is that of the linear encoder's codes.
+    The buffer flip_price [d_sae] is what a code of 1 costs, in squared units of the input. The
+    gradient of codes is that of the linear encoder's codes.
     """
 
-    cfg: RefinedSAEConfig
-    flip_price: nn.Parameter
+    flip_price: Tensor
 
     @override
     def initialize_weights(self) -> None:
         super().initialize_weights()
-        self.flip_price = nn.Parameter(torch.zeros_like(self.b_enc), requires_grad=False)
+        self.register_buffer("flip_price", torch.zeros_like(self.b_enc.detach()))
 
     @override
     def encode_packed(self, x: Tensor) -> Tensor:
@@ -84,7 +97,7 @@ class RefinedSAE(BinaryCoder):
     @override
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
         super().fold_activation_norm_scaling_factor(scaling_factor)
-        self.flip_price.data /= scaling_factor**2
+        self.flip_price /= scaling_factor**2
 
     @override
     def _codes(self, centred: Tensor, pre: Tensor, noise: bool) -> Tensor:
@@ -93,6 +106,131 @@ class RefinedSAE(BinaryCoder):
         rows = (codes.detach().flatten(0, -2), target.detach().flatten(0, -2))
         refined = refine(*rows, self.W_dec, self.flip_price, self.cfg.refine_passes)
         return codes + (refined.view_as(codes) - codes.detach())
+
+
+class RefinedSAE(RefinedCoder):
+    """A refined binary autoencoder, for inference."""
+
+    cfg: RefinedSAEConfig
+
+    @override
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        # Training checkpoints also hold the rates that prices follow.
+        own = {name: value for name, value in state_dict.items() if name != "firing_rate"}
+        return super().load_state_dict(own, *args, **kwargs)
+
+
+@dataclass
+class RefinedTrainingSAEConfig(BinaryTrainingSAEConfig):
+    """Config for training a refined binary autoencoder; also has the fields of its base class.
+
+    surrogate and surrogate_latents have no effect. By default, no loss raises dead latents.
+
+    Args:
+        refine_passes: see RefinedSAEConfig. Training and the saved coder make equally many.
+        cost_of_bit: squared error that is worth a bit, as a share of the variance. It sets how many
+            bits a token takes: more cost, fewer bits.
+        surrogate_temperature: width of the logistic by which the linear encoder learns to tell the
+            refined codes, in units of the pre-activation.
+    """
+
+    selection: str = choice(*SELECTIONS, default="threshold")
+    surrogate_temperature: float = 0.5
+    pre_act_loss_coefficient: float = 0.0
+    refine_passes: int = 3
+    cost_of_bit: float = 4e-4
+
+    @override
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.check_at_least(1, refine_passes=self.refine_passes)
+        checks.check_at_least(0, cost_of_bit=self.cost_of_bit)
+
+    @override
+    @classmethod
+    def architecture(cls) -> str:
+        return "binary_refined"
+
+    @override
+    def get_inference_config_class(self) -> type[SAEConfig]:
+        return RefinedSAEConfig
+
+
+class RefinedTrainingSAE(RefinedCoder, BinaryTrainingSAE):
+    """A refined binary autoencoder in training.
+
+    The decoder learns from refined codes. The encoder learns to tell them: its loss is the cross-
+    entropy of a logistic. Prices follow firing_rate [d_sae], a running mean.
+    """
+
+    cfg: RefinedTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+    firing_rate: Tensor
+
+    @override
+    def initialize_weights(self) -> None:
+        super().initialize_weights()
+        rate = self.setting("initial_firing_rate")
+        self.register_buffer("firing_rate", torch.full_like(self.flip_price, rate).float())
+
+    @override
+    def fit_to_first_batch(self, batch: Tensor) -> None:
+        super().fit_to_first_batch(batch)
+        self._set_price(self.run_time_activation_norm_fn_in(batch.to(self.dtype)))
+
+    @override
+    def code_losses(
+        self, step_input: TrainStepInput, codes: Encoded, pre: Tensor | None, output: Tensor
+    ) -> dict[str, Tensor]:
+        losses = super().code_losses(step_input, codes, pre, output)
+        assert pre is not None
+        margin = pre - self._rounded_log_threshold().exp().to(pre.dtype)
+        told = margin / self.cfg.surrogate_temperature
+        loss = F.binary_cross_entropy_with_logits(told, codes.dense(), reduction="sum")
+        return losses | {"encoder_loss": loss / codes.tokens}
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        output = super().training_forward_pass(step_input)
+        codes = output.feature_acts.detach()
+        unknown = self.firing_rate.isnan()
+        if unknown.any():
+            bits = self.flip_price / (self.cfg.cost_of_bit * total_variance(output.sae_in))
+            self.firing_rate.copy_(torch.where(unknown, 1 / (1 + bits.exp2()), self.firing_rate))
+        self.firing_rate.lerp_(fired_rates(codes), min(1.0, len(codes) / RATE_TOKENS))
+        self._set_price(output.sae_in)
+        return output
+
+    @override
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        # A coder that was saved for inference has prices alone. The first step tells its rates.
+        unknown = torch.full((self.cfg.d_sae,), torch.nan, device=state_dict["b_enc"].device)
+        return super().load_state_dict({"firing_rate": unknown, **state_dict}, *args, **kwargs)
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        del state_dict["firing_rate"]
+
+    @torch.no_grad()
+    def _set_price(self, target: Tensor) -> None:
+        """Set prices by the firing rates and the variance of a batch [tokens, d_in].
+
+        The price of a dense latent also has the derivative of the loss on dense latents.
+        """
+        rate, variance = self.firing_rate, total_variance(target).item()
+        price = price_of_bits(rate, self.cfg.cost_of_bit * variance, RATE_TOKENS)
+        dense = rate > self.cfg.dense_rate
+        self.flip_price.copy_(price + self.cfg.dense_coefficient * variance * dense)
+
+    @override
+    def _codes(self, centred: Tensor, pre: Tensor, noise: bool) -> Tensor:
+        return super()._codes(centred, pre, noise).detach()
+
+    @override
+    def _encode_batch(self, encoder: Encoder) -> tuple[Encoded, Tensor | None]:
+        pre = pre_activations(encoder.centred, self.W_enc, self.b_enc)
+        codes = self._codes(encoder.centred, pre, noise=False)
+        return DenseCodes(len(codes), self.cfg.d_sae, codes, pre), pre
 
 
 @torch.no_grad()

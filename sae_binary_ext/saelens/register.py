@@ -28,6 +28,12 @@ ARCHITECTURES = (
     (autoencoder.BinaryTrainingSAE, autoencoder.BinaryTrainingSAEConfig, *_BINARY),
     (entropy.BinaryEntropyTrainingSAE, entropy.BinaryEntropyTrainingSAEConfig, *_BINARY),
     (
+        refined.RefinedTrainingSAE,
+        refined.RefinedTrainingSAEConfig,
+        refined.RefinedSAE,
+        refined.RefinedSAEConfig,
+    ),
+    (
         transcoder.BinaryTranscoderTrainingSAE,
         transcoder.BinaryTranscoderTrainingSAEConfig,
         transcoder.BinaryTranscoder,
@@ -63,10 +69,6 @@ def register() -> None:
         # so that SAE.load_from_disk reads its training checkpoints.
         if architecture not in registry.SAE_CLASS_REGISTRY:
             registry.register_sae_class(architecture, coder, config)
-    # Trained coders become refined coders, so that there is no class for training.
-    architecture = refined.RefinedSAEConfig.architecture()
-    if architecture not in registry.SAE_CLASS_REGISTRY:
-        registry.register_sae_class(architecture, refined.RefinedSAE, refined.RefinedSAEConfig)
     if HOST.is_usable():
         _replace(SAETrainer, "save_trainer_state", _save_trainer_state)
         _replace(SAETrainer, "load_trainer_state", _load_trainer_state)

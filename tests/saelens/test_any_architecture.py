@@ -15,6 +15,7 @@ from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAEConfig,
     BinaryTrainingSAEConfig,
     BinaryTranscoderTrainingSAEConfig,
+    RefinedTrainingSAEConfig,
     TopKTranscoderTrainingSAEConfig,
 )
 from sae_binary_ext.saelens.register import ARCHITECTURES
@@ -25,6 +26,7 @@ CONFIGS: dict[str, TrainingSAEConfig] = {
     "binary": BinaryTrainingSAEConfig(**WIDTHS, k=6),
     "binary, threshold": BinaryTrainingSAEConfig(**WIDTHS, selection="threshold"),
     "binary_entropy": BinaryEntropyTrainingSAEConfig(**WIDTHS),
+    "binary_refined": RefinedTrainingSAEConfig(**WIDTHS),
     "binary_transcoder": BinaryTranscoderTrainingSAEConfig(**WIDTHS, k=6, d_out=10),
     "binary_transcoder, skip": BinaryTranscoderTrainingSAEConfig(
         **WIDTHS, k=6, d_out=10, skip_connection=True
