@@ -29,6 +29,8 @@ from sae_binary_ext.saelens import (
     BinaryTrainingSAEConfig,
     BinaryTranscoderConfig,
     BinaryTranscoderTrainingSAEConfig,
+    RefinedSAEConfig,
+    RefinedTrainingSAEConfig,
     TopKTranscoderConfig,
     TopKTranscoderTrainingSAEConfig,
 )
@@ -92,9 +94,10 @@ def test_the_fields_that_only_training_reads_are_those_of_the_configs():
     training = fields(
         BinaryEntropyTrainingSAEConfig,
         BinaryTranscoderTrainingSAEConfig,
+        RefinedTrainingSAEConfig,
         TopKTranscoderTrainingSAEConfig,
     )
-    inference = fields(BinaryTranscoderConfig, TopKTranscoderConfig)
+    inference = fields(BinaryTranscoderConfig, RefinedSAEConfig, TopKTranscoderConfig)
     assert set(SAELENS_TRAINING_FIELDS) == training - inference
     said = {"activation", "expansion_factor", "num_latents", "k", "skip_connection", "transcode"}
     said |= {"ste", "ste_temperature", "subtract_b_dec", "tied_decoder"}
