@@ -192,11 +192,13 @@ class RefinedTrainingSAE(RefinedCoder, BinaryTrainingSAE):
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         output = super().training_forward_pass(step_input)
         codes = output.feature_acts.detach()
-        unknown = self.firing_rate.isnan()
+        # A module that was cast to bfloat16 could not follow small changes of a rate.
+        rate = self.firing_rate.float()
+        unknown = rate.isnan()
         if unknown.any():
             bits = self.flip_price / (self.cfg.cost_of_bit * total_variance(output.sae_in))
-            self.firing_rate.copy_(torch.where(unknown, 1 / (1 + bits.exp2()), self.firing_rate))
-        self.firing_rate.lerp_(fired_rates(codes), min(1.0, len(codes) / RATE_TOKENS))
+            rate = torch.where(unknown, 1 / (1 + bits.exp2()), rate)
+        self.firing_rate = rate.lerp(fired_rates(codes), min(1.0, len(codes) / RATE_TOKENS))
         self._set_price(output.sae_in)
         return output
 

@@ -130,8 +130,8 @@ def test_the_batches_have_each_latent_s_firings(dashboard: Dashboard):
 
 
 def letters(text: str) -> str:
-    """The letters and digits of ASCII. The page shows the bytes of others as other letters."""
-    return re.sub(r"[^a-zA-Z0-9]", "", text)
+    """The letters and digits of ASCII. The page shows bytes of others, and line ends as \\n."""
+    return re.sub(r"[^a-zA-Z0-9]", "", text.replace("\\n", ""))
 
 
 @pytest.mark.skipif(not (BROWSER and DRIVER), reason="no chromium and chromedriver here")
@@ -155,17 +155,23 @@ def test_the_page_shows_a_latent_s_text(dashboard: Dashboard, tmp_path: Path):
         page.get((tmp_path / "page.html").as_uri())
         for latent in (3, 5):
             Select(page.find_element(By.ID, "select-0")).select_by_value(str(latent))
-            shown = page.find_element(By.CSS_SELECTOR, ".seq").find_elements(By.CLASS_NAME, "token")
-            words = letters("".join(token.text for token in shown))
-            assert len(words) > 8
-            assert words in text
-            (bold,) = [
-                token for token in shown if token.value_of_css_property("font-weight") == "700"
-            ]
-            assert bold.text.strip() in {
+            fired = {
                 dashboard.decode(token).strip()
                 for token in dashboard.tokens[dashboard.codes[..., latent] > 0]
             }
+            # All firings tie, so these are any five of them. One can be of marks without a letter.
+            shown = [
+                row.find_elements(By.CLASS_NAME, "token")
+                for row in page.find_elements(By.CSS_SELECTOR, ".seq")[:5]
+            ]
+            words = [letters("".join(token.text for token in row)) for row in shown]
+            assert sum(map(len, words)) > 8
+            assert all(each in text for each in words)
+            for row in shown:
+                (bold,) = [
+                    token for token in row if token.value_of_css_property("font-weight") == "700"
+                ]
+                assert bold.text.strip() in fired
             body = page.find_element(By.TAG_NAME, "body").text
             (density,) = re.findall(r"DENSITY = ([\d.]+)%", body)
             rate = 100 * float(dashboard.codes[..., latent].mean())
