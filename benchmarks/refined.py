@@ -31,7 +31,7 @@ SHARED: dict[str, Any] = {
     "d_sae": 2304,
     "normalize_activations": "expected_average_only_in",
 }
-# topk's learning rate and norm are the best found for it in docs/reconstruction.md.
+# topk's learning rate, norm and window are the best found for it in docs/reconstruction.md.
 CONFIGS: dict[str, Callable[[str], TrainingSAEConfig]] = {
     "binary_refined": lambda cost: RefinedTrainingSAEConfig(
         **SHARED, refit_tokens=REFITTED, cost_of_bit=float(cost)
@@ -48,6 +48,8 @@ def row(activations: Tensor, architecture: str, number: str) -> str:
     config = CONFIGS[architecture](number)
     settings: dict[str, Any] = {"lr": LR, "lr_end": LR / 10}
     settings["total_training_samples"] = EPOCHS * TRAINED
+    if architecture == "topk":
+        settings["dead_feature_window"] = 100
     trainer = trainer_on(activations[:TRAINED], config, BATCH, 0, **settings)
     for group in trainer.optimizer.param_groups:
         group["fused"] = True  # as in benchmarks.reconstruction.training
