@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from sae_lens.saes.sae import SAEConfig, TrainStepInput, TrainStepOutput
@@ -182,8 +182,9 @@ class RefinedTrainingSAE(RefinedCoder, BinaryTrainingSAE):
         self, step_input: TrainStepInput, codes: Encoded, pre: Tensor | None, output: Tensor
     ) -> dict[str, Tensor]:
         losses = super().code_losses(step_input, codes, pre, output)
-        assert pre is not None
-        margin = pre - self._rounded_log_threshold().exp().to(pre.dtype)
+        # A step of this class always makes all pre-activations.
+        values = cast(Tensor, pre)
+        margin = values - self._rounded_log_threshold().exp().to(values.dtype)
         told = margin / self.cfg.surrogate_temperature
         loss = F.binary_cross_entropy_with_logits(told, codes.dense(), reduction="sum")
         return losses | {"encoder_loss": loss / codes.tokens}
