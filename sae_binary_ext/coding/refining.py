@@ -6,6 +6,8 @@ that fire. This is coordinate descent on binary codes (iterated conditional mode
 Statistical Analysis of Dirty Pictures, 1986), with several flips for each product with W.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -36,18 +38,17 @@ def refine(
     # In bfloat16, the costs of many flips would differ by rounding alone.
     wide = torch.promote_types(codes.dtype, torch.float32)
     weight, price = decoder_weight.to(wide), price.to(wide)
-    norms = weight.square().sum(1)
+    dictionary = _Dictionary(weight, 2 * weight.T, weight.square().sum(1), price)
     found: list[Tensor] = []
     for block, wanted in zip(
         *(each.split(TOKENS_PER_BLOCK) for each in (codes, target)), strict=True
     ):
-        block, wanted = block.to(wide), wanted.to(wide)
+        sign = 1 - 2 * block.to(wide)
+        residual = wanted.to(wide) - code_matrix(block != 0).times(weight)
         for _ in range(passes):
-            flipped = _flip(block, wanted, weight, norms, price)
-            if torch.equal(flipped, block):
+            if not _flip(sign, residual, dictionary):
                 break
-            block = flipped
-        found.append(block.to(codes.dtype))
+        found.append((sign < 0).to(codes.dtype))
     return torch.cat(found)
 
 
@@ -62,16 +63,33 @@ def price_of_bits(firing_rate: Tensor, cost_of_bit: float, tokens: int) -> Tenso
     return cost_of_bit * ((1 - rate) / rate).log2()
 
 
-def _flip(codes: Tensor, target: Tensor, weight: Tensor, norms: Tensor, price: Tensor) -> Tensor:
-    """One pass of refine, for codes [tokens, latents]."""
-    residual = target - code_matrix(codes != 0).times(weight)
-    sign = 1 - 2 * codes
+class _Dictionary(NamedTuple):
+    """What the passes of refine share.
+
+    weight is W [latents, d_out], twice 2 W [d_out, latents], norms |W[j]|^2 and price [latents].
+    """
+
+    weight: Tensor
+    twice: Tensor
+    norms: Tensor
+    price: Tensor
+
+
+def _flip(sign: Tensor, residual: Tensor, dictionary: _Dictionary) -> bool:
+    """One pass of refine; False if no flip lowers a cost. Changes sign and residual in place.
+
+    Args:
+        sign: [tokens, latents], 1 for a code of 0 and -1 for a code of 1.
+        residual: [tokens, d_out], what the active latents leave over of the target.
+        dictionary: see _Dictionary.
+    """
     # Flipping latent j changes h by sign[j], and lowers the cost by this gain.
-    gain = (residual @ weight.T).mul_(2).sub_(price).mul_(sign).sub_(norms)
+    gain = torch.addmm(-dictionary.price, residual, dictionary.twice)
+    gain = gain.mul_(sign).sub_(dictionary.norms)
     gain, latent = gain.topk(min(FLIPS_PER_PASS, gain.shape[1]), dim=1)
     direction = sign.gather(1, latent)
     # The flips of a pass change each other's gains.
-    rows = weight[latent]
+    rows = dictionary.weight[latent]
     signs = direction[..., None] * direction[:, None]
     overlap = torch.bmm(rows, rows.transpose(1, 2)).mul_(signs).mul_(2)
     flips, token = torch.zeros_like(gain), torch.arange(len(gain), device=gain.device)
@@ -83,4 +101,6 @@ def _flip(codes: Tensor, target: Tensor, weight: Tensor, norms: Tensor, price: T
         flips.scatter_add_(1, place, flip)
         lost = overlap[token, place.squeeze(1)]
         gain = gain.addcmul(flip, lost, value=-1).masked_fill_(flips > 0, -torch.inf)
-    return codes.scatter_add(1, latent, direction * flips)
+    residual -= torch.bmm((direction * flips)[:, None], rows).squeeze(1)
+    sign.scatter_(1, latent, direction * (1 - 2 * flips))
+    return bool(flips.any())
