@@ -28,7 +28,7 @@ class Shape:
         subtracts_decoder_bias: whether the encoder's input is x minus the decoder bias.
         normalize_activations, reshape_activations: SAELens' fields of these names.
         rescales_by_decoder_norm: whether latents are ranked by pre-activation times row norm.
-        refine_passes: passes that refine the codes of SAELens' binary_refined (coding.refining).
+        refine_passes: passes that refine codes (coding.forms.refining), or 0.
     """
 
     d_in: int

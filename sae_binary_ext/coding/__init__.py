@@ -11,6 +11,7 @@ from sae_binary_ext.coding.entropy import (
     excess_rate,
     firing_rates,
     minibatch_entropy,
+    price_of_bits,
     ramp,
 )
 from sae_binary_ext.coding.initialization import (
@@ -22,7 +23,6 @@ from sae_binary_ext.coding.initialization import (
     starting_rate,
 )
 from sae_binary_ext.coding.packing import pack, pack_indices, packed_width, unpack
-from sae_binary_ext.coding.refining import price_of_bits, refine
 from sae_binary_ext.coding.selection import (
     SELECTIONS,
     CodeRule,
@@ -35,7 +35,7 @@ from sae_binary_ext.coding.surrogate import SURROGATES, Surrogate, fired, step
 from sae_binary_ext.coding.variance import summed_variance, total_variance
 
 __all__ = ["Encoder", "binarise", "check_width", "decode", "decode_indices", "pre_activations"]
-__all__ += ["prefix_outputs", "price_of_bits", "refine"]
+__all__ += ["prefix_outputs", "price_of_bits"]
 __all__ += ["SELECTIONS", "CodeRule", "Selection", "pick_latents", "scatter_codes", "select_codes"]
 __all__ += ["SURROGATES", "Surrogate", "fired", "step"]
 __all__ += ["FiringRates", "bernoulli_entropy", "burstiness", "excess_rate", "firing_rates"]

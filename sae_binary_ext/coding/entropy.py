@@ -61,6 +61,17 @@ def burstiness(codes: Tensor, rates: Tensor) -> Tensor:
     return (codes - rates).abs().log2()
 
 
+def price_of_bits(firing_rate: Tensor, cost_of_bit: float, tokens: int) -> Tensor:
+    """What a code of 1 costs more than a code of 0, [latents]; in the unit of cost_of_bit.
+
+    A latent of firing rate p costs log2(1 / p) bits where it fires and log2(1 / (1 - p)) elsewhere.
+    cost_of_bit is the squared error that is worth one bit. firing_rate, [latents], was measured on
+    `tokens` tokens; a rate of 0 counts as half a token.
+    """
+    rate = firing_rate.clamp(0.5 / tokens, 1 - 0.5 / tokens)
+    return cost_of_bit * ((1 - rate) / rate).log2()
+
+
 def ramp(step: int, start: int, warm_up: int) -> float:
     """The factor, from 0 to 1, on a loss's coefficient at a training step.
 

@@ -1,8 +1,8 @@
 """The architecture "binary_refined": a binary autoencoder that looks at its codes once more.
 
 The linear encoder decides on each latent alone. Here encode then turns single latents on or off as
-long as the error and the price of the bits fall together (see coding.refining). Such a coder is
-trained, or made of a trained one by refine_coder.
+long as the error and the price of the bits fall together (see coding.forms.refining). Such a coder
+is trained, or made of a trained one by refine_coder.
 """
 
 import copy
@@ -20,10 +20,10 @@ from typing_extensions import override
 
 from sae_binary_ext import checks
 from sae_binary_ext.coding.encode import Encoder, pre_activations
-from sae_binary_ext.coding.entropy import bernoulli_entropy
+from sae_binary_ext.coding.entropy import bernoulli_entropy, price_of_bits
+from sae_binary_ext.coding.forms import refine
 from sae_binary_ext.coding.forms.encoded import DenseCodes, Encoded
 from sae_binary_ext.coding.packing import pack
-from sae_binary_ext.coding.refining import price_of_bits, refine
 from sae_binary_ext.coding.selection import SELECTIONS
 from sae_binary_ext.coding.variance import total_variance
 from sae_binary_ext.saelens.autoencoder import (

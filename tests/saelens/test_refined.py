@@ -7,7 +7,8 @@ import pytest
 import torch
 from sae_lens import SAE
 
-from sae_binary_ext.coding import refine, unpack
+from sae_binary_ext.coding import unpack
+from sae_binary_ext.coding.forms import refine
 from sae_binary_ext.measure import measure
 from sae_binary_ext.saelens import (
     BinarySAE,

@@ -8,6 +8,7 @@ from sae_binary_ext.coding.forms.picked import (
     infer_packed,
     picks_indices,
 )
+from sae_binary_ext.coding.forms.refining import refine
 
 __all__ = ["Encoded", "encode_batch", "encode_codes", "encode_indices", "encode_picks"]
-__all__ += ["infer_indices", "infer_packed", "picks_indices"]
+__all__ += ["infer_indices", "infer_packed", "picks_indices", "refine"]

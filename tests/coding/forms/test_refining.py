@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding import price_of_bits, reference, refine
-from sae_binary_ext.coding.refining import FLIPS_PER_PASS, TOKENS_PER_BLOCK
+from sae_binary_ext.coding import price_of_bits, reference
+from sae_binary_ext.coding.forms import refine
+from sae_binary_ext.coding.forms.refining import FLIPS_PER_PASS, TOKENS_PER_BLOCK
 
 TOKENS, LATENTS, D_OUT = 40, 48, 6
 ENOUGH = 60
@@ -43,7 +44,7 @@ def test_no_single_flip_lowers_the_cost_at_the_end():
 
 
 def test_one_flip_a_pass_is_the_greedy_search(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sae_binary_ext.coding.refining.FLIPS_PER_PASS", 1)
+    monkeypatch.setattr("sae_binary_ext.coding.forms.refining.FLIPS_PER_PASS", 1)
     given = inputs()
     assert torch.equal(refine(*given, ENOUGH), reference.refined(*given))
 

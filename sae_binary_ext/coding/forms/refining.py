@@ -52,17 +52,6 @@ def refine(
     return torch.cat(found)
 
 
-def price_of_bits(firing_rate: Tensor, cost_of_bit: float, tokens: int) -> Tensor:
-    """What a code of 1 costs more than a code of 0, [latents]; in the unit of cost_of_bit.
-
-    A latent of firing rate p costs log2(1 / p) bits where it fires and log2(1 / (1 - p)) elsewhere.
-    cost_of_bit is the squared error that is worth one bit. firing_rate, [latents], was measured on
-    `tokens` tokens; a rate of 0 counts as half a token.
-    """
-    rate = firing_rate.clamp(0.5 / tokens, 1 - 0.5 / tokens)
-    return cost_of_bit * ((1 - rate) / rate).log2()
-
-
 class _Dictionary(NamedTuple):
     """What the passes of refine share.
 
