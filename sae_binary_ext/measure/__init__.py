@@ -13,6 +13,7 @@ from sae_binary_ext.measure.metrics import CoderMetrics, measure
 from sae_binary_ext.measure.refit import Refitted, refit
 from sae_binary_ext.measure.stock_export import Exported, export_stock
 from sae_binary_ext.measure.text import Text, read_activations
+from sae_binary_ext.measure.value_bits import value_bits
 from sae_binary_ext.saelens.refitting import refit_decoder
 from sae_binary_ext.saelens.splice import SplicedLosses
 from sae_binary_ext.training.least_squares import DecoderFit
@@ -46,4 +47,5 @@ __all__ = [
     "read_pairs",
     "refit",
     "refit_decoder",
+    "value_bits",
 ]
