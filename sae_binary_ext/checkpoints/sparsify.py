@@ -301,6 +301,7 @@ def _config(coder: PortableCoder) -> Any:
     from sparsify import SparseCoderConfig
 
     from sae_binary_ext.sparsify import BinarySparseCoderConfig
+    from sae_binary_ext.sparsify.config import NOT_REFINED
 
     _refuse_inexpressible(coder.shape)
     fields = _fields_of(coder.shape)
@@ -314,6 +315,9 @@ def _config(coder: PortableCoder) -> Any:
         fields["tied_decoder"] = bool(before.get("tied_decoder")) and torch.equal(*weights)
         # The first paper trained with normalize_decoder. Binary coders here keep their rows.
         kept.pop("normalize_decoder", None)
+    if coder.shape.refine_passes:
+        # The codes were refined after a training with these losses.
+        kept = {key: value for key, value in kept.items() if key not in NOT_REFINED}
     if before.get("num_latents") == 0:
         fields.pop("num_latents")  # expansion_factor gives the number of latents
     if coder.shape.transcoder and "subtract_b_dec" in before:

@@ -27,8 +27,8 @@ _PICKING_LARGEST = " and ".join(
 )
 _NOT_NEGATIVE = ("entropy_alpha", "covariance_alpha", "covariance_sample", "dense_alpha")
 _COUNTS = ("entropy_start_step", "entropy_warm_up_steps", "refit_tokens", "dead_window_tokens")
-# Why fields exclude refine_passes.
-_NOT_REFINED = {
+# Fields that exclude refine_passes, and why.
+NOT_REFINED = {
     "transcode": "a transcoder does not see its target when it encodes",
     "tied_decoder": "encoder and decoder learn from losses of their own, which one weight cannot",
     "multi_topk": "codes are refined for one reconstruction, not for a second of 4k latents",
@@ -324,7 +324,7 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
                 )
             return
         check_at_least(0, cost_of_bit=self.cost_of_bit)
-        for name, reason in _NOT_REFINED.items():
+        for name, reason in NOT_REFINED.items():
             if value := getattr(self, name):
                 raise ValueError(
                     f"{name}={value!r} with refine_passes={self.refine_passes}: {reason}. Leave "

@@ -1,6 +1,7 @@
 """Refined coders of sparsify: codes in every form, what each parameter learns from, and files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from sparsify import SparseCoder
 from torch import Tensor
 
-from sae_binary_ext.checkpoints import coder_to_saelens, coder_to_sparsify
+from sae_binary_ext.checkpoints import coder_to_saelens, coder_to_sparsify, sparsify
 from sae_binary_ext.coding import binarise, price_of_bits, scatter_codes, total_variance, unpack
 from sae_binary_ext.coding.forms import refine
 from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig, RefinedSparseCoder
@@ -320,6 +321,19 @@ def test_both_hosts_have_the_same_codes_and_outputs(case: str, dtype: torch.dtyp
     assert type(back) is RefinedSparseCoder
     assert torch.equal(dense_codes(back, x), dense_codes(coder, x))
     torch.testing.assert_close(back.state_dict(), coder.state_dict(), atol=0, rtol=0)
+
+
+def test_a_coder_that_was_refined_after_training_loses_the_losses_of_that_training():
+    losses: dict[str, Any] = {"entropy_alpha": 1e-3, "multi_topk": True, "dense_alpha": 4e-3}
+    config = BinarySparseCoderConfig(num_latents=LATENTS, k=K, **losses)
+    plain = sparsify.from_coder(SparseCoder(D_IN, config))
+    shape = replace(plain.shape, refine_passes=2)
+    tensors = plain.tensors | {"flip_price": torch.rand(LATENTS)}
+    coder = sparsify.to_coder(replace(plain, shape=shape, tensors=tensors))
+    assert type(coder) is RefinedSparseCoder
+    assert coder.cfg.entropy_alpha == coder.cfg.multi_topk == 0
+    assert coder.cfg.dense_alpha == 4e-3
+    assert torch.equal(coder.flip_price, tensors["flip_price"])
 
 
 def test_a_class_that_does_not_suit_the_config_is_refused():
