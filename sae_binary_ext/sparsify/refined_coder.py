@@ -150,7 +150,9 @@ class RefinedSparseCoder(BinarySparseCoder):
         variance = coding.summed_variance(y, group) / max(tokens, 1)
         price = coding.price_of_bits(rates, self.cfg.cost_of_bit, RATE_TOKENS)
         dense = self.cfg.dense_alpha * (rates > self.cfg.dense_rate)
-        self.flip_price.copy_((price + dense) * variance)
+        # Equal tokens have no variance. Bits that cost nothing would stay in a file saved then.
+        known = variance > 0
+        self.flip_price.copy_(torch.where(known, (price + dense) * variance, self.flip_price))
 
     def _checked_rows(self, x: Tensor) -> Tensor:
         """x as [tokens, d_in] in the coder's dtype."""

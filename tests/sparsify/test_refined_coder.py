@@ -261,6 +261,14 @@ def test_a_converted_coder_without_rates_keeps_its_prices_until_a_batch_tells_th
     assert not torch.equal(coder.flip_price, before)
 
 
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_prices_stay_on_a_batch_without_variance(tokens: int):
+    coder = coder_of()
+    before = coder.flip_price.clone()
+    coder(torch.full((tokens, D_IN), 0.5, dtype=torch.float64))
+    assert torch.equal(coder.flip_price, before)
+
+
 def test_prices_stay_outside_of_training():
     coder, x = coder_of(), batch()
     before = coder.flip_price.clone()

@@ -75,7 +75,7 @@ def test_refined_codes_have_less_error_at_no_more_bits(
     found = {}
     for name, fields in {
         "linear": {"entropy_alpha": 2e-3, "refine_passes": 0},
-        "refined": {"cost_of_bit": 4e-3},
+        "refined": {"cost_of_bit": 8e-3},
     }.items():
         trainer = start(
             clustered_activations,
