@@ -83,6 +83,8 @@ SPARSIFY = {
     "normalize_decoder": st.sampled_from([None, False, True]),
     "multi_topk": st.booleans(),
     "tied_decoder": st.booleans(),
+    "refine_passes": st.sampled_from([0, 1, 3]),
+    "cost_of_bit": weights,
     "matryoshka": st.booleans(),
     "matryoshka_groups": counts,
     "transcode": st.booleans(),

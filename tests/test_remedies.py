@@ -301,6 +301,14 @@ REMEDIES = {
         {"activation": "topk", "entropy_alpha": 1e-3},
         {"activation": "topk"}, {"activation": "binary", "entropy_alpha": 1e-3},
     ),
+    "a price of bits without refined codes": settings(
+        sparse, "Set refine_passes=3, or leave cost_of_bit out", {"cost_of_bit": 1e-3},
+        {"cost_of_bit": 1e-3, "refine_passes": 3}, {},
+    ),
+    "a refined transcoder": settings(
+        sparse, "Leave one of the two out", {"refine_passes": 3, "transcode": True},
+        {"refine_passes": 3}, {"transcode": True},
+    ),
     "a stock config": Remedy(
         lambda root: SparseCoder(D, SparseCoderConfig(activation="topk_binary")),  # pyright: ignore
         "BinarySparseCoderConfig(activation='topk_binary', ...)",

@@ -26,6 +26,7 @@ WEIGHTS = "sae.safetensors"
 PARAMETERS = {
     "encoder_weight": "encoder.weight", "encoder_bias": "encoder.bias", "decoder_weight": "W_dec",
     "decoder_bias": "b_dec", "log_threshold": "log_threshold", "skip_weight": "W_skip",
+    "flip_price": "flip_price",
 }  # fmt: skip
 RATES, THRESHOLD = "firing_rates", "log_threshold"
 # A coder with tied_decoder has one weight under both names.
@@ -53,6 +54,7 @@ IDLE_FIELDS: dict[str, Any] = {
 _NUMBER = (float, int)
 TRAINING_FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("covariance_alpha", "dense_alpha", "dense_rate", "entropy_alpha"), _NUMBER),
+    "cost_of_bit": _NUMBER,
     "covariance_sample": (int,),
     **dict.fromkeys(
         ("dead_window_tokens", "entropy_start_step", "entropy_warm_up_steps", "refit_tokens"),
@@ -144,6 +146,9 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
     binary = activation in paper_names.SELECTION_OF_ACTIVATION
     # The first paper's files lack this field.
     subtracts = fields.take("subtract_b_dec", bool, not binary or rule.kind.subtracts_b_dec)
+    # Configs of runs have a 0 if codes are not refined.
+    passes = fields.take_size("refine_passes") if binary and config.get("refine_passes") else 0
+    fields.skip("refine_passes", (int,))
     _refuse_forks(config, path)
     for name, kinds in TRAINING_FIELDS.items():
         fields.skip(name, kinds)
@@ -153,7 +158,8 @@ def _read_shape(config: dict[str, Any], path: Path) -> Shape:
         fields.skip("ste_temperature", _NUMBER)
     fields.finish(ignored=(NOTES_KEY, paper_names.PAPER_IDLE_FIELD, *OF_FORKS))
     centred = subtracts and not transcoder
-    return Shape(d_in, d_in, latents, rule, binary, transcoder, skip, centred)
+    sizes = (d_in, d_in, latents)
+    return Shape(*sizes, rule, binary, transcoder, skip, centred, refine_passes=passes)
 
 
 def _refuse_variants(fields: Fields, activation: str) -> None:
@@ -241,6 +247,11 @@ def write_quirke2025(coder: PortableCoder, folder: Path) -> None:
     """Save a coder as the first paper's code does. CheckpointError if its files cannot store it."""
     shape = coder.shape
     _refuse_inexpressible(shape)
+    if shape.refine_passes:
+        raise CheckpointError(
+            f"refine_passes={shape.refine_passes}: coders of the first paper look at an input "
+            "once. Choose sparsify, whose format stores refined coders."
+        )
     if not shape.binary:
         raise CheckpointError(
             f"activation={shape.rule.selection!r}: the first paper's files hold binary coders. "
@@ -278,9 +289,6 @@ def _refuse_inexpressible(shape: Shape) -> None:
         f"d_out={d_out} and d_in={d_in}: sparsify's coders have one width.": d_out != d_in,
         f"normalize_activations={normalizes!r}: sparsify's coders take raw activations. Scalings "
         "that SAELens folds into the weights when training ends are fine.": normalizes != "none",
-        f"refine_passes={shape.refine_passes}: sparsify's coders look at an input once.": (
-            shape.refine_passes > 0
-        ),
         f"reshape_activations={reshapes!r}: sparsify's coders do not reshape.": reshapes != "none",
         "apply_b_dec_to_input=False: sparsify's TopK autoencoders subtract b_dec.": not centred,
     }
@@ -293,6 +301,7 @@ def _config(coder: PortableCoder) -> Any:
     from sparsify import SparseCoderConfig
 
     from sae_binary_ext.sparsify import BinarySparseCoderConfig
+    from sae_binary_ext.sparsify.config import NOT_REFINED
 
     _refuse_inexpressible(coder.shape)
     fields = _fields_of(coder.shape)
@@ -306,6 +315,9 @@ def _config(coder: PortableCoder) -> Any:
         fields["tied_decoder"] = bool(before.get("tied_decoder")) and torch.equal(*weights)
         # The first paper trained with normalize_decoder. Binary coders here keep their rows.
         kept.pop("normalize_decoder", None)
+    if coder.shape.refine_passes:
+        # The codes were refined after a training with these losses.
+        kept = {key: value for key, value in kept.items() if key not in NOT_REFINED}
     if before.get("num_latents") == 0:
         fields.pop("num_latents")  # expansion_factor gives the number of latents
     if coder.shape.transcoder and "subtract_b_dec" in before:
@@ -331,4 +343,6 @@ def _fields_of(shape: Shape) -> dict[str, Any]:
             "ste_temperature": rule.surrogate_temperature,
             "subtract_b_dec": shape.subtracts_decoder_bias or shape.transcoder,
         }
+    if shape.refine_passes:
+        fields["refine_passes"] = shape.refine_passes
     return fields

@@ -78,11 +78,11 @@ def refit(
             f"{out}: holds the {sources.METRICS_FILE} of another decoder. Choose a new folder."
         )
     passes = refine_passes or portable.shape.refine_passes
-    if passes and (portable.shape.transcoder or format_of(folder) != "saelens"):
+    if passes and (portable.shape.transcoder or format_of(folder) not in ("saelens", "sparsify")):
         raise ValueError(
-            f"refine_passes={passes}: {source} must be an autoencoder in SAELens' format. A "
-            "transcoder does not see its target when it encodes. `sae-binary convert` writes this "
-            "format."
+            f"refine_passes={passes}: {source} must be an autoencoder in the format of SAELens or "
+            "sparsify. A transcoder does not see its target when it encodes. `sae-binary convert` "
+            "writes these formats."
         )
     unfitted: Any = saelens.to_coder(placed(portable, "saelens"))
     activations = read_activations(unfitted, text)

@@ -11,5 +11,6 @@ except ModuleNotFoundError as error:
 
 from sae_binary_ext.sparsify.coder import BinarySparseCoder
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
+from sae_binary_ext.sparsify.refined_coder import RefinedSparseCoder
 
-__all__ = ["BinarySparseCoder", "BinarySparseCoderConfig"]
+__all__ = ["BinarySparseCoder", "BinarySparseCoderConfig", "RefinedSparseCoder"]

@@ -18,7 +18,13 @@ from typing_extensions import override
 
 from sae_binary_ext import coding
 from sae_binary_ext.coding import CodeRule, Encoder, check_width
-from sae_binary_ext.coding.forms import encode_batch, encode_codes, infer_indices, infer_packed
+from sae_binary_ext.coding.forms import (
+    Encoded,
+    encode_batch,
+    encode_codes,
+    infer_indices,
+    infer_packed,
+)
 from sae_binary_ext.coding.forms.margins import active_latents
 from sae_binary_ext.coding.kernels import Picks, seeded, sum_over_ranks
 from sae_binary_ext.saving import replacing
@@ -195,16 +201,12 @@ class BinarySparseCoder(DerivesSettings, SparseCoder):
         x = x.to(self.dtype)
         y = x if y is None else y.to(self.dtype)
         self._start(x, y)
-        learns = self.training and torch.is_grad_enabled()
         with seeded(progress.noise_seed, self.device):
-            if dead_mask is not None or self.cfg.multi_topk:
-                encoded, pre = encode_batch(self._encoder(x), noise=learns)
-            else:
-                encoded, pre = encode_codes(self._encoder(x), noise=learns), None
+            encoded, pre = self._encode_batch(x, dead_mask)
         skip = 0.0 if self.W_skip is None else x @ self.W_skip.mT
         sae_out = encoded.decode(self.decoder_weight(), self.b_dec) + skip
         rates = encoded.firing_rates(progress.group)
-        if learns:
+        if self._learns():
             self._note_firing(rates, dead_mask)
         residual = y - sae_out
         given = losses.batch_variance(y, total_variance, progress, self.cfg.skip_non_finite)
@@ -215,9 +217,7 @@ class BinarySparseCoder(DerivesSettings, SparseCoder):
             outputs = coding.prefix_outputs(*given)
             error = losses.matryoshka_square(self.cfg, progress, outputs, y - skip, error)
         fvu = losses.over_variance(error, variance)
-        start, warm_up = map(self.setting, ("entropy_start_step", "entropy_warm_up_steps"))
-        share = coding.ramp(progress.step, start, warm_up)
-        extra = losses.regulariser(self.cfg, progress, encoded, rates, share)
+        extra = self._code_loss(encoded, pre, rates)
         if extra is not None:
             fvu = attach_to_loss(fvu, extra)
             if progress.regulariser_share:
@@ -290,6 +290,25 @@ class BinarySparseCoder(DerivesSettings, SparseCoder):
         centred = x - origin.detach()
         weight, bias = self.encoder.weight.T, self.encoder.bias
         return Encoder(centred, weight, bias, self.log_threshold, origin, self.rule)
+
+    def _learns(self) -> bool:
+        """Whether forward is a step of training."""
+        return self.training and torch.is_grad_enabled()
+
+    def _encode_batch(self, x: Tensor, dead_mask: Tensor | None) -> tuple[Encoded, Tensor | None]:
+        """Codes of x [tokens, d_in], and pre-activations [tokens, latents] if a loss needs them."""
+        if dead_mask is not None or self.cfg.multi_topk:
+            return encode_batch(self._encoder(x), noise=self._learns())
+        return encode_codes(self._encoder(x), noise=self._learns()), None
+
+    def _code_loss(self, encoded: Encoded, pre: Tensor | None, rates: Tensor) -> Tensor | None:
+        """The loss on codes that adds to the gradient of the FVU, a scalar, or None without one.
+
+        encoded and pre are those of _encode_batch. rates, [latents], are over all ranks.
+        """
+        start, warm_up = map(self.setting, ("entropy_start_step", "entropy_warm_up_steps"))
+        share = coding.ramp(self.progress.step, start, warm_up)
+        return losses.regulariser(self.cfg, self.progress, encoded, rates, share)
 
     def _note_firing(self, rates: Tensor, dead_mask: Tensor | None) -> None:
         """Update the running firing rates, and look for collapsed codes."""

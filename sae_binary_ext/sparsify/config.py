@@ -27,6 +27,15 @@ _PICKING_LARGEST = " and ".join(
 )
 _NOT_NEGATIVE = ("entropy_alpha", "covariance_alpha", "covariance_sample", "dense_alpha")
 _COUNTS = ("entropy_start_step", "entropy_warm_up_steps", "refit_tokens", "dead_window_tokens")
+# Fields that exclude refine_passes, and why.
+NOT_REFINED = {
+    "transcode": "a transcoder does not see its target when it encodes",
+    "tied_decoder": "encoder and decoder learn from losses of their own, which one weight cannot",
+    "multi_topk": "codes are refined for one reconstruction, not for a second of 4k latents",
+    "matryoshka": "codes are refined for the reconstruction from all groups, not from the first",
+    "entropy_alpha": "the price of bits, cost_of_bit, takes the place of the entropy loss",
+    "covariance_alpha": "refined codes have no gradient for the covariance loss",
+}
 
 
 @dataclass
@@ -94,6 +103,17 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
     """Number of groups for matryoshka, of latents / matryoshka_groups latents each. The last group
     also has the remaining latents."""
 
+    refine_passes: int = 0
+    """How often a code is looked at again. From 1 on, single latents are turned on or off after the
+    linear encoder, as long as squared error and price of the bits fall together. 3 passes get most
+    of the gain. 0 keeps the codes of the linear encoder. Any activation may start the search. The
+    decoder then learns from refined codes, and the encoder learns to tell them by a logistic of
+    width ste_temperature; set that to 0.5. ste and ste_latents act on AuxK alone."""
+
+    cost_of_bit: float = 4e-4
+    """Squared error that is worth a bit of a refined code, as a share of the variance. It sets how
+    many bits a token takes: more cost, fewer bits."""
+
     # Class variables are not saved: the TrainConfig fields of a preset, and whether a loader of
     # sparsify has read this config from a coder's file.
     _training: ClassVar[dict[str, Any]] = {}
@@ -131,6 +151,7 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
                 "not subtract b_dec from the encoder's input. Leave it out."
             )
         self._check_tied()
+        self._check_refining()
         check_at_least(1, matryoshka_groups=self.matryoshka_groups)
         self.code_rule()
 
@@ -167,6 +188,18 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
         if type(self) is kind:
             return self
         return kind(**{field.name: getattr(self, field.name) for field in fields(kind)})
+
+    @override
+    def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The fields of this config. Those of refined codes are left out if refine_passes is 0.
+
+        So the cfg.json of other coders has no new field, and earlier versions of this package read
+        it.
+        """
+        found = super().to_dict(*args, **kwargs)
+        if not self.refine_passes:
+            del found["refine_passes"], found["cost_of_bit"]
+        return found
 
     @override
     @classmethod
@@ -280,6 +313,23 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
                 "start gives encoder and decoder lengths of their own. Leave one of the two out."
             )
         self.initial_firing_rate = 0.0
+
+    def _check_refining(self) -> None:
+        check_count(refine_passes=self.refine_passes)
+        if not self.refine_passes:
+            if self.cost_of_bit != type(self).cost_of_bit:
+                raise ValueError(
+                    f"cost_of_bit={self.cost_of_bit!r} with refine_passes=0: refined codes alone "
+                    "have a price. Set refine_passes=3, or leave cost_of_bit out."
+                )
+            return
+        check_at_least(0, cost_of_bit=self.cost_of_bit)
+        for name, reason in NOT_REFINED.items():
+            if value := getattr(self, name):
+                raise ValueError(
+                    f"{name}={value!r} with refine_passes={self.refine_passes}: {reason}. Leave "
+                    "one of the two out."
+                )
 
     def _check_stock(self) -> None:
         if self.normalize_decoder is None:

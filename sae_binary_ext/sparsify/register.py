@@ -29,6 +29,7 @@ from sae_binary_ext.sparsify import ending, starting, steps
 from sae_binary_ext.sparsify.coder import BinarySparseCoder
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig, CommandLineCoderConfig
 from sae_binary_ext.sparsify.losses import TrainingProgress
+from sae_binary_ext.sparsify.refined_coder import RefinedSparseCoder
 from sae_binary_ext.training.untouched import InitialParameters
 
 _REGISTERED = "_sae_binary_ext_registered"
@@ -78,12 +79,13 @@ def _change(owner: Any, name: str, changed: Callable[..., Any]) -> None:
 
 
 def _new(cls: type[SparseCoder], *args: Any, **kwargs: Any) -> SparseCoder:
-    """SparseCoder(d_in, config) makes a BinarySparseCoder if the config's activation is binary."""
+    """SparseCoder(d_in, config) makes a coder of this package if the activation is binary."""
     cfg = kwargs.get("cfg", args[1] if len(args) > 1 else None)
     _check_class(cfg)
     if isinstance(cfg, BinarySparseCoderConfig) and cfg.is_binary():
         HOST.check()
-        cls = BinarySparseCoder if cls is SparseCoder else cls
+        own = RefinedSparseCoder if cfg.refine_passes else BinarySparseCoder
+        cls = own if cls in (SparseCoder, BinarySparseCoder) else cls
     return object.__new__(cls)
 
 

@@ -54,8 +54,9 @@ def sparsify_coder(activation: str, dtype: torch.dtype = torch.float32, **fields
     if activation in ("topk", "groupmax"):
         config = SparseCoderConfig(activation, expansion_factor=LATENTS // D, k=K, **fields)
     else:
+        losses = {} if "refine_passes" in fields else {"entropy_alpha": 1e-3}
         config = BinarySparseCoderConfig(
-            activation, num_latents=LATENTS, k=K, ste_temperature=0.7, entropy_alpha=1e-3, **fields
+            activation, num_latents=LATENTS, k=K, ste_temperature=0.7, **losses, **fields
         )
     return spread(SparseCoder(D, config, dtype=dtype))
 
@@ -98,8 +99,14 @@ def _sparsify(activation: str, formats: tuple[str, ...], **fields: Any) -> Case:
 ALL_BUT_CHO = (SAELENS, SPARSIFY, QUIRKE)
 HOSTS = (SAELENS, SPARSIFY)
 SPARSIFY_FIRST = (SPARSIFY, SAELENS, QUIRKE)
+REFINES: dict[str, Any] = {"refine_passes": 2, "cost_of_bit": 1e-3}
 TRANSCODES: dict[str, Any] = {"transcode": True}
 SKIPS: dict[str, Any] = {"transcode": True, "skip_connection": True}
+
+
+def _refined(**fields: Any) -> Case:
+    return Case(lambda: saelens_coder(RefinedSAE, RefinedSAEConfig, **fields), HOSTS)
+
 
 CASES = {
     "saelens topk": _binary(ALL_BUT_CHO),
@@ -126,7 +133,10 @@ CASES = {
     ),
     "saelens layer_norm": _binary((SAELENS,), normalize_activations="layer_norm"),
     "saelens hook_z": _binary((SAELENS,), reshape_activations="hook_z"),
-    "saelens refined": Case(lambda: saelens_coder(RefinedSAE, RefinedSAEConfig), (SAELENS,)),
+    "saelens refined": _refined(),
+    "saelens refined threshold": _refined(selection="threshold", apply_b_dec_to_input=False),
+    "saelens refined groupmax": _refined(selection="groupmax"),
+    "saelens refined bfloat16": _refined(dtype="bfloat16"),
     "saelens transcoder": _transcoder(ALL_BUT_CHO),
     "saelens skip transcoder": _transcoder(ALL_BUT_CHO, skip_connection=True),
     "saelens wide transcoder": _transcoder((SAELENS,), d_out=5, skip_connection=True),
@@ -153,6 +163,13 @@ CASES = {
     "sparsify binary": _sparsify("binary", (SPARSIFY, SAELENS)),
     "sparsify binary uncentred": _sparsify("binary", SPARSIFY_FIRST, subtract_b_dec=False),
     "sparsify skip autoencoder": _sparsify("topk_binary", (SPARSIFY, QUIRKE), skip_connection=True),
+    "sparsify refined": _sparsify("topk_binary", (SPARSIFY, SAELENS), **REFINES),
+    "sparsify refined float64": _sparsify(
+        "binary", (SPARSIFY, SAELENS), **REFINES, dtype=torch.float64
+    ),
+    "sparsify refined skip autoencoder": _sparsify(
+        "topk_binary", (SPARSIFY,), **REFINES, skip_connection=True
+    ),
     "sparsify transcoder": _sparsify("topk_binary", SPARSIFY_FIRST, **TRANSCODES),
     "sparsify threshold transcoder": _sparsify("binary", SPARSIFY_FIRST, **TRANSCODES),
     "sparsify skip transcoder": _sparsify("topk_binary", SPARSIFY_FIRST, **SKIPS),

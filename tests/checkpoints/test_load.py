@@ -100,7 +100,7 @@ def test_the_fields_that_only_training_reads_are_those_of_the_configs():
     inference = fields(BinaryTranscoderConfig, RefinedSAEConfig, TopKTranscoderConfig)
     assert set(SAELENS_TRAINING_FIELDS) == training - inference
     said = {"activation", "expansion_factor", "num_latents", "k", "skip_connection", "transcode"}
-    said |= {"ste", "ste_temperature", "subtract_b_dec", "tied_decoder"}
+    said |= {"refine_passes", "ste", "ste_temperature", "subtract_b_dec", "tied_decoder"}
     assert set(SPARSIFY_TRAINING_FIELDS) == fields(BinarySparseCoderConfig) - said
 
 

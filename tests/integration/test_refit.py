@@ -84,12 +84,20 @@ def test_the_refitted_file_has_the_same_codes_and_less_error(
     assert {path.name for path in new.iterdir()} == {path.name for path in old.iterdir()}
 
 
+@pytest.mark.parametrize("host", ["saelens", "sparsify"])
 def test_the_refined_file_has_other_codes_and_less_error(
-    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    host: str,
+    tiny_model_folder: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
     old, new, again = tmp_path / "old", tmp_path / "new", tmp_path / "again"
     save(BinarySAE(BinarySAEConfig(**SIZES)), tiny_model_folder, old)
     options = ["--dataset", str(tiny_dataset), "--tokens", "3000"]
+    if host == "sparsify":
+        (old,) = convert(old, tmp_path / "layers.1", host="sparsify")
+        options += ["--model", str(tiny_model_folder), "--context_size", "16"]
     assert main(["refit", str(old), str(new), *options, "--refine-passes", "2"]) == 0
 
     errors, bits, _ = capsys.readouterr().out.splitlines()[-3:]
@@ -109,7 +117,7 @@ def test_the_refined_file_has_other_codes_and_less_error(
 @pytest.mark.parametrize(
     ("kind", "options", "problem"),
     [
-        ("transcoder", ["--refine-passes", "2"], "must be an autoencoder in SAELens' format"),
+        ("transcoder", ["--refine-passes", "2"], "must be an autoencoder in the format"),
         ("binary", ["--tokens", "1000000"], "ends after"),
         ("binary", ["--tokens", "0"], "tokens=0"),
         ("binary", ["--context_size", "1"], "context_size=1"),

@@ -46,13 +46,14 @@ def test_ranks_end_with_identical_weights_and_every_parameter_learns(case: str, 
     first, second = (load(outputs, case, rank, 2) for rank in range(2))
     assert_same(first["weights"], second["weights"], tolerance=0)
     for run in (first, second):
-        parameters = sum(len(weights) - 1 for weights in run["weights"].values())  # rates excluded
+        buffers = {"firing_rates", "flip_price"}
+        parameters = sum(len(weights.keys() - buffers) for weights in run["weights"].values())
         assert len(run["gradients"]) == parameters
         assert set(run["gradients"].values()) == {STEPS}
 
 
 # Gumbel is left out, because two processes draw other noise than one.
-@pytest.mark.parametrize("case", ["topk_binary", "groupmax_binary", "binary"])
+@pytest.mark.parametrize("case", ["topk_binary", "groupmax_binary", "binary", "refined"])
 def test_two_ranks_agree_with_one_process_on_the_same_global_batches(case: str, outputs: Path):
     one, two = (load(outputs, case, 0, ranks)["weights"] for ranks in (1, 2))
     assert_same(two, one, tolerance=1e-5)

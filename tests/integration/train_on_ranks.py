@@ -27,6 +27,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "gumbel_binary": ({"transcode": True}, {}),
     "binary": ({"entropy_alpha": 1e-3, "covariance_alpha": 1e-5, "refit_tokens": 400}, {}),
+    "refined": ({"activation": "binary", "refine_passes": 2, "refit_tokens": 400}, {}),
     "distributed": ({"activation": "topk_binary"}, {"distribute_modules": True}),
 }
 

@@ -9,6 +9,15 @@ from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION
 from sae_binary_ext.sparsify import BinarySparseCoderConfig
 from sae_binary_ext.sparsify.config import CommandLineCoderConfig
 
+NOT_REFINED: tuple[dict[str, Any], ...] = (
+    {"transcode": True},
+    {"tied_decoder": True},
+    {"multi_topk": True},
+    {"matryoshka": True},
+    {"entropy_alpha": 1e-3},
+    {"covariance_alpha": 1e-3},
+)
+
 
 @pytest.mark.parametrize(
     ("fields", "message"),
@@ -40,6 +49,15 @@ from sae_binary_ext.sparsify.config import CommandLineCoderConfig
             "initial_firing_rate=0.1 with tied_decoder=True.*Leave",
         ),
         ({"matryoshka": True, "matryoshka_groups": 0}, "matryoshka_groups=0"),
+        ({"refine_passes": -1}, "refine_passes=-1.*at least 0"),
+        ({"refine_passes": 2.5}, "refine_passes=2.5.*whole"),
+        ({"refine_passes": 1, "cost_of_bit": -1.0}, "cost_of_bit=-1.0.*at least 0"),
+        ({"cost_of_bit": 1e-3}, "cost_of_bit=0.001 with refine_passes=0.*refine_passes=3"),
+        *(
+            ({"refine_passes": 3, **fields}, "with refine_passes=3.*Leave one of the two out")
+            for fields in NOT_REFINED
+        ),
+        ({"activation": "topk", "refine_passes": 3}, "refine_passes=3.*no effect"),
         ({"activation": "topk", "matryoshka": True}, "matryoshka=True.*no effect"),
         ({"activation": "topk", "entropy_alpha": 0.1}, "entropy_alpha=0.1.*no effect"),
         ({"activation": "groupmax", "ste": "re"}, "ste='re'.*no effect"),
@@ -56,6 +74,13 @@ def test_a_dict_becomes_the_config_of_its_activation(config: type[SparseCoderCon
     assert config.from_dict(ours.to_dict()) == ours
     assert type(config.from_dict(ours.to_dict())) is BinarySparseCoderConfig
     assert not ours.normalize_decoder
+
+
+def test_the_fields_of_refined_codes_are_in_the_dict_of_a_refined_coder_alone():
+    refined = BinarySparseCoderConfig(refine_passes=2, cost_of_bit=1e-3)
+    assert SparseCoderConfig.from_dict(refined.to_dict()) == refined
+    plain = BinarySparseCoderConfig().to_dict()
+    assert refined.to_dict().keys() - plain.keys() == {"refine_passes", "cost_of_bit"}
 
 
 def test_a_stock_dict_stays_stock():
