@@ -31,7 +31,7 @@ SHARED: dict[str, Any] = {
     "d_sae": 2304,
     "normalize_activations": "expected_average_only_in",
 }
-# topk's learning rate, norm and window are the best found for it in docs/reconstruction.md.
+# topk's learning rate, norm and window are the best found for it in docs/short-training.md.
 CONFIGS: dict[str, Callable[[str], TrainingSAEConfig]] = {
     "binary_refined": lambda cost: RefinedTrainingSAEConfig(
         **SHARED, refit_tokens=REFITTED, cost_of_bit=float(cost)

@@ -1,4 +1,4 @@
-"""Train and measure all cases, then write docs/reconstruction.md.
+"""Train and measure all cases, then write docs/short-training.md.
 
 python -m benchmarks.reconstruction FOLDER [--seeds 3] [--only WORDS] [--main-site] [--jobs 2]
     [--write]

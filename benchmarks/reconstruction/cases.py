@@ -4,25 +4,37 @@ import itertools
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from sae_lens import TopKTrainingSAEConfig, TrainingSAE, TrainingSAEConfig
+from sae_lens import (
+    BatchTopKTrainingSAEConfig,
+    JumpReLUTrainingSAEConfig,
+    TopKTrainingSAEConfig,
+    TrainingSAE,
+    TrainingSAEConfig,
+)
 
 from benchmarks.reconstruction.activations import MAIN_SITE, Site, Split
 from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAEConfig,
     BinaryTrainingSAEConfig,
     BinaryTranscoderTrainingSAEConfig,
+    RefinedTrainingSAEConfig,
     TopKTranscoderTrainingSAEConfig,
 )
 
 LATENTS = 4608
 # Bits that are counted for each value, if a coder's active latents have values.
 BITS_A_VALUE = 8
-# Config classes of each family: one for autoencoders, one for transcoders.
-CONFIGS: dict[str, tuple[type[TrainingSAEConfig], type[TrainingSAEConfig]]] = {
+# Config classes of each family: one for autoencoders, and one for transcoders if there is one.
+CONFIGS: dict[str, tuple[type[TrainingSAEConfig], ...]] = {
     "topk": (TopKTrainingSAEConfig, TopKTranscoderTrainingSAEConfig),
     "binary": (BinaryTrainingSAEConfig, BinaryTranscoderTrainingSAEConfig),
     "binary_entropy": (BinaryEntropyTrainingSAEConfig, BinaryTranscoderTrainingSAEConfig),
+    "binary_refined": (RefinedTrainingSAEConfig,),
+    "batchtopk": (BatchTopKTrainingSAEConfig,),
+    "jumprelu": (JumpReLUTrainingSAEConfig,),
 }
+# Families whose active latents have values.
+WITH_VALUES = ("topk", "batchtopk", "jumprelu")
 
 
 # Cases are compared by identity, because their dict of fields has no hash.
@@ -69,7 +81,7 @@ class Case:
     @property
     def stores_values(self) -> bool:
         """Whether active latents have values other than 1."""
-        return self.family == "topk"
+        return self.family in WITH_VALUES
 
     def bits(self, entropy_bits: float, l0: float) -> float:
         """Bits to describe a token: which latents are active, and the values stored. A stock coder

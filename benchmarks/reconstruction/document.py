@@ -1,4 +1,4 @@
-"""Writes the tables and the plot of docs/reconstruction.md."""
+"""Writes the tables and the plot of docs/short-training.md."""
 
 import functools
 import statistics
@@ -16,7 +16,7 @@ from benchmarks.reconstruction.results import Result, find_results
 CASES = all_cases()
 # A coder is not compared if more latents than this are dense (active on over 10% of the tokens).
 MOST_DENSE = 10
-DOCUMENT = Path(__file__).parents[2] / "docs" / "reconstruction.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "short-training.md"
 PLOT = DOCUMENT.with_suffix(".svg")
 COLOURS = {"topk": "tab:orange", "binary": "tab:blue", "binary_entropy": "tab:green"}
 HEADER = (

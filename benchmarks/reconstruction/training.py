@@ -22,18 +22,21 @@ NORM_BATCHES = 20
 REFIT_TOKENS = 2048
 
 
-def train(case: Case, site: Site, split: Split, seed: int, folder: Path) -> tuple[SAE[Any], float]:
+def train(
+    case: Case, site: Site, split: Split, seed: int, folder: Path, epochs: int = EPOCHS
+) -> tuple[SAE[Any], float]:
     """Train a coder; returns its inference coder, loaded from its file, and the seconds it took.
 
     The seconds include refitting.
     """
     torch.manual_seed(seed)
+    tokens = epochs * len(split.train)
     settings = SAETrainerConfig(
-        total_training_samples=EPOCHS * len(split.train),
+        total_training_samples=tokens,
         train_batch_size_samples=case.batch_size,
         lr=case.lr,
         lr_end=0.0,
-        lr_decay_steps=EPOCHS * len(split.train) // case.batch_size,
+        lr_decay_steps=tokens // case.batch_size,
         adam_beta2=case.adam_beta2,
         dead_feature_window=case.dead_feature_window,
         n_batches_for_norm_estimate=NORM_BATCHES,

@@ -1,0 +1,69 @@
+"""Train and measure coders by the number of training tokens, then write docs/reconstruction.md.
+
+python -m benchmarks.scale FOLDER [--search] [--layer 9] [--tokens 3000000] [--only topk]
+    [--jobs 2] [--write]
+
+Text, model and activations are saved in FOLDER, 5.8 KB for each training token. Runs whose figures
+are in benchmarks/scale/results.jsonl are not made again, so the command can be stopped and started.
+--search makes the runs by which settings were chosen. --write only writes the document.
+"""
+
+import argparse
+import functools
+import multiprocessing
+import os
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.scale.activations import SITES, compute_missing
+from benchmarks.scale.cases import Run, all_runs, search_runs
+from benchmarks.scale.document import write_document
+from benchmarks.scale.results import append_line, missing, read_lines
+from benchmarks.scale.running import make, one_thread
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--search", action="store_true", help="make the search's runs alone")
+    parser.add_argument("--layer", type=int, help="make the runs of this layer alone")
+    parser.add_argument("--tokens", type=int, help="make the runs of this many tokens alone")
+    parser.add_argument("--only", default="", help="make the runs whose names begin so")
+    parser.add_argument(
+        "--jobs", type=int, help="coders trained at once; as many as cores if left out"
+    )
+    parser.add_argument("--write", action="store_true", help="write the document alone")
+    arguments = parser.parse_args()
+    if not arguments.write:
+        wanted = [
+            run
+            for run in (search_runs() if arguments.search else all_runs())
+            if arguments.layer in (None, run.site.layer)
+            and arguments.tokens in (None, run.tokens)
+            and run.case.name.startswith(arguments.only)
+        ]
+        run_missing(arguments.folder, missing(wanted), arguments.jobs)
+    write_document(read_lines(), SITES)
+
+
+def run_missing(folder: Path, runs: list[Run], jobs: int | None) -> None:
+    """Make runs, and append a line to the file of results for each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = {
+        site: max(run.tokens for run in runs if run.site == site)
+        for site in dict.fromkeys(run.site for run in runs)
+    }
+    compute_missing(folder, tokens)
+    # Each core trains one coder in one thread. Processes are spawned, because a fork of a process
+    # with threads may hang.
+    fresh = multiprocessing.get_context("spawn")
+    with fresh.Pool(jobs, initializer=one_thread) as pool:
+        made = pool.imap_unordered(functools.partial(make, folder), runs)
+        for line in tqdm(made, "Coders", len(runs)):
+            append_line(line)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()

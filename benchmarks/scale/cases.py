@@ -1,0 +1,124 @@
+"""The runs of the comparison by training tokens, and the settings that were searched for each.
+
+Every family has the same number of searched settings at SEARCH_SITE. All were trained on
+SEARCH_TOKENS tokens, and the best on the rows for choosing is the family's TUNED settings.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.reconstruction.activations import Site
+from benchmarks.reconstruction.cases import Case
+
+LATENTS = 2304
+TOKENS = (300_000, 1_000_000, 3_000_000, 10_000_000)
+SEARCH_SITE, SEARCH_TOKENS = Site("autoencoder", 9), 300_000
+# Fields of every case of a family, and its searched price: k, or the cost of a bit.
+FIXED: dict[str, dict[str, Any]] = {
+    "topk": {"decoder_init_norm": 1.0},
+    "batchtopk": {"decoder_init_norm": 1.0},
+    "jumprelu": {},
+    "binary": {"surrogate_temperature": 0.5, "refit_tokens": 200_000},
+    "binary_entropy": {
+        "selection": "threshold",
+        "initial_firing_rate": 0.01,
+        "surrogate_temperature": 0.5,
+        "refit_tokens": 200_000,
+    },
+    "binary_refined": {"refit_tokens": 200_000},
+}
+PRICE = {
+    "topk": "k",
+    "batchtopk": "k",
+    "jumprelu": "l0_coefficient",
+    "binary": "k",
+    "binary_entropy": "entropy_coefficient",
+    "binary_refined": "cost_of_bit",
+}
+SEARCH_PRICE = {
+    "topk": 32,
+    "batchtopk": 32,
+    "jumprelu": 1.0,
+    "binary": 64,
+    "binary_entropy": 2e-4,
+    "binary_refined": 3e-4,
+}
+
+
+# What is searched for each family: learning rate and batch size.
+SEARCHED = ((1e-3, 256), (2e-3, 256), (4e-3, 256), (4e-3, 1024))
+# The window is topk's and batchtopk's best of docs/short-training.md: with 1000 steps, SAELens'
+# default, its loss of dead latents hardly acts in short training, and hundreds of latents die.
+SETTINGS: dict[str, dict[str, Any]] = {
+    **{key: {"adam_beta2": 0.99} for key in FIXED},
+    **{key: {"adam_beta2": 0.99, "dead_feature_window": 100} for key in ("topk", "batchtopk")},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One coder to train: its site, settings, number of training tokens and seed."""
+
+    site: Site
+    case: Case
+    tokens: int
+    seed: int
+
+    def key(self) -> dict[str, Any]:
+        """What tells this run's line from all others in the file of results."""
+        return {
+            "site": asdict(self.site),
+            "tokens": self.tokens,
+            "seed": self.seed,
+            "settings": self.case.settings(),
+        }
+
+
+def new_case(family: str, price: float, **settings: Any) -> Case:
+    """A case of a family at a price; settings are fields of Case."""
+    fields = {**FIXED[family], PRICE[family]: price}
+    name = f"{family}, {price:g}"
+    return Case(name, family, fields, latents=LATENTS, **{**SETTINGS[family], **settings})
+
+
+def searched() -> list[Case]:
+    """The cases by which each family's settings were chosen."""
+    return [
+        new_case(family, price, lr=lr, batch_size=batch)
+        for lr, batch in SEARCHED
+        for family, price in SEARCH_PRICE.items()
+    ]
+
+
+# The best settings of the search on the rows for choosing, of the families that were searched.
+# tests/benchmarks/test_scale.py compares them with the results.
+TUNED: dict[str, dict[str, Any]] = {
+    "topk": {"lr": 2e-3, "batch_size": 256},
+    "batchtopk": {"lr": 4e-3, "batch_size": 256},
+    "binary_refined": {"lr": 4e-3, "batch_size": 256},
+}
+# The prices of each family at a site. Costs of a bit are such that binary coders have about as many
+# bits as stock coders of k = 16 to 64, by both ways to count those.
+STOCK = {"topk": (16, 32, 64), "batchtopk": (16, 32, 64)}
+PRICES: dict[Site, dict[str, tuple[float, ...]]] = {
+    Site("autoencoder", 4): {**STOCK, "binary_refined": (1e-4, 2e-4)},
+    Site("autoencoder", 9): {**STOCK, "binary_refined": (1.5e-4, 3e-4)},
+    Site("autoencoder", 20): {**STOCK, "binary_refined": (2e-4, 4e-4)},
+}
+
+
+def search_runs() -> list[Run]:
+    """The runs by which each family's settings were chosen."""
+    return [Run(SEARCH_SITE, case, SEARCH_TOKENS, 0) for case in searched()]
+
+
+def all_runs() -> list[Run]:
+    """All runs of the comparison and of the search."""
+    runs = [
+        Run(site, new_case(family, price, **TUNED[family]), tokens, 0)
+        for tokens in TOKENS
+        for site, families in PRICES.items()
+        for family, prices in families.items()
+        for price in prices
+    ]
+    return [*search_runs(), *runs]

@@ -1,0 +1,196 @@
+"""Writes the tables and the plot of the comparison by training tokens."""
+
+import functools
+import itertools
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib import pyplot as plt
+
+from benchmarks.reconstruction.activations import Site
+from benchmarks.reconstruction.cases import WITH_VALUES
+from benchmarks.scale.results import is_of_search, is_tuned
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reconstruction.md"
+PLOT = DOCUMENT.with_name("scale.svg")
+HEADER = (
+    "| training tokens | coder | lr | batch | seeds | FVU | L0 | dead | dense >10% "
+    "| bits, 8 a value | bits, MDL | CE recovered | seconds |\n" + "|---" * 13 + "|\n"
+)
+RATIO_HEADER = (
+    "| training tokens | binary coder | FVU | bits | stock FVU at no fewer bits, 8 a value | ratio "
+    "| stock FVU at no fewer bits, MDL | ratio |\n" + "|---" * 8 + "|\n"
+)
+Line = dict[str, Any]
+Value = Callable[[Line], float]
+# Marks of the plot by the number of training tokens.
+STYLES = {
+    "topk": ("tab:orange", "o"),
+    "batchtopk": ("tab:red", "s"),
+    "jumprelu": ("tab:brown", "^"),
+    "binary": ("tab:blue", "v"),
+    "binary_entropy": ("tab:green", "D"),
+    "binary_refined": ("tab:purple", "*"),
+}
+
+
+def write_document(lines: list[Line], sites: list[Site]) -> None:
+    """Write the tables between the document's marks, and the plot into a file next to it."""
+    tuned = [line for line in lines if is_tuned(line)]
+    tables = {
+        f"<!-- scale {site.kind} {site.layer} -->\n": _tables(_of_site(tuned, site))
+        for site in sites
+    }
+    tables["<!-- scale search -->\n"] = _table([line for line in lines if is_of_search(line)])
+    text = DOCUMENT.read_text()
+    for begin, table in tables.items():
+        end = "<!-- end -->"
+        before, _, rest = text.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f"{DOCUMENT}: no place for a table: no {begin!r}.")
+        text = before + begin + table + end + after
+    DOCUMENT.write_text(text)
+    _draw(tuned, sites)
+
+
+def _of_site(lines: list[Line], site: Site) -> list[Line]:
+    return [line for line in lines if line["site"] == {"kind": site.kind, "layer": site.layer}]
+
+
+def _groups(lines: list[Line]) -> list[list[Line]]:
+    """Lines that differ in their seed alone, sorted by tokens and case."""
+    groups: dict[str, list[Line]] = {}
+    for line in sorted(lines, key=lambda line: (line["tokens"], line["case"])):
+        key = f"{line['tokens']} {line['settings']}"
+        groups.setdefault(key, []).append(line)
+    return list(groups.values())
+
+
+def _tables(lines: list[Line]) -> str:
+    groups = _groups(lines)
+    ratios = [
+        row
+        for group in groups
+        if not _has_values(group) and (row := _ratio_row(group, groups)) is not None
+    ]
+    return _table(lines) + (RATIO_HEADER + "\n".join(ratios) + "\n\n" if ratios else "")
+
+
+def _table(lines: list[Line]) -> str:
+    rows = "\n".join(_row(group) for group in _groups(lines))
+    return f"\n{HEADER}{rows}\n\n" if rows else "\nNot run yet.\n\n"
+
+
+def _median(group: list[Line], value: Value) -> float:
+    return statistics.median(value(line) for line in group)
+
+
+def _held_out(name: str) -> Value:
+    return lambda line: line["held_out"][name]
+
+
+def _row(group: list[Line]) -> str:
+    median = functools.partial(_median, group)
+    fvu = [line["held_out"]["fvu"] for line in group]
+    spread = f" ({min(fvu):.4f} to {max(fvu):.4f})" if len(fvu) > 1 else ""
+    settings = group[0]["settings"]
+    cells = (
+        f"{group[0]['tokens']:,}",
+        group[0]["case"],
+        f"{settings['lr']:g}",
+        str(settings["batch_size"]),
+        str(len(group)),
+        f"{median(_held_out('fvu')):.4f}{spread}",
+        f"{median(_held_out('l0')):.1f}",
+        f"{median(_held_out('dead')):.0f}",
+        f"{median(_held_out('dense')):.0f}",
+        f"{median(_held_out('bits')):.0f}",
+        f"{median(_held_out('mdl_bits')):.0f}",
+        f"{median(lambda line: line['recovered']):.1%}",
+        f"{median(lambda line: line['seconds']):.0f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _has_values(group: list[Line]) -> bool:
+    return group[0]["settings"]["family"] in WITH_VALUES
+
+
+def _ratio_row(binary: list[Line], groups: list[list[Line]]) -> str | None:
+    """A binary coder beside the best stock coder of as many bits, by both ways to count bits.
+
+    None if no stock coder with as many bits was trained on as many tokens.
+    """
+    fvu, bits = _median(binary, _held_out("fvu")), _median(binary, _held_out("bits"))
+    stock = [
+        group
+        for group in groups
+        if _has_values(group) and group[0]["tokens"] == binary[0]["tokens"]
+    ]
+    cells = [f"{binary[0]['tokens']:,}", binary[0]["case"], f"{fvu:.4f}", f"{bits:.0f}"]
+    found = [best_stock(stock, name, bits) for name in ("bits", "mdl_bits")]
+    for best in found:
+        cells += [f"{best:.4f}", f"{fvu / best:.2f}"] if best else ["none trained", ""]
+    return f"| {' | '.join(cells)} |" if any(found) else None
+
+
+def best_stock(stock: list[list[Line]], name: str, bits: float) -> float | None:
+    """The lowest FVU of a stock family at these bits; None if each family has fewer.
+
+    Between two coders of a family the FVU is read off a line, straight in the logarithms of FVU and
+    bits. Where all coders of a family have more bits, the one with the fewest stands for it, which
+    favours the stock coder.
+    """
+    found: list[float] = []
+    for family in {group[0]["settings"]["family"] for group in stock}:
+        points = sorted(
+            (_median(group, _held_out(name)), _median(group, _held_out("fvu")))
+            for group in stock
+            if group[0]["settings"]["family"] == family
+        )
+        if bits <= points[0][0]:
+            found.append(points[0][1])
+        for (low, fvu_low), (high, fvu_high) in itertools.pairwise(points):
+            if low < bits <= high:
+                share = math.log(bits / low) / math.log(high / low)
+                found.append(fvu_low ** (1 - share) * fvu_high**share)
+    return min(found, default=None)
+
+
+def _draw(lines: list[Line], sites: list[Site]) -> None:
+    """Draw FVU by bits a token, a panel for each site; larger marks for more training tokens."""
+    # With a fixed salt, the same results give the same file.
+    mpl.rcParams["svg.hashsalt"] = "scale"
+    shown = [site for site in sites if _of_site(lines, site)]
+    if not shown:
+        return
+    figure, panels = plt.subplots(
+        1, len(shown), figsize=(4.5 * len(shown), 4.5), squeeze=False, layout="constrained"
+    )
+    for panel, site in zip(panels[0], shown, strict=True):
+        for family, (colour, marker) in STYLES.items():
+            for group in _groups(_of_site(lines, site)):
+                if group[0]["settings"]["family"] == family:
+                    panel.scatter(
+                        _median(group, _held_out("mdl_bits")),
+                        _median(group, _held_out("fvu")),
+                        s=20 * (1 + math.log10(group[0]["tokens"] / 3e5)) ** 2,
+                        color=colour,
+                        marker=marker,
+                    )
+        panel.set(title=f"{site.kind}, layer {site.layer}", xlabel="bits a token (MDL)")
+        panel.set(xscale="log", yscale="log")
+        panel.grid(alpha=0.3, which="both")
+    panels[0][0].set_ylabel("FVU on held-out documents")
+    handles = [
+        panels[0][0].scatter([], [], color=colour, marker=marker, label=family)
+        for family, (colour, marker) in STYLES.items()
+    ]
+    panels[0][-1].legend(handles=handles)
+    figure.savefig(PLOT, metadata={"Date": None})
+    plt.close(figure)

@@ -1,0 +1,49 @@
+"""Reads and appends results, one line of JSON each, so that an interrupted comparison continues."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks.scale.cases import SEARCH_TOKENS, TUNED, Run, searched
+
+RESULTS = Path(__file__).parent / "results.jsonl"
+# On curves of FVU by bits, FVU falls about as bits to the power of -0.45. Searched settings change
+# the bits a little, so the best is chosen by the FVU moved along such a curve to this many bits.
+SLOPE, AT_BITS = 0.45, 300
+KEY = ("site", "tokens", "seed", "settings")
+
+
+def read_lines() -> list[dict[str, Any]]:
+    """All results measured so far."""
+    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
+    return [json.loads(line) for line in lines]
+
+
+def append_line(line: dict[str, Any]) -> None:
+    """Append one result to the file of results."""
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def missing(runs: list[Run]) -> list[Run]:
+    """The runs that have no result."""
+    done = [{name: line[name] for name in KEY} for line in read_lines()]
+    return [run for run in runs if json.loads(json.dumps(run.key())) not in done]
+
+
+def is_of_search(line: dict[str, Any]) -> bool:
+    """Whether a result is of the search for settings."""
+    settings = [json.loads(json.dumps(case.settings())) for case in searched()]
+    return line["tokens"] == SEARCH_TOKENS and line["settings"] in settings
+
+
+def is_tuned(line: dict[str, Any]) -> bool:
+    """Whether a result has its family's best settings of the search."""
+    tuned = TUNED.get(line["settings"]["family"])
+    return tuned is not None and tuned.items() <= line["settings"].items()
+
+
+def score(line: dict[str, Any]) -> float:
+    """What settings are chosen by: the FVU on the rows for choosing, moved to AT_BITS bits."""
+    choosing = line["choosing"]
+    return choosing["fvu"] * (choosing["bits"] / AT_BITS) ** SLOPE

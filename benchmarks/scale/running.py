@@ -1,0 +1,69 @@
+"""Trains and measures one coder of the comparison, in a process of its own."""
+
+import functools
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAETransformerBridge
+
+from benchmarks.reconstruction.activations import Site
+from benchmarks.reconstruction.running import figures_of
+from benchmarks.reconstruction.training import in_pairs, train
+from benchmarks.scale.activations import FIRST_POSITION, load
+from benchmarks.scale.cases import Run
+from benchmarks.scale.corpus import read_rows
+from sae_binary_ext.measure import SplicedModel, measure, value_bits
+
+SPLICED_ROWS = 16
+VALUE_TOKENS = 10_000
+
+
+def one_thread() -> None:
+    """Prepare a process that trains coders: one thread, and products of matrices in bfloat16.
+
+    oneDNN makes products of float32 in bfloat16 on processors that are made for it. Hosts' own
+    coders and binary coders are treated alike, and all are measured in float32.
+    """
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("medium")
+
+
+def make(folder: Path, run: Run) -> dict[str, Any]:
+    """Train and measure one coder; a line of the file of results.
+
+    bits counts 8 bits a value. mdl_bits counts the values' entropy once they are quantised (see
+    sae_binary_ext.measure.value_bits).
+    """
+    split = load(folder, run.site, run.tokens)
+    with tempfile.TemporaryDirectory() as saved:
+        coder, seconds = train(run.case, run.site, split, run.seed, Path(saved), epochs=1)
+    torch.set_float32_matmul_precision("highest")
+    started = time.perf_counter()
+    figures: dict[str, Any] = {}
+    for part in ("choosing", "held_out"):
+        inputs, targets = in_pairs(getattr(split, part), run.site)
+        figures[part] = asdict(figures_of(run.case, measure(coder, inputs, targets)))
+        values = value_bits(coder, inputs[:VALUE_TOKENS], targets[:VALUE_TOKENS])
+        figures[part]["mdl_bits"] = figures[part]["entropy_bits"] + values
+    figures["recovered"] = spliced_model(folder, run.site).losses(coder).recovered
+    one_thread()
+    return {
+        "case": run.case.name,
+        **run.key(),
+        **figures,
+        "seconds": round(seconds),
+        "measuring_seconds": round(time.perf_counter() - started),
+    }
+
+
+# A cache of one entry is enough, because runs of one site follow one another.
+@functools.lru_cache(maxsize=1)
+def spliced_model(folder: Path, site: Site) -> SplicedModel:
+    """The model and the first held-out rows, on which a coder's output replaces activations."""
+    model = SAETransformerBridge.boot_transformers(str(folder / "model"), device="cpu")
+    rows = read_rows(folder).held_out[:SPLICED_ROWS].long()
+    return SplicedModel(model, rows, *site.hooks, first_position=FIRST_POSITION)

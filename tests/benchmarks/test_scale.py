@@ -1,0 +1,121 @@
+"""The comparison by training tokens: streamed activations, and coders at equal bits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.reconstruction.activations import Site
+from benchmarks.scale import activations, cases, document, results
+from benchmarks.scale.running import Run
+
+WIDTH, VOCABULARY = 32, 50
+SITES = [Site("autoencoder", 1), Site("autoencoder", 2), Site("transcoder", 1)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a tiny model and rows of random text."""
+    config = LlamaConfig(
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        vocab_size=VOCABULARY,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    parts = {"train": 6, "choosing": 2, "held_out": 2}
+    rows = {part: torch.randint(VOCABULARY, (number, 256)).int() for part, number in parts.items()}
+    save_file(rows, tmp_path / "rows.safetensors")
+    monkeypatch.setattr(activations, "WIDTH", WIDTH)
+    monkeypatch.setattr(activations, "ROWS_PER_PART", 2)
+    return tmp_path
+
+
+def test_streamed_activations_are_those_of_the_model(folder: Path):
+    tokens = 3 * activations.TOKENS_OF_ROW
+    activations.compute_missing(folder, dict.fromkeys(SITES, tokens))
+    rows = activations.read_rows(folder).train[:4].long()
+    model = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.bfloat16)
+    with torch.no_grad():
+        hidden = model(rows, output_hidden_states=True).hidden_states
+    for site in SITES[:2]:
+        found = activations.load(folder, site, tokens).train
+        expected = hidden[site.layer][:, 1:].flatten(0, 1)[:tokens]
+        assert found.dtype == torch.float16
+        torch.testing.assert_close(found.float(), expected.float(), atol=0.02, rtol=0.02)
+    pairs = activations.load(folder, SITES[2], tokens).train
+    with torch.no_grad():
+        output = model.model.layers[1].mlp(pairs[:, :WIDTH].bfloat16())
+    torch.testing.assert_close(pairs[:, WIDTH:].float(), output.float(), atol=0.02, rtol=0.02)
+
+
+def test_a_stopped_run_goes_on_and_keeps_what_it_has(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    site = SITES[0]
+    activations.compute_missing(folder, {site: 2 * activations.TOKENS_OF_ROW})
+    with pytest.raises(ValueError, match=r"training_tokens=1000.* has 510 "):
+        activations.load(folder, site, 1000)
+    before = activations.load(folder, site, 500).train.clone()
+    kept: list[int] = []
+    forward = activations._Kept._keep  # pyright: ignore[reportPrivateUsage]
+
+    def counted(self: Any, *values: torch.Tensor) -> None:
+        kept.append(len(values[0]))
+        forward(self, *values)
+
+    monkeypatch.setattr(activations._Kept, "_keep", counted)  # pyright: ignore[reportPrivateUsage]
+    activations.compute_missing(folder, {site: 4 * activations.TOKENS_OF_ROW})
+    assert kept == [2]  # two rows more, and none of those that were computed
+    assert torch.equal(activations.load(folder, site, 1000).train[:500], before)
+
+
+def line(family: str, bits: float, fvu: float, **changes: Any) -> dict[str, Any]:
+    figures = {"bits": bits, "mdl_bits": bits / 2, "fvu": fvu}
+    settings = {"family": family, "lr": 1e-3, "bits": bits}
+    return {"case": family, "tokens": 9, "held_out": figures, "settings": settings, **changes}
+
+
+def test_stock_coders_are_compared_between_their_points():
+    stock = [[line("topk", 100, 0.4)], [line("topk", 400, 0.1)], [line("jumprelu", 200, 0.3)]]
+    # Halfway in the logarithm of bits is halfway in the logarithm of FVU.
+    assert document.best_stock(stock, "bits", 200) == pytest.approx(0.2)
+    assert document.best_stock(stock, "mdl_bits", 100) == pytest.approx(0.2)
+    assert document.best_stock(stock, "bits", 401) is None
+    # A stock coder with more bits stands for a family that has none with fewer.
+    assert document.best_stock(stock, "bits", 50) == pytest.approx(0.3)
+    better = [*stock, [line("batchtopk", 150, 0.1)], [line("batchtopk", 250, 0.1)]]
+    assert document.best_stock(better, "bits", 200) == pytest.approx(0.1)
+
+
+def test_runs_are_known_by_their_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path / "results.jsonl")
+    runs = [
+        Run(Site("autoencoder", 9), cases.new_case("topk", 16, lr=lr), tokens, 0)
+        for lr in (1e-3, 2e-3)
+        for tokens in (10, 20)
+    ]
+    results.append_line({"case": "it", **runs[1].key()})
+    assert results.missing(runs) == [runs[0], *runs[2:]]
+
+
+def test_the_chosen_settings_are_the_best_of_the_search():
+    for family in cases.TUNED:
+        lines = [
+            found
+            for found in results.read_lines()
+            if found["settings"]["family"] == family and results.is_of_search(found)
+        ]
+        best = min(lines, key=results.score)["settings"]
+        assert {name: best[name] for name in cases.TUNED[family]} == cases.TUNED[family]
+
+
+def test_results_are_of_the_cases_that_stand_in_the_code():
+    """A line whose settings no case has any more would stay out of the tables unseen."""
+    known = [json.dumps(run.key(), sort_keys=True) for run in cases.all_runs()]
+    for found in results.read_lines():
+        key = {name: found[name] for name in ("site", "tokens", "seed", "settings")}
+        assert json.dumps(key, sort_keys=True) in known, found["case"]
