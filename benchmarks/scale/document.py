@@ -117,8 +117,12 @@ def _row(group: list[Line]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def _family(group: list[Line]) -> str:
+    return group[0]["settings"]["family"]
+
+
 def _has_values(group: list[Line]) -> bool:
-    return group[0]["settings"]["family"] in WITH_VALUES
+    return _family(group) in WITH_VALUES
 
 
 def _ratio_row(binary: list[Line], groups: list[list[Line]]) -> str | None:
@@ -140,26 +144,25 @@ def _ratio_row(binary: list[Line], groups: list[list[Line]]) -> str | None:
 
 
 def best_stock(stock: list[list[Line]], name: str, bits: float) -> float | None:
-    """The lowest FVU of a stock family at these bits; None if each family has fewer.
+    """The lowest FVU of a stock family at these bits; None if all stock coders have fewer.
 
     Between two coders of a family the FVU is read off a line, straight in the logarithms of FVU and
-    bits. Where all coders of a family have more bits, the one with the fewest stands for it, which
-    favours the stock coder.
+    bits. If no family has a coder on either side, the coder with the fewest bits above stands for
+    stock coders, which favours them.
     """
+    points = sorted(
+        (_median(group, _held_out(name)), _median(group, _held_out("fvu")), _family(group))
+        for group in stock
+    )
     found: list[float] = []
-    for family in {group[0]["settings"]["family"] for group in stock}:
-        points = sorted(
-            (_median(group, _held_out(name)), _median(group, _held_out("fvu")))
-            for group in stock
-            if group[0]["settings"]["family"] == family
-        )
-        if bits <= points[0][0]:
-            found.append(points[0][1])
-        for (low, fvu_low), (high, fvu_high) in itertools.pairwise(points):
+    for family in {family for *_, family in points}:
+        own = [point for point in points if point[2] == family]
+        for (low, fvu_low, _), (high, fvu_high, _) in itertools.pairwise(own):
             if low < bits <= high:
                 share = math.log(bits / low) / math.log(high / low)
                 found.append(fvu_low ** (1 - share) * fvu_high**share)
-    return min(found, default=None)
+    above = [fvu for of_coder, fvu, _ in points if of_coder >= bits]
+    return min(found) if found else next(iter(above), None)
 
 
 def _draw(lines: list[Line], sites: list[Site]) -> None:
@@ -175,7 +178,7 @@ def _draw(lines: list[Line], sites: list[Site]) -> None:
     for panel, site in zip(panels[0], shown, strict=True):
         for family, (colour, marker) in STYLES.items():
             for group in _groups(_of_site(lines, site)):
-                if group[0]["settings"]["family"] == family:
+                if _family(group) == family:
                     panel.scatter(
                         _median(group, _held_out("mdl_bits")),
                         _median(group, _held_out("fvu")),

@@ -85,8 +85,8 @@ def test_stock_coders_are_compared_between_their_points():
     assert document.best_stock(stock, "bits", 200) == pytest.approx(0.2)
     assert document.best_stock(stock, "mdl_bits", 100) == pytest.approx(0.2)
     assert document.best_stock(stock, "bits", 401) is None
-    # A stock coder with more bits stands for a family that has none with fewer.
-    assert document.best_stock(stock, "bits", 50) == pytest.approx(0.3)
+    # If all stock coders have more bits, the one with the fewest stands for them.
+    assert document.best_stock(stock, "bits", 50) == pytest.approx(0.4)
     better = [*stock, [line("batchtopk", 150, 0.1)], [line("batchtopk", 250, 0.1)]]
     assert document.best_stock(better, "bits", 200) == pytest.approx(0.1)
 
