@@ -8,13 +8,14 @@ from sae_binary_ext.measure import value_bits
 from sae_binary_ext.saelens import BinarySAE, BinarySAEConfig
 
 
-def identity_coder(scale: float = 1.0) -> StandardSAE:
-    """ReLU codes of four inputs; decoder rows have the norm 1 / scale."""
+def identity_coder(*scales: float) -> StandardSAE:
+    """ReLU codes of four inputs; latent j's decoder row has the norm 1 / scales[j], or 1."""
+    scale = torch.tensor(scales or (1.0,) * 4)
     coder = StandardSAE(StandardSAEConfig(d_in=4, d_sae=4, apply_b_dec_to_input=False))
     coder.load_state_dict(
         {
-            "W_enc": torch.eye(4) * scale,
-            "W_dec": torch.eye(4) / scale,
+            "W_enc": torch.diag(scale),
+            "W_dec": torch.diag(1 / scale),
             "b_enc": torch.zeros(4),
             "b_dec": torch.zeros(4),
         }
@@ -30,12 +31,14 @@ def test_values_on_a_grid_take_the_bits_of_the_grid():
     assert value_bits(identity_coder(), inputs, targets) == pytest.approx(12.0)
 
 
-def test_a_rescaled_latent_takes_the_same_bits():
+def test_rescaled_latents_take_the_same_bits():
     torch.manual_seed(0)
     inputs = torch.rand(500, 4) * 5
     targets = inputs + torch.randn(500, 4) * 0.1
     bits = value_bits(identity_coder(), inputs, targets)
-    assert value_bits(identity_coder(7.0), inputs, targets) == pytest.approx(bits, rel=1e-3)
+    assert value_bits(identity_coder(7.0, 0.2, 1.0, 30.0), inputs, targets) == pytest.approx(
+        bits, rel=1e-3
+    )
 
 
 def test_a_larger_tolerance_takes_fewer_bits_and_keeps_its_promise():
