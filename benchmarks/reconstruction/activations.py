@@ -1,8 +1,10 @@
 """Computes SmolLM2's activations at several sites once, and saves them in files."""
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -135,21 +137,27 @@ def _compute(folder: Path, sites: list[Site]) -> None:
         unfinished.replace(_path(folder, site))
 
 
+def watch(model: LlamaForCausalLM, site: Site, keep: Callable[[Tensor], Any]) -> None:
+    """Call keep with a site's activations on each forward, float16 [tokens, width of the site]."""
+
+    def add(*activations: Tensor) -> None:
+        pair = torch.cat(activations, dim=-1)
+        keep(pair[:, FIRST_POSITION:].flatten(0, 1).half())
+
+    layer = model.model.layers[site.layer]
+    if site.kind == "autoencoder":
+        layer.register_forward_pre_hook(lambda _, inputs: add(inputs[0]))
+    else:
+        layer.mlp.register_forward_hook(lambda _, inputs, output: add(inputs[0], output))
+
+
 class _Parts:
     """Collects the activations of one site while the model runs."""
 
     def __init__(self, model: LlamaForCausalLM, site: Site) -> None:
         self.parts: dict[str, Tensor] = {}
         self._batches: list[Tensor] = []
-        layer = model.model.layers[site.layer]
-        if site.kind == "autoencoder":
-            layer.register_forward_pre_hook(lambda _, inputs: self._add(inputs[0]))
-        else:
-            layer.mlp.register_forward_hook(lambda _, inputs, output: self._add(inputs[0], output))
-
-    def _add(self, *activations: Tensor) -> None:
-        pair = torch.cat(activations, dim=-1)
-        self._batches.append(pair[:, FIRST_POSITION:].flatten(0, 1).half())
+        watch(model, site, self._batches.append)
 
     def close(self, name: str) -> None:
         """Store the activations since the last call as the part with this name."""

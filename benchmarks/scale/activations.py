@@ -1,5 +1,6 @@
 """Runs SmolLM2 over the text, and streams the activations of several sites into files."""
 
+import functools
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -10,16 +11,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
-from benchmarks.reconstruction.activations import Site, Split
+from benchmarks.reconstruction.activations import Site, Split, watch
 from benchmarks.scale.corpus import ROW, Rows, read_rows
+from sae_binary_ext.commands.demo.config import FIRST_POSITION
 
 SITES = [*(Site("autoencoder", layer) for layer in (4, 9, 20)), Site("transcoder", 9)]
 WIDTH = 576  # of SmolLM2's residual stream
 ROWS_PER_FORWARD = 16
 # A run that was stopped goes on after the last whole part of this many rows.
 ROWS_PER_PART = 400
-# Position 0 has no text before it, so no coder is trained on it.
-FIRST_POSITION = 1
 TOKENS_OF_ROW = ROW - FIRST_POSITION
 
 
@@ -44,11 +44,13 @@ def compute_missing(folder: Path, training_tokens: dict[Site, int]) -> None:
     rows, done = read_rows(folder), _Done(folder)
     model = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.bfloat16).eval()
     model.model.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
-    sites = {site: _Kept(model, site) for site in training_tokens}
+    found: dict[Site, Tensor] = {}
+    for site in training_tokens:
+        watch(model, site, functools.partial(found.__setitem__, site))
     layers = model.model.layers
     for part in ("choosing", "held_out", "train"):
         tokens: Tensor = getattr(rows, part)
-        maps = {site: _map(folder, site, part, rows) for site in sites}
+        maps = {site: _map(folder, site, part, rows) for site in training_tokens}
         for start in tqdm(range(0, len(tokens), ROWS_PER_PART), f"Activations: {part}"):
             end = min(start + ROWS_PER_PART, len(tokens))
             missing = [
@@ -65,7 +67,7 @@ def compute_missing(folder: Path, training_tokens: dict[Site, int]) -> None:
                 model.model(tokens[batch].long(), use_cache=False)
                 at = slice(int(batch[0]) * TOKENS_OF_ROW, (int(batch[-1]) + 1) * TOKENS_OF_ROW)
                 for site in missing:
-                    maps[site][at] = sites[site].activations
+                    maps[site][at] = found[site]
             done.add(missing, part, end)
 
 
@@ -100,20 +102,3 @@ def _map(folder: Path, site: Site, part: str, rows: Rows) -> Tensor:
     with path.open("r+b") as file:
         file.truncate(tokens * width * 2)
     return torch.from_numpy(np.memmap(path, np.float16, "r+", shape=(tokens, width)))
-
-
-class _Kept:
-    """Keeps the activations of one site as the model runs: float16 [tokens, width of the site]."""
-
-    activations: Tensor
-
-    def __init__(self, model: LlamaForCausalLM, site: Site) -> None:
-        layer = model.model.layers[site.layer]
-        if site.kind == "autoencoder":
-            layer.register_forward_pre_hook(lambda _, inputs: self._keep(inputs[0]))
-        else:
-            layer.mlp.register_forward_hook(lambda _, inputs, output: self._keep(inputs[0], output))
-
-    def _keep(self, *activations: Tensor) -> None:
-        pair = torch.cat(activations, dim=-1)
-        self.activations = pair[:, FIRST_POSITION:].flatten(0, 1).half()

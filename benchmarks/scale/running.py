@@ -13,9 +13,10 @@ from sae_lens import SAETransformerBridge
 from benchmarks.reconstruction.activations import Site
 from benchmarks.reconstruction.running import figures_of
 from benchmarks.reconstruction.training import in_pairs, train
-from benchmarks.scale.activations import FIRST_POSITION, load
+from benchmarks.scale.activations import load
 from benchmarks.scale.cases import Run
 from benchmarks.scale.corpus import read_rows
+from sae_binary_ext.commands.demo.config import FIRST_POSITION
 from sae_binary_ext.measure import SplicedModel, measure, value_bits
 
 SPLICED_ROWS = 16

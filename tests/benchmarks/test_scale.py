@@ -61,15 +61,17 @@ def test_a_stopped_run_goes_on_and_keeps_what_it_has(folder: Path, monkeypatch: 
         activations.load(folder, site, 1000)
     before = activations.load(folder, site, 500).train.clone()
     kept: list[int] = []
-    forward = activations._Kept._keep  # pyright: ignore[reportPrivateUsage]
+    stock = activations.watch
 
-    def counted(self: Any, *values: torch.Tensor) -> None:
-        kept.append(len(values[0]))
-        forward(self, *values)
+    def counted(model: Any, site: Site, keep: Any) -> None:
+        stock(model, site, keep)
+        stock(model, site, lambda found: kept.append(len(found)))
 
-    monkeypatch.setattr(activations._Kept, "_keep", counted)  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(activations, "watch", counted)
     activations.compute_missing(folder, {site: 4 * activations.TOKENS_OF_ROW})
-    assert kept == [2]  # two rows more, and none of those that were computed
+    assert kept == [
+        2 * activations.TOKENS_OF_ROW
+    ]  # two rows more, and none of those that were computed
     assert torch.equal(activations.load(folder, site, 1000).train[:500], before)
 
 
