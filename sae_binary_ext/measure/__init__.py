@@ -10,10 +10,10 @@ from sae_binary_ext.measure.documents import Estimate, read_documents
 from sae_binary_ext.measure.figures import CoderFigures
 from sae_binary_ext.measure.in_model import SplicedModel, read_pairs
 from sae_binary_ext.measure.metrics import CoderMetrics, measure
+from sae_binary_ext.measure.quantised_values import value_bits
 from sae_binary_ext.measure.refit import Refitted, refit
 from sae_binary_ext.measure.stock_export import Exported, export_stock
 from sae_binary_ext.measure.text import Text, read_activations
-from sae_binary_ext.measure.value_bits import value_bits
 from sae_binary_ext.saelens.refitting import refit_decoder
 from sae_binary_ext.saelens.splice import SplicedLosses
 from sae_binary_ext.training.least_squares import DecoderFit

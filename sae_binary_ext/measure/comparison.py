@@ -13,7 +13,9 @@ from sae_binary_ext.measure import documents
 from sae_binary_ext.measure.candidates import Candidate
 from sae_binary_ext.measure.documents import Estimate, TextBatch, WeightedSums
 from sae_binary_ext.measure.figures import CoderFigures
+from sae_binary_ext.measure.in_model import reads_sequences
 from sae_binary_ext.measure.matching import JointCounts, Matches
+from sae_binary_ext.measure.quantised_values import value_bits
 from sae_binary_ext.measure.reading import OpenedModel, RunningCoders, SavedProgress, fingerprint
 from sae_binary_ext.measure.samples import LatentSamples, Predictability, predictability
 from sae_binary_ext.saelens.splice import Splice
@@ -21,6 +23,8 @@ from sae_binary_ext.settings import Amount
 
 # Positions whose logits are compared at once: 100 MB for a vocabulary of 49,152.
 POSITIONS_AT_ONCE = 512
+# Tokens, from the first on, on which the values of stock coders are quantised.
+VALUE_TOKENS = 10_000
 PREDICTIONS, CLEAN, ZEROED, MEANED, SPLICED, POSITIONS, DIVERGENCE = range(7)
 Replacement = Callable[[Tensor, Tensor], Tensor]
 
@@ -124,13 +128,15 @@ def divergences(clean: Tensor, other: Tensor) -> Tensor:
 class ComparedCoder:
     """A coder, its figures, and the losses of the model if the coder's output is spliced in.
 
-    samples has text in which some of its latents fire. predictability says how well tokens predict
+    value_bits is what its quantised values take, in bits a token, as in quantised_values. samples
+    has text in which some of its latents fire. predictability says how well tokens predict
     these latents. matches has the latents of each other coder, by name, that fire most like them.
     """
 
     candidate: Candidate
     figures: CoderFigures
     losses: SplicedFigures
+    value_bits: float
     samples: LatentSamples
     predictability: Predictability
     matches: dict[str, Matches]
@@ -184,9 +190,11 @@ class Comparison:
         self._progress.go_on("spliced", "Splicing", self._amount.spliced_tokens, self._splice)
         compared: list[ComparedCoder] = []
         figures = self._sums.figures()
+        value_bits = self._value_bits([each.stores_values for each in figures])
         for place, candidate in enumerate(self._opened.candidates):
             losses, samples = self._sums.losses[place].figures(), self._sums.running[place].samples
-            own = figures[place], losses, samples, predictability(samples), {}
+            measured = figures[place], losses, value_bits[place]
+            own = *measured, samples, predictability(samples), {}
             compared.append(ComparedCoder(candidate, *own))
         for (one, other), joint in self._sums.joint.items():
             rates = figures[one].rates[compared[one].samples.latents]
@@ -197,6 +205,27 @@ class Comparison:
     def measure(self) -> None:
         """Do the first part of `run`: measure everything except the losses of the model."""
         self._progress.go_on("measured", "Measuring", self._amount.tokens, self._measure)
+
+    def _value_bits(self, stores_values: list[bool]) -> list[float]:
+        """Bits of each coder's values; its activations are read again, because none are kept."""
+        opened = self._opened
+        if not any(stores_values):
+            return [0.0] * len(stores_values)
+        tokens = min(VALUE_TOKENS, self._amount.tokens)
+        batches = [opened.read(text) for text, _ in opened.batches(tokens)]
+        where = torch.cat([batch.where for batch in batches])
+        found: list[float] = []
+        for candidate, stores in zip(opened.candidates, stores_values, strict=True):
+            source, target = opened.hooks[candidate.site]
+            rows = torch.cat([batch.found[source] for batch in batches])
+            targets = torch.cat([batch.found[target] for batch in batches])[where]
+            if not stores:
+                found.append(0.0)
+            elif reads_sequences(candidate.coder):
+                found.append(value_bits(candidate.coder, rows, targets, where=where))
+            else:
+                found.append(value_bits(candidate.coder, rows[where], targets))
+        return found
 
     def _measure(self, text: TextBatch) -> None:
         fired = [active for _, _, active in self._sums.add(self._opened.read(text))]

@@ -6,6 +6,7 @@ columns.toml has a sentence that explains each column.
 import csv
 import tomllib
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,11 @@ def _column(
 def _explained(coder: ComparedCoder) -> Estimate:
     fvu = coder.figures.fvu
     return Estimate(1 - fvu.value, 1 - fvu.high, 1 - fvu.low)
+
+
+def _mdl_bits(coder: ComparedCoder) -> Estimate:
+    entropy, of_values = coder.figures.entropy_bits, coder.value_bits
+    return Estimate(*(bits + of_values for bits in astuple(entropy)))
 
 
 def _rate_quantile(share: float) -> Column[ComparedCoder]:
@@ -100,6 +106,7 @@ COLUMNS = (
     ),
     _column("entropy, bits", "entropy_bits", lambda c: c.figures.entropy_bits, ".0f"),
     _column("bits a token", "bits", lambda c: c.figures.bits, ".0f"),
+    _column("bits, MDL", "mdl_bits", _mdl_bits, ".0f"),
     *map(_rate_quantile, (0.05, 0.25, 0.5, 0.75, 0.95)),
     _column("", "neighbour_cosine_median", lambda c: c.figures.neighbour_cosines.median().item()),
     _column("similar", "similar", lambda c: int(_similar(c).sum()), "d"),

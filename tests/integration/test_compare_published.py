@@ -16,7 +16,8 @@ from sae_binary_ext.coding.entropy import bernoulli_entropy
 from sae_binary_ext.commands import CompareConfig, EntropyConfig, run_compare, run_entropy
 from sae_binary_ext.commands.interpret.config import TextAmount
 from sae_binary_ext.commands.interpret.windows import read_latents
-from sae_binary_ext.measure import load_candidates
+from sae_binary_ext.measure import load_candidates, value_bits
+from sae_binary_ext.measure.in_model import reads_sequences
 from sae_binary_ext.measure.reading import open_coders
 from sae_binary_ext.saelens import (
     BinarySAE,
@@ -166,6 +167,20 @@ def test_ours_stands_beside_each_stock_architecture(
     codes = torch.cat([model.read(each).codes(coder, hook) for each in batches])
     expected = bernoulli_entropy((codes != 0).double().mean(0)).sum().item()
     assert coders[1]["entropy_bits"]["value"] == pytest.approx(expected, rel=1e-3)
+    rows, where = (
+        torch.cat(parts)
+        for parts in zip(
+            *((read.found[hook], read.where) for read in map(model.read, batches)), strict=True
+        )
+    )
+    for told, candidate in zip(coders, load_candidates(list(found)), strict=True):
+        values = told["mdl_bits"]["value"] - told["entropy_bits"]["value"]
+        if reads_sequences(candidate.coder):
+            bits = value_bits(candidate.coder, rows, rows[where], where=where)
+        else:
+            bits = value_bits(candidate.coder, rows[where], rows[where])
+        assert values == pytest.approx(bits, rel=1e-3)
+        assert told["name"] != "layers.12" or values > 1
 
 
 @pytest.mark.integration

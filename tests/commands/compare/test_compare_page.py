@@ -34,6 +34,7 @@ needs_browser = pytest.mark.skipif(
     BROWSER is None or DRIVER is None, reason="no chromium and chromedriver on this machine"
 )
 NAMES = ("binary", "stock", "stock again")
+VALUE_BITS = {"binary": 0.0, "stock": 2.5, "stock again": 3.5}
 CAT = [("the ", False), ("cat", True), (" sat", False), ("\n", True)]
 LATENTS = [
     LatentView(7, 0.02, [CAT], ["dog", " cow"], [("stock", 5, 0.876), ("other", 1, -0.1)]),
@@ -54,7 +55,8 @@ def compared() -> list[ComparedCoder]:
         candidate = Candidate(name, Path(), coder, Site("blocks.1.hook_in", "blocks.1.hook_in"))
         samples = running.samples
         predictable = predictability(samples)
-        found.append(ComparedCoder(candidate, figures, losses.figures(), samples, predictable, {}))
+        own = figures, losses.figures(), VALUE_BITS[name], samples, predictable, {}
+        found.append(ComparedCoder(candidate, *own))
     return found
 
 

@@ -58,7 +58,7 @@ def test_views_are_the_samples_by_falling_rate():
     unused: Any = None
     candidate = Candidate("stock", Path(), coder, Site("a", "a"))
     figures = running.figures(variance)
-    compared = ComparedCoder(candidate, figures, unused, running.samples, unused, matches)
+    compared = ComparedCoder(candidate, figures, unused, 0.0, running.samples, unused, matches)
     views = latent_views(compared, model, tokenizer)
     by_number = sorted(views, key=lambda view: view.latent)
     assert [view.matches for view in by_number[:3]] == [
