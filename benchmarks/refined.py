@@ -34,7 +34,7 @@ SHARED: dict[str, Any] = {
 # topk's learning rate, norm and window are the best found for it in docs/short-training.md.
 CONFIGS: dict[str, Callable[[str], TrainingSAEConfig]] = {
     "binary_refined": lambda cost: RefinedTrainingSAEConfig(
-        **SHARED, refit_tokens=REFITTED, cost_of_bit=float(cost)
+        **SHARED, refit_tokens=REFITTED, cost_of_bit=float(cost), refine_passes=3
     ),
     "binary_entropy": lambda cost: BinaryEntropyTrainingSAEConfig(
         **SHARED, refit_tokens=REFITTED, entropy_coefficient=float(cost), surrogate_temperature=0.5

@@ -302,8 +302,8 @@ REMEDIES = {
         {"activation": "topk"}, {"activation": "binary", "entropy_alpha": 1e-3},
     ),
     "a price of bits without refined codes": settings(
-        sparse, "Set refine_passes=3, or leave cost_of_bit out", {"cost_of_bit": 1e-3},
-        {"cost_of_bit": 1e-3, "refine_passes": 3}, {},
+        sparse, "Set refine_passes=12, or leave cost_of_bit out", {"cost_of_bit": 1e-3},
+        {"cost_of_bit": 1e-3, "refine_passes": 12}, {},
     ),
     "a refined transcoder": settings(
         sparse, "Leave one of the two out", {"refine_passes": 3, "transcode": True},

@@ -42,7 +42,7 @@ TRAINING_FIELDS = (
     "dense_coefficient", "dense_rate", "encoder_trains_b_dec", "entropy_coefficient",
     "entropy_start_step", "entropy_warm_up_steps", "initial_firing_rate", "lr_decay_share",
     "pre_act_loss_coefficient", "refit_tokens", "skip_non_finite", "surrogate_latents",
-    "use_sparse_activations",
+    "training_passes", "use_sparse_activations",
 )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ _NUMBER = (float, int)
 TRAINING_FIELDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("covariance_alpha", "dense_alpha", "dense_rate", "entropy_alpha"), _NUMBER),
     "cost_of_bit": _NUMBER,
-    "covariance_sample": (int,),
+    **dict.fromkeys(("covariance_sample", "training_passes"), (int,)),
     **dict.fromkeys(
         ("dead_window_tokens", "entropy_start_step", "entropy_warm_up_steps", "refit_tokens"),
         (int, type(None)),

@@ -51,13 +51,13 @@ class RefinedSAEConfig(BinaryCodeConfig):
     """Config of a refined binary autoencoder; also has the fields of BinaryCodeConfig.
 
     Args:
-        refine_passes: how often encode looks at what its codes leave over, at least 1. Each pass
-            takes about as long as the linear encoder, and turns at most 16 latents on or off on a
-            token. 3 passes get most of the gain where about 20 latents are active. Where 50 are, 8
-            passes of the same weights leave a tenth less error.
+        refine_passes: how often encode looks at what its codes leave over, at least 1. A pass
+            turns at most 16 latents on or off on a token, and leaves out the tokens that the pass
+            before left as they were. So 12 passes take less than twice as long as 3. Where 50
+            latents are active, they leave a seventh less error.
     """
 
-    refine_passes: int = 3
+    refine_passes: int = 12
 
     @override
     def __post_init__(self) -> None:
@@ -103,10 +103,15 @@ class RefinedCoder(BinaryCoder):
     @override
     def _codes(self, centred: Tensor, pre: Tensor, noise: bool) -> Tensor:
         codes = super()._codes(centred, pre, noise)
+        refined = self._refine(codes.detach(), centred, self.cfg.refine_passes)
+        return codes + (refined - codes.detach())
+
+    @torch.no_grad()
+    def _refine(self, codes: Tensor, centred: Tensor, passes: int) -> Tensor:
+        """Refined codes [..., d_sae] of codes of centred inputs [..., d_in]; no gradient."""
         target = centred + self._origin() - self.b_dec
-        rows = (codes.detach().flatten(0, -2), target.detach().flatten(0, -2))
-        refined = refine(*rows, self.W_dec, self.flip_price, self.cfg.refine_passes)
-        return codes + (refined.view_as(codes) - codes.detach())
+        rows = (codes.flatten(0, -2), target.flatten(0, -2))
+        return refine(*rows, self.W_dec, self.flip_price, passes).view_as(codes)
 
 
 class RefinedSAE(RefinedCoder):
@@ -128,7 +133,10 @@ class RefinedTrainingSAEConfig(BinaryTrainingSAEConfig):
     surrogate and surrogate_latents have no effect. By default, no loss raises dead latents.
 
     Args:
-        refine_passes: see RefinedSAEConfig. Training and the saved coder make equally many.
+        refine_passes: see RefinedSAEConfig. Whatever encodes outside a step makes as many: the
+            refit at the end, evaluations, and the saved coder.
+        training_passes: passes of a training step, or refine_passes if that is less. With 12, a
+            step takes longer and the coder gets no better.
         cost_of_bit: squared error that is worth a bit, as a share of the variance. It sets how many
             bits a token takes: more cost, fewer bits.
         surrogate_temperature: width of the logistic by which the linear encoder learns to tell the
@@ -138,13 +146,16 @@ class RefinedTrainingSAEConfig(BinaryTrainingSAEConfig):
     selection: str = choice(*SELECTIONS, default="threshold")
     surrogate_temperature: float = 0.5
     pre_act_loss_coefficient: float = 0.0
-    refine_passes: int = 3
+    refine_passes: int = 12
+    training_passes: int = 3
     cost_of_bit: float = 4e-4
 
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.check_at_least(1, refine_passes=self.refine_passes)
+        checks.check_at_least(
+            1, refine_passes=self.refine_passes, training_passes=self.training_passes
+        )
         checks.check_at_least(0, cost_of_bit=self.cost_of_bit)
 
     @override
@@ -228,12 +239,15 @@ class RefinedTrainingSAE(RefinedCoder, BinaryTrainingSAE):
 
     @override
     def _codes(self, centred: Tensor, pre: Tensor, noise: bool) -> Tensor:
-        return super()._codes(centred, pre, noise).detach()
+        linear = BinaryCoder._codes(self, centred, pre, noise=False).detach()
+        # Only steps ask for noise, and the start of a search needs none.
+        most = self.cfg.training_passes if noise else self.cfg.refine_passes
+        return self._refine(linear, centred, min(most, self.cfg.refine_passes))
 
     @override
     def _encode_batch(self, encoder: Encoder) -> tuple[Encoded, Tensor | None]:
         pre = pre_activations(encoder.centred, self.W_enc, self.b_enc)
-        codes = self._codes(encoder.centred, pre, noise=False)
+        codes = self._codes(encoder.centred, pre, noise=self.training)
         return DenseCodes(len(codes), self.cfg.d_sae, codes, pre), pre
 
 

@@ -27,6 +27,8 @@ _PICKING_LARGEST = " and ".join(
 )
 _NOT_NEGATIVE = ("entropy_alpha", "covariance_alpha", "covariance_sample", "dense_alpha")
 _COUNTS = ("entropy_start_step", "entropy_warm_up_steps", "refit_tokens", "dead_window_tokens")
+# Fields that have no effect if refine_passes is 0, and are then not saved.
+OF_REFINED = ("refine_passes", "training_passes", "cost_of_bit")
 # Fields that exclude refine_passes, and why.
 NOT_REFINED = {
     "transcode": "a transcoder does not see its target when it encodes",
@@ -105,11 +107,14 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
 
     refine_passes: int = 0
     """How often a code is looked at again. From 1 on, single latents are turned on or off after the
-    linear encoder, as long as squared error and price of the bits fall together. 3 passes get most
-    of the gain where about 20 latents are active; where 50 are, take 8. 0 keeps the codes of the
-    linear encoder. Any activation may start the search. The decoder then learns from refined codes,
-    and the encoder learns to tell them by a logistic of width ste_temperature; set that to 0.5. ste
-    and ste_latents act on AuxK alone."""
+    linear encoder, as long as squared error and price of the bits fall together. Take 12: later
+    passes look at few tokens. 0 keeps the codes of the linear encoder. Any activation may start the
+    search. The decoder then learns from refined codes, and the encoder learns to tell them by a
+    logistic of width ste_temperature; set that to 0.5. ste and ste_latents act on AuxK alone."""
+
+    training_passes: int = 3
+    """Passes of a training step, or refine_passes if that is less. The refit at the end and the
+    saved coder make refine_passes."""
 
     cost_of_bit: float = 4e-4
     """Squared error that is worth a bit of a refined code, as a share of the variance. It sets how
@@ -199,7 +204,8 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
         """
         found = super().to_dict(*args, **kwargs)
         if not self.refine_passes:
-            del found["refine_passes"], found["cost_of_bit"]
+            for name in OF_REFINED:
+                del found[name]
         return found
 
     @override
@@ -318,12 +324,14 @@ class BinarySparseCoderConfig(FiniteFields, LearningFields, EntropyFields, Spars
     def _check_refining(self) -> None:
         check_count(refine_passes=self.refine_passes)
         if not self.refine_passes:
-            if self.cost_of_bit != type(self).cost_of_bit:
-                raise ValueError(
-                    f"cost_of_bit={self.cost_of_bit!r} with refine_passes=0: refined codes alone "
-                    "have a price. Set refine_passes=3, or leave cost_of_bit out."
-                )
+            for name in OF_REFINED:
+                if (value := getattr(self, name)) != getattr(type(self), name):
+                    raise ValueError(
+                        f"{name}={value!r} with refine_passes=0: this field is about refined "
+                        f"codes alone. Set refine_passes=12, or leave {name} out."
+                    )
             return
+        check_at_least(1, training_passes=self.training_passes)
         check_at_least(0, cost_of_bit=self.cost_of_bit)
         for name, reason in NOT_REFINED.items():
             if value := getattr(self, name):

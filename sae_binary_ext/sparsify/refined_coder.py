@@ -56,7 +56,7 @@ class RefinedSparseCoder(BinarySparseCoder):
         if not self.cfg.refine_passes:
             raise ValueError(
                 "refine_passes=0: a RefinedSparseCoder looks at its codes at least once more. Set "
-                "refine_passes=3, or make a BinarySparseCoder."
+                "refine_passes=12, or make a BinarySparseCoder."
             )
         if not decoder:
             raise ValueError(
@@ -75,7 +75,7 @@ class RefinedSparseCoder(BinarySparseCoder):
         weight, bias = self.encoder.weight.T, self.encoder.bias
         pre = coding.pre_activations(rows - self.origin(), weight, bias)
         linear = coding.binarise(pre, self.log_threshold, self.rule)
-        refined = self._refine(linear.detach(), rows)
+        refined = self._refine(linear.detach(), rows, self.cfg.refine_passes)
         _, index = ones_first(refined != 0)
         codes = (linear + (refined - linear.detach())).gather(-1, index)
         lead = x.shape[:-1]
@@ -112,7 +112,9 @@ class RefinedSparseCoder(BinarySparseCoder):
     @override
     def _encode_batch(self, x: Tensor, dead_mask: Tensor | None) -> tuple[Encoded, Tensor | None]:
         pre = self._encoder(x).pre_activations()
-        codes = self._refine(self._linear_codes(pre), x)
+        most = self.cfg.training_passes if self._learns() else self.cfg.refine_passes
+        passes = min(most, self.cfg.refine_passes)
+        codes = self._refine(self._linear_codes(pre), x, passes)
         return DenseCodes(len(x), self.num_latents, codes, pre), pre
 
     @override
@@ -171,12 +173,11 @@ class RefinedSparseCoder(BinarySparseCoder):
         return coding.binarise(pre.detach(), self.log_threshold.detach(), self.rule)
 
     @torch.no_grad()
-    def _refine(self, codes: Tensor, x: Tensor) -> Tensor:
+    def _refine(self, codes: Tensor, x: Tensor, passes: int) -> Tensor:
         """Refined codes [tokens, latents] of linear codes of x [tokens, d_in]; no gradient."""
         origin = self.origin()
         # Equal to x - b_dec, in the order that SAELens' coders round it, for the same codes there.
         target = (x - origin) + origin - self.b_dec
         if self.W_skip is not None:
             target = target - x @ self.W_skip.mT
-        weight, passes = self.decoder_weight(), self.cfg.refine_passes
-        return refine(codes, target, weight, self.flip_price, passes)
+        return refine(codes, target, self.decoder_weight(), self.flip_price, passes)

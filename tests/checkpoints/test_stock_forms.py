@@ -134,7 +134,7 @@ REFUSED = {
     "saelens continuous": (None, "host='saelens'"),
     "sparsify skip autoencoder": (None, "no autoencoder with a skip connection"),
     "saelens topk": (None, "export_stock"),
-    "saelens refined": ("topk", "refine_passes=3"),
+    "saelens refined": ("topk", "refine_passes=12"),
     "saelens groupmax": ("topk", "nearest is architecture='gated'"),
     "saelens transcoder": ("gated", "nearest is architecture='jumprelu'"),
     "saelens threshold": ("relu", "gated, jumprelu, topk"),

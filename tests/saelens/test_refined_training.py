@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae_binary_ext.checkpoints import load_coder
 from sae_binary_ext.coding import price_of_bits, total_variance
+from sae_binary_ext.coding.forms import refine
 from sae_binary_ext.saelens import RefinedSAE, RefinedTrainingSAE, RefinedTrainingSAEConfig
 from sae_binary_ext.saelens.refined import RATE_TOKENS
 from tests.saelens.helpers import BATCH, fvu, trainer_for
@@ -36,7 +37,7 @@ def step(coder: RefinedTrainingSAE, batch: Tensor) -> Any:
 
 
 def test_decoder_and_encoder_learn_from_refined_codes():
-    coder, x = started(rows()), rows()
+    coder, x = started(rows(), refine_passes=4, training_passes=4), rows()
     codes = coder.encode(x)
     before = {name: value.clone() for name, value in coder.state_dict().items()}
     step(coder, x).loss.backward()
@@ -58,13 +59,29 @@ def test_decoder_and_encoder_learn_from_refined_codes():
 def test_a_step_with_a_hook_is_the_same_step():
     losses = []
     for hooked in (False, True):
-        coder = started(rows())
+        coder = started(rows(), training_passes=1)
         if hooked:
             coder.hook_sae_acts_post.add_hook(lambda codes, hook: codes)
         out = step(coder, rows())
         out.loss.backward()
         losses.append((out.loss, coder.W_enc.grad, coder.W_dec.grad))
     torch.testing.assert_close(*losses)
+
+
+def test_a_step_makes_fewer_passes_than_the_coder_outside_of_it(monkeypatch: pytest.MonkeyPatch):
+    made: list[int] = []
+
+    def counting(*given: Any) -> Tensor:
+        made.append(given[-1])
+        return refine(*given)
+
+    monkeypatch.setattr("sae_binary_ext.saelens.refined.refine", counting)
+    coder = started(rows(), refine_passes=5, training_passes=2)
+    step(coder, rows())
+    coder.encode(rows())
+    coder.cfg.training_passes = 7
+    step(coder, rows())
+    assert made == [2, 5, 5]
 
 
 @pytest.mark.parametrize("dense_coefficient", [0.0, 4e-3])
@@ -124,7 +141,11 @@ def test_training_goes_on_from_a_saved_coder_with_the_rates_that_its_prices_tell
 
 @pytest.mark.parametrize(
     ("fields", "problem"),
-    [({"refine_passes": 0}, "refine_passes=0"), ({"cost_of_bit": -1.0}, "cost_of_bit=-1.0")],
+    [
+        ({"refine_passes": 0}, "refine_passes=0"),
+        ({"training_passes": 0}, "training_passes=0"),
+        ({"cost_of_bit": -1.0}, "cost_of_bit=-1.0"),
+    ],
 )
 def test_settings_out_of_range_are_refused(fields: dict[str, Any], problem: str):
     with pytest.raises(ValueError, match=problem):

@@ -7,7 +7,7 @@ from sparsify import SparseCoderConfig, TrainConfig
 import sae_binary_ext  # noqa: F401  # registers
 from sae_binary_ext.coding.paper_names import SELECTION_OF_ACTIVATION
 from sae_binary_ext.sparsify import BinarySparseCoderConfig
-from sae_binary_ext.sparsify.config import CommandLineCoderConfig
+from sae_binary_ext.sparsify.config import OF_REFINED, CommandLineCoderConfig
 
 NOT_REFINED: tuple[dict[str, Any], ...] = (
     {"transcode": True},
@@ -52,7 +52,9 @@ NOT_REFINED: tuple[dict[str, Any], ...] = (
         ({"refine_passes": -1}, "refine_passes=-1.*at least 0"),
         ({"refine_passes": 2.5}, "refine_passes=2.5.*whole"),
         ({"refine_passes": 1, "cost_of_bit": -1.0}, "cost_of_bit=-1.0.*at least 0"),
-        ({"cost_of_bit": 1e-3}, "cost_of_bit=0.001 with refine_passes=0.*refine_passes=3"),
+        ({"refine_passes": 1, "training_passes": 0}, "training_passes=0.*at least 1"),
+        ({"cost_of_bit": 1e-3}, "cost_of_bit=0.001 with refine_passes=0.*refine_passes=12"),
+        ({"training_passes": 2}, "training_passes=2 with refine_passes=0.*refine_passes=12"),
         *(
             ({"refine_passes": 3, **fields}, "with refine_passes=3.*Leave one of the two out")
             for fields in NOT_REFINED
@@ -80,7 +82,7 @@ def test_the_fields_of_refined_codes_are_in_the_dict_of_a_refined_coder_alone():
     refined = BinarySparseCoderConfig(refine_passes=2, cost_of_bit=1e-3)
     assert SparseCoderConfig.from_dict(refined.to_dict()) == refined
     plain = BinarySparseCoderConfig().to_dict()
-    assert refined.to_dict().keys() - plain.keys() == {"refine_passes", "cost_of_bit"}
+    assert refined.to_dict().keys() - plain.keys() == set(OF_REFINED)
 
 
 def test_a_stock_dict_stays_stock():

@@ -208,6 +208,26 @@ def test_the_decoder_is_refitted_to_refined_codes(
     assert errors[1] < errors[0]
 
 
+def test_a_step_makes_fewer_passes_than_the_refit_and_the_coder(
+    activations: Tensor, rows: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    made: list[int] = []
+
+    def counting(*given: Any) -> Tensor:
+        made.append(given[-1])
+        return refine(*given)
+
+    monkeypatch.setattr("sae_binary_ext.sparsify.refined_coder.refine", counting)
+    fields = REFINED | {"refine_passes": 5, "training_passes": 2, "refit_tokens": 1000}
+    trainer = start(activations, rows, tmp_path, fields, batch_size=len(rows) // 2)
+    trainer.fit()
+    assert made[:2] == [2, 2]
+    assert set(made[2:]) == {5}
+    coder_in(trainer).cfg.training_passes = 7
+    coder_in(trainer).train()(activations)
+    assert made[-1] == 5
+
+
 @pytest.mark.parametrize("before", ["stock", "linear", "refined"])
 def test_training_starts_from_any_coder(
     before: str, activations: Tensor, rows: Tensor, tmp_path: Path

@@ -45,8 +45,11 @@ def refine(
     ):
         sign = 1 - 2 * block.to(wide)
         residual = wanted.to(wide) - code_matrix(block != 0).times(weight)
+        tokens = torch.arange(len(block), device=block.device)
         for _ in range(passes):
-            if not _flip(sign, residual, dictionary):
+            # No flip of one latent helps a token that the last pass left as it was.
+            tokens = tokens[_flip(sign, residual, tokens, dictionary)]
+            if not len(tokens):
                 break
         found.append((sign < 0).to(codes.dtype))
     return torch.cat(found)
@@ -64,32 +67,37 @@ class _Dictionary(NamedTuple):
     price: Tensor
 
 
-def _flip(sign: Tensor, residual: Tensor, dictionary: _Dictionary) -> bool:
-    """One pass of refine; False if no flip lowers a cost. Changes sign and residual in place.
+def _flip(sign: Tensor, residual: Tensor, tokens: Tensor, dictionary: _Dictionary) -> Tensor:
+    """One pass of refine over some tokens of a block. Changes sign and residual in place.
 
     Args:
-        sign: [tokens, latents], 1 for a code of 0 and -1 for a code of 1.
-        residual: [tokens, d_out], what the active latents leave over of the target.
+        sign: [block, latents], 1 for a code of 0 and -1 for a code of 1.
+        residual: [block, d_out], what the active latents leave over of the target.
+        tokens: [tokens], rows of the block.
         dictionary: see _Dictionary.
+
+    Returns:
+        Which tokens had a flip that lowers their cost, bool [tokens].
     """
+    here = sign[tokens]
     # Flipping latent j changes h by sign[j], and lowers the cost by this gain.
-    gain = torch.addmm(-dictionary.price, residual, dictionary.twice)
-    gain = gain.mul_(sign).sub_(dictionary.norms)
+    gain = torch.addmm(-dictionary.price, residual[tokens], dictionary.twice)
+    gain = gain.mul_(here).sub_(dictionary.norms)
     gain, latent = gain.topk(min(FLIPS_PER_PASS, gain.shape[1]), dim=1)
-    direction = sign.gather(1, latent)
+    direction = here.gather(1, latent)
     # The flips of a pass change each other's gains.
     rows = dictionary.weight[latent]
     signs = direction[..., None] * direction[:, None]
     overlap = torch.bmm(rows, rows.transpose(1, 2)).mul_(signs).mul_(2)
-    flips, token = torch.zeros_like(gain), torch.arange(len(gain), device=gain.device)
+    flips, number = torch.zeros_like(gain), torch.arange(len(gain), device=gain.device)
     for _ in range(gain.shape[1]):
         best, place = gain.max(1, keepdim=True)
         flip = (best > 0).to(gain.dtype)
         if not flip.any():
             break
         flips.scatter_add_(1, place, flip)
-        lost = overlap[token, place.squeeze(1)]
+        lost = overlap[number, place.squeeze(1)]
         gain = gain.addcmul(flip, lost, value=-1).masked_fill_(flips > 0, -torch.inf)
-    residual -= torch.bmm((direction * flips)[:, None], rows).squeeze(1)
-    sign.scatter_(1, latent, direction * (1 - 2 * flips))
-    return bool(flips.any())
+    residual[tokens] -= torch.bmm((direction * flips)[:, None], rows).squeeze(1)
+    sign[tokens[:, None], latent] = direction * (1 - 2 * flips)
+    return flips.any(1)

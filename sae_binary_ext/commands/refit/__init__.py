@@ -21,7 +21,7 @@ def _add_arguments(parser: ArgumentParser) -> None:
         type=int,
         default=0,
         help="passes in which encode will turn single latents on or off where the error left over "
-        "asks for it; 3 gets most of the gain, and encodes about five times as long",
+        "asks for it; 12 get nearly all of the gain, and encode about eight times as long",
     )
     add_option(
         parser,
