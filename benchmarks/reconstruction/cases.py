@@ -7,6 +7,7 @@ from typing import Any
 from sae_lens import (
     BatchTopKTrainingSAEConfig,
     JumpReLUTrainingSAEConfig,
+    MatchingPursuitTrainingSAEConfig,
     TopKTrainingSAEConfig,
     TrainingSAE,
     TrainingSAEConfig,
@@ -32,9 +33,10 @@ CONFIGS: dict[str, tuple[type[TrainingSAEConfig], ...]] = {
     "binary_refined": (RefinedTrainingSAEConfig,),
     "batchtopk": (BatchTopKTrainingSAEConfig,),
     "jumprelu": (JumpReLUTrainingSAEConfig,),
+    "matching_pursuit": (MatchingPursuitTrainingSAEConfig,),
 }
 # Families whose active latents have values.
-WITH_VALUES = ("topk", "batchtopk", "jumprelu")
+WITH_VALUES = ("topk", "batchtopk", "jumprelu", "matching_pursuit")
 
 
 # Cases are compared by identity, because their dict of fields has no hash.

@@ -21,9 +21,11 @@ HEADER = (
     "| training tokens | coder | lr | batch | seeds | FVU | L0 | dead | dense >10% "
     "| bits, 8 a value | bits, MDL | CE recovered | seconds |\n" + "|---" * 13 + "|\n"
 )
+OF_STOCK = "| stock, 8 a value | ratio | stock, MDL | ratio "
 RATIO_HEADER = (
-    "| training tokens | binary coder | FVU | bits | stock FVU at no fewer bits, 8 a value | ratio "
-    "| stock FVU at no fewer bits, MDL | ratio |\n" + "|---" * 8 + "|\n"
+    f"| training tokens | binary coder | bits | FVU {OF_STOCK}| CE lost {OF_STOCK}|\n"
+    + "|---" * 13
+    + "|\n"
 )
 Line = dict[str, Any]
 Value = Callable[[Line], float]
@@ -32,6 +34,7 @@ STYLES = {
     "topk": ("tab:orange", "o"),
     "batchtopk": ("tab:red", "s"),
     "jumprelu": ("tab:brown", "^"),
+    "matching_pursuit": ("tab:olive", "P"),
     "binary": ("tab:blue", "v"),
     "binary_entropy": ("tab:green", "D"),
     "binary_refined": ("tab:purple", "*"),
@@ -76,7 +79,7 @@ def _tables(lines: list[Line]) -> str:
     ratios = [
         row
         for group in groups
-        if not _has_values(group) and (row := _ratio_row(group, groups)) is not None
+        if not _has_values(group) and (row := ratio_row(group, groups)) is not None
     ]
     return _table(lines) + (RATIO_HEADER + "\n".join(ratios) + "\n\n" if ratios else "")
 
@@ -125,43 +128,53 @@ def _has_values(group: list[Line]) -> bool:
     return _family(group) in WITH_VALUES
 
 
-def _ratio_row(binary: list[Line], groups: list[list[Line]]) -> str | None:
+def ratio_row(binary: list[Line], groups: list[list[Line]]) -> str | None:
     """A binary coder beside the best stock coder of as many bits, by both ways to count bits.
 
     None if no stock coder with as many bits was trained on as many tokens.
     """
-    fvu, bits = _median(binary, _held_out("fvu")), _median(binary, _held_out("bits"))
+    bits = _median(binary, _held_out("bits"))
     stock = [
         group
         for group in groups
         if _has_values(group) and group[0]["tokens"] == binary[0]["tokens"]
     ]
-    cells = [f"{binary[0]['tokens']:,}", binary[0]["case"], f"{fvu:.4f}", f"{bits:.0f}"]
-    found = [best_stock(stock, name, bits) for name in ("bits", "mdl_bits")]
-    for best in found:
-        cells += [f"{best:.4f}", f"{fvu / best:.2f}"] if best else ["none trained", ""]
-    return f"| {' | '.join(cells)} |" if any(found) else None
+    cells = [f"{binary[0]['tokens']:,}", binary[0]["case"], f"{bits:.0f}"]
+    compared = False
+    for error, form in ((_held_out("fvu"), ".4f"), (_lost, ".2%")):
+        own = _median(binary, error)
+        cells.append(format(own, form))
+        for count in ("bits", "mdl_bits"):
+            best = best_stock(stock, count, bits, error)
+            compared = compared or best is not None
+            cells += [format(best, form), f"{own / best:.2f}"] if best else ["none trained", ""]
+    return f"| {' | '.join(cells)} |" if compared else None
 
 
-def best_stock(stock: list[list[Line]], name: str, bits: float) -> float | None:
-    """The lowest FVU of a stock family at these bits; None if all stock coders have fewer.
+def _lost(line: Line) -> float:
+    """Share of the model's cross-entropy that the coder does not recover."""
+    return 1 - line["recovered"]
 
-    Between two coders of a family the FVU is read off a line, straight in the logarithms of FVU and
-    bits. If no family has a coder on either side, the coder with the fewest bits above stands for
-    stock coders, which favours them.
+
+def best_stock(stock: list[list[Line]], count: str, bits: float, error: Value) -> float | None:
+    """The lowest error of a stock family at these bits; None if all stock coders have fewer.
+
+    count names the way to count bits, and error is the figure that is compared. Between two coders
+    of a family the error is read off a line, straight in the logarithms of error and bits. If no
+    family has a coder on either side, the coder with the fewest bits above stands for stock coders,
+    which favours them.
     """
     points = sorted(
-        (_median(group, _held_out(name)), _median(group, _held_out("fvu")), _family(group))
-        for group in stock
+        (_median(group, _held_out(count)), _median(group, error), _family(group)) for group in stock
     )
     found: list[float] = []
     for family in {family for *_, family in points}:
         own = [point for point in points if point[2] == family]
-        for (low, fvu_low, _), (high, fvu_high, _) in itertools.pairwise(own):
+        for (low, error_low, _), (high, error_high, _) in itertools.pairwise(own):
             if low < bits <= high:
                 share = math.log(bits / low) / math.log(high / low)
-                found.append(fvu_low ** (1 - share) * fvu_high**share)
-    above = [fvu for of_coder, fvu, _ in points if of_coder >= bits]
+                found.append(error_low ** (1 - share) * error_high**share)
+    above = [found_error for of_coder, found_error, _ in points if of_coder >= bits]
     return min(found) if found else next(iter(above), None)
 
 

@@ -1,10 +1,11 @@
 """Reads and appends results, one line of JSON each, so that an interrupted comparison continues."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scale.cases import SEARCH_TOKENS, TUNED, Run, searched
+from benchmarks.scale.cases import SEARCH_SITE, SEARCH_TOKENS, TUNED, Run, searched
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 # On curves of FVU by bits, FVU falls about as bits to the power of -0.45. Searched settings change
@@ -34,7 +35,8 @@ def missing(runs: list[Run]) -> list[Run]:
 def is_of_search(line: dict[str, Any]) -> bool:
     """Whether a result is of the search for settings."""
     settings = [json.loads(json.dumps(case.settings())) for case in searched()]
-    return line["tokens"] == SEARCH_TOKENS and line["settings"] in settings
+    place = line["site"] == asdict(SEARCH_SITE) and line["tokens"] == SEARCH_TOKENS
+    return place and line["settings"] in settings
 
 
 def is_tuned(line: dict[str, Any]) -> bool:

@@ -81,16 +81,43 @@ def line(family: str, bits: float, fvu: float, **changes: Any) -> dict[str, Any]
     return {"case": family, "tokens": 9, "held_out": figures, "settings": settings, **changes}
 
 
+def fvu_of(line: dict[str, Any]) -> float:
+    return line["held_out"]["fvu"]
+
+
 def test_stock_coders_are_compared_between_their_points():
     stock = [[line("topk", 100, 0.4)], [line("topk", 400, 0.1)], [line("jumprelu", 200, 0.3)]]
     # Halfway in the logarithm of bits is halfway in the logarithm of FVU.
-    assert document.best_stock(stock, "bits", 200) == pytest.approx(0.2)
-    assert document.best_stock(stock, "mdl_bits", 100) == pytest.approx(0.2)
-    assert document.best_stock(stock, "bits", 401) is None
+    assert document.best_stock(stock, "bits", 200, fvu_of) == pytest.approx(0.2)
+    assert document.best_stock(stock, "mdl_bits", 100, fvu_of) == pytest.approx(0.2)
+    assert document.best_stock(stock, "bits", 401, fvu_of) is None
     # If all stock coders have more bits, the one with the fewest stands for them.
-    assert document.best_stock(stock, "bits", 50) == pytest.approx(0.4)
+    assert document.best_stock(stock, "bits", 50, fvu_of) == pytest.approx(0.4)
     better = [*stock, [line("batchtopk", 150, 0.1)], [line("batchtopk", 250, 0.1)]]
-    assert document.best_stock(better, "bits", 200) == pytest.approx(0.1)
+    assert document.best_stock(better, "bits", 200, fvu_of) == pytest.approx(0.1)
+
+
+def test_the_loss_that_a_coder_leaves_is_compared_too():
+    stock = [line("topk", 100, 0.4, recovered=0.6), line("topk", 400, 0.1, recovered=0.9)]
+    binary = line("binary", 200, 0.1, recovered=0.9)
+    binary["held_out"]["mdl_bits"] = 200
+    row = document.ratio_row([binary], [[each] for each in stock])
+    assert row is not None
+    # At 200 bits by MDL's count is the stock coder of 400 bits by the other.
+    fvu = ["0.1000", "0.2000", "0.50", "0.1000", "1.00"]
+    lost = ["10.00%", "20.00%", "0.50", "10.00%", "1.00"]
+    assert row.strip("| ").split(" | ") == ["9", "binary", "200", *fvu, *lost]
+
+
+def test_the_page_has_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    page, plot = document.DOCUMENT, document.PLOT
+    copy = tmp_path / page.name
+    copy.write_text(page.read_text())
+    monkeypatch.setattr(document, "DOCUMENT", copy)
+    monkeypatch.setattr(document, "PLOT", tmp_path / plot.name)
+    document.write_document(results.read_lines(), activations.SITES)
+    assert copy.read_text() == page.read_text()
+    assert (tmp_path / plot.name).is_file()
 
 
 def test_runs_are_known_by_their_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -102,6 +129,14 @@ def test_runs_are_known_by_their_lines(tmp_path: Path, monkeypatch: pytest.Monke
     ]
     results.append_line({"case": "it", **runs[1].key()})
     assert results.missing(runs) == [runs[0], *runs[2:]]
+
+
+def test_a_run_at_another_site_is_none_of_the_search():
+    case = cases.searched()[0]
+    run = Run(cases.SEARCH_SITE, case, cases.SEARCH_TOKENS, 0)
+    assert results.is_of_search(json.loads(json.dumps(run.key())))
+    elsewhere = Run(Site("autoencoder", 20), case, cases.SEARCH_TOKENS, 0)
+    assert not results.is_of_search(json.loads(json.dumps(elsewhere.key())))
 
 
 def test_the_chosen_settings_are_the_best_of_the_search():
