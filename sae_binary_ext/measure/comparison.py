@@ -145,6 +145,8 @@ class ComparedCoder:
 class _Sums(RunningCoders):
     """All counts of a comparison in one module, so that one state_dict saves them."""
 
+    value_bits: Tensor
+
     def __init__(self, opened: OpenedModel, samples: int) -> None:
         super().__init__(opened, samples)
         candidates = opened.candidates
@@ -156,6 +158,8 @@ class _Sums(RunningCoders):
             if candidates[one].site == candidates[other].site:
                 sampled = len(self.running[one].samples.latents)
                 self.joint[one, other] = JointCounts(sampled, candidates[other].coder.cfg.d_sae)
+        # Bits a token of each coder's quantised values; codes of 0 and 1 have none.
+        self.register_buffer("value_bits", torch.zeros(len(candidates), dtype=torch.float64))
         self.all_losses = nn.ModuleList(self.losses)
         self.all_joint = nn.ModuleList(self.joint.values())
 
@@ -190,7 +194,9 @@ class Comparison:
         self._progress.go_on("spliced", "Splicing", self._amount.spliced_tokens, self._splice)
         compared: list[ComparedCoder] = []
         figures = self._sums.figures()
-        value_bits = self._value_bits([each.stores_values for each in figures])
+        if any(each.stores_values for each in figures):
+            self._progress.once("valued", self._count_value_bits)
+        value_bits = self._sums.value_bits.tolist()
         for place, candidate in enumerate(self._opened.candidates):
             losses, samples = self._sums.losses[place].figures(), self._sums.running[place].samples
             measured = figures[place], losses, value_bits[place]
@@ -206,26 +212,22 @@ class Comparison:
         """Do the first part of `run`: measure everything except the losses of the model."""
         self._progress.go_on("measured", "Measuring", self._amount.tokens, self._measure)
 
-    def _value_bits(self, stores_values: list[bool]) -> list[float]:
-        """Bits of each coder's values; its activations are read again, because none are kept."""
-        opened = self._opened
-        if not any(stores_values):
-            return [0.0] * len(stores_values)
+    def _count_value_bits(self) -> None:
+        """Count the bits of values on the first tokens, which are read again: none were kept."""
+        opened, running = self._opened, self._sums.running
         tokens = min(VALUE_TOKENS, self._amount.tokens)
         batches = [opened.read(text) for text, _ in opened.batches(tokens)]
         where = torch.cat([batch.where for batch in batches])
-        found: list[float] = []
-        for candidate, stores in zip(opened.candidates, stores_values, strict=True):
-            source, target = opened.hooks[candidate.site]
+        for place, candidate in enumerate(opened.candidates):
+            if not running[place].stores_values:
+                continue
+            coder, (source, target) = candidate.coder, opened.hooks[candidate.site]
             rows = torch.cat([batch.found[source] for batch in batches])
             targets = torch.cat([batch.found[target] for batch in batches])[where]
-            if not stores:
-                found.append(0.0)
-            elif reads_sequences(candidate.coder):
-                found.append(value_bits(candidate.coder, rows, targets, where=where))
-            else:
-                found.append(value_bits(candidate.coder, rows[where], targets))
-        return found
+            whole = reads_sequences(coder)
+            inputs, of_rows = (rows, where) if whole else (rows[where], None)
+            bits = value_bits(coder, inputs, targets, where=of_rows)
+            self._sums.value_bits[place] = bits
 
     def _measure(self, text: TextBatch) -> None:
         fired = [active for _, _, active in self._sums.add(self._opened.read(text))]

@@ -54,7 +54,7 @@ SAME_HOOKS = re.compile(
 WITHOUT_POST_NORM = re.compile(r"blocks\.\d+\.hook_(mlp|attn)_out")
 OF_LAYER_NORM = re.compile(r"blocks\.\d+\.ln[12]\.hook_(normalized|scale)")
 # Version of the saved counts. Counts of another version are not used.
-LAYOUT = 2
+LAYOUT = 3
 # Time between two saves, because each save writes tens of megabytes.
 SECONDS_BETWEEN_SAVES = 30.0
 UseBatch = Callable[[TextBatch], None]
@@ -355,8 +355,7 @@ class SavedProgress:
         if not path.is_file():
             return
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("of") != of:
+            if (metadata := file.metadata() or {}).get("of") != of:
                 logger.info("%s is of another comparison, and starts anew.", path)
                 return
             counts.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
@@ -387,9 +386,15 @@ class SavedProgress:
             raise ValueError("dataset: holds no text to measure on.")
         self._save()
 
+    def once(self, stage: str, do: Callable[[], None]) -> None:
+        """Do a stage that has no parts, unless an earlier run did it."""
+        if stage not in self._done:
+            do()
+            self._done[stage] = 1
+            self._save()
+
     def _save(self) -> None:
-        unfinished = self._path.with_suffix(".unfinished")
-        metadata = {"of": self._of, "done": json.dumps(self._done)}
-        save_file(self._counts.state_dict(), unfinished, metadata=metadata)
+        unfinished, done = self._path.with_suffix(".unfinished"), json.dumps(self._done)
+        save_file(self._counts.state_dict(), unfinished, metadata={"of": self._of, "done": done})
         unfinished.replace(self._path)
         self._saved_at = time.monotonic()

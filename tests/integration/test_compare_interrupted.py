@@ -10,12 +10,14 @@ import pytest
 
 from sae_binary_ext.cli import main
 from sae_binary_ext.commands import run_compare
-from sae_binary_ext.measure import in_model, reading
+from sae_binary_ext.measure import comparison, in_model, reading
 from tests.integration.compare_helpers import config_of, save_coders
 
 
 @pytest.fixture
-def coders(tmp_path: Path, tiny_model_folder: Path) -> list[str]:
+def coders(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    # The first tokens are read again to quantise the stock coders' values: here one batch.
+    monkeypatch.setattr(comparison, "VALUE_TOKENS", 1)
     return save_coders(tmp_path, tiny_model_folder)
 
 
@@ -48,8 +50,8 @@ def test_an_interrupted_comparison_goes_on_where_it_was(
         for name in ("unbroken", "broken")
     )
     # A text of 40 tokens gives rows of 15, 15 and 10 tokens, so 2000 tokens are 19 batches of 8
-    # rows. Each of the two interrupts cost one more batch.
-    assert len(read) == 19 + 2
+    # rows. Each of the two interrupts cost one more batch, and the values take one.
+    assert len(read) == 19 + 2 + 1
     for one, other in zip(whole, parts, strict=True):
         speeds = one.pop("tokens_per_second"), other.pop("tokens_per_second")
         assert all(speed["value"] > 0 for speed in speeds)
@@ -58,21 +60,21 @@ def test_an_interrupted_comparison_goes_on_where_it_was(
     # With other settings the coders are measured again.
     (Path(coders[0]) / "metrics.json").write_text("{}")
     run_compare(coders, broken)
-    assert len(read) == 21
+    assert len(read) == 22
     broken.tokens = 1000
     run_compare(coders, broken)
-    assert len(read) == 21 + 10
+    assert len(read) == 22 + 11
     # A comparison on another text is also measured only once.
     text = tmp_path / "text.txt"
     text.write_text("w2 w3 w4 w5 w6")
     broken.dataset = str(text)
     run_compare(coders, broken)
-    assert len(read) == 21 + 10 + 1
+    assert len(read) == 33 + 2
     text.write_text("w7 w8 w9 w10 w11 w12")
     run_compare(coders, broken)
-    assert len(read) == 21 + 10 + 2
+    assert len(read) == 33 + 4
     run_compare(coders, broken)
-    assert len(read) == 21 + 10 + 2
+    assert len(read) == 33 + 4
 
 
 def left_behind(*_: Any) -> None:
@@ -116,7 +118,7 @@ def test_ctrl_c_loses_no_batch(
         assert signal.getsignal(signal.SIGINT) is handler
     read[:] = range(20)
     run_compare(coders, config)
-    assert len(read) == 20 + 19 - 4
+    assert len(read) == 20 + 19 - 4 + 1
 
 
 def test_ctrl_c_says_how_to_go_on(
