@@ -17,6 +17,7 @@ from sae_binary_ext.commands.entropy_profile.entropy_profile_run import EntropyP
 from sae_binary_ext.commands.gradients.gradients_run import GradientsConfig
 from sae_binary_ext.commands.interpret.config import InterpretConfig
 from sae_binary_ext.commands.multi_bit.multi_bit_run import MultiBitConfig
+from sae_binary_ext.commands.probe.config import ProbeConfig
 from sae_binary_ext.measure.reading import ReadingConfig
 from sae_binary_ext.measure.text import Text
 from sae_binary_ext.saelens import (
@@ -50,6 +51,7 @@ CONFIGS: dict[type, dict[str, Any]] = {
     EntropyProfileConfig: {},
     GradientsConfig: {},
     MultiBitConfig: {},
+    ProbeConfig: {},
     Text: {"dataset": "texts"},
     DemoConfig: {},
 }

@@ -13,6 +13,7 @@ from sae_binary_ext.commands import (
     GradientsConfig,
     InterpretConfig,
     MultiBitConfig,
+    ProbeConfig,
     TransferConfig,
 )
 from sae_binary_ext.settings import TextConfig
@@ -26,6 +27,7 @@ CONFIGS = [
     EntropyProfileConfig,
     GradientsConfig,
     MultiBitConfig,
+    ProbeConfig,
     TransferConfig,
 ]
 

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from sae_binary_ext.measure.saved_records import whole_lines
 from sae_binary_ext.settings import JudgeFields
 
 # Characters per token, to estimate tokens before the start or if the server does not count them.
@@ -280,12 +281,3 @@ def answer_in(message: Any) -> Any:
     if content is None and any(getattr(message, field, None) for field in REASONING_FIELDS):
         return ""
     return content
-
-
-def whole_lines(path: Path) -> list[str]:
-    """The lines of a file, with line ends. A half-written last line is removed from the file."""
-    lines = path.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    if len(whole) < len(lines):
-        path.write_text("".join(whole))
-    return whole

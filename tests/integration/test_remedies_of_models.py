@@ -106,12 +106,16 @@ def temporal() -> TemporalSAE:
     return TemporalSAE(TemporalSAEConfig(d_in=16, d_sae=40, n_heads=2, bottleneck_factor=4))
 
 
-def compare_temporal(place: Place) -> None:
+def saved_temporal(place: Place) -> Path:
     coder = temporal()
     coder.cfg.metadata.hook_name = HOOK
     coder.cfg.metadata.model_name = str(place.model)
     coder.save_model(place.root / "temporal")
-    place.compare(place.root / "temporal")
+    return place.root / "temporal"
+
+
+def probe(place: Place, *sources: str | Path) -> None:
+    place.run("probe", *sources, "--names", "156_athlete_sport_baseball", "--test_examples", "9")
 
 
 def encoders(place: Place, *sources: str | Path) -> None:
@@ -264,7 +268,11 @@ REMEDIES = {
     ),
     "single tokens for a coder of sequences": Remedy(
         lambda place: measure(temporal(), torch.randn(20, 16)),
-        "Measure it with sae-binary compare", compare_temporal,
+        "Measure it with sae-binary compare", lambda place: place.compare(saved_temporal(place)),
+    ),
+    "a coder of sequences that probes cannot read": Remedy(
+        lambda place: probe(place, place.coders[0], saved_temporal(place)),
+        "Leave it out", lambda place: probe(place, place.coders[0]),
     ),
     "codes of layer norm in a file": Remedy(
         lambda place: place.run("compress", of_config(place, normalize_activations="layer_norm")),

@@ -66,7 +66,7 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
 
         answer = f"{[0] * at_once} [EXPLANATION]: {'word ' * 20}"
         ask_about(list(unscored(new(judge).judges)), judge, answer, score, saved.add)
-    found = interpret_page.by_coder_and_judge(saved.scores)
+    found = interpret_page.by_coder_and_judge(saved.records)
     run = settings_of(opened, config)
     return str(interpret_page.write_interpretation(found, run, config.output))
 

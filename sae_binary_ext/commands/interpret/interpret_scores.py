@@ -1,26 +1,21 @@
 """Scores of latents by judges, the file that keeps them, and their means for each coder."""
 
-import json
-import logging
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from operator import attrgetter
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sae_binary_ext.measure.documents import Estimate, estimate_of, resampled
-from sae_binary_ext.measure.judge import whole_lines
+from sae_binary_ext.measure.saved_records import SavedRecords
 
 # Bands of firing rates. The first paper treats the last band, ultra-high-frequency latents,
 # separately.
 BANDS = (("below 0.1%", 1e-3), ("0.1% to 1%", 1e-2), ("1% to 10%", 0.1), ("10% to 50%", 0.5))
 ULTRA_HIGH = "above 50%"
 MEASURES = ("area", "accuracy", "f1")
-_key = attrgetter("coder", "latent", "judge")
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,40 +76,11 @@ def mean_over_latents(figures: Iterable[tuple[float | None, float]]) -> Estimate
     return estimate_of((values * weights)[drawn].sum(1) / weights[drawn].sum(1))
 
 
-class SavedScores:
-    """A file of scores, one in each line. An interrupted run finds its scores there.
-
-    `of` is the fingerprint of coders, text and settings. Scores of another fingerprint are dropped.
-    """
+class SavedScores(SavedRecords[LatentScore]):
+    """A file of scores. `of` is the fingerprint of coders, text and settings."""
 
     def __init__(self, path: Path, of: str) -> None:
-        self._path, header = path, json.dumps({"of": of}) + "\n"
-        lines = whole_lines(path) if path.is_file() else []
-        if lines[:1] != [header]:
-            if lines:
-                logger.info("%s holds scores of another run, and starts anew.", path)
-            lines = [header]
-            path.write_text(header)
-        found = (LatentScore(**json.loads(line)) for line in lines[1:])
-        self._by_key = {_key(score): score for score in found}
-
-    @property
-    def scores(self) -> list[LatentScore]:
-        """All scores, in the order of the file."""
-        return list(self._by_key.values())
-
-    def has(self, coder: str, latent: int, judge: str) -> bool:
-        """Whether the file has the latent's score, or the reason why it has no score."""
-        return (coder, latent, judge) in self._by_key
-
-    def add(self, scores: Iterable[LatentScore]) -> None:
-        """Write the scores that the file does not have yet, one by one as they come."""
-        with self._path.open("a") as file:
-            for score in scores:
-                if _key(score) not in self._by_key:
-                    file.write(json.dumps(asdict(score)) + "\n")
-                    file.flush()
-                    self._by_key[_key(score)] = score
+        super().__init__(path, of, LatentScore, ("coder", "latent", "judge"))
 
 
 @dataclass(frozen=True)

@@ -80,10 +80,10 @@ def test_saved_scores_are_gone_on_with(tmp_path: Path):
     first.add(SCORES[:2])
     path.write_text(path.read_text() + '{"coder": "coder", "lat')
     again = SavedScores(path, "this")
-    assert again.scores == SCORES[:2]
+    assert again.records == SCORES[:2]
     assert again.has("coder", 1, JUDGE)
     assert not again.has("coder", 2, JUDGE)
     assert not again.has("coder", 1, "other")
     again.add(SCORES)
-    assert SavedScores(path, "this").scores == SCORES
-    assert SavedScores(path, "another").scores == []
+    assert SavedScores(path, "this").records == SCORES
+    assert SavedScores(path, "another").records == []
