@@ -86,8 +86,8 @@ def analysis_of(
     """Make an analysis with one table, which has a row for each thing.
 
     Args:
-        page: a file in the folder of page.toml, which has the page's title, the table's caption,
-            remarks in paragraphs, and the meaning of each column by its label.
+        page: the TOML file with the page's title, the table's caption, remarks in paragraphs, and
+            the meaning of each column by its label. For another file, page.toml in its folder.
         columns: columns of the table; a column without a label is only for files.
         things: the things that the table measures, one for each row.
         figures: plots, by title.
@@ -95,7 +95,8 @@ def analysis_of(
             figures.
         settings: values for the fields in title and caption, for example {change}.
     """
-    texts = Path(page).with_name("page.toml")
+    texts = Path(page)
+    texts = texts if texts.suffix == ".toml" else texts.with_name("page.toml")
     found = tomllib.loads(texts.read_text(encoding="utf-8"))
     things = list(things)
     results = {results: described(columns, things)} if isinstance(results, str) else results

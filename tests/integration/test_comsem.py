@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 from sae_lens.saes.sae import SAEMetadata
-from transformers import LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
+from sae_binary_ext.checkpoints import load_coder
 from sae_binary_ext.cli import main
 from sae_binary_ext.saelens import BinarySAE, BinarySAEConfig
 from tests.integration.compare_helpers import CONTEXT, HOOK, WIDTH, save_coders
@@ -164,3 +165,30 @@ def test_minilm_judges_where_it_is_installed(
     found = json.loads((tmp_path / "out" / "comsem.json").read_text())["results"]
     planted = next(each for each in found["latents"] if each["latent"] == PLANTED)
     assert planted["fitting"] > planted["others_fitting"]
+
+
+def test_the_logit_lens_names_latents_without_a_judge(
+    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
+):
+    coder, word = save_planted(tiny_model_folder, tmp_path / "planted")
+    arguments = ["--model", str(tiny_model_folder), "--dataset", str(tiny_dataset)]
+    arguments += ["--context_size", str(CONTEXT), "--tokens", "6000", "--latents", "16"]
+    output = tmp_path / "out"
+    assert (
+        main(["comsem", coder, *arguments, "--decode", "logit_lens", "--output", str(output)]) == 0
+    )
+    found = json.loads((output / "comsem.json").read_text())["results"]
+    planted = found["latents"][PLANTED]
+    assert planted["read"] == [word]
+    share = 1 / 58  # words are drawn evenly
+    assert planted["own_by_read"] == pytest.approx(1 - share, abs=0.01)
+    assert planted["next_by_read"] == pytest.approx(0, abs=0.1)
+    # transformers gives the tokens that each decoder row promotes.
+    model: Any = LlamaForCausalLM.from_pretrained(tiny_model_folder)
+    with torch.no_grad():
+        rows = load_coder(coder).W_dec
+        logits = model.lm_head(model.model.norm(rows))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_folder)
+    for latent, tokens in zip(found["latents"], logits.topk(10).indices, strict=True):
+        assert latent["written"] == [tokenizer.decode([token]) for token in tokens.tolist()]
+    assert found["coders"][0]["drawn"] == 16

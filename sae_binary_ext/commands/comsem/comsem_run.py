@@ -12,6 +12,8 @@ from sae_binary_ext.commands.comsem.comsem_page import comsem_page
 from sae_binary_ext.commands.comsem.config import ComsemConfig
 from sae_binary_ext.commands.comsem.giving import GivenTokens, give, prominence
 from sae_binary_ext.commands.comsem.judging import ComsemScore, Questions
+from sae_binary_ext.commands.comsem.logit_lens import name_latents
+from sae_binary_ext.commands.comsem.logit_lens_page import logit_lens_page
 from sae_binary_ext.commands.interpret.with_delphi import EMBEDDING_MODEL, Embeddings
 from sae_binary_ext.measure.documents import token_texts
 from sae_binary_ext.measure.judge import Asked, Judge, ask_about, open_judge
@@ -24,11 +26,15 @@ REHEARSED_ANSWER = "yes, words that have something in common"
 
 
 def run_comsem(coders: list[str], config: ComsemConfig) -> Analysis:
-    """Score what latents' tokens have in common; arguments and errors as for analyse_coders.
+    """Score what latents' tokens have in common, or name latents without a judge (config.decode).
 
-    Raises:
-        Also raises ValueError if a package is missing, or if the language model stops answering.
+    Arguments and errors are those of analyse_coders.
+
+    Also raises ValueError if a package is missing, if the language model stops answering, or if the
+    model has no output of its last block (decode="logit_lens").
     """
+    if config.decode == "logit_lens":
+        return analyse_coders(coders, config, name_latents, logit_lens_page)
     config.output.mkdir(parents=True, exist_ok=True)
     # Open the judge first, so that a missing package is reported before minutes of reading.
     judge: Judge | Embeddings = open_judge(config, config.output) or Embeddings(config.device)

@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae_binary_ext.checks import check_at_least
+from sae_binary_ext.checks import check_at_least, check_choice
 from sae_binary_ext.settings import JudgeFields, ReadingConfig
+
+DECODINGS = ("judge", "logit_lens")
 
 
 @dataclass
@@ -20,6 +22,10 @@ class ComsemConfig(JudgeFields, ReadingConfig):
     """Folder for comsem.json, comsem.html and the language model's answers."""
     tokens: int = 50_000
     """How many tokens to read. The text is read twice."""
+    decode: str = "judge"
+    """judge scores what tokens have in common. logit_lens asks no judge: it names latents by the
+    tokens they fire on, and by the tokens their decoder rows promote through the model's final norm
+    and unembedding, and tests both names on other documents."""
     latents: int = 100
     """How many latents of each coder to draw at random. Dead latents are drawn too."""
     burstiest: int = 10
@@ -39,6 +45,7 @@ class ComsemConfig(JudgeFields, ReadingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_judge_fields()
+        check_choice(DECODINGS, decode=self.decode)
         check_at_least(1, latents=self.latents, burstiest=self.burstiest, asked=self.asked)
         check_at_least(2, shown=self.shown)
         if not 0.5 < self.interpretable_at <= 1:
