@@ -12,6 +12,8 @@ from benchmarks.reconstruction.cases import Case
 
 LATENTS = 2304
 TOKENS = (300_000, 1_000_000, 3_000_000, 10_000_000)
+# Only the first seed is trained on more tokens than this.
+SEEDS, MOST_TOKENS_OF_SEEDS = (0, 1, 2), 3_000_000
 SEARCH_SITE, SEARCH_TOKENS = Site("autoencoder", 9), 300_000
 # Fields of every case of a family, and its searched price: k, or the cost of a bit.
 FIXED: dict[str, dict[str, Any]] = {
@@ -106,15 +108,25 @@ def searched() -> list[Case]:
 TUNED: dict[str, dict[str, Any]] = {
     "topk": {"lr": 2e-3, "batch_size": 256},
     "batchtopk": {"lr": 4e-3, "batch_size": 256},
+    "binary": {"lr": 8e-3, "batch_size": 256},
+    "binary_entropy": {"lr": 8e-3, "batch_size": 256},
     "binary_refined": {"lr": 8e-3, "batch_size": 256},
 }
 # The prices of each family at a site. Costs of a bit are such that binary coders have about as many
-# bits as stock coders of k = 16 to 64, by both ways to count those.
+# bits as stock coders of k = 16 to 64, by both ways to count those. There is no stock batchtopk and
+# no refined code for transcoders: codes are refined by what the output lacks, and a transcoder does
+# not know its target.
 STOCK = {"topk": (16, 32, 64), "batchtopk": (16, 32, 64)}
 PRICES: dict[Site, dict[str, tuple[float, ...]]] = {
     Site("autoencoder", 4): {**STOCK, "binary_refined": (1e-4, 2e-4)},
-    Site("autoencoder", 9): {**STOCK, "binary_refined": (1.5e-4, 3e-4)},
+    Site("autoencoder", 9): {
+        **STOCK,
+        "binary": (64,),
+        "binary_entropy": (2e-4,),
+        "binary_refined": (1.5e-4, 3e-4),
+    },
     Site("autoencoder", 20): {**STOCK, "binary_refined": (2e-4, 4e-4)},
+    Site("transcoder", 9): {"topk": (16, 32, 64), "binary": (64,), "binary_entropy": (1e-4, 2e-4)},
 }
 
 
@@ -123,13 +135,23 @@ def search_runs() -> list[Run]:
     return [Run(SEARCH_SITE, case, SEARCH_TOKENS, 0) for case in searched()]
 
 
-def all_runs() -> list[Run]:
-    """All runs of the comparison and of the search."""
-    runs = [
-        Run(site, new_case(family, price, **TUNED[family]), tokens, 0)
-        for tokens in TOKENS
+def tuned_cases() -> list[tuple[Site, Case]]:
+    """The cases of the comparison, each with the site it is trained at."""
+    return [
+        (site, new_case(family, price, **TUNED[family]))
         for site, families in PRICES.items()
         for family, prices in families.items()
         for price in prices
+    ]
+
+
+def all_runs() -> list[Run]:
+    """All runs of the comparison and of the search."""
+    runs = [
+        Run(site, case, tokens, seed)
+        for seed in SEEDS
+        for tokens in TOKENS
+        if seed == 0 or tokens <= MOST_TOKENS_OF_SEEDS
+        for site, case in tuned_cases()
     ]
     return [*search_runs(), *runs]

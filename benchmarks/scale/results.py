@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.scale.cases import SEARCH_SITE, SEARCH_TOKENS, TUNED, Run, searched
+from benchmarks.scale.cases import SEARCH_SITE, SEARCH_TOKENS, Run, searched, tuned_cases
 
 RESULTS = Path(__file__).parent / "results.jsonl"
 # On curves of FVU by bits, FVU falls about as bits to the power of -0.45. Searched settings change
@@ -40,9 +40,11 @@ def is_of_search(line: dict[str, Any]) -> bool:
 
 
 def is_tuned(line: dict[str, Any]) -> bool:
-    """Whether a result has its family's best settings of the search."""
-    tuned = TUNED.get(line["settings"]["family"])
-    return tuned is not None and tuned.items() <= line["settings"].items()
+    """Whether a result has its family's best settings, at one of the prices of its site."""
+    return any(
+        line["site"] == asdict(site) and line["settings"] == json.loads(json.dumps(case.settings()))
+        for site, case in tuned_cases()
+    )
 
 
 def score(line: dict[str, Any]) -> float:

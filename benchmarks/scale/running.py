@@ -26,8 +26,8 @@ VALUE_TOKENS = 10_000
 def one_thread() -> None:
     """Prepare a process that trains coders: one thread, and products of matrices in bfloat16.
 
-    oneDNN makes products of float32 in bfloat16 on processors that are made for it. Hosts' own
-    coders and binary coders are treated alike, and all are measured in float32.
+    oneDNN makes products of float32 in bfloat16 on processors with AMX. Hosts' own coders and
+    binary coders are treated alike, and all are measured in float32.
     """
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("medium")
