@@ -1,9 +1,8 @@
 """Names latents by the tokens they read and by the tokens they write, and tests both names.
 
 A latent reads the tokens it fires on. It writes the tokens whose logits its decoder row raises: the
-row goes through the model's final norm and unembedding (the logit lens). The second paper asks
-which of the two explains a latent (its open question 2). Here both names are made on one half of
-the documents, and tested on the firings of the other half.
+row goes through the model's final norm and unembedding (the logit lens). Both names are made on one
+half of the documents, and tested on the firings of the other half.
 """
 
 from collections.abc import Mapping
