@@ -34,7 +34,7 @@ from sae_binary_ext.report.tables import shown
 from sae_binary_ext.settings import ReadingConfig
 
 NUMBERS = (1, 2, 4, 8, 16)
-# Most tokens to keep for each feature. A latent that fires on fewer tokens of the first half is
+# Tokens to keep for each feature. A latent that fires on fewer tokens of the first half is
 # not chosen.
 MOST_TOKENS, FEWEST_FIRINGS = 20_000, 10
 SENTENCE_ENDS = (".", "!", "?")
@@ -95,15 +95,22 @@ def values_of(text: TextBatch, tokenizer: PreTrainedTokenizerBase, feature: str)
 
 
 def read_samples(opened: OpenedModel, config: ReadingConfig, feature: str) -> dict[str, Samples]:
-    """Codes of all coders at the tokens where a feature has a value, at most MOST_TOKENS."""
+    """Codes of all coders at tokens where a feature has a value: about MOST_TOKENS, or all.
+
+    Each batch gives its share of them, drawn at random, so that they are of many documents.
+    """
+    generator = torch.Generator().manual_seed(0)
     kept: dict[str, list[Tensor]] = {each.name: [] for each in opened.candidates}
     values: list[Tensor] = []
     documents: list[Tensor] = []
     for batch in read_text(opened, config, feature.capitalize()):
         found = values_of(batch.text, opened.tokenizer, feature)
         known = batch.where & ~found.isnan()
-        if sum(map(len, values)) >= MOST_TOKENS or not known.any():
+        share = MOST_TOKENS * int(batch.where.sum()) / config.tokens
+        if not known.any():
             continue
+        drawn = torch.rand(known.shape, generator=generator) < share / int(known.sum())
+        known &= drawn
         of_rows = torch.tensor(batch.text.documents)[:, None].expand_as(known)
         values.append(found[known])
         documents.append(of_rows[known])

@@ -1,11 +1,13 @@
 """Features of text are found in tokens, and latents explain the variance that they should."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from benchmarks.synthetic import in_text
 from benchmarks.synthetic.in_text import (
     Samples,
     explained,
@@ -13,6 +15,7 @@ from benchmarks.synthetic.in_text import (
     sentence_places,
     share_explained,
 )
+from sae_binary_ext.measure.documents import TextBatch
 
 
 def known(values: list[float]) -> dict[int, float]:
@@ -74,3 +77,36 @@ def test_intervals_are_over_documents():
     many = share_explained(values, values + 1, torch.arange(100))
     assert many.value == pytest.approx(1 - 100 / (values - values.mean()).square().sum().item())
     assert many.low < many.value < many.high
+
+
+def test_tokens_are_of_many_documents_with_their_own_codes(monkeypatch: pytest.MonkeyPatch):
+    words = {"w": 0, ".": 1}
+
+    class Batch:
+        """Four rows of a document each. The code of a token is its number in the batch."""
+
+        def __init__(self, first: int) -> None:
+            tokens = torch.tensor([[words["."], *[words["w"]] * 49]] * 4)
+            documents = list(range(first, first + 4))
+            self.text = TextBatch(tokens, torch.full((4,), 50), documents)
+            self.where = self.text.positions(1)
+            self.numbers = torch.arange(200).view(4, 50)[self.where].float()
+
+        def codes(self, coder: Any, hook: str) -> torch.Tensor:
+            return torch.stack([self.numbers, self.numbers % 50], dim=1)
+
+    batches = [Batch(4 * number) for number in range(20)]
+    monkeypatch.setattr(in_text, "read_text", lambda *given: batches)
+    monkeypatch.setattr(in_text, "MOST_TOKENS", 1000)
+    decode = {number: word for word, number in words.items()}
+    opened: Any = SimpleNamespace(
+        candidates=[SimpleNamespace(name="it", coder=None, site="here")],
+        hooks={"here": ("hook", "hook")},
+        tokenizer=SimpleNamespace(decode=lambda tokens: decode[tokens[0]]),
+    )
+    config: Any = SimpleNamespace(tokens=20 * 4 * 49)
+    found = in_text.read_samples(opened, config, "place in a sentence")["it"]
+    assert len(found.values) == pytest.approx(1000, rel=0.1)
+    assert len(found.documents.unique()) > 70
+    # A row begins with the end of a sentence, so a token's place in the row tells its value.
+    assert torch.allclose(found.values, found.codes[:, 1].double().log2())
