@@ -1,4 +1,4 @@
-"""Checks columns, tables and curves, and the texts of the commands' pages in page.toml."""
+"""Checks columns, tables and curves, and the texts of the commands' pages."""
 
 import math
 import tomllib
@@ -15,13 +15,15 @@ from sae_binary_ext.report.plots import curves
 from sae_binary_ext.report.tables import as_json, shown, with_meanings
 
 BITS = Estimate(2.0, 1.0, 3.0)
-ROOMS = sorted(Path(sae_binary_ext.commands.__path__[0]).glob("*/page.toml"))
+# A room's page has its texts in page.toml. Another page NAME_page has them in NAME.toml.
+PAGES = sorted(Path(sae_binary_ext.commands.__path__[0]).glob("*/*.toml"))
 
 
-@pytest.mark.parametrize("texts", ROOMS, ids=lambda texts: texts.parent.name)
+@pytest.mark.parametrize("texts", PAGES, ids=lambda texts: f"{texts.parent.name}-{texts.stem}")
 def test_each_number_of_a_page_is_explained_and_nothing_else(texts: Path):
     room = texts.parent.name
-    page = import_module(f"sae_binary_ext.commands.{room}.{room}_page")
+    name = room if texts.stem == "page" else texts.stem
+    page = import_module(f"sae_binary_ext.commands.{room}.{name}_page")
     shown = [column for column in page.COLUMNS if column.label]
     meanings = tomllib.loads(texts.read_text())["columns"]
     assert set(meanings) <= {column.label for column in shown}
@@ -29,7 +31,7 @@ def test_each_number_of_a_page_is_explained_and_nothing_else(texts: Path):
 
 
 def test_there_are_pages():
-    assert len(ROOMS) >= 8
+    assert len(PAGES) >= 8
 
 
 def test_each_figure_of_a_comparison_is_explained():

@@ -51,6 +51,22 @@ class Probed:
         return estimate_of(values[resampled(len(own))].mean(1))
 
 
+def _columns(measure: str, less: Probed | None = None) -> list[Column[Probed]]:
+    """Columns of a table: means of a measure, or mean differences, by number of latents."""
+
+    def mean(number: int) -> Column[Probed]:
+        return Column(HEADS[number], form=".3f", value=lambda p: p.mean(measure, number, less))
+
+    return [
+        Column("probes read", value=lambda probed: probed.name),
+        Column("bits", form=".0f", value=lambda probed: probed.bits),
+        *map(mean, HEADS),
+    ]
+
+
+COLUMNS = _columns("auc")
+
+
 def probe_page(found: list[Probed], config: ProbeConfig) -> Analysis:
     """Make the page: its tables, plots and remarks."""
     coders = [each for each in found if each.form != STATES]
@@ -77,9 +93,7 @@ def probe_page(found: list[Probed], config: ProbeConfig) -> Analysis:
         | {"tasks": [vars(score) for score in each.scores]}
         for each in found
     ]
-    analysis = analysis_of(
-        __file__, _columns("auc"), found, plots, {"probed": results}, tasks=tasks
-    )
+    analysis = analysis_of(__file__, COLUMNS, found, plots, {"probed": results}, tasks=tasks)
     (auc,) = analysis.tables
     first, *others = coders
     more = [(f"Accuracy, mean of {tasks} tasks", _columns("accuracy"), found)]
@@ -91,16 +105,3 @@ def probe_page(found: list[Probed], config: ProbeConfig) -> Analysis:
         table_of(title, with_meanings(columns, meanings), rows) for title, columns, rows in more
     ]
     return replace(analysis, tables=[auc, *tables])
-
-
-def _columns(measure: str, less: Probed | None = None) -> list[Column[Probed]]:
-    """Columns of a table: means of a measure, or mean differences, by number of latents."""
-
-    def mean(number: int) -> Column[Probed]:
-        return Column(HEADS[number], form=".3f", value=lambda p: p.mean(measure, number, less))
-
-    return [
-        Column("probes read", value=lambda probed: probed.name),
-        Column("bits", form=".0f", value=lambda probed: probed.bits),
-        *map(mean, HEADS),
-    ]
