@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.synthetic.cases import FAMILIES, LEVELS, WORLDS
+from benchmarks.synthetic.cases import FAMILIES, LEVELS, SEARCH_WORLD, WORLDS
 from benchmarks.synthetic.results import Line, searched, tuned
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "synthetic.md"
@@ -83,7 +83,7 @@ def search_table(lines: list[Line]) -> str:
         best = tuned(family, lines)
         for case in searched(family):
             for line in lines:
-                if (line["case"], line["world"], line["seed"]) == (asdict(case), "varying", 0):
+                if (line["case"], line["world"], line["seed"]) == (asdict(case), SEARCH_WORLD, 0):
                     figures = [
                         f"{line['explained_variance']:.3f}",
                         f"{line['sae_l0']:.1f}",

@@ -103,16 +103,17 @@ class TokenCounts:
         best = score.topk(NAME_TOKENS, dim=1)
         return torch.where(best.values > -torch.inf, best.indices, -1)
 
-    def told(self, counts: Tensor, everywhere: Tensor, names: Tensor) -> Tensor:
-        """float64 [latents]: share of a latent's counted tokens in its name, less that of all.
 
-        counts [latents, vocabulary] and everywhere [vocabulary] are of the second half; names are
-        int64 [latents, NAME_TOKENS], with -1 for no token.
-        """
-        named, there = names.clamp_min(0), (names >= 0).double()
-        own, all_tokens = counts.double(), everywhere.double()
-        inside = (own.gather(1, named) * there).sum(1) / own.sum(1)
-        return inside - (all_tokens[named] * there).sum(1) / all_tokens.sum()
+def share_in_name(counts: Tensor, everywhere: Tensor, names: Tensor) -> Tensor:
+    """float64 [latents]: share of a latent's counted tokens in its name, less that of all tokens.
+
+    counts [latents, vocabulary] and everywhere [vocabulary] are of one half; names are int64
+    [latents, NAME_TOKENS], with -1 for no token.
+    """
+    named, there = names.clamp_min(0), (names >= 0).double()
+    own, all_tokens = counts.double(), everywhere.double()
+    inside = (own.gather(1, named) * there).sum(1) / own.sum(1)
+    return inside - (all_tokens[named] * there).sum(1) / all_tokens.sum()
 
 
 def name_latents(opened: OpenedModel, config: ComsemConfig) -> list[NamedLatent]:
@@ -135,7 +136,7 @@ def _named(opened: OpenedModel, candidate: Candidate, counts: TokenCounts) -> li
     vocabulary = counts.own.shape[2]
     read, written = counts.names(), promoted(opened.model, rows, vocabulary)
     shares = [
-        counts.told(of_latents[1], everywhere[1], names).tolist()
+        share_in_name(of_latents[1], everywhere[1], names).tolist()
         for of_latents, everywhere in (
             (counts.own, counts.all_own),
             (counts.after, counts.all_after),

@@ -1,5 +1,6 @@
 """`sae-binary probe`: probes hidden states and codes on tasks of sae-probes."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -86,8 +87,7 @@ def _coders(opened: OpenedModel, config: ProbeConfig) -> list[_ToProbe]:
             )
     running = RunningCoders(opened)
     for batch in read_text(opened, config, "Counting bits"):
-        for _ in running.add(batch):
-            pass
+        deque(running.add(batch), maxlen=0)  # counts, and keeps nothing of what it yields
     found: list[_ToProbe] = []
     for candidate, figures in zip(opened.candidates, running.figures(), strict=True):
         of = fingerprint([candidate], _Reading(0, 0, "", False), [])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sae_binary_ext.commands.comsem.logit_lens import NamedLatent, TokenCounts
+from sae_binary_ext.commands.comsem.logit_lens import NamedLatent, TokenCounts, share_in_name
 from sae_binary_ext.commands.comsem.logit_lens_page import lens_figures
 from sae_binary_ext.measure.documents import TextBatch
 
@@ -54,10 +54,10 @@ def test_the_rank_favours_tokens_that_are_rare_elsewhere():
 def test_a_name_tells_its_share_of_firings_less_that_of_all_tokens(counts: TokenCounts):
     names = torch.full((2, 10), -1)
     names[:, 0] = 5
-    own = counts.told(counts.own[1], counts.all_own[1], names)
+    own = share_in_name(counts.own[1], counts.all_own[1], names)
     assert own.tolist() == pytest.approx([0, 1 - 1 / 3])
     names[:, 1] = 7
-    after = counts.told(counts.after[1], counts.all_after[1], names)
+    after = share_in_name(counts.after[1], counts.all_after[1], names)
     assert after.tolist() == pytest.approx([0, 1 - 2 / 3])
 
 
