@@ -73,12 +73,13 @@ def ranked_groups(
 ) -> Iterator[LatentGroup]:
     """The first `singles` latents of a ranking one by one; then groups of all latents that fired.
 
-    Latents are ranked by scores, float64 [latents], highest first. Each group has about an equal
-    share of all firings. The seed is used to draw the random latents.
+    Latents are ranked by scores, float64 [latents], highest first; those with NaN are left out.
+    Each group has about an equal share of the firings of all groups. The seed is used to draw the
+    random latents.
     """
     generator = torch.Generator().manual_seed(seed)
     order = scores.argsort(descending=True, stable=True)
-    order = order[running.fired[order] > 0]
+    order = order[(running.fired[order] > 0) & ~scores[order].isnan()]
 
     def group(name: str, latents: Tensor) -> LatentGroup:
         return LatentGroup(name, latents, alike_in_rate(running.fired, latents, generator))

@@ -11,6 +11,7 @@ from sae_lens import SAE
 
 from sae_binary_ext.checkpoints import load_coder
 from sae_binary_ext.cli import main
+from sae_binary_ext.commands.interpret.interpret_scores import LatentScore, SavedScores
 from sae_binary_ext.measure.reading import ReadBatch, open_coders, read_text
 from sae_binary_ext.saelens.splice import Splice
 from sae_binary_ext.settings import ReadingConfig
@@ -88,6 +89,22 @@ def test_rises_are_those_of_codes_that_were_changed_by_hand(
     # The interval has a width, because the rows come from several documents.
     low, high = found[-1]["rise"]["loss"]["interval"]
     assert low < found[-1]["rise"]["loss"]["value"] < high
+
+
+def test_latents_are_ranked_by_the_scores_of_a_judge(
+    tiny_model_folder: Path, tiny_dataset: Path, tmp_path: Path
+):
+    (folder,) = save_coders(tmp_path, tiny_model_folder)[:1]
+    scores = {5: 0.9, 0: 0.8, 3: 0.7, 1: 0.6}
+    saved = SavedScores(tmp_path / "scores.jsonl", "a run")
+    name = Path(folder).name
+    saved.add(LatentScore(name, each, 1, 0.1, "tokens", area) for each, area in scores.items())
+    saved.add([LatentScore(name, 7, 1, 0.1, "tokens", reason="too few places")])
+    arguments = ["--ranking", "score", "--scores", str(tmp_path / "scores.jsonl")]
+    arguments += ["--groups", "2", "--latents", "0"]
+    found = ablate([folder], tiny_model_folder, tiny_dataset, tmp_path / "out", *arguments)
+    assert [latent for each in found for latent in each["latents"]] == list(scores)
+    assert len(found) == 2
 
 
 def test_a_latent_whose_row_is_zero_raises_nothing(

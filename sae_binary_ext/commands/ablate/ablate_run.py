@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from sae_binary_ext.commands.ablate.ablate_page import Ablated, Rise, ablate_page
 from sae_binary_ext.commands.ablate.config import AblateConfig
+from sae_binary_ext.commands.interpret.interpret_scores import LatentScore, read_scores
 from sae_binary_ext.measure.candidates import Candidate, Site
 from sae_binary_ext.measure.documents import TextBatch, WeightedSums, document_weights, estimate_of
 from sae_binary_ext.measure.figures import RunningVariance
@@ -53,9 +54,19 @@ def _measure(opened: OpenedModel, config: AblateConfig) -> list[Ablated]:
                 f"change='flip': {candidate.name} has codes with values, and a silent latent has "
                 "no value to flip to. Use change='zero'."
             )
-    read = _read(opened, config)
     coders = opened.candidates
-    return [each for coder in coders for each in _ablated(coder, opened, read, config)]
+    # Read the scores first, so that a mistake is reported before minutes of reading text.
+    scores: dict[str, Tensor] = {}
+    if config.scores is not None:
+        saved = read_scores(config.scores)
+        for each in coders:
+            scores[each.name] = judged(saved, each.name, config.judge, each.coder.cfg.d_sae)
+    read = _read(opened, config)
+    return [
+        each
+        for coder in coders
+        for each in _ablated(coder, opened, read, config, scores.get(coder.name))
+    ]
 
 
 def _read(opened: OpenedModel, config: AblateConfig) -> Read:
@@ -93,9 +104,16 @@ def _read(opened: OpenedModel, config: AblateConfig) -> Read:
 
 
 def _ablated(
-    candidate: Candidate, opened: OpenedModel, read: Read, config: AblateConfig
+    candidate: Candidate,
+    opened: OpenedModel,
+    read: Read,
+    config: AblateConfig,
+    scores: Tensor | None,
 ) -> Iterator[Ablated]:
-    """Change groups of one coder's latents; compare with its unchanged output on the same rows."""
+    """Change groups of one coder's latents; compare with its unchanged output on the same rows.
+
+    scores, float64 [latents], take the place of the ranking's own if they are given.
+    """
     coder: Any = candidate.coder
     rows, variances, counted = read
     running, variance = counted[candidate.name], variances[candidate.site].totals()
@@ -119,11 +137,33 @@ def _ablated(
             estimate_of(raised[:, 1] / unchanged[:, 2]),
         )
 
-    scores = RANKINGS[config.ranking](running, coder.W_dec.detach())
+    if scores is None:
+        scores = RANKINGS[config.ranking](running, coder.W_dec.detach())
     groups = list(ranked_groups(running, scores, config.groups, config.latents, config.seed))
     for group in tqdm(groups, candidate.name, unit="groups"):
         random = rise(group.others) if len(group.others) else None
         yield Ablated(candidate.name, group, rise(group.latents), random)
+
+
+def judged(scores: list[LatentScore], coder: str, judge: str | None, latents: int) -> Tensor:
+    """Areas of a coder's latents by a judge, float64 [latents]; NaN where there is no score.
+
+    ValueError if the scores are not of this coder and judge, or of several judges and none is
+    named.
+    """
+    for field, value in (("coder", coder), ("judge", judge)):
+        known = sorted({getattr(score, field) for score in scores})
+        if (value is None and len(known) > 1) or (value is not None and value not in known):
+            raise ValueError(
+                f"scores: {field}={value!r}, and the file has scores of {', '.join(known)}. Name "
+                f"one {field} of these."
+            )
+        scores = [score for score in scores if value in (None, getattr(score, field))]
+    found = torch.full((latents,), torch.nan, dtype=torch.float64)
+    for score in scores:
+        if score.area is not None:
+            found[score.latent] = score.area
+    return found
 
 
 def _error_and_loss(

@@ -6,7 +6,7 @@ from pathlib import Path
 from sae_binary_ext.checks import check_at_least, check_choice
 from sae_binary_ext.settings import ReadingConfig
 
-RANKINGS, CHANGES = ("burstiness", "rate", "effect"), ("zero", "flip")
+RANKINGS, CHANGES = ("burstiness", "rate", "effect", "score"), ("zero", "flip")
 
 
 @dataclass
@@ -21,7 +21,12 @@ class AblateConfig(ReadingConfig):
     """How many of these tokens to measure changes on. Their rows are spread over the text."""
     ranking: str = "effect"
     """Order of the latents: effect (norm of the decoder row times the code's standard deviation),
-    rate (firing rate), or burstiness (rarity of the latent's rarer state)."""
+    rate (firing rate), burstiness (rarity of the latent's rarer state), or score (a judge's score,
+    from the file that scores names; only latents with a score are in groups)."""
+    scores: Path | None = None
+    """File scores.jsonl of a sae-binary interpret run on these coders, for the ranking score."""
+    judge: str | None = None
+    """Judge whose scores rank the latents. It may be left out if the file has one judge alone."""
     change: str = "zero"
     """zero silences latents; flip turns 0 to 1 and 1 to 0, for binary coders only."""
     groups: int = 8
@@ -35,5 +40,12 @@ class AblateConfig(ReadingConfig):
         super().__post_init__()
         check_choice(RANKINGS, ranking=self.ranking)
         check_choice(CHANGES, change=self.change)
+        if (self.ranking == "score") != (self.scores is not None):
+            raise ValueError(
+                f"ranking={self.ranking!r}, scores={self.scores}: the ranking score needs a file "
+                "of scores, and other rankings take none. Give both, or neither."
+            )
+        if self.judge is not None and self.scores is None:
+            raise ValueError(f"judge={self.judge!r}: there are no scores. Give scores too.")
         check_at_least(1, spliced_tokens=self.spliced_tokens, groups=self.groups)
         check_at_least(0, latents=self.latents)

@@ -1,5 +1,6 @@
 """Scores of latents by judges, the file that keeps them, and their means for each coder."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -81,6 +82,18 @@ class SavedScores(SavedRecords[LatentScore]):
 
     def __init__(self, path: Path, of: str) -> None:
         super().__init__(path, of, LatentScore, ("coder", "latent", "judge"))
+
+
+def read_scores(path: Path) -> list[LatentScore]:
+    """All scores in a file of SavedScores. ValueError if it is no such file."""
+    try:
+        _, *lines = path.read_text().splitlines()
+        return [LatentScore(**json.loads(line)) for line in lines]
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"scores={path}: cannot be read as scores ({error}). Give the scores.jsonl of a run "
+            "of sae-binary interpret."
+        ) from error
 
 
 @dataclass(frozen=True)

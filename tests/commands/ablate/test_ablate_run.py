@@ -1,13 +1,16 @@
 """Latents are ranked, grouped and changed."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from sae_binary_ext.commands.ablate.ablate_run import flip, zero
+from sae_binary_ext.commands.ablate.ablate_run import flip, judged, zero
 from sae_binary_ext.commands.ablate.config import AblateConfig
+from sae_binary_ext.commands.interpret.interpret_scores import LatentScore
 from sae_binary_ext.measure.latent_groups import (
     RANKINGS,
     RunningLatents,
@@ -82,6 +85,40 @@ def test_singles_come_first_and_dead_latents_never(running: RunningLatents):
     assert 5 not in torch.cat([group.others for group in groups]).tolist()
 
 
+def test_latents_without_a_score_are_in_no_group(running: RunningLatents):
+    scores = torch.tensor([math.nan, 0.2, 0.9, math.nan, 0.5, 0.8, math.nan, math.nan]).double()
+    groups = list(ranked_groups(running, scores, 1, 1, 0))
+    assert [group.latents.tolist() for group in groups] == [[2], [2, 4, 1]]
+
+
+SCORES = [
+    LatentScore("a", 1, 10, 0.1, "tokens", area=0.9),
+    LatentScore("a", 3, 10, 0.1, "tokens", area=0.6),
+    LatentScore("a", 2, 10, 0.1, "tokens", reason="active at too few places"),
+    LatentScore("a", 3, 10, 0.1, "embedding", area=0.5),
+    LatentScore("b", 0, 10, 0.1, "tokens", area=0.7),
+]
+
+
+def test_scores_are_those_of_the_coder_and_the_judge():
+    found = judged(SCORES, "a", "tokens", 5)
+    assert found.nan_to_num(-1).tolist() == [-1, 0.9, -1, 0.6, -1]
+    assert judged(SCORES, "b", None, 2).nan_to_num(-1).tolist() == [0.7, -1]
+
+
+@pytest.mark.parametrize(
+    ("coder", "judge", "message"),
+    [
+        ("c", None, "coder='c', and the file has scores of a, b"),
+        ("a", None, "judge=None, and the file has scores of embedding, tokens"),
+        ("b", "embedding", "judge='embedding', and the file has scores of tokens"),
+    ],
+)
+def test_scores_of_another_coder_or_judge_are_refused(coder: str, judge: str | None, message: str):
+    with pytest.raises(ValueError, match=message):
+        judged(SCORES, coder, judge, 5)
+
+
 def test_random_latents_fire_as_often_and_are_others():
     fired = torch.cat([torch.full((50,), 10.0), torch.full((50,), 1000.0)]).double()
     latents = torch.tensor([3, 60, 4])
@@ -110,13 +147,16 @@ def test_zero_silences_and_flip_turns_round():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"ranking": "size"}, "ranking='size': choose one of burstiness, rate, effect"),
+        ({"ranking": "size"}, "ranking='size': choose one of burstiness, rate, effect, score"),
         ({"change": "double"}, "change='double': choose one of zero, flip"),
         ({"groups": 0}, "groups=0"),
         ({"latents": -1}, "latents=-1"),
         ({"spliced_tokens": 0}, "spliced_tokens=0"),
+        ({"ranking": "score"}, "ranking='score', scores=None: .* Give both, or neither"),
+        ({"scores": Path("scores.jsonl")}, "ranking='effect', scores=scores.jsonl"),
+        ({"judge": "tokens"}, "judge='tokens': there are no scores"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(fields: dict[str, int], message: str):
+def test_settings_that_make_no_sense_are_refused(fields: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         AblateConfig(**fields)
