@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from benchmarks.reconstruction.activations import SITES, Site
 from benchmarks.reconstruction.cases import Case, all_cases
 from benchmarks.reconstruction.results import Result, find_results
+from benchmarks.tables import write_tables
 
 # Tables look up all cases, because a case may have results at a site where it is no longer run.
 CASES = all_cases()
@@ -31,14 +32,8 @@ RATIO_HEADER = (
 
 def write_document(results: list[Result]) -> None:
     """Write the tables between the document's marks, and the plot into a file next to it."""
-    text = DOCUMENT.read_text()
-    for site in SITES:
-        before, begin, rest = text.partition(f"<!-- {site.kind} {site.layer} -->\n")
-        _, end, after = rest.partition("<!-- end -->")
-        if not end:
-            raise ValueError(f"{DOCUMENT}: no place for the table of {site}.")
-        text = before + begin + _table(results, site) + end + after
-    DOCUMENT.write_text(text)
+    tables = {f"{site.kind} {site.layer}": _table(results, site) for site in SITES}
+    write_tables(DOCUMENT, tables)
     _draw(results)
 
 

@@ -14,6 +14,7 @@ from matplotlib import pyplot as plt
 from benchmarks.reconstruction.activations import Site
 from benchmarks.reconstruction.cases import WITH_VALUES
 from benchmarks.scale.results import is_of_search, is_tuned
+from benchmarks.tables import write_tables
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reconstruction.md"
 PLOT = DOCUMENT.with_name("scale.svg")
@@ -44,20 +45,9 @@ STYLES = {
 def write_document(lines: list[Line], sites: list[Site]) -> None:
     """Write the tables between the document's marks, and the plot into a file next to it."""
     tuned = [line for line in lines if is_tuned(line)]
-    tables = {
-        f"<!-- scale {site.kind} {site.layer} -->\n": _tables(_of_site(tuned, site))
-        for site in sites
-    }
-    tables["<!-- scale search -->\n"] = _table([line for line in lines if is_of_search(line)])
-    text = DOCUMENT.read_text()
-    for begin, table in tables.items():
-        end = "<!-- end -->"
-        before, _, rest = text.partition(begin)
-        _, found, after = rest.partition(end)
-        if not found:
-            raise ValueError(f"{DOCUMENT}: no place for a table: no {begin!r}.")
-        text = before + begin + table + end + after
-    DOCUMENT.write_text(text)
+    tables = {f"scale {site.kind} {site.layer}": _tables(_of_site(tuned, site)) for site in sites}
+    tables["scale search"] = _table([line for line in lines if is_of_search(line)])
+    write_tables(DOCUMENT, tables)
     _draw(tuned, sites)
 
 

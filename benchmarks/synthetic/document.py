@@ -1,15 +1,14 @@
 """Writes the tables of docs/synthetic.md."""
 
-import statistics
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.synthetic.cases import FAMILIES, LEVELS, SEARCH_WORLD, WORLDS
 from benchmarks.synthetic.results import Line, searched, tuned
+from benchmarks.tables import ranged, table_of, write_tables
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "synthetic.md"
-END = "<!-- end -->"
 COLUMNS: tuple[tuple[str, str, Callable[[Line], float]], ...] = (
     ("MCC", ".3f", lambda line: line["mcc"]),
     ("F1", ".3f", lambda line: line["classification"]["f1_score"]),
@@ -30,16 +29,9 @@ GROUPS: tuple[tuple[str, str, str], ...] = (
 
 def write_document(lines: list[Line]) -> None:
     """Write the tables between the document's marks."""
-    text = DOCUMENT.read_text()
-    tables = {world: world_table(world, lines) for world in WORLDS}
-    tables |= {"groups": groups_table(lines), "search": search_table(lines)}
-    for name, table in tables.items():
-        begin = f"<!-- synthetic {name} -->\n"
-        before, found, rest = text.partition(begin)
-        if not found:
-            raise ValueError(f"{DOCUMENT}: no place for a table: no {begin!r}.")
-        text = before + begin + "\n" + table + "\n" + END + rest.partition(END)[2]
-    DOCUMENT.write_text(text)
+    tables = {f"synthetic {world}": world_table(world, lines) for world in WORLDS}
+    tables |= {"synthetic groups": groups_table(lines), "synthetic search": search_table(lines)}
+    write_tables(DOCUMENT, tables)
 
 
 def of_runs(world: str, family: str, lines: list[Line]) -> list[Line]:
@@ -57,7 +49,7 @@ def world_table(world: str, lines: list[Line]) -> str:
             case = own[0]["case"]
             cells = [ranged([value(line) for line in own], form) for _, form, value in COLUMNS]
             rows.append([family, f"{case['lr']:g}", f"{case['price']:g}", str(len(own)), *cells])
-    return table(rows)
+    return table_of(rows)
 
 
 def groups_table(lines: list[Line]) -> str:
@@ -73,7 +65,7 @@ def groups_table(lines: list[Line]) -> str:
                 ]
                 if own:
                     rows.append([world, name, family, *cells])
-    return table(rows)
+    return table_of(rows)
 
 
 def search_table(lines: list[Line]) -> str:
@@ -91,20 +83,4 @@ def search_table(lines: list[Line]) -> str:
                     ]
                     chosen = "yes" if case == best else ""
                     rows.append([family, f"{case.lr:g}", f"{case.price:g}", *figures, chosen])
-    return table(rows)
-
-
-def ranged(values: list[float], form: str) -> str:
-    """The median, and the range if it shows; "none" if a figure does not exist."""
-    known = [value for value in values if value == value]
-    if not known:
-        return "none"
-    ends = [format(end, form) for end in (min(known), max(known))]
-    middle = format(statistics.median(known), form)
-    return middle if ends[0] == ends[1] else f"{middle} ({ends[0]} to {ends[1]})"
-
-
-def table(rows: list[list[str]]) -> str:
-    """Rows of cells as a table in Markdown; the first row is the header."""
-    head, *others = (f"| {' | '.join(row)} |\n" for row in rows)
-    return head + "|---" * len(rows[0]) + "|\n" + "".join(others) if others else "Not run yet.\n"
+    return table_of(rows)

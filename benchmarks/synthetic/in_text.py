@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from benchmarks.synthetic.document import table
+from benchmarks.tables import table_of
 from sae_binary_ext.measure.documents import (
     Estimate,
     TextBatch,
@@ -165,7 +165,7 @@ def main() -> None:
             for form, own in forms.items():
                 cells = [" ".join(shown(explained(own, number), ".2f")) for number in NUMBERS]
                 rows.append([feature, f"{len(own.values):,}", form, *cells])
-    print(table(rows))
+    print(table_of(rows))
 
 
 if __name__ == "__main__":
