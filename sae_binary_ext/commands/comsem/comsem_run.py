@@ -1,6 +1,6 @@
 """`sae-binary comsem`: gives tokens to latents, and asks a judge what a latent's tokens share."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from sae_binary_ext.commands.comsem.giving import GivenTokens, give, prominence
 from sae_binary_ext.commands.comsem.judging import ComsemScore, Questions
 from sae_binary_ext.commands.comsem.logit_lens import name_latents
 from sae_binary_ext.commands.comsem.logit_lens_page import logit_lens_page
-from sae_binary_ext.commands.interpret.with_delphi import EMBEDDING_MODEL, Embeddings
+from sae_binary_ext.commands.interpret.with_delphi import EMBEDDING_MODEL, Embeddings, TokenText
 from sae_binary_ext.measure.documents import token_texts
 from sae_binary_ext.measure.judge import Asked, Judge, ask_about, open_judge
 from sae_binary_ext.measure.latent_groups import RunningLatents
@@ -37,17 +37,27 @@ def run_comsem(coders: list[str], config: ComsemConfig) -> Analysis:
         return analyse_coders(coders, config, name_latents, logit_lens_page)
     config.output.mkdir(parents=True, exist_ok=True)
     # Open the judge first, so that a missing package is reported before minutes of reading.
-    judge: Judge | Embeddings = open_judge(config, config.output) or Embeddings(config.device)
-    return analyse_coders(
-        coders, config, lambda opened, config: _scores(opened, config, judge), comsem_page
-    )
+    judge = open_comsem_judge(config)
+
+    def measure(opened: OpenedModel, config: ComsemConfig) -> list[ComsemScore]:
+        given = _given_tokens(opened, config)
+        return score_latents(given, token_texts(opened.tokenizer), config, judge)
+
+    return analyse_coders(coders, config, measure, comsem_page)
 
 
-def _scores(
-    opened: OpenedModel, config: ComsemConfig, judge: Judge | Embeddings
+def open_comsem_judge(config: ComsemConfig) -> Judge | Embeddings:
+    """The language model that the settings name, or else a sentence embedding."""
+    return open_judge(config, config.output) or Embeddings(config.device)
+
+
+def score_latents(
+    given: Mapping[str, GivenTokens],
+    text: TokenText,
+    config: ComsemConfig,
+    judge: Judge | Embeddings,
 ) -> list[ComsemScore]:
-    given = _given_tokens(opened, config)
-    text = token_texts(opened.tokenizer)
+    """Scores of the drawn latents of each coder, by coder and latent; `given` is by coder."""
     scores: list[ComsemScore] = []
     asking: list[tuple[ComsemScore, Questions]] = []
     for coder, found in given.items():

@@ -44,10 +44,10 @@ def _measure(opened: OpenedModel, config: EntropyProfileConfig) -> list[page.Pro
     else:
         states = hidden_states.states_of_prompts(opened, config, hooks, config.states, config.seed)
     points = tqdm(states.items(), "Coders", unit="coders")
-    return [_point(*key, found, config) for key, found in points]
+    return [train_and_measure(*key, found, config) for key, found in points]
 
 
-def _point(
+def train_and_measure(
     layer: int, at: int | str, states: Tensor, config: EntropyProfileConfig
 ) -> page.ProfilePoint:
     """Train a coder on four fifths of a point's states [states, width]; measure it on the rest."""
