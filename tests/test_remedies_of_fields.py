@@ -15,6 +15,7 @@ from sae_binary_ext.commands.demo.config import DemoConfig
 from sae_binary_ext.commands.entropy_check.entropy_check_run import EntropyCheckConfig
 from sae_binary_ext.commands.entropy_profile.entropy_profile_run import EntropyProfileConfig
 from sae_binary_ext.commands.gradients.gradients_run import GradientsConfig
+from sae_binary_ext.commands.index.config import IndexConfig
 from sae_binary_ext.commands.interpret.config import InterpretConfig
 from sae_binary_ext.commands.multi_bit.multi_bit_run import MultiBitConfig
 from sae_binary_ext.commands.probe.config import ProbeConfig
@@ -50,6 +51,7 @@ CONFIGS: dict[type, dict[str, Any]] = {
     EntropyCheckConfig: {},
     EntropyProfileConfig: {},
     GradientsConfig: {},
+    IndexConfig: {},
     MultiBitConfig: {},
     ProbeConfig: {},
     Text: {"dataset": "texts"},

@@ -193,16 +193,16 @@ class OutlyingTokens:
     median norm. Ten of 20,000 tokens hold four fifths of the variance there.
 
     `limit` is the largest norm kept, in medians of the first batch; inf keeps all tokens.
-    `left_out` counts the tokens left out since `start`.
+    `left_out` counts the tokens left out since `start`. `medians` has the median norm of each hook.
     """
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
         self.start()
 
-    def start(self) -> None:
-        """Begin another reading: forget the medians and the count."""
-        self._medians: dict[str, float] = {}
+    def start(self, medians: Mapping[str, float] | None = None) -> None:
+        """Begin another reading: forget the count, and take the medians of an earlier reading."""
+        self.medians: dict[str, float] = dict(medians or {})
         self.left_out = 0
 
     def within(self, found: Mapping[str, Tensor], where: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ class OutlyingTokens:
         for hook, activations in found.items():
             norms = activations.float().norm(dim=-1).cpu()
             # The first batch sets the limit, so that reading more text changes no earlier token.
-            median = self._medians.setdefault(hook, norms[where].median().item())
+            median = self.medians.setdefault(hook, norms[where].median().item())
             left = left & (norms <= self._limit * median)
         self.left_out += int((where & ~left).sum())
         return left

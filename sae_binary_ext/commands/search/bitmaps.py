@@ -1,0 +1,24 @@
+"""Bitmaps of pyroaring, made of numpy's arrays and back."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+try:
+    from pyroaring import BitMap
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "needs the package pyroaring, which has the bitmaps: pip install 'sae_binary_ext[search]'."
+    ) from error
+
+__all__ = ["BitMap", "Numbers", "bitmap_of", "numbers_of"]
+Numbers = NDArray[np.int64]
+
+
+def bitmap_of(numbers: NDArray[np.integer]) -> BitMap:
+    """The bitmap of some numbers, which are below 2**32."""
+    return BitMap(np.ascontiguousarray(numbers, np.uint32))
+
+
+def numbers_of(bitmap: BitMap) -> Numbers:
+    """The members of a bitmap in order, int64."""
+    return np.frombuffer(bitmap.to_array(), np.uint32).astype(np.int64)
