@@ -74,6 +74,13 @@ def test_measure_codes(run_example: Callable[..., str], coder: Path):
     assert re.search(r"coder\.codes: \d{4} hidden states as .*, read back", printed)
 
 
+def test_search_codes(run_example: Callable[..., str], coder: Path):
+    printed = run_example("search_codes.py", str(coder))
+    for heading in ("bits a token", "windows of 16 tokens", "times as often", "a code like that"):
+        assert heading in printed
+    assert printed.count("«") > 3
+
+
 def test_study_coders(run_example: Callable[..., str], coder: Path):
     printed = run_example("study_coders.py", str(coder))
     for heading in ("levels", "surrogate", "Bits a hidden state"):

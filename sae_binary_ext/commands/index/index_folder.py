@@ -108,7 +108,7 @@ class Segment:
         """Numbers in the index of the tokens on which a latent fires."""
         _, count, bits = self._table[latent]
         begin, end = self._table["end"][latent - 1] if latent else 0, self._table["end"][latent]
-        payload = self._bitmaps[begin:end].tobytes()
+        payload = self._bitmaps[begin:end]
         try:
             found = rice.decode(payload, int(count), int(bits), self.facts.tokens)
         except ValueError as error:
@@ -188,7 +188,7 @@ class IndexFolder:
         texts = dict.fromkeys(", ".join(segment.facts.source) for segment in self.segments)
         parts = self.bits()
         lines = [
-            f"{self.tokens:,} tokens in {len(self.segments)} segments, from: {'; '.join(texts)}",
+            f"{self.tokens:,} tokens; segments: {len(self.segments)}; texts: {'; '.join(texts)}",
             f"bits a token: {sum(parts.values()):.1f} on disk",
             *(f"    {name:<12} {bits:8.1f}" for name, bits in parts.items()),
             f"entropy of the firing rates: {self.entropy():.1f}",

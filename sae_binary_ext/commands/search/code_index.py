@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from sae_binary_ext.checks import check_at_least, check_choice
@@ -97,8 +98,9 @@ class Cofiring:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A unit with the distance of its code, and its text."""
+    """A unit, by its number, with the distance of its code and its text."""
 
+    unit: int
     distance: float
     passage: Passage
 
@@ -153,7 +155,7 @@ class CodeIndex:
         firsts = units[np.diff(units, prepend=-2) > 1]
         if answer.scope.many == scopes.Documents.many:
             firsts = units
-        chosen = np.unique(np.linspace(0, len(firsts) - 1, min(show, len(firsts))).round())
+        chosen = np.linspace(0, len(firsts) - 1, min(show, len(firsts))).round()
         wanted = [self.fires_on(latent) for latent in answer.parsed.latents()]
         marked = BitMap.union(BitMap(), *wanted)
         return [self._passage(answer.scope, int(firsts[int(at)]), marked) for at in chosen]
@@ -195,20 +197,21 @@ class CodeIndex:
         """
         check_choice(DISTANCES, distance=distance)
         check_choice((scopes.TOKEN, scopes.DOCUMENT), within=within)
-        scope, wanted = self._scope(within), sorted(set(latents))
-        common = np.zeros(int(scope.everything.max()) + 1, np.int64)
-        for latent in wanted:
-            common[numbers_of(scope.units(self.fires_on(latent)))] += 1
-        sizes = self._active if within == scopes.TOKEN else self._active_in_documents
+        scope, firings = self._scope(within), [self.fires_on(each) for each in set(latents)]
         units = numbers_of(scope.everything)
-        either = sizes[units] + len(wanted) - common[units]
+        common = np.zeros(int(units[-1]) + 1, np.int64)
+        for tokens in firings:
+            common[numbers_of(scope.units(tokens))] += 1
+        sizes = self._active if within == scopes.TOKEN else self._active_in_documents
+        either = sizes[units] + len(firings) - common[units]
         differing = either - common[units]
         distances = differing / np.maximum(either, 1) if distance == JACCARD else differing
-        marked = BitMap.union(BitMap(), *map(self.fires_on, wanted))
-        order = np.argsort(distances, kind="stable")[:show]
+        marked = BitMap.union(BitMap(), *firings)
         return [
-            Neighbour(float(distances[at]), self._passage(scope, int(units[at]), marked))
-            for at in order
+            Neighbour(
+                int(units[at]), float(distances[at]), self._passage(scope, int(units[at]), marked)
+            )
+            for at in _smallest(distances, show)
         ]
 
     @cached_property
@@ -267,6 +270,16 @@ class CodeIndex:
             for segment in self.folder.segments
         ]
         return [self._vocabulary[token] for part in parts for token in part.tolist()]
+
+
+def _smallest(distances: NDArray[Any], number: int) -> Numbers:
+    """Places of the smallest distances, in order; equal distances keep their order."""
+    if number < len(distances):
+        # Sort only what can be among the smallest.
+        places = np.flatnonzero(distances <= np.partition(distances, number - 1)[number - 1])
+    else:
+        places = np.arange(len(distances))
+    return places[np.argsort(distances[places], kind="stable")[:number]]
 
 
 def read_labels(path: Path) -> dict[int, str]:
