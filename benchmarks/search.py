@@ -33,7 +33,7 @@ from tqdm import tqdm
 from benchmarks.measure import print_table
 from sae_binary_ext.bundled.wikipedia import read_wikipedia_sample
 from sae_binary_ext.commands import CodeIndex, IndexConfig, run_index
-from sae_binary_ext.commands.index.index_folder import IndexFolder
+from sae_binary_ext.commands.index.index_folder import HEADER, IndexFolder
 from sae_binary_ext.measure.reading import OpenedModel, open_coders, read_text
 
 PROCESSES, WARM_RUNS = 20, 20
@@ -71,6 +71,7 @@ def write_text(path: Path, shuffled_rounds: int) -> None:
 def index_and_time(coder: str, out: Path, config: IndexConfig) -> IndexFolder:
     """Index the text; print tokens a second of the forward pass alone and of all work together."""
     forward, seconds, started = OpenedModel.forward, list[float](), list[float]()
+    before = IndexFolder.open(out).tokens if (out / HEADER).exists() else 0
 
     def timed(opened: OpenedModel, *arguments: Any) -> Any:
         begin = time.perf_counter()
@@ -86,12 +87,9 @@ def index_and_time(coder: str, out: Path, config: IndexConfig) -> IndexFolder:
         OpenedModel.forward = forward
     if seconds:
         whole = time.perf_counter() - started[0]
-        rates = folder.tokens / sum(seconds), folder.tokens / whole
-        row = (
-            f"{folder.tokens:,}",
-            *(f"{rate:,.0f}" for rate in rates),
-            f"{rates[1] / rates[0]:.2f}",
-        )
+        tokens = folder.tokens - before
+        rates = tokens / sum(seconds), tokens / whole
+        row = (f"{tokens:,}", *(f"{rate:,.0f}" for rate in rates), f"{rates[1] / rates[0]:.2f}")
         columns = ("tokens", "forward pass alone, tokens/s", "indexing, tokens/s", "ratio")
         print_table("Speed of indexing, from the first batch to the end", columns, [row])
     return folder

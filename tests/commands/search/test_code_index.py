@@ -1,6 +1,8 @@
 """Answers of an index equal a dense scan of the codes, for each scope and across segments."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,6 +219,16 @@ def test_a_damaged_index_is_refused(small: Path, name: str, told: str):
         path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(ValueError, match=rf"000001.*{told}"):
         CodeIndex.open(small)
+
+
+def test_a_search_imports_no_torch_and_no_host(small: Path):
+    script = (
+        "import sys; from sae_binary_ext.cli import main\n"
+        "assert main(['search', sys.argv[1], '0 & !1', '--cofiring']) == 0\n"
+        "assert not {'torch', 'transformers', 'sae_lens', 'numpy.ma'} & set(sys.modules)"
+    )
+    command = [sys.executable, "-c", script, str(small)]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 def test_an_unknown_scope_or_distance_is_named(small: Path):
