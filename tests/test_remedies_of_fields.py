@@ -82,6 +82,8 @@ REMEDIES: dict[str, Any] = {
     rf"give {NUMBER} at most": lambda found: [int(found[1])],
     r'Train in "(\w+)" or "(\w+)"': lambda found: list(found.groups()),
     r"inf leaves no token out": lambda found: [float("inf")],
+    r"Set scores to the scores\.jsonl": lambda found: [{"scores": Path("scores.jsonl")}],
+    r"Set ranking='score'": lambda found: ["score"],
     r"Set both": lambda found: [{"prompts": "in_context", "along": "positions"}],
 }  # fmt: skip
 

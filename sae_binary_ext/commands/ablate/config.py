@@ -40,12 +40,15 @@ class AblateConfig(ReadingConfig):
         super().__post_init__()
         check_choice(RANKINGS, ranking=self.ranking)
         check_choice(CHANGES, change=self.change)
-        if (self.ranking == "score") != (self.scores is not None):
+        if self.ranking == "score" and self.scores is None:
             raise ValueError(
-                f"ranking={self.ranking!r}, scores={self.scores}: the ranking score needs a file "
-                "of scores, and other rankings take none. Give both, or neither."
+                "scores=None: ranking='score' ranks by a judge's scores. Set scores to the "
+                "scores.jsonl of a run of sae-binary interpret, or choose another ranking."
             )
-        if self.judge is not None and self.scores is None:
-            raise ValueError(f"judge={self.judge!r}: there are no scores. Give scores too.")
+        if self.ranking != "score" and (self.scores, self.judge) != (None, None):
+            raise ValueError(
+                f"ranking={self.ranking!r}: takes no scores and no judge ({self.scores}, "
+                f"{self.judge}). Set ranking='score', or leave both out."
+            )
         check_at_least(1, spliced_tokens=self.spliced_tokens, groups=self.groups)
         check_at_least(0, latents=self.latents)

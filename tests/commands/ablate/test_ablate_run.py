@@ -152,9 +152,9 @@ def test_zero_silences_and_flip_turns_round():
         ({"groups": 0}, "groups=0"),
         ({"latents": -1}, "latents=-1"),
         ({"spliced_tokens": 0}, "spliced_tokens=0"),
-        ({"ranking": "score"}, "ranking='score', scores=None: .* Give both, or neither"),
-        ({"scores": Path("scores.jsonl")}, "ranking='effect', scores=scores.jsonl"),
-        ({"judge": "tokens"}, "judge='tokens': there are no scores"),
+        ({"ranking": "score"}, "scores=None: ranking='score' ranks by .* Set scores to"),
+        ({"scores": Path("scores.jsonl")}, "ranking='effect': takes no scores .*scores.jsonl"),
+        ({"judge": "tokens"}, "ranking='effect': takes no .* judge \\(None, tokens\\)"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(fields: dict[str, Any], message: str):
