@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformer_lens import HookedTransformer, HookedTransformerConfig
+from transformer_lens.pretrained.weight_conversions import convert_llama_weights
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from sae_binary_ext.saelens import (
     BinaryTranscoder,
@@ -29,6 +31,36 @@ def save_llama(folder: Path) -> None:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     save_tokenizer(folder)
+
+
+def hooked_llama(folder: Path) -> HookedTransformer:
+    """The folder's Llama as a HookedTransformer, which loads no folders by itself."""
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    config = HookedTransformerConfig(
+        model_name="tiny-llama",
+        n_layers=LAYERS,
+        d_model=WIDTH,
+        n_heads=2,
+        d_head=WIDTH // 2,
+        d_mlp=32,
+        d_vocab=VOCABULARY,
+        n_ctx=32,
+        act_fn="silu",
+        gated_mlp=True,
+        normalization_type="RMS",
+        eps=plain.config.rms_norm_eps,
+        positional_embedding_type="rotary",
+        rotary_dim=WIDTH // 2,
+        rotary_adjacent_pairs=False,
+        final_rms=True,
+        original_architecture="LlamaForCausalLM",
+    )
+    model = HookedTransformer(config, tokenizer=AutoTokenizer.from_pretrained(folder))
+    weights = convert_llama_weights(plain, config)
+    model.load_and_process_state_dict(
+        weights, fold_ln=False, center_writing_weights=False, center_unembed=False
+    )
+    return model
 
 
 def layer_coder(kind: str, layer: int, skip: bool = False) -> Any:

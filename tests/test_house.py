@@ -18,7 +18,7 @@ FLOORS = (
     ("checkpoints",),
     ("bundled",),
     ("measure",),
-    ("circuits",),
+    ("circuits", "steering"),
     ("report",),
     ("commands",),
     ("cli", "__main__"),

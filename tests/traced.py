@@ -12,14 +12,11 @@ from circuit_tracer.replacement_model.replacement_model_transformerlens import (
 )
 from circuit_tracer.transcoder import TranscoderSet
 from torch import Tensor
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformer_lens.pretrained.weight_conversions import convert_llama_weights
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from sae_binary_ext.circuits import transcoder_set
 from sae_binary_ext.saelens import BinaryTranscoder
-from tests.layer_coders import LAYERS, WIDTH
-from tests.small_models import VOCABULARY
+from tests.layer_coders import hooked_llama
 
 
 def margins(coder: Any, x: Tensor) -> Tensor:
@@ -35,33 +32,7 @@ def open_nnsight(folder: Path, coders: TranscoderSet) -> Any:
 
 
 def open_transformer_lens(folder: Path, coders: TranscoderSet) -> Any:
-    """The folder's Llama as a HookedTransformer, which loads no folders by itself."""
-    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    config = HookedTransformerConfig(
-        model_name="tiny-llama",
-        n_layers=LAYERS,
-        d_model=WIDTH,
-        n_heads=2,
-        d_head=WIDTH // 2,
-        d_mlp=32,
-        d_vocab=VOCABULARY,
-        n_ctx=32,
-        act_fn="silu",
-        gated_mlp=True,
-        normalization_type="RMS",
-        eps=plain.config.rms_norm_eps,
-        positional_embedding_type="rotary",
-        rotary_dim=WIDTH // 2,
-        rotary_adjacent_pairs=False,
-        final_rms=True,
-        original_architecture="LlamaForCausalLM",
-    )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    weights = convert_llama_weights(plain, config)
-    model = HookedTransformer(config, tokenizer=tokenizer)
-    model.load_and_process_state_dict(
-        weights, fold_ln=False, center_writing_weights=False, center_unembed=False
-    )
+    model = hooked_llama(folder)
     replacement = TransformerLensReplacementModel.__new__(TransformerLensReplacementModel)
     replacement.__dict__.update(model.__dict__)
     replacement._configure_replacement_model(coders)

@@ -209,27 +209,13 @@ class Splice:
         return run_replaced(self.model, hooks, tokens, self.model_kwargs)
 
 
-def run_replaced(
-    model: HookedModel,
-    replacements: Mapping[tuple[str, str], Replacement],
-    tokens: Tensor,
-    model_kwargs: Mapping[str, Any],
-) -> tuple[Tensor, Tensor]:
-    """Run a hooked model with activations at several places replaced; gradients flow through.
+@contextmanager
+def activations_replaced(
+    model: HookedModel, replacements: Mapping[tuple[str, str], Replacement]
+) -> Generator[set[tuple[str, str]]]:
+    """Within the block, forward passes have activations replaced; arguments as for run_replaced.
 
-    Args:
-        model: any model that SAELens trains on.
-        replacements: for each pair of hooks (read, replaced), the function that makes the new
-            activation of the second from the activations of both. Hooks may be heads (HookView).
-        tokens: int64 [rows, context].
-        model_kwargs: arguments of the forward pass.
-
-    Returns:
-        Logits [rows, context, vocabulary], and cross-entropies of the next token in nats, [rows,
-        context - 1], float32 or wider.
-
-    Raises:
-        ValueError: the model does not pass through a hook that is replaced.
+    Yields the pairs of hooks that a forward pass has replaced so far.
     """
     passed: set[tuple[str, str]] = set()
     source: dict[tuple[str, str], Tensor] = {}
@@ -252,10 +238,36 @@ def run_replaced(
             point = points[HookView.of(name).hook_name]
             handles.append(point.register_forward_hook(partial(act, names)))
     try:
-        logits, losses = model(tokens, return_type="both", loss_per_token=True, **model_kwargs)[:2]
+        yield passed
     finally:
         for handle in handles:
             handle.remove()
+
+
+def run_replaced(
+    model: HookedModel,
+    replacements: Mapping[tuple[str, str], Replacement],
+    tokens: Tensor,
+    model_kwargs: Mapping[str, Any],
+) -> tuple[Tensor, Tensor]:
+    """Run a hooked model with activations at several places replaced; gradients flow through.
+
+    Args:
+        model: any model that SAELens trains on.
+        replacements: for each pair of hooks (read, replaced), the function that makes the new
+            activation of the second from the activations of both. Hooks may be heads (HookView).
+        tokens: int64 [rows, context].
+        model_kwargs: arguments of the forward pass.
+
+    Returns:
+        Logits [rows, context, vocabulary], and cross-entropies of the next token in nats, [rows,
+        context - 1], float32 or wider.
+
+    Raises:
+        ValueError: the model does not pass through a hook that is replaced.
+    """
+    with activations_replaced(model, replacements) as passed:
+        logits, losses = model(tokens, return_type="both", loss_per_token=True, **model_kwargs)[:2]
     for _, target in replacements.keys() - passed:
         raise ValueError(
             f"hook_name_out={target!r}: the model does not pass through this hook. Give another."
