@@ -19,6 +19,7 @@ from sae_binary_ext.commands.index.config import IndexConfig
 from sae_binary_ext.commands.interpret.config import InterpretConfig
 from sae_binary_ext.commands.multi_bit.multi_bit_run import MultiBitConfig
 from sae_binary_ext.commands.probe.config import ProbeConfig
+from sae_binary_ext.commands.steer.config import SteerConfig
 from sae_binary_ext.measure.reading import ReadingConfig
 from sae_binary_ext.measure.text import Text
 from sae_binary_ext.saelens import (
@@ -54,6 +55,7 @@ CONFIGS: dict[type, dict[str, Any]] = {
     IndexConfig: {},
     MultiBitConfig: {},
     ProbeConfig: {},
+    SteerConfig: {},
     Text: {"dataset": "texts"},
     DemoConfig: {},
 }

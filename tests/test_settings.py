@@ -15,6 +15,7 @@ from sae_binary_ext.commands import (
     InterpretConfig,
     MultiBitConfig,
     ProbeConfig,
+    SteerConfig,
     TransferConfig,
 )
 from sae_binary_ext.settings import TextConfig
@@ -30,6 +31,7 @@ CONFIGS = [
     IndexConfig,
     MultiBitConfig,
     ProbeConfig,
+    SteerConfig,
     TransferConfig,
 ]
 

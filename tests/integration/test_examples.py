@@ -88,3 +88,10 @@ def test_study_coders(run_example: Callable[..., str], coder: Path):
     folder = coder.parent
     for name in ("transfer", "multi-bit", "gradients", "profile"):
         assert list((folder / name).glob("*.html")), name
+
+
+def test_steer(run_example: Callable[..., str], coder: Path):
+    first, on, flipped, last = run_example("steer.py", str(coder), "5").splitlines()[-4:]
+    assert first.removeprefix("as it is: ") == last.removeprefix("as it was: ")
+    assert on.startswith("latent 5 on: ")
+    assert flipped.startswith("latent 5 flipped where !6: ")

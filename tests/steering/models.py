@@ -2,6 +2,7 @@
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,20 @@ HOOK, MODULE, K = "blocks.1.hook_resid_post", "layers.1", 8
 TOKENS = torch.randint(2, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(3))
 
 
-def plain(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+def new_plain(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 
 
+# Tests that change a model take a new one.
+plain, hooked = cache(new_plain), cache(hooked_llama)
+
+
+@cache
 def bridge(folder: Path) -> Any:
     return SAETransformerBridge.boot_transformers(str(folder), device="cpu")
 
 
-MODELS = {"plain": plain, "bridge": bridge, "hooked": hooked_llama}
+MODELS = {"plain": plain, "bridge": bridge, "hooked": hooked}
 
 
 def random_weights(coder: Any) -> Any:

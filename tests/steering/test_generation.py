@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sae_binary_ext.steering import CodeChange, Steering
 from sae_binary_ext.steering.positions import positions_of
+from tests.layer_coders import hooked_llama
 from tests.steering import models
 from tests.steering.models import MODELS, MODULE, TOKENS, kept, outputs_of
 
@@ -93,7 +94,7 @@ def test_padding_stays_as_it_is_and_does_not_count(name: str, tiny_llama: Path):
 
 
 def test_padded_rows_of_a_hooked_transformer_stay_as_they_are(tiny_llama: Path):
-    model: Any = MODELS["hooked"](tiny_llama)
+    model: Any = hooked_llama(tiny_llama)
     model.tokenizer.padding_side = "left"
     coder = models.binary()
     texts = ["w4 w9 w30 w12 w7", "w4 w9"]

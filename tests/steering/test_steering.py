@@ -194,7 +194,7 @@ def test_all_kinds_of_models_give_the_same_logits(host: str, tiny_llama: Path):
 
 
 def test_a_model_with_hooks_of_modules_is_steered(tiny_llama: Path):
-    coder, plain = models.binary(), models.plain(tiny_llama)
+    coder, plain = models.binary(), models.new_plain(tiny_llama)
     with Steering(plain, CodeChange(coder, flip=[3])):
         expected = logits_of(plain)
     coder.cfg.metadata.hook_name = "model.layers.1"
@@ -232,7 +232,7 @@ def test_a_model_is_as_before_also_after_an_exception(name: str, tiny_llama: Pat
 
 
 def test_the_coder_learns_nothing_and_the_model_keeps_its_gradient(tiny_llama: Path):
-    model = models.plain(tiny_llama)
+    model = models.new_plain(tiny_llama)
     coder = models.binary().requires_grad_(True)
     with Steering(model, CodeChange(coder, flip=[3])):
         model(TOKENS).logits.sum().backward()

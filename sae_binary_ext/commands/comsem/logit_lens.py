@@ -89,19 +89,24 @@ class TokenCounts:
             counts.index_put_((half[token], latent, found[token]), one, accumulate=True)
 
     def names(self) -> Tensor:
-        """int64 [latents, NAME_TOKENS]: the tokens that each latent reads, from the first half; -1
-        if there are fewer.
+        """int64 [latents, NAME_TOKENS]: tokens that each latent reads, from the first half."""
+        return name_tokens(self.own[0], self.all_own[0])
 
-        Tokens are ranked by n log(n / expected), with n firings on a token, and the number expected
-        if the latent fired on all tokens alike. This favours tokens that are frequent among the
-        firings and rare elsewhere.
-        """
-        own, everywhere = self.own[0].double(), self.all_own[0].double()
-        share = everywhere / everywhere.sum().clamp_min(1)
-        expected = own.sum(1, keepdim=True) * share
-        score = torch.where(own > 0, own * (own / expected).log(), -torch.inf)
-        best = score.topk(NAME_TOKENS, dim=1)
-        return torch.where(best.values > -torch.inf, best.indices, -1)
+
+def name_tokens(counts: Tensor, everywhere: Tensor) -> Tensor:
+    """int64 [latents, NAME_TOKENS]: the tokens that are most a latent's own; -1 if there are fewer.
+
+    counts, [latents, vocabulary], are of tokens at or after firings, and everywhere, [vocabulary],
+    of all tokens. Tokens are ranked by n log(n / expected), with n counts of a token, and the
+    number expected if the latent fired on all tokens alike. This favours tokens that are frequent
+    among the firings and rare elsewhere.
+    """
+    own, everywhere = counts.double(), everywhere.double()
+    share = everywhere / everywhere.sum().clamp_min(1)
+    expected = own.sum(1, keepdim=True) * share
+    score = torch.where(own > 0, own * (own / expected).log(), -torch.inf)
+    best = score.topk(NAME_TOKENS, dim=1)
+    return torch.where(best.values > -torch.inf, best.indices, -1)
 
 
 def share_in_name(counts: Tensor, everywhere: Tensor, names: Tensor) -> Tensor:
