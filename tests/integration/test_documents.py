@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from sae_binary_ext.checkpoints import push
 from sae_binary_ext.cli import main
@@ -90,6 +90,12 @@ def save_output() -> None:
     BinarySAE(config).save_model("output")
 
 
+def steering(model: Path, text: Path) -> dict[str, Any]:
+    save_output()
+    plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    return {"model": plain, "prompt": torch.randint(2, 60, (1, 8))}
+
+
 # For each section with a block: the function that defines the names which the block uses.
 GIVEN: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "Start here in five minutes": in_saelens,
@@ -101,6 +107,7 @@ GIVEN: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "In delphi": in_delphi,
     "From text to a page": text_for_circuits,
     "From Python": circuits,
+    "Steering in Python": steering,
 }
 
 

@@ -11,6 +11,8 @@ from sae_lens.load_model import HookedProxyLM
 from torch import Tensor, nn
 from transformers import AutoTokenizer
 
+from sae_binary_ext.measure.in_model import read_hooks
+from sae_binary_ext.saelens.splice import resolve_hook
 from sae_binary_ext.steering import CodeChange, Steering
 from tests.layer_coders import LATENTS, WIDTH, layer_coder
 from tests.steering import models
@@ -117,6 +119,20 @@ def test_changes_of_one_coder_apply_one_after_the_other(tiny_llama: Path):
         assert torch.equal(outputs_of(model), expected)
     with Steering(model, CodeChange(coder, clear=[5, 6]), twice):
         assert torch.equal(outputs_of(model), expected)
+
+
+def test_each_change_has_its_own_first_position(tiny_llama: Path):
+    coder, model = models.binary(), models.plain(tiny_llama)
+    changes = [CodeChange(coder, flip=[each], first_position=each) for each in (3, 6)]
+    x = outputs_of(model)
+    codes = coder.encode(x)
+    by_hand = x.clone()
+    for latent in (3, 6):
+        by_hand += ((1 - 2 * codes[..., latent, None]) * coder.W_dec[latent]) * (
+            torch.arange(x.shape[1]) >= latent
+        )[:, None]
+    with Steering(model, *changes):
+        torch.testing.assert_close(outputs_of(model), by_hand)
 
 
 def test_coders_of_several_layers_act_at_once(tiny_llama: Path):
@@ -310,3 +326,21 @@ def test_other_models_and_no_changes_are_refused(tiny_llama: Path):
         Steering(nn.Linear(2, 2), change)
     with pytest.raises(ValueError, match="changes: none were given"):
         Steering(models.plain(tiny_llama))
+
+
+@pytest.mark.parametrize("name", ["bridge", "hooked"])
+def test_a_coder_of_all_heads_is_steered(name: str, tiny_llama: Path):
+    coder: Any = models.binary(reshape_activations="hook_z")
+    coder.cfg.metadata.hook_name = "blocks.1.attn.hook_z"
+    assert coder.hook_z_reshaping_mode
+    model = MODELS[name](tiny_llama)
+    hook = resolve_hook(model, "hook", "blocks.1.attn.hook_z")
+    own = read_hooks(model, [hook], TOKENS)[hook]
+    with Steering(model, CodeChange(coder, set=[3], flip=[5])):
+        steered = read_hooks(model, [hook], TOKENS)[hook]
+    assert coder.hook_z_reshaping_mode
+    coder.turn_off_forward_pass_hook_z_reshaping()
+    codes = coder.encode(own)
+    difference = changed_by_hand(codes, [3], [], [5], 1.0) - codes
+    by_hand = own + difference @ coder.W_dec
+    torch.testing.assert_close(steered[:, 1:], by_hand[:, 1:])

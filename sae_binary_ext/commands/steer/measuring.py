@@ -303,7 +303,8 @@ def _scores(
     ]
     title = f"{run.name}, {prompts}, x{factor:g}"
     with tqdm(total=len(latents), initial=len(latents) - len(missing), desc=title) as progress:
-        for part in torch.tensor(missing, dtype=torch.int64).split(LATENTS_AT_ONCE):
+        for first in range(0, len(missing), LATENTS_AT_ONCE):
+            part = torch.tensor(missing[first : first + LATENTS_AT_ONCE])
             values = run.strengths(part, factor)
             for place, figures in zip(part.tolist(), run.figures(part, values), strict=True):
                 kl, *rises = figures.tolist()
