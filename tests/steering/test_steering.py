@@ -108,6 +108,10 @@ def test_a_rule_chooses_tokens_by_the_codes_before_the_change(tiny_llama: Path):
     with Steering(model, change):
         steered = outputs_of(model)
     assert torch.equal((steered - x).abs().amax(-1) > 0, holds)
+    with Steering(model, CodeChange(coder, set=[9], where=change.where, first_position=0)):
+        moved = (outputs_of(model) - x).abs().amax(-1) > 0
+    assert torch.equal(moved, holds & (codes[..., 9] == 0))
+    assert moved.any()
 
 
 def test_changes_of_one_coder_apply_one_after_the_other(tiny_llama: Path):
@@ -252,7 +256,7 @@ def test_the_coder_learns_nothing_and_the_model_keeps_its_gradient(tiny_llama: P
     coder = models.binary().requires_grad_(True)
     with Steering(model, CodeChange(coder, flip=[3])):
         model(TOKENS).logits.sum().backward()
-    assert coder.W_dec.grad is None
+    assert all(parameter.grad is None for parameter in coder.parameters())
     assert model.model.embed_tokens.weight.grad.abs().sum() > 0
 
 

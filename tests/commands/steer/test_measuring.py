@@ -85,10 +85,15 @@ def test_figures_are_those_of_steering(case: str, tiny_llama: Path):
 
 
 def test_a_latent_without_following_tokens_has_no_rise_of_them(tiny_llama: Path):
+    torch.manual_seed(0)
     run = prompt_run(models.binary(), tiny_llama, silent=1)
     found = run.figures(torch.tensor([1, 2]), torch.ones(2))
     assert found[0].isnan().tolist() == [False, False, True, False, False]
     assert not found[1].isnan().any()
+    # The other latents are the same as if this one had tokens.
+    torch.manual_seed(0)
+    whole = prompt_run(models.binary(), tiny_llama).figures(torch.tensor([1]), torch.ones(1))
+    assert found[0, 4].item() == pytest.approx(whole[0, 4].item(), rel=1e-3)
 
 
 def test_live_latents_are_drawn_alone():
