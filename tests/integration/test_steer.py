@@ -122,16 +122,18 @@ def test_a_stopped_measurement_goes_on(
 
 
 def test_smollm2_says_what_a_decoder_row_tells_it(smollm2_folder: Path, tmp_path: Path):
-    """The row of a latent leads to one token, by the model's own unembedding, and it is said."""
+    """After the last block, a long decoder row decides the token, by the model's own logits."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(smollm2_folder)
-    token = AutoTokenizer.from_pretrained(smollm2_folder).encode(" banana")[0]
+    tokenizer = AutoTokenizer.from_pretrained(smollm2_folder)
+    row = model.lm_head.weight[tokenizer.encode(" banana")[0]].detach()
+    with torch.no_grad():
+        said = tokenizer.decode(model.lm_head(model.model.norm(row)).argmax())
     coder = BinarySAE(BinarySAEConfig(d_in=576, d_sae=32, selection="threshold"))
     coder.log_threshold.data.fill_(20.0)  # no latent fires by itself
-    row = model.lm_head.weight[token].detach()
-    coder.W_dec.data[5] = 2000 * row / row.norm()
-    coder.cfg.metadata.hook_name = "blocks.28.hook_resid_post"
+    coder.W_dec.data[5] = 1e5 * row / row.norm()
+    coder.cfg.metadata.hook_name = "blocks.29.hook_resid_post"
     coder.cfg.metadata.model_name = MODEL_NAME
     coder.save_model(tmp_path / "coder")
     arguments = ["--set", "5", "--prompt", "My favourite fruit is the", "--new-tokens", "3"]
@@ -139,8 +141,8 @@ def test_smollm2_says_what_a_decoder_row_tells_it(smollm2_folder: Path, tmp_path
     assert main(["steer", str(tmp_path / "coder"), *arguments, *paths]) == 0
     results = json.loads((tmp_path / "out" / "steer.json").read_text())["results"]
     before, after = results["texts"]
-    assert after["text"].startswith(" banana")
-    assert not before["text"].startswith(" banana")
+    assert after["text"].startswith(said)
+    assert not before["text"].startswith(said)
     assert after["kl_next"] > 1
     assert results["latents"] == [{"latent": 5, "operation": "set", "fires": 0.0, "changed": 1.0}]
     assert torch.is_grad_enabled()
