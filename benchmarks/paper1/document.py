@@ -83,12 +83,11 @@ def ratio_at_bits(own: list[Line], groups: dict[tuple[str, int], list[Line]], co
 
 def search_table(lines: list[Line]) -> str:
     """FVU on the rows for choosing, by the factor of the learning rate."""
-    rows = [["coder", "form", *(f"{factor:g} x" for factor in FACTORS), "chosen"]]
-    for form in FORMS:
-        for kind in KINDS:
-            cases = [case for case in search_cases() if (case.kind, case.form) == (kind, form)]
-            found = [line_of(case, lines) for case in cases]
-            if all(found):
-                fvus = [f"{line['choosing']['fvu']:.3f}" for line in found if line]
-                rows.append([kind, form, *fvus, f"{tuned_factor(kind, form, lines):g} x"])
+    rows = [["coder", *(f"{factor:g} x" for factor in FACTORS), "chosen"]]
+    for kind in KINDS:
+        cases = [case for case in search_cases() if case.kind == kind]
+        found = [line_of(case, lines) for case in cases]
+        if all(found):
+            fvus = [f"{line['choosing']['fvu']:.3f}" for line in found if line]
+            rows.append([kind, *fvus, f"{tuned_factor(kind, lines):g} x"])
     return table_of(rows)
