@@ -19,6 +19,7 @@ from sae_binary_ext.commands.index.config import IndexConfig
 from sae_binary_ext.commands.interpret.config import InterpretConfig
 from sae_binary_ext.commands.multi_bit.multi_bit_run import MultiBitConfig
 from sae_binary_ext.commands.probe.config import ProbeConfig
+from sae_binary_ext.commands.rules.config import RulesConfig
 from sae_binary_ext.commands.steer.config import SteerConfig
 from sae_binary_ext.measure.reading import ReadingConfig
 from sae_binary_ext.measure.text import Text
@@ -56,6 +57,7 @@ CONFIGS: dict[type, dict[str, Any]] = {
     MultiBitConfig: {},
     ProbeConfig: {},
     SteerConfig: {},
+    RulesConfig: {},
     Text: {"dataset": "texts"},
     DemoConfig: {},
 }
@@ -167,6 +169,10 @@ OF_SEVERAL_FIELDS = {
     "gradients of gumbel": settings(
         GradientsConfig, "choose topk or groupmax or threshold", {"selection": "gumbel"},
         *({"selection": selection} for selection in ("topk", "groupmax", "threshold")),
+    ),
+    "a column of the embedded articles": settings(
+        RulesConfig, "Name a dataset too", {"labels": ["column:topic=sport"]},
+        {"labels": ["column:topic=sport"], "dataset": "texts"},
     ),
     "a split of the embedded articles": settings(
         TextSource, "Name a dataset too", {"dataset": None, "split": "test"},

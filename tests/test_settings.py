@@ -15,6 +15,7 @@ from sae_binary_ext.commands import (
     InterpretConfig,
     MultiBitConfig,
     ProbeConfig,
+    RulesConfig,
     SteerConfig,
     TransferConfig,
 )
@@ -32,6 +33,7 @@ CONFIGS = [
     MultiBitConfig,
     ProbeConfig,
     SteerConfig,
+    RulesConfig,
     TransferConfig,
 ]
 

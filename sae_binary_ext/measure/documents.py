@@ -67,9 +67,16 @@ def read_documents(source: TextSource | str | None) -> Iterator[str]:
         yield from read_held_out_articles()
         return
     column: str | None = None
-    for entry in open_dataset(source.dataset, source.split):
+    for entry in read_entries(source):
         column = column or text_column(source, entry)
         yield entry[column]
+
+
+def read_entries(source: TextSource) -> Iterator[dict[str, Any]]:
+    """Read the entries of a dataset one by one, with all columns; ValueError without a dataset."""
+    if source.dataset is None:
+        raise ValueError("dataset=None: the embedded articles have no columns. Name a dataset.")
+    yield from open_dataset(source.dataset, source.split)
 
 
 def read_all_documents(source: TextSource | str | None) -> Iterator[str]:

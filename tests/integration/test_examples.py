@@ -95,3 +95,11 @@ def test_steer(run_example: Callable[..., str], coder: Path):
     assert first.removeprefix("as it is: ") == last.removeprefix("as it was: ")
     assert on.startswith("latent 5 on: ")
     assert flipped.startswith("latent 5 flipped where !6: ")
+
+
+def test_find_rules(run_example: Callable[..., str], coder: Path):
+    printed = run_example("find_rules.py", str(coder))
+    for heading in ("AUC, mean of all labels", "Latents that imply others"):
+        assert heading in printed
+    assert len(re.findall(r"holds for \d+ of \d+ tokens", printed)) == 2
+    assert (coder.parent / "rules" / "rules.html").is_file()

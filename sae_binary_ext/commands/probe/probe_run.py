@@ -14,29 +14,20 @@ from sae_binary_ext.commands.probe.config import ProbeConfig
 from sae_binary_ext.commands.probe.probe_fits import Probe, ProbeScore
 from sae_binary_ext.commands.probe.probe_page import Probed, probe_page
 from sae_binary_ext.commands.probe.probe_tasks import (
+    Reading,
     Task,
-    in_bfloat16,
     last_states,
     load_task,
+    reading_of,
     states_saved,
     task_names,
 )
-from sae_binary_ext.measure.candidates import Candidate, settings_of_model, told
+from sae_binary_ext.measure.candidates import Candidate
 from sae_binary_ext.measure.figures import CoderFigures
 from sae_binary_ext.measure.in_model import codes_of, reads_sequences
 from sae_binary_ext.measure.reading import OpenedModel, RunningCoders, fingerprint, read_text
 from sae_binary_ext.measure.saved_records import SavedRecords
 from sae_binary_ext.report.analysis import Analysis, analyse_coders
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """All that a task's states depend on, besides the model's name."""
-
-    context_size: int
-    test_examples: int
-    model_settings: str
-    bfloat16: bool
 
 
 @dataclass(frozen=True)
@@ -60,16 +51,14 @@ def run_probe(coders: list[str], config: ProbeConfig) -> Analysis:
 
 def _measure(opened: OpenedModel, config: ProbeConfig) -> list[Probed]:
     names, coders = task_names(config), _coders(opened, config)
-    bfloat16, hooks = in_bfloat16(config), set(_hooks(opened))
-    settings = told(settings_of_model(opened.candidates[0]))
-    reading = _Reading(opened.context_size, config.test_examples, settings, bfloat16)
+    reading, hooks = reading_of(opened, config), set(_hooks(opened))
     of = fingerprint([], reading, [opened.model_name])
     key = ("of", "task", "form", "latents")
     saved = SavedRecords(config.output / "scores.jsonl", of, ProbeScore, key)
     for name in tqdm(names, "Tasks", unit="tasks"):
         if not all(saved.has(own, name, form, 0) for own, form in _wanted(opened, coders)):
             task = load_task(name, config.test_examples)
-            read = partial(last_states, opened, task, hooks, bfloat16=bfloat16)
+            read = partial(last_states, opened, task, hooks, bfloat16=reading.bfloat16)
             path = config.output / "activations" / f"{name}.safetensors"
             states = states_saved(path, of, hooks, read)
             saved.add(fits.fit_all(list(_probes(opened, coders, task, states, saved))))
@@ -90,7 +79,7 @@ def _coders(opened: OpenedModel, config: ProbeConfig) -> list[_ToProbe]:
         deque(running.add(batch), maxlen=0)  # counts, and keeps nothing of what it yields
     found: list[_ToProbe] = []
     for candidate, figures in zip(opened.candidates, running.figures(), strict=True):
-        of = fingerprint([candidate], _Reading(0, 0, "", False), [])
+        of = fingerprint([candidate], Reading(0, 0, "", False), [])
         forms = (fits.VALUES, fits.ONES) if figures.stores_values else (fits.ONES,)
         found.append(_ToProbe(candidate, of, forms, figures))
     return found

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from sae_binary_ext.coding.kernels.processor import multiplies_bfloat16
 from sae_binary_ext.commands.probe.config import ProbeConfig
+from sae_binary_ext.measure.candidates import settings_of_model, told
 from sae_binary_ext.measure.documents import TextBatch, padded
 from sae_binary_ext.measure.reading import OpenedModel
 from sae_binary_ext.settings import AUTO
@@ -47,6 +48,22 @@ class Task:
     texts: list[str]
     labels: Tensor
     training: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """All that a task's states depend on, besides the model's name."""
+
+    context_size: int
+    test_examples: int
+    model_settings: str
+    bfloat16: bool
+
+
+def reading_of(opened: OpenedModel, config: ProbeConfig) -> Reading:
+    """How the model of opened coders reads tasks."""
+    settings = told(settings_of_model(opened.candidates[0]))
+    return Reading(opened.context_size, config.test_examples, settings, in_bfloat16(config))
 
 
 def task_names(config: ProbeConfig) -> list[str]:
