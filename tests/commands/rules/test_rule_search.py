@@ -1,12 +1,20 @@
 """A planted rule is found, and its figures are those of a recount."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from sae_binary_ext.commands.rules.rule_codes import LabelledRows, PackedCodes, half_of_documents
 from sae_binary_ext.commands.rules.rule_scores import RuleScore, area_of_levels, score_rule
-from sae_binary_ext.commands.rules.rule_search import Clause, Rule, best_latents, find_rule
+from sae_binary_ext.commands.rules.rule_search import (
+    Clause,
+    Rule,
+    _Bitmaps,
+    best_latents,
+    find_rule,
+)
 
 ROWS, LATENTS, DOCUMENTS = 6000, 90, 40
 A, B, C, D = 3, 17, 44, 71
@@ -60,6 +68,53 @@ def test_noise_gets_no_further_literal(active: Tensor, planted: Tensor):
     wrong = torch.rand(ROWS, generator=generator) < 0.1
     found = find_rule(PackedCodes.of(active), planted ^ wrong, 3, 3)
     assert set(str(found).split(" | ")) == {f"{A} & {B} & !{C}", f"{D}"}
+
+
+def test_the_criterion_is_that_of_rows_in_the_group_of_their_most_precise_clause(
+    active: Tensor, planted: Tensor
+):
+    wrong = torch.rand(ROWS, generator=torch.Generator().manual_seed(4)) < 0.3
+    labels, few = planted ^ wrong, [A, B, C, D, 0, 1]
+    bitmaps = _Bitmaps(active[:, few].numpy(), labels.numpy(), 3)
+    literals = torch.cat([active[:, few], ~active[:, few]], dim=1)
+    rule: list[tuple[int, ...]] = [(0, 1), (3,)]
+    for clause in [(0,), (1, 8), (0, 1, 8), (2, 3), (9, 10), (4,)]:
+        clauses = [*rule, clause]
+        # Each row has the precision of the best clause that holds, and rows of one precision share
+        # a rate.
+        scores = torch.zeros(ROWS, dtype=torch.float64)
+        for each in clauses:
+            holds = literals[:, list(each)].all(1)
+            precision = labels[holds].double().mean()
+            scores = torch.where(holds, scores.clamp_min(precision), scores)
+        found = -math.log(ROWS) / 2 * sum(map(len, clauses))
+        for score_of_group in scores.unique():
+            group = labels[scores == score_of_group].double()
+            found -= torch.nn.functional.binary_cross_entropy(
+                group.mean().expand(len(group)), group, reduction="sum"
+            ).item()
+        assert bitmaps.criterion(clauses) == pytest.approx(found)
+        added = bitmaps.best(rule, [clause])
+        precise = labels[literals[:, list(clause)].all(1)].double().mean() > labels.double().mean()
+        assert (added is not None) == bool(precise)
+        if added is not None:
+            assert added == (clause, pytest.approx(found))
+
+
+def test_trees_propose_clauses_for_rows_that_are_left(
+    active: Tensor, planted: Tensor, monkeypatch: pytest.MonkeyPatch
+):
+    few = [A, B, C, D, 0, 1]
+    bitmaps = _Bitmaps(active[:, few].numpy(), planted.numpy(), 3)
+    assert (0, 1, 8) in bitmaps.paths([])
+    left = bitmaps.paths([(3,)])
+    # Latent D is silent on all rows that the rule leaves, so that no tree asks for it.
+    assert left
+    assert not {3, 9} & {place for path in left for place in path}
+    # Without the search among neighbours, clauses of several literals come from trees alone.
+    monkeypatch.setattr(_Bitmaps, "improved", lambda self, rule: rule)
+    found = find_rule(PackedCodes.of(active), planted, 3, 3)
+    assert any(len(clause.latents) == 3 for clause in found.clauses)
 
 
 def test_printed_figures_are_a_recount(active: Tensor, planted: Tensor, documents: Tensor):
