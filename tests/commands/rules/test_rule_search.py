@@ -106,15 +106,15 @@ def test_trees_propose_clauses_for_rows_that_are_left(
 ):
     few = [A, B, C, D, 0, 1]
     bitmaps = _Bitmaps(active[:, few].numpy(), planted.numpy(), 3)
-    assert (0, 1, 8) in bitmaps.paths([])
+    assert {len(path) for path in bitmaps.paths([])} == {1, 2, 3}
     left = bitmaps.paths([(3,)])
+    assert (0, 1, 8) in left
     # Latent D is silent on all rows that the rule leaves, so that no tree asks for it.
-    assert left
     assert not {3, 9} & {place for path in left for place in path}
     # Without the search among neighbours, clauses of several literals come from trees alone.
     monkeypatch.setattr(_Bitmaps, "improved", lambda self, rule: rule)
-    found = find_rule(PackedCodes.of(active), planted, 3, 3)
-    assert any(len(clause.latents) == 3 for clause in found.clauses)
+    found = find_rule(PackedCodes.of(active[:, few]), planted, 3, 3)
+    assert max(len(clause.latents) for clause in found.clauses) > 1
 
 
 def test_printed_figures_are_a_recount(active: Tensor, planted: Tensor, documents: Tensor):
