@@ -72,19 +72,26 @@ def score_tasks(
         if missing:
             saved.add(_scores(opened, config, name, missing))
     wanted = set(map(_label, names))
-    return [(coders[each.of], each) for each in saved.records
-            if each.label in wanted and each.of in coders]  # fmt: skip
+    return [
+        (coders[each.of], each)
+        for each in saved.records
+        if each.label in wanted and each.of in coders
+    ]
 
 
 def _label(name: str) -> str:
     return f"{TASK}:{name}"
 
 
-def _as_probe(config: RulesConfig, **chosen: int | list[str]) -> ProbeConfig:
+def _as_probe(config: RulesConfig, names: list[str] | None = None, tasks: int = 1) -> ProbeConfig:
     """The settings with which `probe` reads the same tasks."""
     return ProbeConfig(
-        output=config.output, context_size=config.context_size, device=config.device, **chosen
-    )  # pyright: ignore[reportArgumentType]  # `chosen` has tasks or names
+        output=config.output,
+        context_size=config.context_size,
+        device=config.device,
+        names=names or [],
+        tasks=tasks,
+    )
 
 
 def _scores(
