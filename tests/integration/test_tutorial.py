@@ -15,13 +15,17 @@ pytestmark = pytest.mark.integration
 NOTEBOOK = ROOT / "docs" / "tutorial.ipynb"
 FIGURES = """
 import json
-found = labels[labels.tokens >= 4].head(8)
+labelled = labels[labels.tokens >= 4].head(8)
 print(json.dumps({
     "values": coder.encode(states_test).unique().tolist(),
     "fvu": figures.fvu,
-    "rate": found.rate.tolist(),
-    "precision": found.precision.tolist(),
-    "recall": found.recall.tolist(),
+    "rate": labelled.rate.tolist(),
+    "precision": labelled.precision.tolist(),
+    "recall": labelled.recall.tolist(),
+    "answers": answer.count,
+    "rule": rule["precision"].value,
+    "base": rule["labelled"] / rule["rows"],
+    "changed": on,
 }))
 """
 
@@ -44,6 +48,10 @@ def test_the_tutorial_labels_latents(
     # Two labels may fail: the tutorial says that a label may hold only in the articles read.
     assert len(good) == 8
     assert sum(good) >= 6
+    # The index and the rule are of the same text as the table.
+    assert figures["answers"] > 0
+    assert figures["rule"] > 3 * figures["base"]
+    assert figures["changed"]
 
 
 def test_the_tutorial_shows_no_path_and_no_error():
