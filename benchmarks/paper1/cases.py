@@ -18,10 +18,10 @@ LATENTS = 2304
 # sparsify's own coder; the paper's binary coder; this package's defaults.
 KINDS = ("topk", "quirke2025", "topk_binary")
 
-# Each kind's own learning rate is multiplied by one of these. The factor is chosen for each kind,
-# by autoencoders of this layer and k, on rows that no table reports.
+# Each kind's own learning rate is multiplied by one of these. The factor is chosen for each kind
+# and form at this layer and k, on rows that no table reports.
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-SEARCH_LAYER, SEARCH_FORM, SEARCH_K = 9, "autoencoder", 32
+SEARCH_LAYER, SEARCH_K = 9, 32
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,6 @@ def site(layer: int) -> Site:
     return Site("transcoder", layer)
 
 
-def searched(kind: str) -> list[Case]:
-    """The cases by which a kind's learning rate is chosen."""
-    return [Case(SEARCH_LAYER, SEARCH_FORM, kind, SEARCH_K, SEEDS[0], each) for each in FACTORS]
+def searched(kind: str, form: str) -> list[Case]:
+    """The cases by which a kind's learning rate is chosen, for one form."""
+    return [Case(SEARCH_LAYER, form, kind, SEARCH_K, SEEDS[0], factor) for factor in FACTORS]

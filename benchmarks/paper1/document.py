@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.paper1.cases import FACTORS, FORMS, KINDS, KS, LAYERS
-from benchmarks.paper1.results import Line, grid, line_of, search_cases, tuned_factor
+from benchmarks.paper1.cases import FACTORS, FORMS, KINDS, KS, LAYERS, searched
+from benchmarks.paper1.results import Line, grid, line_of, tuned_factor
 from benchmarks.tables import ranged, table_of, write_tables
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "paper1.md"
@@ -83,11 +83,11 @@ def ratio_at_bits(own: list[Line], groups: dict[tuple[str, int], list[Line]], co
 
 def search_table(lines: list[Line]) -> str:
     """FVU on the rows for choosing, by the factor of the learning rate."""
-    rows = [["coder", *(f"{factor:g} x" for factor in FACTORS), "chosen"]]
-    for kind in KINDS:
-        cases = [case for case in search_cases() if case.kind == kind]
-        found = [line_of(case, lines) for case in cases]
-        if all(found):
-            fvus = [f"{line['choosing']['fvu']:.3f}" for line in found if line]
-            rows.append([kind, *fvus, f"{tuned_factor(kind, lines):g} x"])
+    rows = [["coder", "form", *(f"{factor:g} x" for factor in FACTORS), "chosen"]]
+    for form in FORMS:
+        for kind in KINDS:
+            found = [line_of(case, lines) for case in searched(kind, form)]
+            if all(found):
+                fvus = [f"{line['choosing']['fvu']:.3f}" for line in found if line]
+                rows.append([kind, form, *fvus, f"{tuned_factor(kind, form, lines):g} x"])
     return table_of(rows)

@@ -30,27 +30,32 @@ def line_of(case: Case, lines: list[Line]) -> Line | None:
 
 def search_cases() -> list[Case]:
     """The cases by which learning rates are chosen."""
-    return [case for kind in KINDS for case in searched(kind)]
+    return [case for form in FORMS for kind in KINDS for case in searched(kind, form)]
 
 
-def tuned_factor(kind: str, lines: list[Line]) -> float | None:
+def tuned_factor(kind: str, form: str, lines: list[Line]) -> float | None:
     """The factor with the lowest FVU on rows for choosing; None if the search is not complete."""
-    found = [(case, line_of(case, lines)) for case in searched(kind)]
+    found = [(case, line_of(case, lines)) for case in searched(kind, form)]
     known = [(line["choosing"]["fvu"], case.factor) for case, line in found if line]
     return min(known)[1] if len(known) == len(found) else None
 
 
 def grid(layers: list[int], lines: list[Line]) -> list[Case]:
     """The cases of the tables, with the chosen learning rates; all of one seed come first."""
-    factors = {kind: factor for kind in KINDS if (factor := tuned_factor(kind, lines))}
+    factors = {
+        (kind, form): factor
+        for kind in KINDS
+        for form in FORMS
+        if (factor := tuned_factor(kind, form, lines))
+    }
     return [
-        Case(layer, form, kind, k, seed, factors[kind])
+        Case(layer, form, kind, k, seed, factors[kind, form])
         for seed in SEEDS
         for layer in layers
         for form in FORMS
         for k in KS
         for kind in KINDS
-        if kind in factors
+        if (kind, form) in factors
     ]
 
 
