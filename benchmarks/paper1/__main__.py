@@ -2,23 +2,19 @@
 
 python -m benchmarks.paper1 FOLDER [--layers 9 18] [--jobs 2] [--write]
 
-The model and the activations are saved in FOLDER, 1 GB for each layer, and each trained
-coder in FOLDER/coders. Coders whose figures are in
-benchmarks/paper1/results.jsonl are not trained again, so the command can be stopped and started.
---write only writes the document.
+The model and the activations are saved in FOLDER, 1 GB for each layer, and each trained coder in
+FOLDER/coders. Coders whose figures are in benchmarks/paper1/results.jsonl are not trained again, so
+the command can be stopped and started. --write only writes the document.
 """
 
 import argparse
 import functools
-import multiprocessing
 import os
 from pathlib import Path
 
-from tqdm import tqdm
-
-from benchmarks.paper1.cases import LAYERS, SEARCH_LAYER, Case, site
+from benchmarks.paper1.cases import LAYERS, SEARCH_LAYER, site
 from benchmarks.paper1.document import write_document
-from benchmarks.paper1.results import append_line, grid, missing, read_lines, search_cases
+from benchmarks.paper1.results import RESULTS, grid, missing, search_cases
 from benchmarks.paper1.running import make, one_thread
 from benchmarks.reconstruction.activations import compute_missing
 
@@ -35,21 +31,11 @@ def main() -> None:
         arguments.folder.mkdir(parents=True, exist_ok=True)
         layers = dict.fromkeys([SEARCH_LAYER, *arguments.layers])
         compute_missing(arguments.folder, [site(layer) for layer in layers])
-        run_missing(arguments.folder, search_cases(), "Search", arguments.jobs)
-        cases = grid(list(arguments.layers), read_lines())
-        run_missing(arguments.folder, cases, "Coders", arguments.jobs)
-    write_document(read_lines())
-
-
-def run_missing(folder: Path, cases: list[Case], description: str, jobs: int | None) -> None:
-    """Train the cases that have no result, and append a line to the file of results for each."""
-    left = missing(cases)
-    # Processes are spawned, because a fork of a process with threads may hang.
-    fresh = multiprocessing.get_context("spawn")
-    with fresh.Pool(jobs, initializer=one_thread) as pool:
-        made = pool.imap_unordered(functools.partial(make, folder), left)
-        for line in tqdm(made, description, len(left)):
-            append_line(line)
+        own = functools.partial(make, arguments.folder)
+        RESULTS.make(own, missing(search_cases()), "Search", arguments.jobs, one_thread)
+        left = missing(grid(list(arguments.layers), RESULTS.read()))
+        RESULTS.make(own, left, "Coders", arguments.jobs, one_thread)
+    write_document(RESULTS.read())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.paper1.cases import FACTORS, FORMS, KINDS, KS, LAYERS, searched
-from benchmarks.paper1.results import Line, grid, line_of, tuned_factor
+from benchmarks.paper1.results import grid, line_of, tuned_factor
+from benchmarks.result_lines import Line
 from benchmarks.tables import ranged, table_of, write_tables
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "paper1.md"

@@ -1,25 +1,11 @@
 """Reads and appends results, one line of JSON each, and chooses learning rates by them."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 from benchmarks.paper1.cases import FORMS, KINDS, KS, SEEDS, Case, searched
+from benchmarks.result_lines import Line, ResultsFile
 
-RESULTS = Path(__file__).parent / "results.jsonl"
-Line = dict[str, Any]
-
-
-def read_lines() -> list[Line]:
-    """All results measured so far."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
-    return [json.loads(line) for line in lines]
-
-
-def append_line(line: Line) -> None:
-    """Append one result to the file of results."""
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+RESULTS = ResultsFile(Path(__file__).parent / "results.jsonl")
 
 
 def line_of(case: Case, lines: list[Line]) -> Line | None:
@@ -61,5 +47,5 @@ def grid(layers: list[int], lines: list[Line]) -> list[Case]:
 
 def missing(cases: list[Case]) -> list[Case]:
     """The cases that have no result."""
-    lines = read_lines()
+    lines = RESULTS.read()
     return [case for case in cases if line_of(case, lines) is None]

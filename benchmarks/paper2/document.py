@@ -13,12 +13,12 @@ from benchmarks.paper2.profiles import IN_CONTEXT, LAYERS, POSITIONS, ProfileRun
 from benchmarks.paper2.results import (
     PROFILE_SEEDS,
     SEEDS,
-    Line,
     chosen,
     line_of,
     profile_runs,
     score_runs,
 )
+from benchmarks.result_lines import Line
 from benchmarks.tables import ranged, table_of, write_tables
 from sae_binary_ext.commands.interpret.interpret_scores import mean_over_latents
 from sae_binary_ext.commands.interpret.with_delphi import EMBEDDING_MODEL

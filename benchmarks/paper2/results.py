@@ -1,38 +1,25 @@
 """Reads and appends results, one line of JSON each, and lists the runs to make."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from benchmarks.paper2.cases import ACTIVE, FAMILIES, NEAR, Case, searched
 from benchmarks.paper2.coders import CoderRun, ScoreRun
 from benchmarks.paper2.profiles import IN_CONTEXT, LAYERS, POSITIONS, ProfileRun, Reading
+from benchmarks.result_lines import Line, ResultsFile
 
-RESULTS = Path(__file__).parent / "results.jsonl"
+RESULTS = ResultsFile(Path(__file__).parent / "results.jsonl")
 # Seeds of training; of prompts, each with weights of seed 0; and of coders of positions.
 SEEDS = (0, 1, 2)
 PROFILE_SEEDS, POSITION_SEEDS = (0, 1, 2, 3, 4), (0, 1, 2)
-Line = dict[str, Any]
 Run = CoderRun | ScoreRun | ProfileRun
 OneKind = TypeVar("OneKind", bound=Run)
 
 
-def read_lines() -> list[Line]:
-    """All results measured so far."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
-    return [json.loads(line) for line in lines]
-
-
-def append_line(line: Line) -> None:
-    """Append one result to the file of results."""
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
 def missing(runs: Sequence[OneKind]) -> list[OneKind]:
     """The runs that have no result."""
-    lines = read_lines()
+    lines = RESULTS.read()
     return [run for run in runs if line_of(run, lines) is None]
 
 

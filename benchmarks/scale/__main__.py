@@ -10,16 +10,13 @@ are in benchmarks/scale/results.jsonl are not made again, so the command can be 
 
 import argparse
 import functools
-import multiprocessing
 import os
 from pathlib import Path
-
-from tqdm import tqdm
 
 from benchmarks.scale.activations import SITES, compute_missing
 from benchmarks.scale.cases import Run, all_runs, search_runs
 from benchmarks.scale.document import write_document
-from benchmarks.scale.results import append_line, missing, read_lines
+from benchmarks.scale.results import RESULTS, missing
 from benchmarks.scale.running import make, one_thread
 
 
@@ -44,7 +41,7 @@ def main() -> None:
             and run.case.name.startswith(arguments.only)
         ]
         run_missing(arguments.folder, missing(wanted), arguments.jobs)
-    write_document(read_lines(), SITES)
+    write_document(RESULTS.read(), SITES)
 
 
 def run_missing(folder: Path, runs: list[Run], jobs: int | None) -> None:
@@ -55,13 +52,8 @@ def run_missing(folder: Path, runs: list[Run], jobs: int | None) -> None:
         for site in dict.fromkeys(run.site for run in runs)
     }
     compute_missing(folder, tokens)
-    # Each core trains one coder in one thread. Processes are spawned, because a fork of a process
-    # with threads may hang.
-    fresh = multiprocessing.get_context("spawn")
-    with fresh.Pool(jobs, initializer=one_thread) as pool:
-        made = pool.imap_unordered(functools.partial(make, folder), runs)
-        for line in tqdm(made, "Coders", len(runs)):
-            append_line(line)
+    # Each core trains one coder in one thread.
+    RESULTS.make(functools.partial(make, folder), runs, "Coders", jobs, one_thread)
 
 
 if __name__ == "__main__":

@@ -5,30 +5,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.result_lines import ResultsFile
 from benchmarks.scale.cases import SEARCH_SITE, SEARCH_TOKENS, Run, searched, tuned_cases
 
-RESULTS = Path(__file__).parent / "results.jsonl"
+RESULTS = ResultsFile(Path(__file__).parent / "results.jsonl")
 # On curves of FVU by bits, FVU falls about as bits to the power of -0.45. Searched settings change
 # the bits a little, so the best is chosen by the FVU moved along such a curve to this many bits.
 SLOPE, AT_BITS = 0.45, 300
 KEY = ("site", "tokens", "seed", "settings")
 
 
-def read_lines() -> list[dict[str, Any]]:
-    """All results measured so far."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
-    return [json.loads(line) for line in lines]
-
-
-def append_line(line: dict[str, Any]) -> None:
-    """Append one result to the file of results."""
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
 def missing(runs: list[Run]) -> list[Run]:
     """The runs that have no result."""
-    done = [{name: line[name] for name in KEY} for line in read_lines()]
+    done = [{name: line[name] for name in KEY} for line in RESULTS.read()]
     return [run for run in runs if json.loads(json.dumps(run.key())) not in done]
 
 

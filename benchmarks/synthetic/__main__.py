@@ -7,13 +7,10 @@ be stopped and started. --write only writes the document.
 """
 
 import argparse
-import multiprocessing
-
-from tqdm import tqdm
 
 from benchmarks.synthetic.document import write_document
-from benchmarks.synthetic.results import append_line, missing, read_lines, search_runs, tuned_runs
-from benchmarks.synthetic.running import Run, make, one_thread
+from benchmarks.synthetic.results import RESULTS, missing, search_runs, tuned_runs
+from benchmarks.synthetic.running import make, one_thread
 
 
 def main() -> None:
@@ -23,19 +20,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the document alone")
     arguments = parser.parse_args()
     if not arguments.write:
-        run_missing(search_runs(), "Search", arguments.jobs)
-        run_missing(tuned_runs(read_lines()), "Coders", arguments.jobs)
-    write_document(read_lines())
-
-
-def run_missing(runs: list[Run], description: str, jobs: int | None) -> None:
-    """Make the runs that have no result, and append a line to the file of results for each."""
-    left = missing(runs)
-    # Processes are spawned, because a fork of a process with threads may hang.
-    fresh = multiprocessing.get_context("spawn")
-    with fresh.Pool(jobs, initializer=one_thread) as pool:
-        for line in tqdm(pool.imap_unordered(make, left), description, len(left)):
-            append_line(line)
+        RESULTS.make(make, missing(search_runs()), "Search", arguments.jobs, one_thread)
+        left = missing(tuned_runs(RESULTS.read()))
+        RESULTS.make(make, left, "Coders", arguments.jobs, one_thread)
+    write_document(RESULTS.read())
 
 
 if __name__ == "__main__":

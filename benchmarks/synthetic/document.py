@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.result_lines import Line
 from benchmarks.synthetic.cases import FAMILIES, LEVELS, SEARCH_WORLD, WORLDS
-from benchmarks.synthetic.results import Line, searched, tuned
+from benchmarks.synthetic.results import searched, tuned
 from benchmarks.tables import ranged, table_of, write_tables
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "synthetic.md"

@@ -1,10 +1,9 @@
 """Reads and appends results, one line of JSON each, and chooses settings by those of the search."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from benchmarks.result_lines import Line, ResultsFile
 from benchmarks.synthetic.cases import (
     FAMILIES,
     PAIRED_RATES,
@@ -18,24 +17,11 @@ from benchmarks.synthetic.cases import (
 )
 from benchmarks.synthetic.running import Run
 
-RESULTS = Path(__file__).parent / "results.jsonl"
+RESULTS = ResultsFile(Path(__file__).parent / "results.jsonl")
 KEY = ("world", "case", "seed")
 # A coder whose number of active latents is further than this factor from the features' is not
 # chosen, because explained variance alone would choose the coder with most active latents.
 NEAREST = 1.25
-Line = dict[str, Any]
-
-
-def read_lines() -> list[Line]:
-    """All results measured so far."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
-    return [json.loads(line) for line in lines]
-
-
-def append_line(line: Line) -> None:
-    """Append one result to the file of results."""
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def searched(family: str) -> list[Case]:
@@ -80,7 +66,7 @@ def tuned_runs(lines: list[Line]) -> list[Run]:
 
 def missing(runs: list[Run]) -> list[Run]:
     """The runs that have no result."""
-    done = [{name: line[name] for name in KEY} for line in read_lines()]
+    done = [{name: line[name] for name in KEY} for line in RESULTS.read()]
     return [run for run in runs if run.key() not in done]
 
 

@@ -13,6 +13,7 @@ from transformers import LlamaForCausalLM, LlamaModel
 
 from benchmarks.paper1 import cases, document, results, running, training
 from benchmarks.paper1.cases import Case
+from benchmarks.result_lines import ResultsFile
 from sae_binary_ext.checkpoints import load_coder
 from tests.small_models import VOCABULARY
 
@@ -144,17 +145,8 @@ def test_the_fvu_is_compared_with_stock_topk_at_as_many_bits():
 
 
 def test_results_are_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(results, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(results, "RESULTS", ResultsFile(tmp_path / "results.jsonl"))
     wanted = [case(seed=seed) for seed in (0, 1)]
-    results.append_line(line(wanted[0], 0.5))
+    results.RESULTS.append(line(wanted[0], 0.5))
     assert results.missing(wanted) == wanted[1:]
-    assert json.loads((tmp_path / "results.jsonl").read_text()) == results.read_lines()[0]
-
-
-def test_the_page_has_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    page = document.DOCUMENT
-    copy = tmp_path / page.name
-    copy.write_text(page.read_text())
-    monkeypatch.setattr(document, "DOCUMENT", copy)
-    document.write_document(results.read_lines())
-    assert copy.read_text() == page.read_text()
+    assert json.loads((tmp_path / "results.jsonl").read_text()) == results.RESULTS.read()[0]

@@ -17,6 +17,7 @@ from benchmarks.paper2.cases import FAMILIES, Case
 from benchmarks.paper2.coders import CoderRun, ScoreRun, Settings
 from benchmarks.paper2.profiles import ProfileRun, Reading
 from benchmarks.reconstruction.activations import Split
+from benchmarks.result_lines import ResultsFile
 from sae_binary_ext.commands import ComsemConfig, ComsemScore, EntropyProfileConfig
 from sae_binary_ext.commands.interpret.with_delphi import Embeddings
 from sae_binary_ext.measure.documents import TextBatch
@@ -205,7 +206,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     monkeypatch.setattr(coders, "load", lambda *_: split)
     monkeypatch.setattr(coders, "held_out_text", lambda _: (text, Words()))
     monkeypatch.setattr(coders, "open_comsem_judge", OfLetters)
-    monkeypatch.setattr(results, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(results, "RESULTS", ResultsFile(tmp_path / "results.jsonl"))
     return Settings(tmp_path)
 
 
@@ -220,9 +221,9 @@ def test_a_coder_is_trained_once_and_its_latents_are_scored(settings: Settings):
     case = Case("binary", 2)
     runs = [CoderRun(case, seed) for seed in (0, 1)]
     found = runs[0].make(settings)
-    results.append_line(found)
+    results.RESULTS.append(found)
     assert results.missing(runs) == runs[1:]
-    assert json.loads(json.dumps(found)) == results.read_lines()[0]
+    assert json.loads(json.dumps(found)) == results.RESULTS.read()[0]
     assert found["held_out"]["l0"] <= 2
     saved = next((settings.folder / "coders").iterdir())
     written = (saved / "cfg.json").stat().st_mtime_ns
@@ -281,12 +282,3 @@ def test_prompts_and_positions_are_read_with_their_own_settings(tmp_path: Path):
     layers = {run.layer for run in results.profile_runs()}
     assert layers == set(profiles.LAYERS) == set(prompts.layers)
     assert len(set(results.profile_runs())) == len(results.profile_runs())
-
-
-def test_the_page_has_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    page = document.DOCUMENT
-    copy = tmp_path / page.name
-    copy.write_text(page.read_text())
-    monkeypatch.setattr(document, "DOCUMENT", copy)
-    document.write_document(results.read_lines())
-    assert copy.read_text() == page.read_text()

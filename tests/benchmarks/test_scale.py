@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.reconstruction.activations import Site
+from benchmarks.result_lines import ResultsFile
 from benchmarks.scale import activations, cases, document, results
 from benchmarks.scale.running import Run
 
@@ -115,19 +116,19 @@ def test_the_page_has_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     copy.write_text(page.read_text())
     monkeypatch.setattr(document, "DOCUMENT", copy)
     monkeypatch.setattr(document, "PLOT", tmp_path / plot.name)
-    document.write_document(results.read_lines(), activations.SITES)
+    document.write_document(results.RESULTS.read(), activations.SITES)
     assert copy.read_text() == page.read_text()
     assert (tmp_path / plot.name).is_file()
 
 
 def test_runs_are_known_by_their_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(results, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(results, "RESULTS", ResultsFile(tmp_path / "results.jsonl"))
     runs = [
         Run(Site("autoencoder", 9), cases.new_case("topk", 16, lr=lr), tokens, 0)
         for lr in (1e-3, 2e-3)
         for tokens in (10, 20)
     ]
-    results.append_line({"case": "it", **runs[1].key()})
+    results.RESULTS.append({"case": "it", **runs[1].key()})
     assert results.missing(runs) == [runs[0], *runs[2:]]
 
 
@@ -143,7 +144,7 @@ def test_the_chosen_settings_are_the_best_of_the_search():
     for family in cases.TUNED:
         lines = [
             found
-            for found in results.read_lines()
+            for found in results.RESULTS.read()
             if found["settings"]["family"] == family and results.is_of_search(found)
         ]
         best = min(lines, key=results.score)["settings"]
@@ -153,6 +154,6 @@ def test_the_chosen_settings_are_the_best_of_the_search():
 def test_results_are_of_the_cases_that_stand_in_the_code():
     """A line whose settings no case has any more would stay out of the tables unseen."""
     known = [json.dumps(run.key(), sort_keys=True) for run in cases.all_runs()]
-    for found in results.read_lines():
+    for found in results.RESULTS.read():
         key = {name: found[name] for name in ("site", "tokens", "seed", "settings")}
         assert json.dumps(key, sort_keys=True) in known, found["case"]

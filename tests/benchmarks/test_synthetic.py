@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.synthetic import cases, document, results, running
+from benchmarks.result_lines import ResultsFile
+from benchmarks.synthetic import cases, results, running
 from benchmarks.synthetic.cases import Case
 from benchmarks.synthetic.recovery import explained, find_groups
 
@@ -108,20 +109,11 @@ def test_a_run_is_measured_and_known_by_its_line(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(cases, "SAMPLES", 4 * cases.BATCH)
     monkeypatch.setattr(cases, "EVAL_SAMPLES", 300)
     monkeypatch.setattr(running, "GROUP_SAMPLES", 300)
-    monkeypatch.setattr(results, "RESULTS", tmp_path / "results.jsonl")
+    monkeypatch.setattr(results, "RESULTS", ResultsFile(tmp_path / "results.jsonl"))
     runs = [running.Run("levels", Case("binary", 1e-3, 12), seed) for seed in (0, 1)]
     found = running.make(runs[0])
-    results.append_line(found)
+    results.RESULTS.append(found)
     assert results.missing(runs) == runs[1:]
     assert 10 < found["sae_l0"] <= 12
     assert set(found["groups"]) == {"all", "1", "2", "4", "8"}
-    assert json.loads(json.dumps(found)) == results.read_lines()[0]
-
-
-def test_the_page_has_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    page = document.DOCUMENT
-    copy = tmp_path / page.name
-    copy.write_text(page.read_text())
-    monkeypatch.setattr(document, "DOCUMENT", copy)
-    document.write_document(results.read_lines())
-    assert copy.read_text() == page.read_text()
+    assert json.loads(json.dumps(found)) == results.RESULTS.read()[0]

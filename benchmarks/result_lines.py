@@ -1,0 +1,55 @@
+"""Results of a benchmark, one line of JSON each, so that an interrupted benchmark goes on."""
+
+import json
+import multiprocessing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+Line = dict[str, Any]
+Run = TypeVar("Run")
+
+
+@dataclass(frozen=True)
+class ResultsFile:
+    """A file of results."""
+
+    path: Path
+
+    def read(self) -> list[Line]:
+        """All results measured so far."""
+        lines = self.path.read_text().splitlines() if self.path.is_file() else []
+        return [json.loads(line) for line in lines]
+
+    def append(self, line: Line) -> None:
+        """Append one result."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def make(
+        self,
+        make: Callable[[Run], Line],
+        runs: Sequence[Run],
+        description: str,
+        jobs: int | None,
+        prepare: Callable[[], None],
+    ) -> None:
+        """Make runs, several at once, and append a line for each as it comes.
+
+        Args:
+            make: makes one run, in a process of its own.
+            runs: the runs.
+            description: what the progress bar says.
+            jobs: runs made at once; None for as many as there are cores.
+            prepare: is called once in each process, before its first run.
+        """
+        if not runs:
+            return
+        # Processes are spawned, because a fork of a process with threads may hang.
+        fresh = multiprocessing.get_context("spawn")
+        with fresh.Pool(jobs, initializer=prepare) as pool:
+            for line in tqdm(pool.imap_unordered(make, runs), description, len(runs)):
+                self.append(line)
