@@ -4,6 +4,7 @@ The output of each coder here is a sum of decoder rows, weighted by the codes an
 part that does not depend on codes. So if codes change, the output changes by rows alone.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ def steered_coder(coder: Any) -> "SteeredCoder":
     )
 
 
-class SteeredCoder:
+class SteeredCoder(ABC):
     """A coder of either host.
 
     Attributes:
@@ -51,13 +52,13 @@ class SteeredCoder:
     def __init__(self, coder: Any) -> None:
         self.coder = coder
 
+    @abstractmethod
     def encode(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
         """Codes [tokens, latents] of inputs [tokens, d_in], and the scale of the output.
 
         The scale, [tokens, 1], multiplies decoder rows; None if it is 1. Both are in the coder's
         dtype.
         """
-        raise NotImplementedError
 
     def rows(self, latents: Sequence[int]) -> Tensor:
         """What a code of 1 adds to the output before scaling: [given latents, d_out]."""

@@ -87,6 +87,12 @@ def test_the_factor_and_the_seed_reach_the_trainer(model: LlamaModel, tmp_path: 
     assert 0 < (first - faster).abs().mean() < 0.9 * difference
 
 
+def test_an_autoencoder_reads_the_output_and_a_transcoder_the_input():
+    pairs = torch.tensor([[1.0, 2.0]])
+    assert [each.item() for each in running.pair_of(pairs, "autoencoder")] == [2, 2]
+    assert [each.item() for each in running.pair_of(pairs, "transcoder")] == [1, 2]
+
+
 class Zeros:
     """A coder whose output is zero."""
 
@@ -98,6 +104,8 @@ def test_predictions_are_the_models_own_with_the_output_in_place(tiny_llama: Pat
     (tmp_path / "model").symlink_to(tiny_llama)
     rows = torch.randint(2, VOCABULARY, (6, 12))
     whole = LlamaForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+    # Rows that the model writes itself: most of its guesses of the next token are right.
+    rows = whole.generate(rows[:, :3], min_new_tokens=9, max_new_tokens=9, do_sample=False)
     with torch.no_grad():
         logits = whole(rows).logits[:, 1:-1]
     hook = "blocks.1.hook_mlp_out"
