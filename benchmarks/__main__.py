@@ -1,6 +1,6 @@
 """Prints the tables of speed and memory: python -m benchmarks [--full], or make bench."""
 
-from benchmarks import covariance, inference, paths, screening, steps
+from benchmarks import busy, covariance, inference, paths, screening, steps
 from benchmarks.measure import asks_for_all, machine
 
 
@@ -9,7 +9,7 @@ def main() -> None:
     print(machine())
     for of_each_k in (steps, paths):
         of_each_k.main(full=full)
-    for benchmark in (screening, covariance, inference):
+    for benchmark in (busy, screening, covariance, inference):
         benchmark.main()
 
 

@@ -26,6 +26,7 @@ from sae_binary_ext.coding.forms.margins import block_rows, margins_in_parts
 from sae_binary_ext.coding.kernels.largest import largest, largest_and_next
 from sae_binary_ext.coding.kernels.processor import rows_of_part, screens_in_bfloat16
 from sae_binary_ext.coding.kernels.sparse import row_dots
+from sae_binary_ext.coding.kernels.threads import map_blocks
 from sae_binary_ext.coding.selection import pick_and_next
 
 # Screen only if there are at least this many latents for each candidate. Screening takes 0.83 to
@@ -71,9 +72,11 @@ def pick_screened(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
         return pick_from_all(encoder, more)
     # Use blocks of equal size, because small products are slow.
     blocks = rows.chunk(math.ceil(len(rows) / block_rows(encoder.latents)))
-    room = screen.room(len(blocks[0]))
-    picked = (screen.pick(block, k, more, find, room[: len(block)]) for block in blocks)
-    values, index, proven = _joined(picked)
+
+    def pick_block(block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return screen.pick(block, k, more, find, screen.room(len(block)))
+
+    values, index, proven = _joined(map_blocks(pick_block, blocks))
     others = (~proven).nonzero().squeeze(-1)
     if len(others):
         values[others], index[others] = pick_from_all(replace(encoder, centred=rows[others]), more)

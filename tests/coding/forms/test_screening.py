@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sae_binary_ext.coding import CodeRule, Encoder, pack
 from sae_binary_ext.coding.forms import encode_picks, infer_indices, infer_packed, screening
+from sae_binary_ext.coding.forms import margins as margins_of_blocks
 from sae_binary_ext.coding.forms.bounds import BoundsAbove, Finder, LargestBounds, spread
 from sae_binary_ext.coding.forms.screening import BFLOAT16, Screen, pick
 from sae_binary_ext.coding.kernels import processor
@@ -234,6 +235,21 @@ def test_picks_are_the_largest_margins(change: Change, more: int):
     )
     assert ((in_order(values) - largest.values).abs() <= rounding).all()
     assert all(len(set(row)) == K + more for row in index.tolist())
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_picks_do_not_depend_on_the_threads(threads: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(margins_of_blocks, "ROWS", 40)  # eight blocks
+    encoder, before = an_encoder(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = pick(encoder, K)
+        torch.set_num_threads(threads)
+        together = pick(encoder, K)
+    finally:
+        torch.set_num_threads(before)
+    for expected, found in zip(alone, together, strict=True):
+        assert torch.equal(found, expected)
 
 
 @each_data
