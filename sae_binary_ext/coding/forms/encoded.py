@@ -136,9 +136,7 @@ class ThresholdCodes(Encoded):
         else:
             # The sign of a float difference is exact, so this equals margin > 0.
             self._active = pre > threshold
-        # A placeholder that carries the gradient of the codes.
-        inputs = (*self.encoder.learned(), pre, cutoff, self.encoder.rule)
-        self._learning = cast(Tensor, ToLearn.apply(*inputs))
+        self._to_learn = (*self.encoder.learned(), pre, cutoff, self.encoder.rule)
 
     @cached_property
     def _matrix(self) -> CodeMatrix:
@@ -147,7 +145,8 @@ class ThresholdCodes(Encoded):
     @override
     def dense(self) -> Tensor:
         dtype = self.pre_activation.dtype
-        return cast(Tensor, Dense.apply(self._learning, self._active, dtype))
+        learning = ToLearn.apply(*self._to_learn)
+        return cast(Tensor, Dense.apply(learning, self._active, dtype))
 
     @override
     def for_host(self) -> tuple[Tensor, Tensor]:
@@ -164,7 +163,7 @@ class ThresholdCodes(Encoded):
 
     @override
     def decode(self, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
-        decoded = Decode.apply(self._learning, decoder_weight, self._matrix)
+        decoded = Decode.apply(*self._to_learn, decoder_weight, self._matrix)
         row_sum, self._decoded_counts = cast(tuple[Tensor, Tensor], decoded)
         return row_sum + decoder_bias
 

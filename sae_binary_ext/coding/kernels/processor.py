@@ -29,6 +29,8 @@ CACHED = 2**22
 BLOCK, BLOCK_ENTRIES = 2**18, 40
 # Entries of a cached part, 2 MB in float32, and its minimum of rows, as each call has a cost.
 PART, FEWEST_ROWS = 2**19, 64
+# Tokens of a block of products.
+BLOCK_TOKENS = 1024
 # Screen margins in bfloat16 only with at least this many tokens and dimensions, because rounding
 # the weights also takes time.
 FEWEST_TOKENS, FEWEST_DIMENSIONS = 1024, 256
@@ -71,6 +73,12 @@ def cached_parts(rows: Tensor) -> tuple[Tensor, ...]:
 def rows_of_part(latents: int) -> int:
     """Number of rows of each part in cached_parts; the last part may have fewer."""
     return max(FEWEST_ROWS, PART // latents)
+
+
+def blocks_of_rows(rows: Tensor) -> list[slice]:
+    """Blocks of the rows of an array [tokens, latents] for products; on a GPU one block of all."""
+    size = min(BLOCK_TOKENS, len(rows)) if on_cpu(rows) else len(rows)
+    return [slice(first, first + size) for first in range(0, len(rows), max(size, 1))]
 
 
 def samples_products(factor: Tensor) -> bool:
