@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.coding.decode import decode_indices
+from sae_binary_ext.coding.kernels.processor import knows_values
 from sae_binary_ext.coding.kernels.sparse import Picks
 from sae_binary_ext.coding.selection import CodeRule
 from sae_binary_ext.coding.surrogate import fired
@@ -24,18 +25,34 @@ def auxiliary_error(
 
     Args:
         margin: [tokens, latents], pre-activations minus thresholds, with the surrogate's gradient.
-        dead: bool [latents], at least one True.
+        dead: bool [latents], at least one True on the CPU. On a GPU, the error is 0 if none is.
         residual: [tokens, d_out], target minus reconstruction; no gradient flows into it.
         decoder_weight: [latents, d_out].
         rule: the code rule, whose surrogate is used.
     """
-    dead_latents = dead.nonzero().squeeze(-1)
     most = residual.shape[-1] // 2
-    taken = min(most, len(dead_latents))
-    values, place = margin[:, dead_latents].topk(taken, dim=-1, sorted=False)
+    pick = _pick_of_known if knows_values(dead) else _pick_of_any
+    values, index, taken = pick(margin, dead, most)
     codes = fired(values, rule.surrogate, rule.surrogate_temperature)
-    picks = Picks(dead_latents[place], len(decoder_weight))
+    if not knows_values(dead):
+        codes = codes * dead[index]
+    picks = Picks(index, len(decoder_weight))
     predicted = decode_indices(codes, picks, decoder_weight, torch.zeros_like(residual[0]))
     error = predicted - residual.detach()
     error = error.to(torch.promote_types(error.dtype, torch.float32))
     return error.square().sum() * (taken / most)
+
+
+def _pick_of_known(margin: Tensor, dead: Tensor, most: int) -> tuple[Tensor, Tensor, int]:
+    """Margins of the dead latents to take and these latents, both [tokens, m], and m."""
+    latents = dead.nonzero().squeeze(-1)
+    taken = min(most, len(latents))
+    values, place = margin[:, latents].topk(taken, dim=-1, sorted=False)
+    return values, latents[place], taken
+
+
+def _pick_of_any(margin: Tensor, dead: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As _pick_of_known, but without reading the number m: filled up with other latents."""
+    of_dead = margin.detach().masked_fill(~dead, -torch.inf)
+    index = of_dead.topk(min(most, len(dead)), dim=-1, sorted=False).indices
+    return margin.gather(-1, index), index, dead.sum().clamp_max(most)

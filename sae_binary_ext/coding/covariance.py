@@ -83,7 +83,7 @@ class _Penalty(torch.autograd.Function):
         rows = codes.to(torch.promote_types(codes.dtype, torch.float32))
         latents = rows.shape[1]
         whole = len(columns) == latents
-        tokens = sum_over_ranks(rows.new_tensor(len(rows), dtype=torch.float64), group)
+        tokens = sum_over_ranks(rows.new_full((), len(rows), dtype=torch.float64), group)
         counts = sum_over_ranks(rows.sum(0), group)
         rates = (counts / tokens).to(rows.dtype)
         # Products of two counts go up to tokens^2, but float32 is exact only up to 2^24.
@@ -103,7 +103,7 @@ class _Penalty(torch.autograd.Function):
             # The covariances times tokens * (tokens - 1), with 0 on the diagonal. They are computed
             # in place, because allocating memory takes longer than the sums.
             scaled = joint.mul_(tokens.to(joint.dtype)).addr_(counts, counts[block], alpha=-1)
-            scaled[block, torch.arange(len(block), device=block.device)] = 0
+            scaled.scatter_(0, block[None], 0)
             for some in cached_parts(scaled):
                 total += torch.linalg.vector_norm(some.double(), 1)
             if gradient is not None:

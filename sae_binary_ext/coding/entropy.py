@@ -118,7 +118,7 @@ def batch_tokens(tokens: int, device: torch.device, group: ProcessGroup | None) 
     """The number of tokens of this rank, or of all ranks of the group."""
     if group is None:
         return tokens
-    return sum_over_ranks(torch.tensor(tokens, device=device), group)
+    return sum_over_ranks(torch.full((), tokens, device=device), group)
 
 
 def sum_over_tokens(codes: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from sae_binary_ext.coding.encode import Encoder, pre_activations
 from sae_binary_ext.coding.entropy import bernoulli_entropy, price_of_bits
 from sae_binary_ext.coding.forms import refine
 from sae_binary_ext.coding.forms.encoded import DenseCodes, Encoded
+from sae_binary_ext.coding.kernels.processor import certainly_none
 from sae_binary_ext.coding.packing import pack
 from sae_binary_ext.coding.selection import SELECTIONS
 from sae_binary_ext.coding.variance import total_variance
@@ -211,7 +212,7 @@ class RefinedTrainingSAE(RefinedCoder, BinaryTrainingSAE):
         # A module that was cast to bfloat16 could not follow small changes of a rate.
         rate = self.firing_rate.float()
         unknown = rate.isnan()
-        if unknown.any():
+        if not certainly_none(unknown):
             bits = self.flip_price / (self.cfg.cost_of_bit * total_variance(output.sae_in))
             rate = torch.where(unknown, 1 / (1 + bits.exp2()), rate)
         self.firing_rate = rate.lerp(fired_rates(codes), min(1.0, len(codes) / RATE_TOKENS))
@@ -235,8 +236,8 @@ class RefinedTrainingSAE(RefinedCoder, BinaryTrainingSAE):
 
         The price of a dense latent also has the derivative of the loss on dense latents.
         """
-        rate, variance = self.firing_rate, total_variance(target).item()
-        price = price_of_bits(rate, self.cfg.cost_of_bit * variance, RATE_TOKENS)
+        rate, variance = self.firing_rate, total_variance(target)
+        price = variance * price_of_bits(rate, self.cfg.cost_of_bit, RATE_TOKENS)
         dense = rate > self.cfg.dense_rate
         self.flip_price.copy_(price + self.cfg.dense_coefficient * variance * dense)
 

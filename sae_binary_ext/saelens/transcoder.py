@@ -28,6 +28,7 @@ from sae_binary_ext.coding.auxiliary import auxiliary_error
 from sae_binary_ext.coding.encode import Encoder
 from sae_binary_ext.coding.forms.encoded import Encoded, encode_batch
 from sae_binary_ext.coding.initialization import fit_decoder, sample_rows
+from sae_binary_ext.coding.kernels.processor import certainly_none
 from sae_binary_ext.saelens import autoencoder
 from sae_binary_ext.saelens.binary_entropy import EntropyLosses, EntropyLossFields
 from sae_binary_ext.saelens.first_batch import FirstBatchTrainingSAE, TrainingFields
@@ -298,7 +299,9 @@ class BinaryTranscoderTrainingSAE(  # pyright: ignore[reportIncompatibleMethodOv
         losses = super().code_losses(step_input, codes, pre, output)
         losses |= self.entropy_losses(step_input.n_training_steps, codes, target)
         dead = step_input.dead_neuron_mask
-        if pre is not None and self.cfg.aux_loss_coefficient and dead is not None and dead.any():
+        if not self.cfg.aux_loss_coefficient or pre is None or dead is None:
+            return losses
+        if not certainly_none(dead):
             margin = pre - self._rounded_log_threshold().exp()
             error = auxiliary_error(margin, dead, target - output, self.W_dec, self.rule)
             loss = self.cfg.aux_loss_coefficient * error / len(target)

@@ -27,6 +27,7 @@ from sae_binary_ext.coding.forms import (
 )
 from sae_binary_ext.coding.forms.margins import active_latents
 from sae_binary_ext.coding.kernels import Picks, seeded, sum_over_ranks
+from sae_binary_ext.coding.kernels.processor import certainly_none
 from sae_binary_ext.saving import replacing
 from sae_binary_ext.sparsify import losses, starting
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig
@@ -223,7 +224,7 @@ class BinarySparseCoder(DerivesSettings, SparseCoder):
             if progress.regulariser_share:
                 sae_out = attach_to_output(sae_out, extra * progress.regulariser_share)
         auxk, multi_topk = residual.new_zeros(()), y.new_zeros(())
-        if pre is not None and dead_mask is not None and dead_mask.any():
+        if pre is not None and dead_mask is not None and not certainly_none(dead_mask):
             auxk = self._auxiliary_loss(pre, dead_mask, residual, variance)
         if pre is not None and self.cfg.multi_topk:
             multi_topk = self._multi_topk_loss(pre, y - skip, variance)

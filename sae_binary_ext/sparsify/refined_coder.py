@@ -64,6 +64,7 @@ class RefinedSparseCoder(BinarySparseCoder):
                 "what the decoder leaves over. Load it with decoder=True."
             )
         self.register_buffer("flip_price", torch.zeros_like(self.encoder.bias.detach()))
+        self._rated = False
 
     @override
     def encode(self, x: Tensor) -> EncoderOutput:
@@ -100,6 +101,7 @@ class RefinedSparseCoder(BinarySparseCoder):
         # file of a refined coder always has them.
         if not self.cfg.read_from_file:
             state_dict = {"flip_price": self.flip_price, **state_dict}
+        self._rated = False
         return super().load_state_dict(state_dict, *args, **kwargs)
 
     @override
@@ -142,7 +144,7 @@ class RefinedSparseCoder(BinarySparseCoder):
         The price of a dense latent also has the derivative of the loss on dense latents.
         """
         group, rates = self.progress.group, self.firing_rates
-        if not rates.any():
+        if not self._has_rates():
             # A coder that was converted from SAELens has prices and no rates.
             if self.flip_price.any():
                 return
@@ -155,6 +157,11 @@ class RefinedSparseCoder(BinarySparseCoder):
         # Equal tokens have no variance. Bits that cost nothing would stay in a file saved then.
         known = variance > 0
         self.flip_price.copy_(torch.where(known, (price + dense) * variance, self.flip_price))
+
+    def _has_rates(self) -> bool:
+        """Whether a batch has set the running firing rates. A GPU waits until one has."""
+        self._rated = self._rated or bool(self.firing_rates.any())
+        return self._rated
 
     def _checked_rows(self, x: Tensor) -> Tensor:
         """x as [tokens, d_in] in the coder's dtype."""

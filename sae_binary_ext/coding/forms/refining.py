@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sae_binary_ext.coding.kernels.processor import certainly_none, knows_values
 from sae_binary_ext.coding.kernels.sparse import code_matrix
 
 # Most latents that one pass flips on a token. With 8 or 32, equally many flips in all reached
@@ -47,8 +48,9 @@ def refine(
         residual = wanted.to(wide) - code_matrix(block != 0).times(weight)
         tokens = torch.arange(len(block), device=block.device)
         for _ in range(passes):
+            flipped = _flip(sign, residual, tokens, dictionary)
             # No flip of one latent helps a token that the last pass left as it was.
-            tokens = tokens[_flip(sign, residual, tokens, dictionary)]
+            tokens = tokens[flipped] if knows_values(flipped) else tokens
             if not len(tokens):
                 break
         found.append((sign < 0).to(codes.dtype))
@@ -92,9 +94,10 @@ def _flip(sign: Tensor, residual: Tensor, tokens: Tensor, dictionary: _Dictionar
     flips, number = torch.zeros_like(gain), torch.arange(len(gain), device=gain.device)
     for _ in range(gain.shape[1]):
         best, place = gain.max(1, keepdim=True)
-        flip = (best > 0).to(gain.dtype)
-        if not flip.any():
+        helps = best > 0
+        if certainly_none(helps):
             break
+        flip = helps.to(gain.dtype)
         flips.scatter_add_(1, place, flip)
         lost = overlap[number, place.squeeze(1)]
         gain = gain.addcmul(flip, lost, value=-1).masked_fill_(flips > 0, -torch.inf)

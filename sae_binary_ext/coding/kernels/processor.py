@@ -1,15 +1,38 @@
 """Chooses how to compute a batch. Every choice by device or by share of ones is made here.
 
-A GPU always gets torch's dense operation. A GPU multiplies dense matrices fast, starting a kernel
-costs more time than memory traffic, and reading the share of ones would make it wait. On the CPU
-the choice depends on sizes, on the share of ones and on the processor's instructions. The timings
-below were measured on two cores; benchmarks/ has the scripts.
+PATHS has the choices that differ between a CPU and a GPU and depend on nothing else. Codes with a
+gradient for every latent always get torch's dense operation on a GPU. A GPU multiplies dense
+matrices fast, starting a kernel costs more time than memory traffic, and reading the share of ones
+would make it wait. On the CPU the choice depends on sizes, on the share of ones and on the
+processor's instructions. The timings below were measured on two cores; benchmarks/ has the scripts.
 """
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What computes codes on one kind of device.
+
+    Attributes:
+        latents_a_learner: use the index form from this many latents on for each latent that learns
+            from a token, else the dense form.
+        kernels: operations that our Triton kernels compute; torch computes the others. They are
+            row_sums, row_dots, segment_sums, pick_largest and pack_bits.
+    """
+
+    latents_a_learner: int = 8
+    kernels: frozenset[str] = frozenset()
+
+
+# By torch's type of a device. No GPU was measured yet: "python -m benchmarks.gpu" prints the entry
+# of "cuda". On two CPU cores, forward and backward of the index form take 0.74 to 0.84 of the dense
+# form's time with 8 latents a learner, and 1.1 to 1.2 with 4 (benchmarks/paths.py).
+PATHS: dict[str, Paths] = {"cpu": Paths(), "cuda": Paths()}
 
 # Use sums of rows if at most this share of codes is 1. At a share of 0.1, sums take half the time
 # of matrix products or less (4096 tokens; 576 dimensions, or covariances).
@@ -39,6 +62,35 @@ FEWEST_TOKENS, FEWEST_DIMENSIONS = 1024, 256
 def on_cpu(x: Tensor) -> bool:
     """Whether x is on the CPU. A GPU always gets torch's dense operation."""
     return x.device.type == "cpu"
+
+
+def index_form_pays(latents: int, learners: int, device: torch.device) -> bool:
+    """Whether the index form is faster, if this many of the latents learn from each token.
+
+    A compiled step never takes it: torch.compile does not trace sorts that two passes share.
+    """
+    pays = learners * paths_on(device).latents_a_learner <= latents
+    return pays and not torch.compiler.is_compiling()
+
+
+def uses_kernel(name: str, x: Tensor) -> bool:
+    """Whether our Triton kernel computes an operation on x. The name is that of Paths.kernels."""
+    return name in paths_on(x.device).kernels
+
+
+def paths_on(device: torch.device) -> Paths:
+    """The entry of PATHS for a device. A kind of device without an entry gets that of a GPU."""
+    return PATHS.get(device.type, PATHS["cuda"])
+
+
+def knows_values(x: Tensor) -> bool:
+    """Whether what is computed may depend on values of x. Reading them would make a GPU wait."""
+    return on_cpu(x)
+
+
+def certainly_none(mask: Tensor) -> bool:
+    """Whether no entry of a bool mask is True; False where code may not depend on its values."""
+    return knows_values(mask) and not mask.any()
 
 
 def draws_on_gpu(device: torch.device) -> bool:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.coding import price_of_bits, reference
-from sae_binary_ext.coding.forms import refine
+from sae_binary_ext.coding.forms import refine, refining
 from sae_binary_ext.coding.forms.refining import FLIPS_PER_PASS, TOKENS_PER_BLOCK
 
 TOKENS, LATENTS, D_OUT = 40, 48, 6
@@ -92,3 +92,12 @@ def test_price_is_the_difference_in_bits_between_one_and_zero():
     # A latent that never fired has the price of one that fired on half a token of a hundred.
     odds = torch.tensor([1.0, 3.0, 199.0])
     torch.testing.assert_close(price, 2 * odds.log2())
+
+
+def test_codes_are_the_same_if_no_token_is_left_out(monkeypatch: pytest.MonkeyPatch):
+    """On a GPU each pass takes all tokens, so that nothing waits for their number."""
+    codes, *others = inputs()
+    expected = refine(codes, *others, ENOUGH)
+    monkeypatch.setattr(refining, "knows_values", lambda _: False)
+    monkeypatch.setattr(refining, "certainly_none", lambda _: False)
+    assert torch.equal(refine(codes, *others, ENOUGH), expected)
