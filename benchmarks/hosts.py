@@ -31,12 +31,14 @@ class Settings:
         device: torch's name of the device.
         autocast: whether SAELens' trainer runs its forward pass under autocast, in bfloat16.
             On a GPU, sparsify's stock coder always uses autocast.
-            compiled: whether SAELens' forward pass is compiled, as by its setting compile_sae.
+        compiled: whether SAELens' forward pass is compiled, as by its setting compile_sae.
+        dtype: dtype of SAELens' coder. sparsify's Trainer makes coders in float32.
     """
 
     device: str = "cpu"
     autocast: bool = False
     compiled: bool = False
+    dtype: str = "float32"
 
 
 PLAIN = Settings()
@@ -76,7 +78,9 @@ def _saelens_trainer(
     config: TrainingSAEConfig, batches: Tensor, settings: Settings
 ) -> SAETrainer[Any, Any]:
     torch.manual_seed(0)
-    sae = TrainingSAE.from_dict(config.to_dict() | {"device": settings.device})
+    sae = TrainingSAE.from_dict(
+        config.to_dict() | {"device": settings.device, "dtype": settings.dtype}
+    )
     if settings.compiled:
         # SAELens' runner compiles the step in the same way.
         sae.training_forward_pass = torch.compile(sae.training_forward_pass)

@@ -11,12 +11,13 @@ import torch
 import triton.testing
 from torch import Tensor
 
-from benchmarks import triton as kernels
 from benchmarks.hosts import WIDTH
 from benchmarks.measure import median_seconds, repeat
+from benchmarks.verdict import KernelTime
 from sae_binary_ext.coding import CodeRule, pack
 from sae_binary_ext.coding.forms.margins import pick_above
 from sae_binary_ext.coding.kernels import Picks
+from sae_binary_ext.coding.kernels import triton as kernels
 
 COLUMNS = (
     "product",
@@ -52,37 +53,50 @@ class Case:
     exact: Callable[[], Tensor]
     moved: int
 
+    @property
+    def switched(self) -> bool:
+        """Whether an entry of processor.PATHS can name the kernel. No coder takes the others."""
+        return self.name not in ("covariance_signs", "signed_sums")
 
-def kernel_rows(
-    latents: int, tokens: int, k: int, device: str, bandwidth: float
-) -> list[tuple[object, ...]]:
-    """Yield a table row for each product.
+
+@dataclass(frozen=True)
+class Measured:
+    """A kernel and torch on one product: milliseconds, and errors as shares of the exact norm."""
+
+    case: Case
+    ours: float
+    theirs: float
+    error: float
+    torch_error: float
+
+    def time(self) -> KernelTime:
+        """What the verdict reads."""
+        return KernelTime(self.case.name, self.ours / self.theirs, self.error, self.torch_error)
+
+    def cells(self, bandwidth: float) -> tuple[str, ...]:
+        """Table cells; bandwidth is the bytes per second that a copy reads and writes."""
+        times = f"{self.ours:.3f}", f"{self.theirs:.3f}", f"**{self.ours / self.theirs:.2f}**"
+        least = f"{1e3 * self.case.moved / bandwidth:.3f}"
+        return *times, least, f"{self.error:.0e}", f"{self.torch_error:.0e}"
+
+
+def measure_kernels(latents: int, tokens: int, k: int, device: str) -> Iterator[Measured]:
+    """Measure each product.
 
     Args:
         latents: number of latents of the coder, whose inputs have WIDTH dimensions.
         tokens: number of tokens in a batch.
         k: active latents per token.
         device: torch's name of the device.
-        bandwidth: bytes per second that a copy reads and writes.
     """
     with torch.device(device):
         torch.manual_seed(0)
         cases = [*_sums(latents, tokens, k), *_codes(latents, tokens, k)]
-    return [
-        (case.name, latents, tokens, k, *_times(case, device, bandwidth), *_errors(case))
-        for case in cases
-    ]
-
-
-def _times(case: Case, device: str, bandwidth: float) -> tuple[str, ...]:
-    ours, theirs = (_milliseconds(made, device) for made in (case.kernel, case.twin))
-    least = 1e3 * case.moved / bandwidth
-    return f"{ours:.3f}", f"{theirs:.3f}", f"**{ours / theirs:.2f}**", f"{least:.3f}"
-
-
-def _errors(case: Case) -> Iterator[str]:
-    exact = case.exact()
-    return (f"{_error(made(), exact):.0e}" for made in (case.kernel, case.twin))
+    for case in cases:
+        ours, theirs = (_milliseconds(made, device) for made in (case.kernel, case.twin))
+        exact = case.exact()
+        errors = (_error(made(), exact) for made in (case.kernel, case.twin))
+        yield Measured(case, ours, theirs, *errors)
 
 
 def _error(found: Tensor, exact: Tensor) -> float:

@@ -44,7 +44,7 @@ def rows_of(ks: tuple[int, ...]) -> Iterator[tuple[object, ...]]:
                 decode(binarise(pre, p[2], rule), *p[4:]).square().sum().backward()
 
             times = compare(repeat(sparse), repeat(dense))
-            taken = "sparse" if picks_indices(rule, latents) else "dense"
+            taken = "sparse" if picks_indices(rule, latents, x.device) else "dense"
             yield latents, tokens, k, *times.cells(), taken
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.coding.kernels.sparse import Picks
+from sae_binary_ext.coding.selection import scatter_codes
 
 
 def decode(codes: Tensor, decoder_weight: Tensor, decoder_bias: Tensor) -> Tensor:
@@ -39,6 +40,10 @@ def decode_indices(
     codes: Tensor, picks: Picks, decoder_weight: Tensor, decoder_bias: Tensor
 ) -> Tensor:
     """As decode, but from codes [tokens, k] in index form; picks holds the latent of each code."""
+    if torch.compiler.is_compiling():
+        # torch.compile does not trace sorts that two passes share.
+        dense = scatter_codes(codes, picks.index, picks.width)
+        return decode(dense, decoder_weight, decoder_bias)
     return _RowSum.apply(codes, decoder_weight, picks) + decoder_bias  # pyright: ignore
 
 

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sae_binary_ext.coding.kernels.processor import uses_kernel
+
 # Read eight bytes of 0 or 1 as one integer and multiply it by this number. The product's highest
 # byte then holds the eight bits, with the first byte's bit lowest. No two bits of the product
 # overlap.
@@ -22,6 +24,10 @@ def pack(codes: Tensor) -> Tensor:
     8, as in numpy.packbits(bitorder="little"). Bits past the last latent are 0.
     """
     active = codes if codes.dtype is torch.bool else codes != 0
+    if uses_kernel("pack_bits", active) and active.ndim == 2:
+        from sae_binary_ext.coding.kernels.triton import pack_bits
+
+        return pack_bits(active)
     active = F.pad(active, (0, -active.shape[-1] % 8)).contiguous()
     eights = active.view(torch.uint8).view(torch.int64)
     return ((eights * _GATHER_BITS) >> 56).to(torch.uint8)

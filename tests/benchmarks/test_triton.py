@@ -15,7 +15,7 @@ from sae_binary_ext.coding.forms.margins import pick_above
 from sae_binary_ext.coding.kernels import Picks
 
 pytest.importorskip("triton")
-PACKAGE = "benchmarks.triton"
+PACKAGE = "sae_binary_ext.coding.kernels.triton"
 TOKENS, LATENTS, K, WIDTH = 9, 83, 5, 520
 
 
@@ -114,7 +114,7 @@ signatures = {
 sizes = {"BLOCK": 1024, "BYTES": 128, "TILE": 64}
 for name, kinds in signatures.items():
     module, function = name.split(".")
-    kernel = getattr(importlib.import_module("benchmarks.triton." + module), function)
+    kernel = getattr(importlib.import_module(f"{sys.argv[1]}.{module}"), function)
     *arguments, constant = kernel.arg_names
     for floats in ("fp32", "bf16") if "T" in kinds else ("",):
         types = kinds.replace("T", floats).split()
@@ -128,7 +128,7 @@ for name, kinds in signatures.items():
 @pytest.mark.integration
 def test_kernels_compile_for_a_gpu_that_is_not_there():
     process = subprocess.run(
-        [sys.executable, "-c", COMPILE],
+        [sys.executable, "-c", COMPILE, PACKAGE],
         env={**os.environ, "TRITON_INTERPRET": "0"},
         capture_output=True,
         text=True,

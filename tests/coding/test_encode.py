@@ -11,6 +11,7 @@ from sae_binary_ext.coding.selection import CodeRule, scatter_codes, select_code
 from tests.cases import LATENTS, each_indexed_rule, each_rule
 
 D_IN = 7
+CPU = torch.device("cpu")
 TOKENS = 40
 
 
@@ -118,9 +119,9 @@ def test_the_threshold_is_the_exponential_of_the_parameter():
 
 
 def test_index_form_is_chosen_for_sparse_picks_alone():
-    assert picks_indices(CodeRule("topk", 32), 4608)
-    assert not picks_indices(CodeRule("topk", 32), 64)
-    assert not picks_indices(CodeRule("threshold", 32), 4608)
+    assert picks_indices(CodeRule("topk", 32), 4608, CPU)
+    assert not picks_indices(CodeRule("topk", 32), 64, CPU)
+    assert not picks_indices(CodeRule("threshold", 32), 4608, CPU)
 
 
 @pytest.mark.parametrize("shape", [(3, 6), (3, 8), (2, 3, 1), ()])

@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import cast
 
 import torch
@@ -137,10 +136,8 @@ class ThresholdCodes(Encoded):
             # The sign of a float difference is exact, so this equals margin > 0.
             self._active = pre > threshold
         self._to_learn = (*self.encoder.learned(), pre, cutoff, self.encoder.rule)
-
-    @cached_property
-    def _matrix(self) -> CodeMatrix:
-        return code_matrix(self._active)
+        # torch.compile does not trace a cached_property.
+        self._matrix: CodeMatrix = code_matrix(self._active)
 
     @override
     def dense(self) -> Tensor:
@@ -179,7 +176,7 @@ def encode_batch(encoder: Encoder, noise: bool = False) -> tuple[Encoded, Tensor
     noise says whether a selection that samples draws random codes.
     """
     shape = (len(encoder.centred), encoder.latents)
-    if picks_indices(encoder.rule, encoder.latents):
+    if _picks_indices(encoder):
         codes, picks, margin, pre = encode_indices(encoder)
         return PickedCodes(*shape, codes, picks, margin, encoder.threshold), pre
     pre = encoder.pre_activations()
@@ -189,9 +186,13 @@ def encode_batch(encoder: Encoder, noise: bool = False) -> tuple[Encoded, Tensor
     return DenseCodes(*shape, codes, pre), pre
 
 
+def _picks_indices(encoder: Encoder) -> bool:
+    return picks_indices(encoder.rule, encoder.latents, encoder.centred.device)
+
+
 def encode_codes(encoder: Encoder, noise: bool = False) -> Encoded:
     """As encode_batch, but without pre-activations: index form never makes all of them at once."""
-    if not picks_indices(encoder.rule, encoder.latents):
+    if not _picks_indices(encoder):
         return encode_batch(encoder, noise)[0]
     codes, picks, margin = encode_picks(encoder)
     shape = (len(encoder.centred), encoder.latents)

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding.kernels.processor import on_cpu
+from sae_binary_ext.coding.kernels.processor import on_cpu, uses_kernel
 
 FEWEST_PIECES, MOST_PIECES = 4, 63
 
@@ -22,6 +22,11 @@ def largest(margin: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Both results are [..., k], in no particular order. The returned margins carry a gradient.
     """
     pieces = _pieces(margin.shape[-1], k) if on_cpu(margin) else 1
+    if uses_kernel("pick_largest", margin) and margin.ndim == 2:
+        from sae_binary_ext.coding.kernels.triton import pick_largest
+
+        index = pick_largest(margin.detach(), margin.new_zeros(margin.shape[-1]).float(), k)[1]
+        return margin.gather(-1, index), index
     if pieces == 1:
         values, index = margin.topk(k, dim=-1, sorted=False)
         return values, index

@@ -8,6 +8,7 @@ ms.
 import warnings
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,10 +32,15 @@ class Picks:
     def times(self, values: Tensor, dense: Tensor) -> Tensor:
         """S @ dense, [tokens, d] in dense's dtype; values is [tokens, k], dense [width, d]."""
         weights = values.to(dense.dtype)
+        if processor.uses_kernel("row_sums", dense):
+            return _triton().row_sums(self.index, weights, dense)
         return F.embedding_bag(self.index, dense, per_sample_weights=weights, mode="sum")
 
     def transposed_times(self, values: Tensor, dense: Tensor) -> Tensor:
         """S.T @ dense, [width, d] in dense's dtype; values is [tokens, k], dense [tokens, d]."""
+        if processor.uses_kernel("segment_sums", dense):
+            order, starts, row = self._columns
+            return _triton().segment_sums(row, values.flatten()[order], starts, dense)
         size = processor.rows_of_block(dense, self.width, self.index.shape[-1])
         if size >= len(dense):
             order, starts, row = self._columns
@@ -47,6 +53,8 @@ class Picks:
 
     def row_dots(self, left: Tensor, right: Tensor) -> Tensor:
         """Picked entries [tokens, k] of left @ right.T; left is [tokens, d], right [width, d]."""
+        if processor.uses_kernel("row_dots", right):
+            return _triton().row_dots(self.index, left, right)
         k, column = self.index.shape[-1], self.index.flatten()
         if not processor.samples_products(right):
             entry = torch.arange(len(column), device=column.device)
@@ -83,6 +91,13 @@ class Picks:
         order, starts = _by_column(self.index.flatten(), self.width)
         row = order.div(self.index.shape[-1], rounding_mode="floor")
         return order, starts, row
+
+
+def _triton() -> Any:
+    # Triton is not installed everywhere.
+    from sae_binary_ext.coding.kernels import triton
+
+    return triton
 
 
 def row_dots(left: Tensor, right: Tensor, starts: Tensor, column: Tensor) -> Tensor:
