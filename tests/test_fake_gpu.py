@@ -82,7 +82,7 @@ IN_SAELENS: dict[str, TrainingSAEConfig] = {
     "layer_norm": binary(normalize_activations="layer_norm"),
     "constant_norm_rescale": binary(normalize_activations="constant_norm_rescale"),
     "non-finite tokens": binary(skip_non_finite=True),
-    "refined": binary(saelens.RefinedTrainingSAEConfig),
+    "refined": binary(saelens.RefinedTrainingSAEConfig, training_passes=1),
     "entropy": entropy(),
     "entropy of topk": entropy(selection="topk"),
     "entropy of gumbel": entropy(selection="gumbel"),
@@ -111,7 +111,7 @@ IN_SPARSIFY: dict[str, dict[str, Any]] = {
     "4k latents": {"multi_topk": True},
     "transcoder": {"transcode": True},
     "transcoder, skip connection": {"transcode": True, "skip_connection": True},
-    "refined": {"refine_passes": 3},
+    "refined": {"refine_passes": 1},
     "non-finite tokens": {"skip_non_finite": True},
 }
 
@@ -168,8 +168,9 @@ def test_a_step_in_saelens(name: str, mode: str):
                 output = trainer.step(batch(dtype, D_IN + getattr(config, "d_out", 0)))
             assert waits.places.keys() == always | waiting
         check_places(trainer.sae, dtype)
-        check_outputs(torch.float32, output.loss)
-        check_outputs(dtype, output.sae_out, output.feature_acts)
+        if name != "topk transcoder":  # its step is SAELens' own
+            check_outputs(torch.float32, output.loss)
+            check_outputs(dtype, output.sae_out, output.feature_acts)
 
 
 @pytest.mark.parametrize(("name", "mode"), cases(IN_SPARSIFY))
@@ -246,7 +247,7 @@ def test_inference_in_saelens(name: str, mode: str):
     dtype = MODES[mode]
     sizes = {"d_in": D_IN, "d_sae": LATENTS, "k": K, "dtype": str(dtype), "device": "cuda"}
     config = (
-        saelens.RefinedSAEConfig(**sizes)
+        saelens.RefinedSAEConfig(**sizes, refine_passes=1)
         if name == "refined"
         else saelens.BinarySAEConfig(**sizes, selection=name)
     )
@@ -272,7 +273,7 @@ def test_inference_in_sparsify(name: str, mode: str):
     refined = name == "refined"
     activation = "topk_binary" if refined else SELECTIONS[name].activation
     config = BinarySparseCoderConfig(
-        num_latents=LATENTS, k=K, activation=activation, refine_passes=2 * refined
+        num_latents=LATENTS, k=K, activation=activation, refine_passes=int(refined)
     )
     with fake_gpu(), torch.no_grad():
         coder = SparseCoder(D_IN, config, "cuda", dtype).eval()
