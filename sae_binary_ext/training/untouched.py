@@ -53,9 +53,11 @@ def _fingerprint(values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     # The weights are odd, so that a change of one value always changes the sum.
     weights = torch.randint(-(2**62), 2**62, (min(PART, len(flat)),), generator=generator) * 2 + 1
     weights = weights.to(flat.device)
+    # Each part overwrites the same memory: freed blocks between the sums would pile up in the heap.
+    cast, product = torch.empty_like(weights, dtype=dtype or flat.dtype), torch.empty_like(weights)
     sums: list[Tensor] = []
     for part in flat.split(PART):
-        cast = part if dtype is None else part.to(dtype)
-        bits = cast.view(_AS_INTEGERS[cast.dtype.itemsize]).to(torch.int64)
-        sums.append((bits * weights[: len(part)]).sum())
+        size = len(part)
+        bits = cast[:size].copy_(part).view(_AS_INTEGERS[cast.dtype.itemsize])
+        sums.append(product[:size].copy_(bits).mul_(weights[:size]).sum())
     return torch.stack(sums).cpu()
