@@ -99,3 +99,15 @@ def test_run_passes_arguments_and_registers_the_coders(
     )
     assert main(["run", str(tmp_path / "script.py"), "--a", "b"]) == 0
     assert capsys.readouterr().out.strip() == "['--a', 'b'] next door True"
+
+
+def test_run_takes_arguments_from_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "script.py").write_text("import sys; print(sys.argv[1:])\n")
+    recipe = tmp_path / "recipe.args"
+    recipe.write_text(f"# a comment\n'{tmp_path / 'script.py'}'\n--a 'b c'\n")
+    assert main(["run", f"@{recipe}", "--d"]) == 0
+    assert capsys.readouterr().out == "['--a', 'b c', '--d']\n"
+    with pytest.raises(SystemExit) as stop:
+        main(["run", f"@{tmp_path / 'no.args'}"])
+    assert stop.value.code == 2
+    assert "no such file. Write one with `sae-binary plan`" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shlex
 import sys
 from argparse import ArgumentParser
 from contextlib import AbstractContextManager, nullcontext
@@ -21,9 +22,17 @@ class RunCommand(Command):
     def run(self, arguments: list[str]) -> tuple[str, ...]:
         parser = ArgumentParser(
             prog=self.program,
-            usage="sae-binary run (-m MODULE | SCRIPT) [its arguments ...]",
-            description="Runs a module or script with the binary coders registered with its host.",
+            usage="sae-binary run (-m MODULE | SCRIPT | @FILE) [its arguments ...]",
+            description="Runs a module or script with the binary coders registered with its host. "
+            "@FILE stands for the arguments in a file, as `sae-binary plan` writes them; # starts "
+            "a comment.",
         )
+        if arguments[:1] and arguments[0].startswith("@"):
+            path = Path(arguments[0][1:])
+            if not path.is_file():
+                parser.error(f"{path}: no such file. Write one with `sae-binary plan`.")
+            written = shlex.split(path.read_text(), comments=True)
+            arguments = [*written, *arguments[1:]]
         if arguments[:1] in (["-h"], ["--help"]):
             parser.parse_args(["--help"])
         if arguments in ([], ["-m"]):
@@ -62,6 +71,7 @@ COMMAND = RunCommand(
 sae-binary run -m sae_lens.llm_sae_training_runner --architecture binary ...
 sae-binary run -m sparsify MODEL DATASET --activation topk_binary ...
 sae-binary run -m delphi MODEL CODERS --hookpoints layers.9 ...
-sae-binary run script.py ...""",
+sae-binary run script.py ...
+sae-binary run @FILE ...""",
     shows_tracebacks=True,
 )
