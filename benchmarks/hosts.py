@@ -53,7 +53,7 @@ def random_activations(batches: int, tokens: int, device: str = "cpu") -> Tensor
 def saelens_steps(config: TrainingSAEConfig, tokens: int, settings: Settings = PLAIN) -> Runner:
     """Times steps of SAELens' trainer: both passes, statistics, clipping, optimiser, scheduler."""
     batches = random_activations(MANY_BATCHES, tokens, settings.device)
-    trainer = _saelens_trainer(config, batches, settings)
+    trainer = saelens_trainer(config, batches, settings)
 
     def run(times: int) -> list[float]:
         seconds: list[float] = []
@@ -70,13 +70,14 @@ def saelens_steps(config: TrainingSAEConfig, tokens: int, settings: Settings = P
 
 def saelens_optimiser(config: TrainingSAEConfig, tokens: int) -> Runner:
     """Steps of the optimiser alone: no training step can be faster."""
-    trainer = _saelens_trainer(config, random_activations(1, tokens), PLAIN)
+    trainer = saelens_trainer(config, random_activations(1, tokens), PLAIN)
     return _optimiser(trainer.sae, trainer.optimizer)
 
 
-def _saelens_trainer(
+def saelens_trainer(
     config: TrainingSAEConfig, batches: Tensor, settings: Settings
 ) -> SAETrainer[Any, Any]:
+    """SAELens' trainer of a new coder, with settings as its runner makes them."""
     torch.manual_seed(0)
     sae = TrainingSAE.from_dict(
         config.to_dict() | {"device": settings.device, "dtype": settings.dtype}

@@ -18,6 +18,7 @@ from sae_binary_ext.commands.gradients.gradients_run import GradientsConfig
 from sae_binary_ext.commands.index.config import IndexConfig
 from sae_binary_ext.commands.interpret.config import InterpretConfig
 from sae_binary_ext.commands.multi_bit.multi_bit_run import MultiBitConfig
+from sae_binary_ext.commands.plan.config import PlanConfig
 from sae_binary_ext.commands.probe.config import ProbeConfig
 from sae_binary_ext.commands.rules.config import RulesConfig
 from sae_binary_ext.commands.steer.config import SteerConfig
@@ -55,6 +56,7 @@ CONFIGS: dict[type, dict[str, Any]] = {
     GradientsConfig: {},
     IndexConfig: {},
     MultiBitConfig: {},
+    PlanConfig: {},
     ProbeConfig: {},
     SteerConfig: {},
     RulesConfig: {},
@@ -169,6 +171,18 @@ OF_SEVERAL_FIELDS = {
     "gradients of gumbel": settings(
         GradientsConfig, "choose topk or groupmax or threshold", {"selection": "gumbel"},
         *({"selection": selection} for selection in ("topk", "groupmax", "threshold")),
+    ),
+    "a plan of several ranks in SAELens": settings(
+        PlanConfig, "Set host='sparsify'", {"ranks": 2}, {"ranks": 2, "host": "sparsify"},
+    ),
+    "a plan of sparsify in bfloat16": settings(
+        PlanConfig, "Set dtype='float32'", {"host": "sparsify", "dtype": "bfloat16"},
+        {"host": "sparsify", "dtype": "float32"},
+    ),
+    "a plan of a refined transcoder": settings(
+        PlanConfig, "Set transcoder=False",
+        {"architecture": "binary_refined", "transcoder": True},
+        {"architecture": "binary_refined", "transcoder": False},
     ),
     "a column of the embedded articles": settings(
         RulesConfig, "Name a dataset too", {"labels": ["column:topic=sport"]},
