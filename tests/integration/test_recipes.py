@@ -139,6 +139,7 @@ def test_the_recipe_trains_a_tiny_model(
             "n_batches_for_norm_estimate": 2,
             "streaming": False,
             "device": "cpu",
+            "sae.device": "cpu",
         }
         if is_saelens
         else {

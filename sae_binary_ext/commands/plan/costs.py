@@ -1,11 +1,12 @@
 """The arithmetic of a plan: bytes by part, FLOPs and disk. It needs no torch and no host."""
 
+import math
 from dataclasses import dataclass, fields
 
 from sae_binary_ext.commands.plan.config import OPTIMIZERS, PlanConfig
 from sae_binary_ext.commands.plan.host_settings import sequences
 from sae_binary_ext.commands.plan.model_sizes import ModelSizes
-from sae_binary_ext.commands.plan.step_costs import STEPS, UPDATE, Arrays, StepCost
+from sae_binary_ext.commands.plan.step_costs import ON_GPU, START, STEPS, UPDATE, Arrays, StepCost
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Arrays of the weights' size that an optimizer keeps.
@@ -39,8 +40,13 @@ class Run:
 
     @property
     def step(self) -> StepCost:
-        """What a training step of this architecture makes."""
-        return STEPS[self.config.host, self.config.architecture, self.config.transcoder]
+        """What a training step of this architecture makes on this device."""
+        kind = self.config.host, self.config.architecture, self.config.transcoder
+        cost = STEPS[kind]
+        if self.config.device == "cuda" and kind in ON_GPU:
+            backward, update = ON_GPU[kind]
+            return cost._replace(backward=backward, update=update)
+        return cost
 
     @property
     def step_tokens(self) -> int:
@@ -64,6 +70,7 @@ class Memory:
         coder, gradients, optimizer: the coder's weights, their gradients, and the states.
         buckets: copies of gradients that ranks exchange.
         step: everything else that a training step makes.
+        kept: output of the last step, which SAELens' trainer keeps until the next step is done.
         model: weights of the language model.
         reading: what the model's forward pass makes.
         store: SAELens' shuffle buffer between refills.
@@ -75,6 +82,7 @@ class Memory:
     optimizer: int
     buckets: int
     step: int
+    kept: int
     model: int
     reading: int
     store: int
@@ -83,12 +91,12 @@ class Memory:
     @property
     def training(self) -> int:
         """Peak of a training step without model and text, which benchmarks/plan.py measures."""
-        return self.coder + self.gradients + self.optimizer + self.step
+        return self.coder + self.gradients + self.optimizer + self.step + self.kept
 
     @property
     def peak(self) -> int:
         """The larger of two moments: a training step, and reading text."""
-        always = self.coder + self.optimizer + self.buckets + self.model + self.store
+        always = self.coder + self.optimizer + self.buckets + self.kept + self.model + self.store
         if self.store:  # SAELens reads text between steps, and sparsify during a step
             return always + max(self.gradients + self.step, self.reading + self.refill)
         return always + self.gradients + max(self.step, self.reading)
@@ -104,14 +112,18 @@ def memory_of(run: Run) -> Memory:
     config, sizes, step = run.config, run.sizes, run.step
     coder = run.weights() * BYTES[config.dtype]
     optimizer = config.optimizer or OPTIMIZERS[config.host][0]
-    update = round(UPDATE[config.host, optimizer] * coder) + _bytes(run, step.update, coder)
+    output = _bytes(run, step.update, coder)
+    update = round(UPDATE[config.host, optimizer] * coder) + output
+    states = _STATES[optimizer] * coder
+    start = _start(run, coder) - coder - states
     is_saelens = config.host == "saelens"
     return Memory(
         coder=coder,
         gradients=coder,
-        optimizer=_STATES[optimizer] * coder,
+        optimizer=states,
         buckets=coder if config.ranks > 1 else 0,
-        step=max(_bytes(run, step.backward, coder), update),
+        step=max(_bytes(run, step.backward, coder), update, start),
+        kept=output if is_saelens else 0,
         model=sizes.weights(with_output_layer=is_saelens) * _model_bytes(run),
         reading=_reading(run),
         store=_store_rows(run) * _row_bytes(run) if is_saelens else 0,
@@ -119,16 +131,24 @@ def memory_of(run: Run) -> Memory:
     )
 
 
-def _bytes(run: Run, arrays: Arrays, coder: int) -> int:
-    """Bytes of a step's arrays; `coder` is the coder's own."""
-    of_token = (
-        arrays.latents * run.latents
-        + arrays.widths * run.sizes.width
-        + arrays.actives * run.config.k
-        + arrays.rows * run.config.k * run.sizes.width
-    )
-    numbers = run.step_tokens * of_token
+def _bytes(run: Run, arrays: Arrays, coder: int, most_tokens: float = math.inf) -> int:
+    """Bytes of a step's arrays; `coder` is the coder's own.
+
+    Arrays [tokens, latents] have at most `most_tokens` tokens.
+    """
+    k, width = run.config.k, run.sizes.width
+    of_token = arrays.widths * width + arrays.actives * k + arrays.rows * k * width
+    of_latent = arrays.latents * min(run.step_tokens, most_tokens)
+    numbers = run.step_tokens * of_token + run.latents * of_latent
     return round(arrays.weights * coder + numbers * BYTES[run.config.dtype])
+
+
+def _start(run: Run, coder: int) -> int:
+    """Bytes beside the coder while the first batch initialises it; 0 if steps take more."""
+    if run.config.architecture != "binary":
+        return 0
+    moments = START if run.config.transcoder else START[:-1]
+    return max(_bytes(run, arrays, coder, most) for most, arrays in moments)
 
 
 def _model_bytes(run: Run) -> int:

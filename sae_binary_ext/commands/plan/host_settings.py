@@ -49,6 +49,10 @@ def saelens_settings(config: PlanConfig, sizes: ModelSizes, layer: int, latents:
         "n_batches_in_buffer": config.n_batches_in_buffer,
         "lr": _RATES[config.architecture],
         "device": config.device,
+        # SAELens' runner and its coder each have these two fields.
+        "sae.device": config.device,
+        "dtype": config.dtype,
+        "sae.dtype": config.dtype,
         "log_to_wandb": False,
         "output_path": "output",
     }

@@ -1,6 +1,7 @@
 """The arithmetic of a plan, against the hosts' own coders and against sums by hand."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.hosts import PLAIN, saelens_trainer
+from benchmarks.plan import CASES, WHOLE_RUNS, planned
 from sae_binary_ext.commands.plan.config import ARCHITECTURES, HOSTS, PlanConfig
 from sae_binary_ext.commands.plan.costs import (
     Memory,
@@ -31,7 +33,7 @@ from sae_binary_ext.saelens import (
 from sae_binary_ext.sparsify import BinarySparseCoderConfig
 
 GPT2 = find_sizes("openai-community/gpt2")
-SIZES = {"d_in": 768, "d_sae": 3000}
+SIZES: dict[str, Any] = {"d_in": 768, "d_sae": 3000}
 SAELENS: dict[tuple[str, bool], TrainingSAEConfig] = {
     ("binary", False): BinaryTrainingSAEConfig(**SIZES),
     ("binary_entropy", False): BinaryEntropyTrainingSAEConfig(**SIZES),
@@ -95,8 +97,8 @@ def test_ranks_exchange_copies_of_gradients():
 
 def test_the_peak_is_the_larger_moment():
     parts = Memory(
-        coder=1, gradients=10, optimizer=2, buckets=0, step=20, model=5, reading=7, store=0,
-        refill=0,
+        coder=1, gradients=10, optimizer=2, buckets=0, step=20, kept=0, model=5, reading=7,
+        store=0, refill=0,
     )  # fmt: skip
     assert parts.training == 33
     # In sparsify a step happens while the model reads, with gradients of the step.
@@ -105,6 +107,7 @@ def test_the_peak_is_the_larger_moment():
     # In SAELens gradients are gone when the store is refilled.
     assert replace(parts, store=3, refill=6).peak == 1 + 2 + 5 + 3 + 10 + 20
     assert replace(parts, store=3, refill=26).peak == 1 + 2 + 5 + 3 + 26 + 7
+    assert replace(parts, store=3, kept=4, refill=26).peak == 1 + 2 + 5 + 3 + 4 + 26 + 7
 
 
 def test_the_store_holds_whole_batches_of_rows():
@@ -117,6 +120,13 @@ def test_the_store_holds_whole_batches_of_rows():
     assert memory_of(pairs).store == 90 * 2 * 768 * 4
 
 
+def test_saelens_keeps_the_output_of_the_last_step():
+    # Three arrays of the pre-activations' size and three of the input's.
+    run = run_of(architecture="topk", latents=3000, batch_size=100)
+    assert memory_of(run).kept == 100 * 3 * (3000 + 768) * 4
+    assert memory_of(run_of(host="sparsify", architecture="topk")).kept == 0
+
+
 def test_sparsify_loads_the_model_in_bfloat16_on_a_gpu():
     gpu, cpu = (memory_of(run_of(host="sparsify", device=d)).model for d in ("cuda", "cpu"))
     assert cpu == 2 * gpu == 4 * GPT2.weights(with_output_layer=False)
@@ -126,6 +136,7 @@ def test_bfloat16_halves_the_coder():
     wide, narrow = (memory_of(run_of(dtype=d)) for d in ("float32", "bfloat16"))
     assert (2 * narrow.coder, 2 * narrow.optimizer) == (wide.coder, wide.optimizer)
     assert 2 * narrow.step == pytest.approx(wide.step)
+    assert 2 * narrow.kept == wide.kept
     assert narrow.store == wide.store  # SAELens' store is in float32 in any case
 
 
@@ -137,7 +148,7 @@ def test_saelens_stops_at_the_layer_and_sparsify_does_not():
 
 def test_flops_grow_with_tokens_and_latents():
     assert flops_of_step(run_of(batch_size=8192)) == 2 * flops_of_step(run_of())
-    dense = {"architecture": "topk", "latents": 6000}
+    dense: dict[str, Any] = {"architecture": "topk", "latents": 6000}
     more = flops_of_step(run_of(**dense | {"latents": 12000}))
     assert more == 2 * flops_of_step(run_of(**dense))
 
@@ -148,6 +159,8 @@ def test_disk_counts_files():
     assert disk["coder"] == 4 * run.weights()
     assert disk["checkpoint"] == 3 * disk["coder"]
     assert disk["activations, if cached"] == 1000 * 768 * 4
+    pairs = disk_of(run_of(tokens=1000, transcoder=True))
+    assert pairs["activations, if cached"] == 2 * 1000 * 768 * 4
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -172,3 +185,42 @@ def test_products_are_those_of_a_step_in_saelens(architecture: str, transcoder: 
     cost = STEPS["saelens", architecture, transcoder]
     products = counter.get_total_flops() / (2 * tokens * width * latents)
     assert products == pytest.approx(cost.products, rel=0.03)
+
+
+def test_codes_with_a_gradient_for_every_latent_are_dense_on_a_gpu():
+    for host in HOSTS:
+        cpu, gpu = (
+            memory_of(run_of(host=host, architecture="binary_entropy", device=device))
+            for device in ("cpu", "cuda")
+        )
+        assert gpu.step > 1.5 * cpu.step
+
+
+def test_the_first_batch_of_a_wide_coder_takes_most():
+    run = run_of(host="sparsify", latents=100_000, batch_size=1024, device="cpu")
+    weights, tokens, k = 4 * run.weights(), 1024, 32
+    # By hand: 1.6 copies of the weights, 3.1 arrays of the pre-activations, and smaller ones.
+    arrays = 3.1 * tokens * 100_000 + 4.5 * tokens * 768 + 20 * tokens * k
+    assert memory_of(run).step + 2 * weights == pytest.approx(0.6 * weights + 4 * arrays)
+    # Arrays of the first batch have 4096 tokens at most, and steps after it make none as wide.
+    more = run_of(host="sparsify", latents=100_000, batch_size=8192, device="cpu")
+    assert memory_of(more).step < 2 * memory_of(run).step + 2 * weights
+
+
+def page_rows() -> list[list[str]]:
+    """Cells of the first table of measurements in docs/plan.md."""
+    page = (Path(__file__).parents[3] / "docs" / "plan.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in page.splitlines() if "**" in line]
+    return [row for row in rows if row[0] in HOSTS and len(row) == 10]
+
+
+def test_the_page_tells_what_the_plan_tells_today():
+    rows, told = page_rows(), [planned(config) for config in (*CASES, *WHOLE_RUNS)]
+    assert len(rows) == len(told)
+    for row, run in zip(rows, told, strict=True):
+        whole = run.config in WHOLE_RUNS
+        memory = memory_of(run)
+        size = (memory.peak if whole else memory.training) / 2**20
+        assert row[:2] == [run.config.host, run.config.architecture]
+        assert int(row[7]) == round(size)
+        assert float(row[9].strip("*")) == pytest.approx(size / int(row[8]), abs=0.006)

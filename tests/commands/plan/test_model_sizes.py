@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,8 +37,8 @@ def test_weights_are_those_of_the_published_model(name: str):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_weights_are_those_that_transformers_makes(name: str):
-    fields = {k: v for k, v in MODELS[name].items() if k not in ("model_type", "torch_dtype")}
-    fields = fields | {"num_hidden_layers": 2}
+    fields: dict[str, Any] = MODELS[name] | {"num_hidden_layers": 2}
+    fields = {k: v for k, v in fields.items() if k not in ("model_type", "torch_dtype")}
     config = CONFIGS[MODELS[name]["model_type"]](**fields)
     sizes = find_sizes(name, ["num_hidden_layers=2"])
     with torch.device("meta"):

@@ -37,7 +37,7 @@ def test_the_command_writes_its_figures_and_both_settings(
 
 
 def test_time_is_all_flops_at_the_rate_of_all_ranks():
-    settings = {**GPT2, "host": "sparsify", "tokens": 1_000_000}
+    settings: dict[str, Any] = {**GPT2, "host": "sparsify", "tokens": 1_000_000}
     one, four = (make_plan(PlanConfig(**settings, ranks=ranks)) for ranks in (1, 4))
     tokens_of_step = one.run.step_tokens
     flops = 1_000_000 * (one.step_flops / tokens_of_step + one.token_flops)
@@ -55,7 +55,7 @@ def test_a_rate_is_measured_where_the_device_is(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_changes_that_fit_come_first_and_fit():
-    large = {**GPT2, "latents": 24576, "batch_size": 8192}
+    large: dict[str, Any] = {**GPT2, "latents": 24576, "batch_size": 8192}
     peak = make_plan(PlanConfig(**large)).memory.peak
     large["device_memory"] = 0.8 * peak / 1e9
     plan = make_plan(PlanConfig(**large))
@@ -64,7 +64,7 @@ def test_changes_that_fit_come_first_and_fit():
     assert sorted(plan.changes, key=lambda change: not change.fits) == list(plan.changes)
     for change in plan.changes:
         option, value = change.setting.removeprefix("--").split()
-        changed = large | {option: value if option == "dtype" else int(value)}
+        changed: dict[str, Any] = large | {option: value if option == "dtype" else int(value)}
         again = make_plan(PlanConfig(**changed))
         assert again.memory.peak == change.peak < plan.memory.peak
         assert again.fits == change.fits
