@@ -125,6 +125,21 @@ class ReadingConfig(TextConfig):
 
 
 @dataclass
+class ActivationsField:
+    """The setting of commands that need no more of the model than its activations at hooks."""
+
+    activations: Path | None = None
+    """File of the model's activations, such as runs/layer9.safetensors. If it does not exist, the
+    command writes it, in 16 bits a number. If it exists, the model does not run: the activations
+    come from the file, which another command with the same model, hooks and text may have written.
+    """
+
+    def files_of_activations(self) -> tuple[str, ...]:
+        """The name of the file, if there is one."""
+        return () if self.activations is None else (str(self.activations),)
+
+
+@dataclass
 class JudgeFields:
     """Settings of the language model that is asked to judge."""
 

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -34,8 +34,9 @@ from sae_binary_ext.measure import in_model
 from sae_binary_ext.measure.candidates import Candidate, Site
 from sae_binary_ext.measure.documents import ALL_ARTICLES, HELD_OUT_ARTICLES, TextBatch
 from sae_binary_ext.measure.figures import CoderFigures, RunningFigures, RunningVariance, TokenBatch
-from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, codes_of, read_hooks
-from sae_binary_ext.saelens.splice import HookedModel, HookView
+from sae_binary_ext.measure.opened_model import OpenedModel, ReadBatch
+from sae_binary_ext.measure.saved_activations import read_from_file
+from sae_binary_ext.saelens.splice import HookView
 from sae_binary_ext.settings import ReadingConfig, TextConfig, check_first_position
 
 Hooks = Iterable[str]
@@ -58,78 +59,6 @@ LAYOUT = 3
 # Time between two saves, because each save writes tens of megabytes.
 SECONDS_BETWEEN_SAVES = 30.0
 UseBatch = Callable[[TextBatch], None]
-
-
-@dataclass(frozen=True)
-class ReadBatch:
-    """Rows of text, the positions that count (bool [rows, context]), and activations by hook."""
-
-    text: TextBatch
-    where: Tensor
-    found: dict[str, Tensor]
-
-    def activations(self, hooks: tuple[str, str]) -> tuple[Tensor, Tensor]:
-        """Inputs [tokens, d_in] and targets [tokens, d_out] at the positions that count."""
-        return self.found[hooks[0]][self.where], self.found[hooks[1]][self.where]
-
-    def tokens(self, hooks: tuple[str, str], weights: Tensor, with_rows: bool = True) -> TokenBatch:
-        """The activations for RunningFigures; set with_rows if a coder reads sequences."""
-        rows = self.found[hooks[0]] if with_rows else None
-        return TokenBatch(*self.activations(hooks), self.text, self.where, weights, rows)
-
-    def codes(self, coder: Any, hook: str) -> Tensor:
-        """Codes [tokens, latents] of a coder that reads `hook`, at the positions that count."""
-        return codes_of(coder, self.found[hook], self.where)
-
-
-@dataclass(frozen=True)
-class OpenedModel:
-    """A model, the coders that belong to it, and the text to read."""
-
-    candidates: list[Candidate]
-    # The model's names of the input hook and the output hook of each site.
-    hooks: dict[Site, tuple[str, str]]
-    model: HookedModel
-    model_name: str
-    tokenizer: PreTrainedTokenizerBase
-    text_name: str
-    # Each call gives all texts again, from the first one.
-    documents: Callable[[], Iterable[str]]
-    # Finds tokens of too large a norm; its `left_out` is for the last reading.
-    outliers: texts.OutlyingTokens
-    # Most tokens in a row. The model has at least this number of positions.
-    context_size: int
-    # Positions before this one do not count.
-    first_position: int
-
-    def batches(self, tokens: int) -> Iterator[tuple[TextBatch, int]]:
-        """Batches of rows with their numbers of tokens that count, until these sum to `tokens`."""
-        taken, read = 0, self.documents()
-        for batch in texts.cut_rows(read, self.tokenizer, self.context_size, ROWS_PER_FORWARD):
-            number = int(batch.positions(self.first_position).sum())
-            yield batch, number
-            taken += number
-            if taken >= tokens:
-                return
-        logger.warning("The text ends after %d of %d tokens.", taken, tokens)
-
-    def forward(self, tokens: Tensor, more_hooks: Iterable[str] = ()) -> dict[str, Tensor]:
-        """Activations [rows, context, width] of tokens [rows, context] at all coders' hooks.
-
-        `more_hooks` are names of further hooks. ValueError if a coder lacks the model's widths.
-        """
-        names = {name for pair in self.hooks.values() for name in pair} | set(more_hooks)
-        found = read_hooks(self.model, names, tokens)
-        for candidate in self.candidates:
-            source, target = self.hooks[candidate.site]
-            candidate.check_widths(found[source], found[target])
-        return found
-
-    def read(self, text: TextBatch, more_hooks: Iterable[str] = ()) -> ReadBatch:
-        """The activations of a batch, and its positions that count; more_hooks as in `forward`."""
-        found = self.forward(text.tokens, more_hooks)
-        where = self.outliers.within(found, text.positions(self.first_position))
-        return ReadBatch(text, where, found)
 
 
 def open_coders(
@@ -259,8 +188,12 @@ def settings_of(opened: OpenedModel, config: TextConfig) -> dict[str, str]:
 def read_text(
     opened: OpenedModel, config: TextConfig, description: str = "Reading", more_hooks: Hooks = ()
 ) -> Iterator[ReadBatch]:
-    """Batches with activations, config.tokens tokens in all; ValueError if there is no text."""
+    """Batches with activations, config.tokens tokens in all; ValueError if there is no text.
+
+    Activations come from the file config.activations if there is one, as in read_from_file.
+    """
     more_hooks = list(more_hooks)
+    opened = read_from_file(opened, config, more_hooks)
     opened.outliers.start()
     with tqdm(total=config.tokens, desc=description, unit="tokens", unit_scale=True) as progress:
         read = 0
@@ -304,10 +237,7 @@ def fingerprint(candidates: Iterable[Candidate], settings: Any, sources: Iterabl
     """A hash of the coders, the settings (a dataclass), and the sources' sizes and times."""
     digest = hashlib.sha256(json.dumps([LAYOUT, asdict(settings)], default=str).encode())
     for source in sources:
-        digest.update(source.encode())
-        path = Path(source)
-        for file in sorted([path, *path.rglob("*")] if path.exists() else []):
-            digest.update(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
+        digest.update(f"{source}{texts.sizes_and_times(source)}".encode())
     for candidate in candidates:
         config = json.dumps(candidate.coder.cfg.to_dict(), default=str)
         digest.update(f"{candidate.name} {candidate.site} {config}".encode())

@@ -11,6 +11,7 @@ from sae_binary_ext.measure.candidates import check_alike, load_candidates
 from sae_binary_ext.measure.comparison import Comparison
 from sae_binary_ext.measure.documents import HELD_OUT_ARTICLES
 from sae_binary_ext.measure.reading import open_in_model, settings_of
+from sae_binary_ext.measure.saved_activations import read_from_file
 from sae_binary_ext.report.comparison_files import comparison_table, write_comparison
 from sae_binary_ext.settings import Amount
 
@@ -39,8 +40,9 @@ def run_compare(
     if config.interpretation is not None:
         names = [candidate.name for candidate in candidates]
         interpretability = read_interpretability(config.interpretation, names)
-    opened = open_in_model(candidates, config, config.output)
-    sources = opened.model_name, *config.text_source().names(HELD_OUT_ARTICLES)
+    opened = read_from_file(open_in_model(candidates, config, config.output), config)
+    text = config.text_source().names(HELD_OUT_ARTICLES)
+    sources = opened.model_name, *text, *config.files_of_activations()
     amount = Amount(config.tokens, config.spliced_tokens, latents=config.latents)
     compared = Comparison(opened, amount, config.output / "progress.safetensors", sources).run()
     run = settings_of(opened, config)

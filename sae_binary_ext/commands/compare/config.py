@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_binary_ext.checks import check_at_least
-from sae_binary_ext.settings import TextConfig
+from sae_binary_ext.settings import ActivationsField, TextConfig
 
 
 @dataclass
-class CompareConfig(TextConfig):
+class CompareConfig(ActivationsField, TextConfig):
     """
     Measure coders of either host and any format on the same tokens of the same model: their
     reconstruction, the model's loss with their outputs in place, and how their latents fire.
@@ -18,7 +18,8 @@ class CompareConfig(TextConfig):
     output: Path = Path("runs/compare")
     """Folder for report.html, metrics.json, metrics.csv, and the file of an interrupted run."""
     spliced_tokens: int = 10_000
-    """How many of the tokens run through the model with each coder's output in place."""
+    """How many of the tokens run through the model with each coder's output in place, also if the
+    activations come from a file."""
     latents: int = 200
     """How many latents of each coder the report shows with their text, drawn at random."""
     interpretation: Path | None = None

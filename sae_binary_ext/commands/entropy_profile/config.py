@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae_binary_ext.checks import check_at_least, check_choice
-from sae_binary_ext.settings import ReadingConfig
+from sae_binary_ext.settings import ActivationsField, ReadingConfig
 
 DEFAULT_LAYERS = {"layers": list(range(0, 30, 3)), "positions": [6, 18]}
 ALONG = ("layers", "positions")
@@ -13,7 +13,7 @@ BATCH = 256  # number of tokens in a training step
 
 
 @dataclass
-class EntropyProfileConfig(ReadingConfig):
+class EntropyProfileConfig(ActivationsField, ReadingConfig):
     """Train a coder for each layer or position, and measure the entropy of hidden states there."""
 
     output: Path = Path("runs/entropy-profile")
@@ -47,6 +47,11 @@ class EntropyProfileConfig(ReadingConfig):
         check_choice(PROMPTS, prompts=self.prompts)
         if self.prompts == "in_context" and self.along != "positions":
             raise ValueError("prompts='in_context': needs along='positions'. Set both.")
+        if self.prompts == "in_context" and self.activations is not None:
+            raise ValueError(
+                f"activations={self.activations}: is of a text, and prompts='in_context' makes "
+                "prompts. Leave activations out, or set prompts='text'."
+            )
         check_at_least(100, states=self.states)
         check_at_least(8, latents=self.latents)
         check_at_least(BATCH, training_states=self.training_states)

@@ -23,6 +23,7 @@ from sae_binary_ext.measure.reading import (
     interrupts_noted,
     open_coders,
 )
+from sae_binary_ext.measure.saved_activations import read_from_file
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 
 # A segment is written once it holds this number of firings, so memory does not grow with the text.
@@ -46,7 +47,7 @@ def run_index(out: Path, coder: str, config: IndexConfig) -> IndexFolder:
     indexed. Ctrl-C writes all that was read and raises KeyboardInterrupt.
     """
     config.output = out
-    opened = open_coders([coder], config, out)
+    opened = read_from_file(open_coders([coder], config, out), config)
     header = header_of(opened, config)
     index = _opened_index(out, header, opened)
     index.about |= {"coder": coder, "model": config.model, "hook": config.hook}

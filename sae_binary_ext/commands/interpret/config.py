@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sae_binary_ext.checks import check_at_least, check_choice
-from sae_binary_ext.settings import JudgeFields, TextConfig
+from sae_binary_ext.settings import ActivationsField, JudgeFields, TextConfig
 
 # A latent with fewer windows is not scored. At least ten silent windows are shown, because delphi's
 # embedding scorer compares each question with ten of them.
@@ -35,7 +35,7 @@ class TextAmount:
 
 
 @dataclass
-class InterpretConfig(JudgeFields, TextConfig):
+class InterpretConfig(JudgeFields, ActivationsField, TextConfig):
     """
     Score how well a judge tells text in which a latent is active from other text, for binary and
     stock coders. The judge is a sentence embedding in delphi's scorer. A baseline of single tokens
@@ -95,9 +95,8 @@ class InterpretConfig(JudgeFields, TextConfig):
     def settings(self) -> "InterpretConfig":
         """Settings for a fingerprint; settings that change no score have their defaults."""
         new = InterpretConfig()
-        return replace(
-            self, output=new.output, judge=new.judge, device="cpu", **asdict(JudgeFields())
-        )
+        unchanged = {"output": new.output, "judge": new.judge, "activations": None}
+        return replace(self, **unchanged, device="cpu", **asdict(JudgeFields()))
 
     def amount(self) -> TextAmount:
         """The settings that say how much text to read, and how to cut it."""

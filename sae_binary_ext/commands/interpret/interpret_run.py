@@ -15,6 +15,7 @@ from sae_binary_ext.measure.documents import ALL_ARTICLES, token_texts
 from sae_binary_ext.measure.judge import Asked, ask_about, imported, open_judge
 from sae_binary_ext.measure.reading import fingerprint, open_coders, settings_of
 from sae_binary_ext.measure.samples import predictability
+from sae_binary_ext.measure.saved_activations import read_from_file
 
 TOKEN_BASELINE = "tokens, naive Bayes"
 
@@ -41,8 +42,9 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
     judge = open_judge(config, config.output)
     if judge is not None:
         imported("delphi.scorers")
-    opened = open_coders(coders, config, config.output, ALL_ARTICLES)
-    sources = opened.model_name, *config.text_source().names(ALL_ARTICLES)
+    opened = read_from_file(open_coders(coders, config, config.output, ALL_ARTICLES), config)
+    names_of_text = config.text_source().names(ALL_ARTICLES)
+    sources = opened.model_name, *names_of_text, *config.files_of_activations()
     reading = read_latents(opened, config.amount(), config.output / "read.safetensors", sources)
     text = token_texts(opened.tokenizer)
     of = fingerprint(opened.candidates, config.settings(), sources)

@@ -4,14 +4,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae_binary_ext.checks import check_at_least, check_choice
-from sae_binary_ext.settings import AUTO, ReadingConfig
+from sae_binary_ext.settings import AUTO, ActivationsField, ReadingConfig
 
 # Numbers of latents that a probe may use, besides all of them.
 LATENTS = (1, 2, 5, 16)
 
 
 @dataclass
-class ProbeConfig(ReadingConfig):
+class ProbeConfig(ActivationsField, ReadingConfig):
     """
     Tell labels of texts from a few latents, by tasks, splits and probes of sae-probes. Stock coders
     are probed twice: by their values, and by which latents are active. Needs the extra probe. After

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae_binary_ext.checks import check_at_least
-from sae_binary_ext.settings import ReadingConfig
+from sae_binary_ext.settings import ActivationsField, ReadingConfig
 
 TOKEN, NEXT, COLUMN, TASK, TASKS = "token", "next", "column", "task", "tasks"
 FORMS = "token:REGEX, next:REGEX, column:NAME=VALUE, task:NAME, tasks:NUMBER"
@@ -51,7 +51,7 @@ def read_label(text: str) -> Label:
 
 
 @dataclass
-class RulesConfig(ReadingConfig):
+class RulesConfig(ActivationsField, ReadingConfig):
     """
     Tell labels of tokens or texts by Boolean rules over latents, such as `1203 & 88 & !7 | 15`, and
     list latents that imply others. Coders with values are read by which latents are active. Labels
