@@ -86,6 +86,8 @@ def stop(opened: OpenedModel, at: int, error: BaseException) -> None:
 
 def test_a_file_has_what_a_model_of_16_bits_computes(opened: OpenedModel, tmp_path: Path):
     path = tmp_path / "new" / "own.safetensors"
+    with torch.no_grad():  # float16 would round these
+        opened.model.embed.weight[2] *= 1e-6  # pyright: ignore
     expected = read(opened, None)
     left_out = opened.outliers.left_out
     assert left_out > 0

@@ -1,0 +1,175 @@
+"""How fast our commands read text, beside the model's forward pass alone to the coders' layer.
+
+python -m benchmarks.end_to_end --readers CODER [CODER ...] prints the table.
+
+The forward pass is the commands' own: it stops at the coders' layer. A command's reading is timed
+from its first forward pass to its last one, so that the work on each batch is in between. What a
+command does after reading (rules, groups of latents, judges) is timed apart.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from benchmarks.hosts import quiet
+from benchmarks.measure import print_table
+from sae_binary_ext import measure
+from sae_binary_ext.bundled.wikipedia import read_wikipedia_sample
+from sae_binary_ext.commands import (
+    AblateConfig,
+    CompressConfig,
+    ComsemConfig,
+    EntropyConfig,
+    IndexConfig,
+    RulesConfig,
+    TransferConfig,
+    run_ablate,
+    run_compress,
+    run_comsem,
+    run_entropy,
+    run_index,
+    run_rules,
+    run_transfer,
+)
+from sae_binary_ext.commands.interpret.config import InterpretConfig
+from sae_binary_ext.commands.interpret.windows import read_latents
+from sae_binary_ext.measure.comparison import Comparison
+from sae_binary_ext.measure.documents import padded
+from sae_binary_ext.measure.opened_model import OpenedModel
+from sae_binary_ext.measure.reading import open_coders
+from sae_binary_ext.settings import Amount, TextConfig
+
+CONTEXT, ROWS = 256, 8
+COLUMNS = (
+    "reader", "tokens", "forward pass alone, tokens/s", "reading, tokens/s", "ratio",
+    "after reading, s",
+)  # fmt: skip
+
+
+@dataclass
+class Passes:
+    """Forward passes: when each began and ended, and its number of tokens, padding included."""
+
+    began: list[float] = field(default_factory=list)
+    ended: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Within the block, note the passes of all opened models."""
+        forward = OpenedModel.forward
+
+        def timed(opened: OpenedModel, tokens: Tensor, *more: Any) -> dict[str, Tensor]:
+            self.began.append(time.perf_counter())
+            found = forward(opened, tokens, *more)
+            self.ended.append(time.perf_counter())
+            self.tokens.append(tokens.numel())
+            return found
+
+        OpenedModel.forward = timed
+        try:
+            yield
+        finally:
+            OpenedModel.forward = forward
+
+
+def row_of(name: str, run: Callable[[], object]) -> tuple[str, ...]:
+    """A row of the table: run a reader once."""
+    passes = Passes()
+    with quiet(), passes.noted():
+        run()
+        ended = time.perf_counter()
+    # The last pass only ends the reading of the batch before it.
+    own = [end - begin for begin, end in zip(passes.began, passes.ended, strict=True)][:-1]
+    whole, tokens = passes.began[-1] - passes.began[0], sum(passes.tokens[:-1])
+    return (
+        name, f"{tokens:,}", f"{tokens / sum(own):,.0f}", f"{tokens / whole:,.0f}",
+        f"**{sum(own) / whole:.2f}**", f"{ended - passes.ended[-1]:.1f}",
+    )  # fmt: skip
+
+
+def readers_of(
+    coders: list[str], text: Path, out: Path, tokens: int
+) -> dict[str, Callable[[], object]]:
+    """The readers, by name, on the first tokens of a text."""
+    common: dict[str, Any] = {"dataset": str(text), "tokens": tokens, "output": out}
+    opened = open_coders(coders, TextConfig(**common), out)
+    first = coders[0]
+
+    def compare() -> None:
+        Comparison(opened, Amount(tokens), out / "progress").measure()
+
+    def interpret() -> None:
+        read_latents(opened, InterpretConfig(**common).amount(), out / "read", ())
+
+    def refit() -> None:
+        measure.refit(first, out / "refitted", measure.Text(str(text), tokens=tokens))
+
+    def index() -> None:
+        run_index(out / "index", first, IndexConfig(**common))
+
+    return {
+        "compare, without splicing": compare,
+        "interpret, without judges": interpret,
+        "entropy, probe (bits)": lambda: run_entropy(coders, EntropyConfig(**common)),
+        "comsem, logit lens": lambda: run_comsem(
+            coders, ComsemConfig(**common, decode="logit_lens")
+        ),
+        "compress": lambda: run_compress([first], CompressConfig(**common)),
+        "rules, associations": lambda: run_rules(coders, RulesConfig(**common)),
+        "ablate, ranking": lambda: run_ablate(
+            [first], AblateConfig(**common, spliced_tokens=200, groups=1, latents=0)
+        ),
+        "transfer, two layers": lambda: run_transfer([first], TransferConfig(**common, layers=[0])),
+        "index": index,
+        "refit": refit,
+    }
+
+
+def print_readers(coders: list[str], tokens: int = 8_192) -> None:
+    """Print a table of the readers, and one of the forward pass in other forms."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, text = Path(folder), Path(folder) / "text.parquet"
+        articles = [article for _, article in read_wikipedia_sample()]
+        Dataset.from_dict({"text": articles}).to_parquet(text)
+        readers = readers_of(coders, text, out, tokens)
+        names = ", ".join(Path(coder).name for coder in coders)
+        title = f"Readers of {names}: {tokens:,} tokens, rows of {CONTEXT}, {ROWS} at once"
+        print_table(title, COLUMNS, (row_of(*reader) for reader in readers.items()))
+        opened = open_coders(coders, TextConfig(dataset=str(text), output=out), out)
+        print_table("The forward pass alone", ("form", "tokens/s"), forms_of_pass(opened, tokens))
+
+
+def forms_of_pass(opened: OpenedModel, tokens: int) -> Iterator[tuple[str, str]]:
+    """Tokens a second of the pass as it is, of rows of equal length, and in bfloat16 too."""
+    batches = [batch for batch, _ in opened.batches(tokens)]
+    number = sum(int(batch.lengths.sum()) for batch in batches)
+    rows = [
+        row[:length].tolist()
+        for batch in batches
+        for row, length in zip(batch.tokens, batch.lengths.tolist(), strict=True)
+    ]
+    rows.sort(key=len)
+    of_length = [
+        padded(part, [0] * len(part), len(part[-1])).tokens
+        for part in (rows[first : first + ROWS] for first in range(0, len(rows), ROWS))
+    ]
+    bfloat16 = torch.autocast("cpu", torch.bfloat16)
+    for name, all_rows, context in (
+        ("as our readers run it", [batch.tokens for batch in batches], nullcontext()),
+        ("rows batched by length", of_length, nullcontext()),
+        ("rows batched by length, bfloat16", of_length, bfloat16),
+    ):
+        started = time.perf_counter()
+        with context:
+            for tokens_of_rows in all_rows:
+                opened.forward(tokens_of_rows)
+        yield name, f"{number / (time.perf_counter() - started):,.0f}"
