@@ -1,7 +1,7 @@
 """Where the time of a whole training run goes, in both hosts and in TranscoderTrainingRunner.
 
 Usage: python -m benchmarks.end_to_end [--tokens 16384]
-       python -m benchmarks.end_to_end --readers CODER [CODER ...] [--tokens 4096]
+       python -m benchmarks.end_to_end --readers CODER [CODER ...] [--tokens 8192]
 
 Each run trains one coder on SmolLM2 and the embedded articles, from the first text to the saved
 file. The time is split by wrapping public methods of the hosts; nothing in the package is
@@ -10,6 +10,7 @@ instrumented. With --readers, the commands that read text are timed instead (ben
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -97,12 +98,20 @@ class Timed:
         return self.name, f"{self.whole:.1f}", rate, *own, f"**{self.ours:.1%}**"
 
 
-COLUMNS = ("run", "wall, s", "tokens/s", *PARTS, "coder and all else that is not model or text")
+COLUMNS = (
+    "run",
+    "whole run, s",
+    "tokens/s",
+    *PARTS,
+    "coder and all else that is not model or text",
+)
 
 
-def timed(name: str, tokens: int, run: Callable[[PartsOfTime], object]) -> Timed:
+def timed(
+    name: str, tokens: int, run: Callable[[PartsOfTime], object], clock: Callable[[], float]
+) -> Timed:
     """Run a function that counts its parts; all other time is the rest."""
-    parts = PartsOfTime()
+    parts = PartsOfTime(clock)
     with quiet(), parts.part(REST):
         run(parts)
     return Timed(name, tokens, dict(parts.seconds))
@@ -219,7 +228,9 @@ def run_sparsify(
         trainer.fit()
 
 
-def runs(size: Size, folder: Path, out: Path) -> Iterator[Timed]:
+def runs(
+    size: Size, folder: Path, out: Path, clock: Callable[[], float] = time.perf_counter
+) -> Iterator[Timed]:
     """All runs, hosts' stock coders first. `folder` has the model; files of runs go to `out`."""
     texts = articles(size)
     text = out / "text"
@@ -234,14 +245,15 @@ def runs(size: Size, folder: Path, out: Path) -> Iterator[Timed]:
         "SAELens, binary_entropy": BinaryEntropyTrainingSAEConfig(**shared),
     }
     for name, sae in in_saelens.items():
-        yield timed(name, size.tokens, partial(run_saelens, sae, size, model, text, out / "sae"))
+        run = partial(run_saelens, sae, size, model, text, out / "sae")
+        yield timed(name, size.tokens, run, clock)
     of_mlp = {
         "transcoders, topk_transcoder": TopKTranscoderTrainingSAEConfig(**shared, k=size.k),
         "transcoders, binary_transcoder": BinaryTranscoderTrainingSAEConfig(**shared, k=size.k),
     }
     for name, sae in of_mlp.items():
         run = partial(run_transcoders, sae, size, model, text, out / "transcoders")
-        yield timed(name, size.tokens, run)
+        yield timed(name, size.tokens, run, clock)
     host = AutoModel.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     own = {"num_latents": size.latents, "k": size.k}
     in_sparsify = {
@@ -249,7 +261,8 @@ def runs(size: Size, folder: Path, out: Path) -> Iterator[Timed]:
         "sparsify, topk_binary": BinarySparseCoderConfig(activation="topk_binary", **own),
     }
     for name, sae in in_sparsify.items():
-        yield timed(name, size.tokens, partial(run_sparsify, sae, size, *host, texts, out))
+        run = partial(run_sparsify, sae, size, *host, texts, out)
+        yield timed(name, size.tokens, run, clock)
 
 
 def articles(size: Size) -> list[str]:
@@ -282,15 +295,21 @@ def main() -> None:
     parser.add_argument(
         "--readers", metavar="CODER", nargs="+", help="time readers of these coders"
     )
+    parser.add_argument(
+        "--processor_time",
+        action="store_true",
+        help="count the processor's seconds: for one thread, beside other work",
+    )
     options = parser.parse_args()
+    clock = time.process_time if options.processor_time else time.perf_counter
     given = {} if options.tokens is None else {"tokens": options.tokens}
     print(machine())
     if options.readers is not None:
-        readers.print_readers(options.readers, **given)
+        readers.print_readers(options.readers, clock, **given)
         return
     size = Size(**given)
     with tempfile.TemporaryDirectory() as out:
-        found = runs(size, export_smollm2(Path(out) / "model"), Path(out))
+        found = runs(size, export_smollm2(Path(out) / "model"), Path(out), clock)
         print_table(f"Whole runs: {in_words(size)}", COLUMNS, rows_of(found))
 
 

@@ -8,7 +8,6 @@ command does after reading (rules, groups of latents, judges) is timed apart.
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -47,6 +46,7 @@ from sae_binary_ext.measure.opened_model import OpenedModel
 from sae_binary_ext.measure.reading import open_coders
 from sae_binary_ext.settings import Amount, TextConfig
 
+Clock = Callable[[], float]
 CONTEXT, ROWS = 256, 8
 COLUMNS = (
     "reader", "tokens", "forward pass alone, tokens/s", "reading, tokens/s", "ratio",
@@ -58,6 +58,7 @@ COLUMNS = (
 class Passes:
     """Forward passes: when each began and ended, and its number of tokens, padding included."""
 
+    clock: Clock
     began: list[float] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -68,9 +69,9 @@ class Passes:
         forward = OpenedModel.forward
 
         def timed(opened: OpenedModel, tokens: Tensor, *more: Any) -> dict[str, Tensor]:
-            self.began.append(time.perf_counter())
+            self.began.append(self.clock())
             found = forward(opened, tokens, *more)
-            self.ended.append(time.perf_counter())
+            self.ended.append(self.clock())
             self.tokens.append(tokens.numel())
             return found
 
@@ -81,12 +82,12 @@ class Passes:
             OpenedModel.forward = forward
 
 
-def row_of(name: str, run: Callable[[], object]) -> tuple[str, ...]:
+def row_of(name: str, run: Callable[[], object], clock: Clock) -> tuple[str, ...]:
     """A row of the table: run a reader once."""
-    passes = Passes()
+    passes = Passes(clock)
     with quiet(), passes.noted():
         run()
-        ended = time.perf_counter()
+        ended = clock()
     # The last pass only ends the reading of the batch before it.
     own = [end - begin for begin, end in zip(passes.began, passes.ended, strict=True)][:-1]
     whole, tokens = passes.began[-1] - passes.began[0], sum(passes.tokens[:-1])
@@ -134,7 +135,7 @@ def readers_of(
     }
 
 
-def print_readers(coders: list[str], tokens: int = 8_192) -> None:
+def print_readers(coders: list[str], clock: Clock, tokens: int = 8_192) -> None:
     """Print a table of the readers, and one of the forward pass in other forms."""
     with tempfile.TemporaryDirectory() as folder:
         out, text = Path(folder), Path(folder) / "text.parquet"
@@ -143,12 +144,14 @@ def print_readers(coders: list[str], tokens: int = 8_192) -> None:
         readers = readers_of(coders, text, out, tokens)
         names = ", ".join(Path(coder).name for coder in coders)
         title = f"Readers of {names}: {tokens:,} tokens, rows of {CONTEXT}, {ROWS} at once"
-        print_table(title, COLUMNS, (row_of(*reader) for reader in readers.items()))
+        print_table(title, COLUMNS, (row_of(*reader, clock) for reader in readers.items()))
         opened = open_coders(coders, TextConfig(dataset=str(text), output=out), out)
-        print_table("The forward pass alone", ("form", "tokens/s"), forms_of_pass(opened, tokens))
+        print_table(
+            "The forward pass alone", ("form", "tokens/s"), forms_of_pass(opened, tokens, clock)
+        )
 
 
-def forms_of_pass(opened: OpenedModel, tokens: int) -> Iterator[tuple[str, str]]:
+def forms_of_pass(opened: OpenedModel, tokens: int, clock: Clock) -> Iterator[tuple[str, str]]:
     """Tokens a second of the pass as it is, of rows of equal length, and in bfloat16 too."""
     batches = [batch for batch, _ in opened.batches(tokens)]
     number = sum(int(batch.lengths.sum()) for batch in batches)
@@ -168,8 +171,8 @@ def forms_of_pass(opened: OpenedModel, tokens: int) -> Iterator[tuple[str, str]]
         ("rows batched by length", of_length, nullcontext()),
         ("rows batched by length, bfloat16", of_length, bfloat16),
     ):
-        started = time.perf_counter()
+        started = clock()
         with context:
             for tokens_of_rows in all_rows:
                 opened.forward(tokens_of_rows)
-        yield name, f"{number / (time.perf_counter() - started):,.0f}"
+        yield name, f"{number / (clock() - started):,.0f}"

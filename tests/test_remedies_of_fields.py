@@ -168,6 +168,12 @@ OF_SEVERAL_FIELDS = {
         EntropyProfileConfig, "Set both", {"prompts": "in_context"},
         {"prompts": "in_context", "along": "positions"},
     ),
+    "prompts from a file": settings(
+        EntropyProfileConfig, "Leave activations out, or set prompts='text'",
+        {"prompts": "in_context", "along": "positions", "activations": Path("own")},
+        {"prompts": "in_context", "along": "positions"},
+        {"prompts": "text", "along": "positions", "activations": Path("own")},
+    ),
     "gradients of gumbel": settings(
         GradientsConfig, "choose topk or groupmax or threshold", {"selection": "gumbel"},
         *({"selection": selection} for selection in ("topk", "groupmax", "threshold")),

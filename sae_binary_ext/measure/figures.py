@@ -189,16 +189,22 @@ class RunningFigures(nn.Module):
         for tokens, codes, output, seconds in apply_coder(coder, inputs, CODES_AT_ONCE, where):
             targets, row = batch.targets[tokens].to(codes.device), all_rows[tokens]
             self.seconds += seconds
-            # Sum in float32, which is exact here, because sums of bools would convert to int64.
-            active = (codes != 0).float()
-            self.stores_values |= (codes != active).any().cpu()
-            figures = _figures_of(active, output.float(), targets.float())
+            active = codes != 0
+            # Few latents fire, so count firings one by one instead of summing whole codes.
+            token, latent = active.nonzero().unbind(1)
+            self.stores_values |= (codes[token, latent] != 1).any().cpu()
+            number = torch.bincount(token, minlength=len(codes))
+            figures = _figures_of(number.double(), output.float(), targets.float())
             by_row = sums_by_row(figures, row, len(batch.weights))
             self.sums.add(by_row, batch.weights)
             self.documents.add(by_row[:, [ERROR]], batch.text.documents)
-            self.counts.add(sums_by_row(active, row, len(batch.weights)), batch.weights)
-            self.with_nearest += (active[:, self._nearest] * active).sum(0).cpu()
-            fired.append((active != 0).cpu())
+            shape = len(batch.weights), codes.shape[1]
+            place = row.to(codes.device)[token] * shape[1] + latent
+            counts = torch.bincount(place, minlength=shape[0] * shape[1]).view(shape)
+            self.counts.add(counts, batch.weights)
+            both = latent[active[token, self._nearest.to(codes.device)[latent]]]
+            self.with_nearest += torch.bincount(both, minlength=shape[1]).cpu()
+            fired.append(active.cpu())
             values.append(codes[:, self.samples.latents.to(codes.device)].float().cpu())
         self.samples.add(batch.text, batch.where, torch.cat(values))
         return torch.cat(fired)
@@ -236,9 +242,8 @@ class RunningFigures(nn.Module):
         )
 
 
-def _figures_of(active: Tensor, output: Tensor, targets: Tensor) -> Tensor:
-    """float64 [tokens, 5], in the order of TOKENS, ERROR, …; `active` holds 0.0 or 1.0."""
-    number = active.sum(1).double()
+def _figures_of(number: Tensor, output: Tensor, targets: Tensor) -> Tensor:
+    """float64 [tokens, 5], in the order of TOKENS, ERROR, …; `number` counts latents."""
     error = (output - targets).double().square().sum(1)
     cosine = nn.functional.cosine_similarity(output, targets, dim=1).double()
     return torch.stack([torch.ones_like(error), error, cosine, number, number**2], dim=1)

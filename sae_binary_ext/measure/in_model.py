@@ -30,6 +30,7 @@ from transformer_lens.loading_from_pretrained import (
     make_model_alias_map,
 )
 
+from sae_binary_ext.saelens.autoencoder import BinaryCoder
 from sae_binary_ext.saelens.splice import (
     HookedModel,
     HookView,
@@ -128,12 +129,18 @@ def apply_coder(
             started = _now(coder.device)
             codes = coder.encode(own)
             seconds = _now(coder.device) - started
-            output = coder.decode(codes) if decodes_codes_alone(coder) else coder(own)
+            output = _decoded(coder, codes) if decodes_codes_alone(coder) else coder(own)
         if where is not None:
             there = where[part].to(codes.device)
             codes, output = codes[there], output[there]
         yield first + torch.arange(len(codes)), codes, output, seconds
         first += len(codes)
+
+
+def _decoded(coder: Any, codes: Tensor) -> Tensor:
+    """Output of codes. Binary coders sum the decoder rows of the few latents that fire."""
+    sums_rows = type(coder).decode is BinaryCoder.decode
+    return coder.decode_firings(codes) if sums_rows else coder.decode(codes)
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ from sae_binary_ext.coding.entropy import bernoulli_entropy, excess_rate
 from sae_binary_ext.coding.forms.encoded import DenseCodes, Encoded, encode_codes
 from sae_binary_ext.coding.forms.picked import infer_indices, infer_packed
 from sae_binary_ext.coding.initialization import INITIAL_THRESHOLD, fit_start
+from sae_binary_ext.coding.kernels.sparse import code_matrix
 from sae_binary_ext.coding.selection import SELECTIONS, CodeRule
 from sae_binary_ext.coding.surrogate import SURROGATES
 from sae_binary_ext.coding.variance import total_variance
@@ -132,6 +133,11 @@ class BinaryCoder(SavedAtOnce):
     def decode(self, feature_acts: Tensor) -> Tensor:
         """Reconstruction [..., d_in] of codes [..., d_sae]."""
         return self._finish_decoding(decode(feature_acts, self.W_dec, self.b_dec))
+
+    def decode_firings(self, codes: Tensor) -> Tensor:
+        """As decode, of codes [tokens, d_sae] without gradient; faster if few latents fire."""
+        firings = code_matrix(codes != 0)
+        return self._finish_decoding(firings.times(self.W_dec.detach()) + self.b_dec.detach())
 
     @override
     def fold_W_dec_norm(self) -> None:

@@ -6,6 +6,8 @@ from sae_lens import SAE
 from torch import Tensor, nn
 
 from sae_binary_ext.measure import SplicedModel, read_pairs
+from sae_binary_ext.measure.in_model import apply_coder
+from sae_binary_ext.saelens import BinarySAE, BinarySAEConfig
 from tests.toy_model import VOCABULARY, WIDTH_OUT, ToyLanguageModel, losses
 
 FIRST = 2
@@ -68,3 +70,15 @@ def test_hooks_that_are_not_there_are_named(hooks: tuple[str, str], message: str
     message = message.replace("hook_name_out='hook_idle'", r"\['hook_idle'\]")
     with pytest.raises(ValueError, match=message):
         read_pairs(model, rows, *hooks)
+
+
+@pytest.mark.parametrize("k", [1, 30])
+@pytest.mark.parametrize("normalize", ["none", "layer_norm"])
+def test_outputs_of_binary_coders_are_those_of_decode(k: int, normalize: Any):
+    coder = BinarySAE(BinarySAEConfig(d_in=8, d_sae=40, k=k, normalize_activations=normalize))
+    inputs = torch.randn(20, 8) + 1
+    ((tokens, codes, output, _),) = apply_coder(coder, inputs, 10_000)
+    assert torch.equal(tokens, torch.arange(20))
+    assert torch.equal(codes, coder.encode(inputs))
+    torch.testing.assert_close(output, coder(inputs).detach())
+    assert not output.requires_grad

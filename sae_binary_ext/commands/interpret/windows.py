@@ -209,10 +209,12 @@ def codes_and_margins(coder: Any, inputs: Tensor, latents: Tensor) -> tuple[Tens
     [tokens, d_in], latents int64 [latents], and the results float32 [tokens, latents].
     """
     inputs = inputs.to(coder.device, torch.float32)
-    if isinstance(coder, BinaryCoder):
-        codes, margins = coder.codes_and_pre_activations(inputs, noise=False)
-        if coder.rule.kind.pick is not None:
-            margins = margins - torch.where(codes == 0, margins, -torch.inf).amax(1, keepdim=True)
-    else:
-        codes = margins = coder.encode(inputs)
-    return _drawn(codes, latents), _drawn(margins, latents)
+    if not isinstance(coder, BinaryCoder):
+        codes = _drawn(coder.encode(inputs), latents)
+        return codes, codes
+    codes, pre = coder.codes_and_pre_activations(inputs, noise=False)
+    margins = _drawn(pre, latents)
+    if coder.rule.kind.pick is not None:
+        silent = pre.masked_fill_(codes != 0, -torch.inf).amax(1, keepdim=True)
+        margins = margins - silent.float().cpu()
+    return _drawn(codes, latents), margins
