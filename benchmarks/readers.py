@@ -48,6 +48,8 @@ from sae_binary_ext.settings import Amount, TextConfig
 
 Clock = Callable[[], float]
 CONTEXT, ROWS = 256, 8
+# Characters of each article that are read, about a thousand tokens.
+BEGINNING = 4000
 COLUMNS = (
     "reader", "tokens", "forward pass alone, tokens/s", "reading, tokens/s", "ratio",
     "after reading, s",
@@ -112,7 +114,9 @@ def readers_of(
         read_latents(opened, InterpretConfig(**common).amount(), out / "read", ())
 
     def refit() -> None:
-        measure.refit(first, out / "refitted", measure.Text(str(text), tokens=tokens))
+        # open_coders has written the bundled model there, if the coders need that one.
+        model = str(out / "model") if (out / "model").exists() else None
+        measure.refit(first, out / "refitted", measure.Text(str(text), model, tokens))
 
     def index() -> None:
         run_index(out / "index", first, IndexConfig(**common))
@@ -139,7 +143,8 @@ def print_readers(coders: list[str], clock: Clock, tokens: int = 8_192) -> None:
     """Print a table of the readers, and one of the forward pass in other forms."""
     with tempfile.TemporaryDirectory() as folder:
         out, text = Path(folder), Path(folder) / "text.parquet"
-        articles = [article for _, article in read_wikipedia_sample()]
+        # Beginnings, so that a few thousand tokens are of several documents.
+        articles = [article[:BEGINNING] for _, article in read_wikipedia_sample()]
         Dataset.from_dict({"text": articles}).to_parquet(text)
         readers = readers_of(coders, text, out, tokens)
         names = ", ".join(Path(coder).name for coder in coders)
