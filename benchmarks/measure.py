@@ -22,7 +22,7 @@ ROUNDS, REPEATS = 3, 3
 def asks_for_all() -> bool:
     """Whether the command line has --full, for every row of the tables of steps and paths."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--full", action="store_true", help="every row, in twice the time")
+    parser.add_argument("--full", action="store_true", help="every row, in three times the time")
     return parser.parse_args().full
 
 
