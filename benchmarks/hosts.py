@@ -44,15 +44,17 @@ class Settings:
 PLAIN = Settings()
 
 
-def random_activations(batches: int, tokens: int, device: str = "cpu") -> Tensor:
-    """Normal numbers, [batches, tokens, WIDTH]. A step takes the same time for any values."""
+def random_activations(
+    batches: int, tokens: int, device: str = "cpu", width: int = WIDTH
+) -> Tensor:
+    """Normal numbers, [batches, tokens, width]. A step takes the same time for any values."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(batches, tokens, WIDTH, generator=generator).to(device)
+    return torch.randn(batches, tokens, width, generator=generator).to(device)
 
 
 def saelens_steps(config: TrainingSAEConfig, tokens: int, settings: Settings = PLAIN) -> Runner:
     """Times steps of SAELens' trainer: both passes, statistics, clipping, optimiser, scheduler."""
-    batches = random_activations(MANY_BATCHES, tokens, settings.device)
+    batches = random_activations(MANY_BATCHES, tokens, settings.device, config.d_in)
     trainer = saelens_trainer(config, batches, settings)
 
     def run(times: int) -> list[float]:
@@ -133,14 +135,16 @@ class OnlyTraining(Trainer):
         pass
 
 
-def sparsify_steps(config: SparseCoderConfig, tokens: int, settings: Settings = PLAIN) -> Runner:
+def sparsify_steps(
+    config: SparseCoderConfig, tokens: int, settings: Settings = PLAIN, width: int = WIDTH
+) -> Runner:
     """Times steps of sparsify's Trainer, with its default optimiser, from one batch to the next.
 
     Each call of the runner trains a new coder. The first two steps are not counted, because one of
     them also initialises the coder.
     """
     device = settings.device
-    activations = random_activations(MANY_BATCHES, tokens, device).flatten(0, 1)
+    activations = random_activations(MANY_BATCHES, tokens, device, width).flatten(0, 1)
     rows = torch.arange(len(activations)).view(-1, CONTEXT)
     rows_a_batch = tokens // CONTEXT
 

@@ -89,16 +89,21 @@ def median_seconds(runner: Runner) -> float:
 
 
 def peak_mebibytes(make: MakeRunner, *arguments: object) -> float:
-    """Peak of memory during a run, less the memory in use before it, in MiB.
+    """Peak of memory during two runs, less the memory in use before them, in MiB.
 
     Args:
         make: makes the runner in another process, with its weights and data.
         arguments: arguments of make.
     """
+    return alone(make, *arguments, runs=2)[1]
+
+
+def alone(make: MakeRunner, *arguments: object, runs: int) -> tuple[list[float], float]:
+    """Seconds of each run in a process of its own, and the peak that peak_mebibytes describes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.hosts"])
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure_peak, args=(sender, make, arguments))
+    process = context.Process(target=_measure_alone, args=(sender, make, arguments, runs))
     process.start()
     sender.close()
     try:
@@ -107,13 +112,15 @@ def peak_mebibytes(make: MakeRunner, *arguments: object) -> float:
         process.join()
 
 
-def _measure_peak(sender: object, make: MakeRunner, arguments: tuple[object, ...]) -> None:
+def _measure_alone(
+    sender: object, make: MakeRunner, arguments: tuple[object, ...], runs: int
+) -> None:
     run = make(*arguments)
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak to the memory now in use
     before = status("VmRSS")
-    run(2)
-    sender.send((status("VmHWM") - before) / 1024)  # pyright: ignore
+    seconds = run(runs)
+    sender.send((seconds, (status("VmHWM") - before) / 1024))  # pyright: ignore
 
 
 def status(field: str) -> int:

@@ -40,9 +40,9 @@ from sae_binary_ext.commands import (
 )
 from sae_binary_ext.commands.interpret.config import InterpretConfig
 from sae_binary_ext.commands.interpret.windows import read_latents
+from sae_binary_ext.measure.candidates import OpenedModel
 from sae_binary_ext.measure.comparison import Comparison
 from sae_binary_ext.measure.documents import padded
-from sae_binary_ext.measure.opened_model import OpenedModel
 from sae_binary_ext.measure.reading import open_coders
 from sae_binary_ext.settings import Amount, TextConfig
 

@@ -77,7 +77,7 @@ def step_each(margin: Tensor, rule: "CodeRule", noise: bool) -> Tensor:
     The paper calls this selection binary. With a threshold of zero it is also the step of Cho et
     al. (arXiv 2509.20997).
     """
-    return step(margin, rule.surrogate, rule.surrogate_temperature)
+    return _fires(margin, rule)
 
 
 def one_of_each_group(margin: Tensor, rule: "CodeRule", noise: bool) -> Tensor:
@@ -262,5 +262,12 @@ def select_codes(margin: Tensor, rule: CodeRule, noise: bool) -> Tensor:
     if rule.kind.make_codes is not None:
         return rule.kind.make_codes(margin, rule, noise)
     values, index = pick_latents(margin, rule)
-    codes = step(values, rule.surrogate, rule.surrogate_temperature)
+    codes = _fires(values, rule)
     return scatter_codes(codes, index, margin.shape[-1])
+
+
+def _fires(margin: Tensor, rule: CodeRule) -> Tensor:
+    """Codes of margins; outside of training they need no surrogate."""
+    if not margin.requires_grad:
+        return (margin > 0).to(margin.dtype)
+    return step(margin, rule.surrogate, rule.surrogate_temperature)

@@ -31,10 +31,9 @@ from sae_binary_ext.bundled.smollm2 import MODEL_NAME, export_smollm2
 from sae_binary_ext.measure import candidates as coders
 from sae_binary_ext.measure import documents as texts
 from sae_binary_ext.measure import in_model
-from sae_binary_ext.measure.candidates import Candidate, Site
+from sae_binary_ext.measure.candidates import Candidate, OpenedModel, ReadBatch, Site
 from sae_binary_ext.measure.documents import ALL_ARTICLES, HELD_OUT_ARTICLES, TextBatch
 from sae_binary_ext.measure.figures import CoderFigures, RunningFigures, RunningVariance, TokenBatch
-from sae_binary_ext.measure.opened_model import OpenedModel, ReadBatch
 from sae_binary_ext.measure.saved_activations import read_from_file
 from sae_binary_ext.saelens.splice import HookView
 from sae_binary_ext.settings import ReadingConfig, TextConfig, check_first_position

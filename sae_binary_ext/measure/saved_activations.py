@@ -25,10 +25,9 @@ from torch import Tensor
 from tqdm import tqdm
 from typing_extensions import override
 
-from sae_binary_ext.measure.candidates import settings_of_model, told
+from sae_binary_ext.measure.candidates import OpenedModel, settings_of_model, told
 from sae_binary_ext.measure.documents import TextBatch, sizes_and_times
 from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, official_name
-from sae_binary_ext.measure.opened_model import OpenedModel
 from sae_binary_ext.settings import ActivationsField, TextConfig
 
 # Version of the file's layout.

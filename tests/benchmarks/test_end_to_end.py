@@ -13,7 +13,7 @@ from sparsify import Trainer
 from benchmarks import end_to_end, readers
 from benchmarks.end_to_end import MODEL, PARTS, SAVING, STEP, STORE, TOKENISING, Size
 from benchmarks.parts_of_time import PartsOfTime
-from sae_binary_ext.measure.opened_model import OpenedModel
+from sae_binary_ext.measure.candidates import OpenedModel
 from tests.integration.compare_helpers import save_coders
 from tests.small_models import save_llama
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sae_binary_ext.cli import main
 from sae_binary_ext.commands.compare.compare_run import run_compare
-from sae_binary_ext.measure import comparison, in_model, opened_model
+from sae_binary_ext.measure import candidates, comparison, in_model
 from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAEConfig,
     BinarySAE,
@@ -190,7 +190,7 @@ def test_memory_does_not_grow_with_the_tokens(
         held.append(sum({each.data_ptr(): each.nbytes() for each in storages}.values()))
         return in_model.read_hooks(*args)
 
-    monkeypatch.setattr(opened_model, "read_hooks", read_hooks)
+    monkeypatch.setattr(candidates, "read_hooks", read_hooks)
     # The first tokens are read again to quantise values: here one batch.
     monkeypatch.setattr(comparison, "VALUE_TOKENS", 1)
     run_compare(coders, config_of(tiny_model_folder, tiny_dataset, tmp_path / "out"))

@@ -10,7 +10,7 @@ import pytest
 
 from sae_binary_ext.cli import main
 from sae_binary_ext.commands import run_compare
-from sae_binary_ext.measure import comparison, in_model, opened_model, reading
+from sae_binary_ext.measure import candidates, comparison, in_model, reading
 from tests.integration.compare_helpers import config_of, save_coders
 
 
@@ -40,7 +40,7 @@ def test_an_interrupted_comparison_goes_on_where_it_was(
             raise KeyboardInterrupt
         return in_model.read_hooks(*args)
 
-    monkeypatch.setattr(opened_model, "read_hooks", read_hooks)
+    monkeypatch.setattr(candidates, "read_hooks", read_hooks)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run_compare(coders, broken)
@@ -110,7 +110,7 @@ def test_ctrl_c_loses_no_batch(
             signal.raise_signal(signal.SIGINT)
         return in_model.read_hooks(*args)
 
-    monkeypatch.setattr(opened_model, "read_hooks", read_hooks)
+    monkeypatch.setattr(candidates, "read_hooks", read_hooks)
     for counted in (4, 8):
         with pytest.raises(KeyboardInterrupt):
             run_compare(coders, config)
@@ -132,7 +132,7 @@ def test_ctrl_c_says_how_to_go_on(
     def interrupt(*_: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(opened_model, "read_hooks", interrupt)
+    monkeypatch.setattr(candidates, "read_hooks", interrupt)
     options = ["--model", str(tiny_model_folder), "--dataset", str(tiny_dataset)]
     with pytest.raises(SystemExit) as status:
         main(["compare", *coders, *options, "--output", str(tmp_path / "out")])

@@ -19,7 +19,7 @@ from sae_binary_ext.commands import InterpretConfig, run_interpret
 from sae_binary_ext.commands.interpret.examples import ActiveExamples, LatentExamples
 from sae_binary_ext.commands.interpret.interpret_scores import f1_of
 from sae_binary_ext.commands.interpret.with_delphi import LanguageModelScorer
-from sae_binary_ext.measure import opened_model
+from sae_binary_ext.measure import candidates
 from sae_binary_ext.measure.judge import Judge
 from sae_binary_ext.settings import JudgeFields
 from tests.integration.compare_helpers import LATENTS, save_coders
@@ -86,7 +86,7 @@ def test_an_interrupted_run_goes_on(
     unbroken = config_of(tiny_model_folder, tiny_dataset, tmp_path / "unbroken")
     run_interpret(coders[:2], unbroken)
     read: list[int] = []
-    read_hooks = opened_model.read_hooks
+    read_hooks = candidates.read_hooks
 
     def interrupted(*args: Any) -> Any:
         read.append(len(read))
@@ -94,7 +94,7 @@ def test_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
         return read_hooks(*args)
 
-    monkeypatch.setattr(opened_model, "read_hooks", interrupted)
+    monkeypatch.setattr(candidates, "read_hooks", interrupted)
     monkeypatch.setattr("sae_binary_ext.measure.reading.SECONDS_BETWEEN_SAVES", 0.0)
     broken = config_of(tiny_model_folder, tiny_dataset, tmp_path / "broken")
     with pytest.raises(KeyboardInterrupt):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sae_binary_ext.cli import main
-from sae_binary_ext.measure import opened_model
+from sae_binary_ext.measure import candidates
 from tests.integration.compare_helpers import CONTEXT, HOOK, save_coders
 
 pytestmark = pytest.mark.integration
@@ -71,7 +71,7 @@ def test_results_from_a_file_are_those_of_the_model(
     expected = without_places(run(command, tmp_path / "none"))
     assert without_places(run(command, tmp_path / "written", *file)) == expected
     assert (tmp_path / "own.safetensors").is_file()
-    monkeypatch.setattr(opened_model, "read_hooks", None)
+    monkeypatch.setattr(candidates, "read_hooks", None)
     assert without_places(run(command, tmp_path / "read", *file)) == expected
 
 
@@ -93,7 +93,7 @@ def test_one_file_serves_several_commands_and_the_index(
 ):
     file = "--activations", str(tmp_path / "own.safetensors")
     entropies = run("entropy", tmp_path / "entropy", *file)
-    monkeypatch.setattr(opened_model, "read_hooks", None)
+    monkeypatch.setattr(candidates, "read_hooks", None)
     run("compare", tmp_path / "compare", *file)
     text = ["--model", str(tiny_model_folder), "--dataset", str(tiny_dataset), *file]
     text += ["--context_size", str(CONTEXT), "--tokens", "1200"]

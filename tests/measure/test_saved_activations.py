@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from sae_binary_ext.commands import EntropyConfig
+from sae_binary_ext.measure.candidates import OpenedModel, ReadBatch
 from sae_binary_ext.measure.documents import OutlyingTokens
-from sae_binary_ext.measure.opened_model import OpenedModel, ReadBatch
 from sae_binary_ext.measure.reading import read_text
 from sae_binary_ext.measure.saved_activations import read_from_file
 from tests.small_models import save_tokenizer

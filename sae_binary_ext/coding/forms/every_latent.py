@@ -99,7 +99,7 @@ def _learned(ctx: Any, of_codes: Callable[[slice], Tensor]) -> tuple[Tensor | No
             part.copy_(learn_through(part, own - threshold, ctx.rule, part_cutoff))
             grad_threshold -= part.sum(0)
         grad = grad.to(weight.dtype)
-        grad_weight.addmm_(centred[rows].T, grad)
+        torch.addmm(grad_weight, centred[rows].T, grad, out=grad_weight)
         if grad_centred is not None:
             torch.mm(grad, weight.T, out=grad_centred[rows])
     grad_bias = -grad_threshold.to(weight.dtype)

@@ -40,7 +40,9 @@ def run_compare(
     if config.interpretation is not None:
         names = [candidate.name for candidate in candidates]
         interpretability = read_interpretability(config.interpretation, names)
-    opened = read_from_file(open_in_model(candidates, config, config.output), config)
+    opened = open_in_model(candidates, config, config.output)
+    if config.activations is not None:
+        opened = read_from_file(opened, config)
     text = config.text_source().names(HELD_OUT_ARTICLES)
     sources = opened.model_name, *text, *config.files_of_activations()
     amount = Amount(config.tokens, config.spliced_tokens, latents=config.latents)

@@ -7,6 +7,9 @@ from sae_binary_ext.checks import check_at_least, check_choice, check_positive
 
 HOSTS = ("saelens", "sparsify")
 ARCHITECTURES = ("binary", "binary_entropy", "binary_refined", "topk")
+# Architectures of the hosts themselves, and those that pick k latents.
+STOCK = ("topk",)
+WITH_K = ("binary", *STOCK)
 # Optimizers by host; the first is the host's default.
 OPTIMIZERS = {"saelens": ("adam",), "sparsify": ("signum", "adam")}
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, fields
 
-from sae_binary_ext.commands.plan.config import OPTIMIZERS, PlanConfig
+from sae_binary_ext.commands.plan.config import OPTIMIZERS, STOCK, PlanConfig
 from sae_binary_ext.commands.plan.host_settings import sequences
 from sae_binary_ext.commands.plan.model_sizes import ModelSizes
 from sae_binary_ext.commands.plan.step_costs import ON_GPU, START, STEPS, UPDATE, Arrays, StepCost
@@ -58,7 +58,7 @@ class Run:
 
     def weights(self) -> int:
         """Numbers in the coder: two matrices, and a bias, a threshold and b_dec."""
-        thresholds = self.config.architecture != "topk"
+        thresholds = self.config.architecture not in STOCK
         return self.latents * (2 * self.sizes.width + 1 + thresholds) + self.sizes.width
 
 

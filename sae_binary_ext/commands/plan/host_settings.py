@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from typing import Any
 
-from sae_binary_ext.commands.plan.config import PlanConfig
+from sae_binary_ext.commands.plan.config import STOCK, WITH_K, PlanConfig
 from sae_binary_ext.commands.plan.model_sizes import ModelSizes
 
 # Learning rates that were good on SmolLM2 (docs/choosing.md, docs/demo.md).
@@ -36,7 +36,7 @@ def saelens_settings(config: PlanConfig, sizes: ModelSizes, layer: int, latents:
     options: dict[str, Any] = {
         "d_in": sizes.width,
         "d_sae": latents,
-        **({"k": config.k} if config.architecture in ("binary", "topk") else {}),
+        **({"k": config.k} if config.architecture in WITH_K else {}),
         "normalize_activations": "expected_average_only_in",
         "n_batches_for_norm_estimate": NORM_BATCHES,
         "model_name": config.model,
@@ -58,7 +58,7 @@ def saelens_settings(config: PlanConfig, sizes: ModelSizes, layer: int, latents:
     }
     if config.transcoder:
         runner = "sae_binary_ext.saelens.train_transcoders"
-        kind = "topk" if config.architecture == "topk" else "binary"
+        kind = config.architecture if config.architecture in STOCK else "binary"
         options["architecture"] = f"{kind}_transcoder"
         if config.architecture == "binary_entropy":
             options |= {"selection": "threshold", "entropy_coefficient": _PRICE}
