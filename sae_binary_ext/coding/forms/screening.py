@@ -12,9 +12,9 @@ proven if its smallest margin is above the bound of every other latent. For the 
 proof, all margins are computed. So picks are always the k largest margins in float32.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from sae_binary_ext.coding.forms.margins import block_rows, margins_in_parts
 from sae_binary_ext.coding.kernels.largest import largest, largest_and_next
 from sae_binary_ext.coding.kernels.processor import rows_of_part, screens_in_bfloat16
 from sae_binary_ext.coding.kernels.sparse import row_dots
-from sae_binary_ext.coding.kernels.threads import map_blocks
+from sae_binary_ext.coding.kernels.threads import blocks_of_threads, map_blocks
 from sae_binary_ext.coding.selection import pick_and_next
 
 # Screen only if there are at least this many latents for each candidate. Screening takes 0.83 to
@@ -70,11 +70,18 @@ def pick_screened(encoder: Encoder, more: int) -> tuple[Tensor, Tensor]:
     find = screen.finder(rows, k + more)
     if find is None:
         return pick_from_all(encoder, more)
-    # Use blocks of equal size, because small products are slow.
-    blocks = rows.chunk(math.ceil(len(rows) / block_rows(encoder.latents)))
+    blocks = blocks_of_threads(rows, block_rows(encoder.latents))
+    rooms = SimpleQueue[Tensor]()
+    for _ in range(min(torch.get_num_threads(), len(blocks))):
+        rooms.put(screen.room(len(blocks[0])))
 
     def pick_block(block: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return screen.pick(block, k, more, find, screen.room(len(block)))
+        # Threads use their memory again, because new memory takes time.
+        room = rooms.get()
+        try:
+            return screen.pick(block, k, more, find, room[: len(block)])
+        finally:
+            rooms.put(room)
 
     values, index, proven = _joined(map_blocks(pick_block, blocks))
     others = (~proven).nonzero().squeeze(-1)

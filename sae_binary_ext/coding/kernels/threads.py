@@ -5,6 +5,7 @@ process uses a core, each of a few hundred small operations waits until the sche
 core back. A block that runs on one thread waits for no other, and a slow thread takes fewer blocks.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,17 @@ from threading import Barrier
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 Block = TypeVar("Block")
 Result = TypeVar("Result")
+
+
+def blocks_of_threads(rows: Tensor, most: int) -> tuple[Tensor, ...]:
+    """Blocks of at most this many rows, of equal size and equally many for each thread."""
+    threads = torch.get_num_threads()
+    count = math.ceil(len(rows) / most / threads) * threads
+    return rows.chunk(count)
 
 
 def map_blocks(work: Callable[[Block], Result], blocks: Sequence[Block]) -> list[Result]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_binary_ext.coding.kernels.threads import map_blocks
+from sae_binary_ext.coding.kernels.threads import blocks_of_threads, map_blocks
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +70,13 @@ def test_a_forked_process_has_threads_of_its_own():
     if child == 0:
         os._exit(0 if map_blocks(str, [1, 2, 3]) == ["1", "2", "3"] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "most", "sizes"),
+    [(4096, 1024, [1024] * 4), (1024, 455, [256] * 4), (900, 1024, [450] * 2), (1, 8, [1])],
+)
+def test_each_thread_gets_as_many_rows(rows: int, most: int, sizes: list[int]):
+    blocks = blocks_of_threads(torch.arange(rows), most)
+    assert [len(block) for block in blocks] == sizes
+    assert torch.equal(torch.cat(blocks), torch.arange(rows))
