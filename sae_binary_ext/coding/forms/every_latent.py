@@ -89,7 +89,8 @@ def _learned(ctx: Any, of_codes: Callable[[slice], Tensor]) -> tuple[Tensor | No
     of_codes returns the gradient of some tokens' codes [block, latents]; it is overwritten.
     """
     centred, weight, threshold, pre, cutoff = ctx.saved_tensors[:5]
-    grad_weight, grad_threshold = torch.zeros_like(weight), torch.zeros_like(threshold)
+    # torch.compile takes contiguous arrays alone for `out`, and sparsify's weight is transposed.
+    grad_weight, grad_threshold = weight.new_zeros(weight.shape), torch.zeros_like(threshold)
     grad_centred = torch.empty_like(centred) if ctx.needs_input_grad[0] else None
     for rows in blocks_of_rows(pre):
         grad, first = of_codes(rows), rows.start
