@@ -76,6 +76,7 @@ def test_each_gradient_is_the_reference_s_for_a_loss_of_any_output(
     monkeypatch.setattr(processor, "FEWEST_ROWS", 3)
     monkeypatch.setattr(processor, "PART", 1)
     monkeypatch.setattr(margins, "ROWS", 9)
+    monkeypatch.setattr(processor, "BLOCK_TOKENS", 9)
     shapes = {
         "reconstruction": (TOKENS, D_IN),
         "rates": (LATENTS,),
