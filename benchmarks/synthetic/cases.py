@@ -136,6 +136,18 @@ PRICES: dict[str, tuple[float, ...]] = {
     "binary_refined": (5e-4, 1e-3, 2e-3),
 }
 
+# Two more pairs of learning rate and price for each family, chosen after the first six: beside its
+# best pair, where that one was at the edge of the search or had few neighbours.
+FURTHER: dict[str, tuple[tuple[float, float], ...]] = {
+    **dict.fromkeys(
+        ("topk", "batchtopk", "matryoshka", "binary"), ((6e-3, TRUE_L0), (1.2e-2, TRUE_L0))
+    ),
+    "jumprelu": ((4e-3, 0.15), (4e-3, 0.2)),
+    "gated": ((4e-3, 0.7), (8e-3, 1.0)),
+    "binary_entropy": ((8e-3, 2e-3), (8e-3, 3e-3)),
+    "binary_refined": ((4e-3, 8e-4), (8e-3, 1e-3)),
+}
+
 
 @dataclass(frozen=True)
 class Case:

@@ -6,6 +6,7 @@ from pathlib import Path
 from benchmarks.result_lines import Line, ResultsFile
 from benchmarks.synthetic.cases import (
     FAMILIES,
+    FURTHER,
     PAIRED_RATES,
     PRICES,
     RATES,
@@ -26,9 +27,13 @@ NEAREST = 1.25
 
 def searched(family: str) -> list[Case]:
     """The cases of a family's search."""
-    if family not in PRICES:
-        return [Case(family, lr, TRUE_L0) for lr in RATES]
-    return [Case(family, lr, price) for lr in PAIRED_RATES for price in PRICES[family]]
+    prices = PRICES.get(family)
+    first = (
+        [(lr, TRUE_L0) for lr in RATES]
+        if prices is None
+        else [(lr, price) for lr in PAIRED_RATES for price in prices]
+    )
+    return [Case(family, *pair) for pair in (*first, *FURTHER[family])]
 
 
 def search_runs() -> list[Run]:
