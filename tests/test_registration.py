@@ -112,10 +112,15 @@ def save_second_papers_coder(folder: Path):
     ("host", "adapter", "command"),
     [
         ("sae_lens", "saelens", "compare coder"),
-        ("sae_lens", "saelens", "demo"),
-        ("sae_lens", "saelens", "entropy coder"),
-        ("sae_lens", "saelens", "convert coder out"),
-        ("sparsify", "sparsify", "convert coder out --host sparsify"),
+        *(
+            pytest.param(*case, marks=pytest.mark.integration)
+            for case in (
+                ("sae_lens", "saelens", "demo"),
+                ("sae_lens", "saelens", "entropy coder"),
+                ("sae_lens", "saelens", "convert coder out"),
+                ("sparsify", "sparsify", "convert coder out --host sparsify"),
+            )
+        ),
     ],
 )
 def test_a_command_says_which_host_to_install(

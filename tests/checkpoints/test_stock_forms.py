@@ -79,6 +79,7 @@ def test_gate_biases_are_exact_where_rounding_decides(dtype: torch.dtype):
     assert differs, "thresholds minus biases would do as well: the products test nothing"
 
 
+@pytest.mark.integration
 def test_the_stock_form_loads_where_the_package_is_not_installed(tmp_path: Path):
     coder = save_threshold_coder(tmp_path / "own")
     convert(tmp_path / "own", tmp_path / "out", "stock")

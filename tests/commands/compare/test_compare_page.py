@@ -96,6 +96,7 @@ def column(page: Any, place: int) -> list[str]:
 
 
 @needs_browser
+@pytest.mark.integration
 def test_the_table_sorts_both_ways(page: Any):
     assert column(page, 1) == list(NAMES)
     heads = page.find_elements(By.CSS_SELECTOR, "table.sortable th")
@@ -113,6 +114,7 @@ def test_the_table_sorts_both_ways(page: Any):
 
 
 @needs_browser
+@pytest.mark.integration
 def test_latents_are_searched_sorted_and_opened(page: Any):
     def listed() -> list[str]:
         buttons = page.find_elements(By.CSS_SELECTOR, "#list button")
@@ -140,6 +142,7 @@ def test_latents_are_searched_sorted_and_opened(page: Any):
 
 
 @needs_browser
+@pytest.mark.integration
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_sticks_out_at_the_width_of_a_desktop_or_a_phone(page: Any, width: int):
     page.execute_cdp_cmd(

@@ -93,6 +93,7 @@ def test_a_port_in_use_is_named(address: str, tmp_path: Path):
 
 
 @pytest.mark.skipif(BROWSER is None or DRIVER is None, reason="no chromium and chromedriver")
+@pytest.mark.integration
 def test_the_page_shows_passages_in_a_browser(address: str):
     options = ChromeOptions()
     options.binary_location = str(BROWSER)
