@@ -49,6 +49,7 @@ from sae_binary_ext.saelens import (
     TranscoderTrainingRunner,
 )
 from sae_binary_ext.saelens.splice import resolve_hook
+from sae_binary_ext.settings import FLOAT32
 from sae_binary_ext.sparsify import BinarySparseCoderConfig
 
 TOKENISING, MODEL, STORE = "tokenising", "model forward", "store, shuffle"
@@ -300,12 +301,13 @@ def main() -> None:
         action="store_true",
         help="count the processor's seconds: for one thread, beside other work",
     )
+    parser.add_argument("--precision", default=FLOAT32, help="of readers, as the commands have it")
     options = parser.parse_args()
     clock = time.process_time if options.processor_time else time.perf_counter
     given = {} if options.tokens is None else {"tokens": options.tokens}
     print(machine())
     if options.readers is not None:
-        readers.print_readers(options.readers, clock, **given)
+        readers.print_readers(options.readers, clock, precision=options.precision, **given)
         return
     size = Size(**given)
     with tempfile.TemporaryDirectory() as out:

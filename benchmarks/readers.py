@@ -44,7 +44,7 @@ from sae_binary_ext.measure.candidates import OpenedModel
 from sae_binary_ext.measure.comparison import Comparison
 from sae_binary_ext.measure.documents import padded
 from sae_binary_ext.measure.reading import open_coders
-from sae_binary_ext.settings import Amount, TextConfig
+from sae_binary_ext.settings import FLOAT32, Amount, TextConfig
 
 Clock = Callable[[], float]
 CONTEXT, ROWS = 256, 8
@@ -100,11 +100,12 @@ def row_of(name: str, run: Callable[[], object], clock: Clock) -> tuple[str, ...
 
 
 def readers_of(
-    coders: list[str], text: Path, out: Path, tokens: int
+    coders: list[str], text: Path, out: Path, tokens: int, precision: str = FLOAT32
 ) -> dict[str, Callable[[], object]]:
-    """The readers, by name, on the first tokens of a text."""
-    common: dict[str, Any] = {"dataset": str(text), "tokens": tokens, "output": out}
-    opened = open_coders(coders, TextConfig(**common), out)
+    """The readers, by name, on the first tokens of a text. Two of them have no precision."""
+    of_text: dict[str, Any] = {"dataset": str(text), "tokens": tokens, "output": out}
+    common = of_text | {"precision": precision}
+    opened = open_coders(coders, EntropyConfig(**common), out)
     first = coders[0]
 
     def compare() -> None:
@@ -131,7 +132,7 @@ def readers_of(
         "compress": lambda: run_compress([first], CompressConfig(**common)),
         "rules, associations": lambda: run_rules(coders, RulesConfig(**common)),
         "ablate, ranking": lambda: run_ablate(
-            [first], AblateConfig(**common, spliced_tokens=200, groups=1, latents=0)
+            [first], AblateConfig(**of_text, spliced_tokens=200, groups=1, latents=0)
         ),
         "transfer, two layers": lambda: run_transfer([first], TransferConfig(**common, layers=[0])),
         "index": index,
@@ -139,16 +140,18 @@ def readers_of(
     }
 
 
-def print_readers(coders: list[str], clock: Clock, tokens: int = 8_192) -> None:
+def print_readers(
+    coders: list[str], clock: Clock, tokens: int = 8_192, precision: str = FLOAT32
+) -> None:
     """Print a table of the readers, and one of the forward pass in other forms."""
     with tempfile.TemporaryDirectory() as folder:
         out, text = Path(folder), Path(folder) / "text.parquet"
         # Beginnings, so that a few thousand tokens are of several documents.
         articles = [article[:BEGINNING] for _, article in read_wikipedia_sample()]
         Dataset.from_dict({"text": articles}).to_parquet(text)
-        readers = readers_of(coders, text, out, tokens)
+        readers = readers_of(coders, text, out, tokens, precision)
         names = ", ".join(Path(coder).name for coder in coders)
-        title = f"Readers of {names}: {tokens:,} tokens, rows of {CONTEXT}, {ROWS} at once"
+        title = f"Readers of {names}: {tokens:,} tokens, {precision}, {ROWS} rows of {CONTEXT}"
         print_table(title, COLUMNS, (row_of(*reader, clock) for reader in readers.items()))
         opened = open_coders(coders, TextConfig(dataset=str(text), output=out), out)
         print_table(

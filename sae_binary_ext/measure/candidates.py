@@ -2,13 +2,16 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import torch
 from sae_lens import SAE
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.checkpoints import hook_names
@@ -27,6 +30,7 @@ from sae_binary_ext.measure.in_model import (
     read_hooks,
 )
 from sae_binary_ext.saelens.splice import HookedModel, HookView, resolve_hook
+from sae_binary_ext.settings import BFLOAT16, FLOAT32
 
 logger = logging.getLogger(__name__)
 # Values of seqpos_slice that exclude at most the beginning-of-text token.
@@ -323,6 +327,8 @@ class OpenedModel:
     context_size: int
     # Positions before this one do not count.
     first_position: int
+    # Whether the forward pass multiplies matrices in bfloat16.
+    bfloat16: bool = False
 
     def rows(self) -> Iterator[TextBatch]:
         """The whole text in batches of rows."""
@@ -344,9 +350,21 @@ class OpenedModel:
 
         `more_hooks` are names of further hooks. ValueError if a coder lacks the model's widths.
         """
-        found = read_hooks(self.model, self.hook_names(more_hooks), tokens)
+        with self._products():
+            found = read_hooks(self.model, self.hook_names(more_hooks), tokens)
         self.check_widths(found)
         return found
+
+    def _products(self) -> AbstractContextManager[Any]:
+        if not self.bfloat16:
+            return nullcontext()  # autocast(enabled=False) would end the caller's autocast
+        device = next(cast(nn.Module, self.model).parameters()).device.type
+        return torch.autocast(device, torch.bfloat16)
+
+    @property
+    def precision(self) -> str:
+        """The setting `precision` without auto: float32 or bfloat16."""
+        return BFLOAT16 if self.bfloat16 else FLOAT32
 
     def hook_names(self, more_hooks: Iterable[str] = ()) -> set[str]:
         """The model's names of all coders' hooks, and `more_hooks`."""
@@ -359,8 +377,12 @@ class OpenedModel:
             candidate.check_widths(found[source], found[target])
 
     def activations(self, text: TextBatch, more_hooks: Iterable[str] = ()) -> dict[str, Tensor]:
-        """Activations of a batch of rows; result and more_hooks as in `forward`."""
-        return self.forward(text.tokens, more_hooks)
+        """Activations of a batch of rows, 0 after the longest; result as in `forward`."""
+        longest, context = int(text.lengths.max()), text.tokens.shape[1]
+        found = self.forward(text.tokens[:, :longest], more_hooks)
+        if longest == context:
+            return found
+        return {hook: pad(each, (0, 0, 0, context - longest)) for hook, each in found.items()}
 
     def read(self, text: TextBatch, more_hooks: Iterable[str] = ()) -> ReadBatch:
         """The activations of a batch, and its positions that count; more_hooks as in `forward`."""

@@ -28,6 +28,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerBase
 
 from sae_binary_ext.bundled.smollm2 import MODEL_NAME, export_smollm2
+from sae_binary_ext.coding.kernels.processor import multiplies_bfloat16
 from sae_binary_ext.measure import candidates as coders
 from sae_binary_ext.measure import documents as texts
 from sae_binary_ext.measure import in_model
@@ -36,7 +37,15 @@ from sae_binary_ext.measure.documents import ALL_ARTICLES, HELD_OUT_ARTICLES, Te
 from sae_binary_ext.measure.figures import CoderFigures, RunningFigures, RunningVariance, TokenBatch
 from sae_binary_ext.measure.saved_activations import read_from_file
 from sae_binary_ext.saelens.splice import HookView
-from sae_binary_ext.settings import ReadingConfig, TextConfig, check_first_position
+from sae_binary_ext.settings import (
+    AUTO,
+    BFLOAT16,
+    FLOAT32,
+    ActivationsFields,
+    ReadingConfig,
+    TextConfig,
+    check_first_position,
+)
 
 Hooks = Iterable[str]
 logger = logging.getLogger(__name__)
@@ -116,8 +125,16 @@ def _open(
     read = partial(_READERS[embedded], config.text_source())
     outliers = texts.OutlyingTokens(getattr(config, "norm_limit", math.inf))
     return OpenedModel(
-        candidates, hooks, model, name, tokenizer, text_name, read, outliers, context_size, first
-    )
+        candidates, hooks, model, name, tokenizer, text_name, read, outliers, context_size, first,
+        multiplies_in_bfloat16(config),
+    )  # fmt: skip
+
+
+def multiplies_in_bfloat16(config: TextConfig) -> bool:
+    """Whether a model that is read with these settings multiplies matrices in bfloat16."""
+    precision = config.precision if isinstance(config, ActivationsFields) else FLOAT32
+    on_cpu = torch.device(config.device).type == "cpu"
+    return precision == BFLOAT16 or (precision == AUTO and on_cpu and multiplies_bfloat16())
 
 
 def _common_settings(candidates: list[Candidate]) -> dict[str, Any]:
@@ -179,6 +196,8 @@ def settings_of(opened: OpenedModel, config: TextConfig) -> dict[str, str]:
     """A command's settings as its files list them, with the model, text and context size in use."""
     found = asdict(config) | {"model": opened.model_name, "dataset": opened.text_name}
     found["context_size"] = opened.context_size
+    if isinstance(config, ActivationsFields):
+        found["precision"] = opened.precision
     if isinstance(config, ReadingConfig):
         found["tokens_left_out"] = opened.outliers.left_out
     return {key: str(value) for key, value in found.items()}

@@ -28,7 +28,7 @@ from typing_extensions import override
 from sae_binary_ext.measure.candidates import OpenedModel, settings_of_model, told
 from sae_binary_ext.measure.documents import TextBatch, sizes_and_times
 from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, official_name
-from sae_binary_ext.settings import ActivationsField, TextConfig
+from sae_binary_ext.settings import AUTO, ActivationsFields, TextConfig
 
 # Version of the file's layout.
 LAYOUT = "1"
@@ -109,7 +109,7 @@ class ActivationsFile:
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OpenedFile(OpenedModel):
     """An opened model whose text and activations come from a file. The model does not run."""
 
@@ -142,12 +142,14 @@ def read_from_file(
         ValueError: the file is damaged; it is of another model, text or hooks; it has too few
             tokens; or activations are too large for float16.
     """
-    if not isinstance(config, ActivationsField) or config.activations is None:
+    if not isinstance(config, ActivationsFields) or config.activations is None:
         return opened
     path, about, more_hooks = config.activations, _about(opened, config), list(more_hooks)
     if not path.exists():
         _write(path, opened, config.tokens, about, more_hooks)
     file = ActivationsFile(path)
+    if config.precision == AUTO:
+        about["precision"] = file.about.get("precision", about["precision"])
     _check(file, about, opened, config.tokens, opened.hook_names(more_hooks))
     own = {field.name: getattr(opened, field.name) for field in fields(OpenedModel)}
     return OpenedFile(**own, file=file, device=config.device)
@@ -159,6 +161,7 @@ def _about(opened: OpenedModel, config: TextConfig) -> dict[str, str]:
     return {
         "layout": LAYOUT,
         "model": official_name(opened.model_name),
+        "precision": opened.precision,
         "class of the model": type(opened.model).__name__,
         "settings of the model": told(
             settings_of_model(opened.candidates[0]) if opened.candidates else {}

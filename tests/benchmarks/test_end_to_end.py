@@ -97,13 +97,16 @@ def test_each_run_has_all_its_parts(folder: Path, tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.integration
-def test_each_reader_is_at_most_as_fast_as_the_forward_pass(folder: Path, tmp_path: Path):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_each_reader_is_at_most_as_fast_as_the_forward_pass(
+    precision: str, folder: Path, tmp_path: Path
+):
     save_coders(tmp_path, folder)
     text = tmp_path / "text.parquet"
     Dataset.from_dict({"text": texts(100)}).to_parquet(text)
     coders = [str(tmp_path / name) for name in ("binary", "stock")]
     forward = OpenedModel.forward
-    for name, run in readers.readers_of(coders, text, tmp_path, 2000).items():
+    for name, run in readers.readers_of(coders, text, tmp_path, 2000, precision).items():
         row = readers.row_of(name, run, time.perf_counter)
         assert len(row) == len(readers.COLUMNS)
         assert 0 < float(row[4].strip("*")) <= 1

@@ -15,7 +15,9 @@ from datasets import Dataset
 from sae_binary_ext.cli import main
 from sae_binary_ext.commands import CodeIndex, IndexConfig, latents_of_prompt, run_index
 from sae_binary_ext.commands.index import index_run
+from sae_binary_ext.commands.index.index_folder import IndexFolder
 from sae_binary_ext.commands.search.bitmaps import numbers_of
+from sae_binary_ext.measure.candidates import OpenedModel, ReadBatch
 from sae_binary_ext.measure.reading import open_coders, read_text
 from sae_binary_ext.saelens import BinarySAE, BinarySAEConfig
 from tests.integration.compare_helpers import CONTEXT, HOOK, LATENTS, save_coders
@@ -181,6 +183,7 @@ def test_another_coder_model_or_setting_is_refused(
         ),
         ({"norm_limit": 3.0}, r"norm_limit=3\.0: .* has 1\.2"),
         ({"first_position": 2}, r"first_position=2: .* has 1"),
+        ({"precision": "bfloat16"}, r"precision=bfloat16: .* has float32\. Set --precision fl"),
     ):
         with pytest.raises(ValueError, match=told):
             run_index(out, coder, config_of(tiny_model_folder, tiny_dataset, **changes))
@@ -197,6 +200,26 @@ def test_another_coder_model_or_setting_is_refused(
     Dataset.from_dict({"text": [""]}).to_parquet(empty / "train.parquet")
     with pytest.raises(ValueError, match="holds no text to index"):
         run_index(tmp_path / "e", coder, config_of(tiny_model_folder, empty))
+
+
+def test_a_prompt_is_read_in_the_precision_of_the_index(
+    coders: Path,
+    tiny_model_folder: Path,
+    tiny_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    read, precisions = OpenedModel.read, list[str]()
+
+    def note(opened: OpenedModel, *given: Any) -> ReadBatch:
+        precisions.append(opened.precision)
+        return read(opened, *given)
+
+    monkeypatch.setattr(OpenedModel, "read", note)
+    config = config_of(tiny_model_folder, tiny_dataset, tokens=200, precision="bfloat16")
+    folder = run_index(tmp_path / "out", str(coders / "binary"), config)
+    latents_of_prompt(IndexFolder.open(folder.path), "w3 w4 w5", "token")
+    assert set(precisions) == {"bfloat16"}
 
 
 def test_a_retrained_coder_is_refused_for_a_prompt(

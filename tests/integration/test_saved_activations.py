@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from sae_binary_ext.cli import main
 from sae_binary_ext.measure import candidates
@@ -111,16 +113,39 @@ def test_a_file_of_other_settings_is_an_error_that_names_them(
     for more, message in (
         (["--context_size", "12"], "context_size=16, and this run has context_size=12"),
         (["--tokens", "2000"], "tokens=2000: "),
+        (["--precision", "bfloat16"], "precision=float32, and this run has precision=bfloat16"),
     ):
         with pytest.raises(SystemExit):
             run("entropy", tmp_path / "out", *file, *more)
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_reads_in_bfloat16(
+    command: str, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    stock, under_autocast = candidates.read_hooks, set[bool]()
+
+    def noted(*given: Any) -> dict[str, Tensor]:
+        under_autocast.add(torch.is_autocast_enabled("cpu"))
+        return stock(*given)
+
+    monkeypatch.setattr(candidates, "read_hooks", noted)
+    run(command, tmp_path, "--precision", "float32")
+    assert under_autocast == {False}
+    under_autocast.clear()
+    # Counts of another precision in the same folder are not gone on with.
+    run(command, tmp_path, "--precision", "bfloat16")
+    assert under_autocast == {True}
+    page = json.loads((tmp_path / RESULTS.get(command, f"{command}.json")).read_text())
+    assert page["run"]["precision"] == "bfloat16"
+
+
 @pytest.mark.parametrize("command", ["ablate", "steer", "finetune"])
+@pytest.mark.parametrize("setting", ["activations", "precision"])
 def test_commands_that_run_the_model_have_no_such_setting(
-    command: str, coders: Path, capsys: pytest.CaptureFixture[str]
+    command: str, setting: str, coders: Path, capsys: pytest.CaptureFixture[str]
 ):
     with pytest.raises(SystemExit):
-        main([command, str(coders / "binary"), "--activations", "own.safetensors"])
-    assert "activations" in capsys.readouterr().err
+        main([command, str(coders / "binary"), f"--{setting}", "bfloat16"])
+    assert setting in capsys.readouterr().err

@@ -215,6 +215,15 @@ def test_a_text_that_has_changed_is_another_text(opened: OpenedModel, tmp_path: 
         read(opened, tmp_path / "own")
 
 
+def test_auto_takes_the_precision_of_the_file(opened: OpenedModel, tmp_path: Path):
+    path = tmp_path / "own.safetensors"
+    written = read(opened, path)
+    low = replace(opened, bfloat16=True)
+    assert_same(read(low, path, precision="auto"), written)
+    with pytest.raises(ValueError, match="precision=float32, and this run has precision=bfloat16"):
+        read(low, path, precision="bfloat16")
+
+
 def test_hooks_that_the_file_lacks_are_named(opened: OpenedModel, tmp_path: Path):
     config = config_of(tmp_path / "own")
     list(read_text(opened, config, more_hooks=["hook_in"]))

@@ -44,7 +44,7 @@ def run_compare(
     if config.activations is not None:
         opened = read_from_file(opened, config)
     text = config.text_source().names(HELD_OUT_ARTICLES)
-    sources = opened.model_name, *text, *config.files_of_activations()
+    sources = opened.model_name, opened.precision, *text, *config.files_of_activations()
     amount = Amount(config.tokens, config.spliced_tokens, latents=config.latents)
     compared = Comparison(opened, amount, config.output / "progress.safetensors", sources).run()
     run = settings_of(opened, config)

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_binary_ext.checks import check_at_least
-from sae_binary_ext.settings import ActivationsField, TextConfig
+from sae_binary_ext.settings import ActivationsFields
 
 
 @dataclass
-class CompareConfig(ActivationsField, TextConfig):
+class CompareConfig(ActivationsFields):
     """
     Measure coders of either host and any format on the same tokens of the same model: their
     reconstruction, the model's loss with their outputs in place, and how their latents fire.

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae_binary_ext.settings import ActivationsField, ReadingConfig
+from sae_binary_ext.settings import ActivationsFields, ReadingConfig
 
 
 @dataclass
-class CompressConfig(ActivationsField, ReadingConfig):
+class CompressConfig(ActivationsFields, ReadingConfig):
     """
     Write hidden states to files as codes, in all schemes, and read them back. The sizes and errors
     are compared with those of the vectors themselves. The smallest file of each coder is kept.

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_binary_ext.checks import check_at_least, check_choice
-from sae_binary_ext.settings import ActivationsField, JudgeFields, ReadingConfig
+from sae_binary_ext.settings import ActivationsFields, JudgeFields, ReadingConfig
 
 DECODINGS = ("judge", "logit_lens")
 
 
 @dataclass
-class ComsemConfig(JudgeFields, ActivationsField, ReadingConfig):
+class ComsemConfig(JudgeFields, ActivationsFields, ReadingConfig):
     """
     Score what the tokens of each latent have in common (ComSem). Each token is given to the latents
     that are burstiest on it. A judge sees some tokens of a latent and finds what they share. Then

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae_binary_ext.settings import ActivationsField, ReadingConfig
+from sae_binary_ext.settings import ActivationsFields, ReadingConfig
 
 
 @dataclass
-class EntropyConfig(ActivationsField, ReadingConfig):
+class EntropyConfig(ActivationsFields, ReadingConfig):
     """Measure bounds on the entropy of hidden states, in bits, from the codes of coders."""
 
     output: Path = Path("runs/entropy")

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae_binary_ext.checks import check_at_least, check_choice
-from sae_binary_ext.settings import ActivationsField, ReadingConfig
+from sae_binary_ext.settings import ActivationsFields, ReadingConfig
 
 DEFAULT_LAYERS = {"layers": list(range(0, 30, 3)), "positions": [6, 18]}
 ALONG = ("layers", "positions")
@@ -13,7 +13,7 @@ BATCH = 256  # number of tokens in a training step
 
 
 @dataclass
-class EntropyProfileConfig(ActivationsField, ReadingConfig):
+class EntropyProfileConfig(ActivationsFields, ReadingConfig):
     """Train a coder for each layer or position, and measure the entropy of hidden states there."""
 
     output: Path = Path("runs/entropy-profile")

@@ -4,13 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae_binary_ext.checks import check_at_least, check_choice
-from sae_binary_ext.settings import ActivationsField, ReadingConfig
+from sae_binary_ext.settings import ActivationsFields, ReadingConfig
 
 BATCH = 256  # number of tokens in a training step
 
 
 @dataclass
-class GradientsConfig(ActivationsField, ReadingConfig):
+class GradientsConfig(ActivationsFields, ReadingConfig):
     """Train a coder with each surrogate; compare its gradients with changes of the true loss."""
 
     hook: str | None = "blocks.9.hook_resid_pre"

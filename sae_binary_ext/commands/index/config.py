@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sae_binary_ext.settings import ActivationsField, ReadingConfig
+from sae_binary_ext.settings import ActivationsFields, ReadingConfig
 
 
 @dataclass
-class IndexConfig(ActivationsField, ReadingConfig):
+class IndexConfig(ActivationsFields, ReadingConfig):
     """
     Write the tokens on which each latent fires to an index of a text, for `sae-binary search`. A
     latent of a stock coder fires where its value is not 0. If OUT is already an index, the text is

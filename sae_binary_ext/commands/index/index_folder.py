@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sae_binary_ext.commands.index import rice
 from sae_binary_ext.commands.index.rice import Positions
+from sae_binary_ext.settings import FLOAT32
 
 VERSION = 1
 HEADER, VOCABULARY, SEGMENTS = "index.json", "vocabulary.json", "segments"
@@ -36,6 +37,7 @@ class IndexHeader:
         model, hook: the model, and its hook that the coder reads.
         tokenizer: SHA-256 of the texts of all tokens, hexadecimal.
         context_size, first_position, norm_limit: as in ReadingConfig.
+        precision: as in ActivationsFields, without auto.
     """
 
     coder: str
@@ -47,6 +49,7 @@ class IndexHeader:
     context_size: int
     first_position: int
     norm_limit: float
+    precision: str = FLOAT32
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,7 @@ def header_of(opened: OpenedModel, config: IndexConfig) -> IndexHeader:
         context_size=opened.context_size,
         first_position=opened.first_position,
         norm_limit=config.norm_limit,
+        precision=opened.precision,
     )
 
 

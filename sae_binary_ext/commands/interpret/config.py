@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from sae_binary_ext.checks import check_at_least, check_choice
-from sae_binary_ext.settings import ActivationsField, JudgeFields, TextConfig
+from sae_binary_ext.settings import ActivationsFields, JudgeFields
 
 # A latent with fewer windows is not scored. At least ten silent windows are shown, because delphi's
 # embedding scorer compares each question with ten of them.
@@ -35,7 +35,7 @@ class TextAmount:
 
 
 @dataclass
-class InterpretConfig(JudgeFields, ActivationsField, TextConfig):
+class InterpretConfig(JudgeFields, ActivationsFields):
     """
     Score how well a judge tells text in which a latent is active from other text, for binary and
     stock coders. The judge is a sentence embedding in delphi's scorer. A baseline of single tokens

@@ -44,7 +44,7 @@ def run_interpret(coders: list[str], config: InterpretConfig) -> str:
         imported("delphi.scorers")
     opened = read_from_file(open_coders(coders, config, config.output, ALL_ARTICLES), config)
     names_of_text = config.text_source().names(ALL_ARTICLES)
-    sources = opened.model_name, *names_of_text, *config.files_of_activations()
+    sources = opened.model_name, opened.precision, *names_of_text, *config.files_of_activations()
     reading = read_latents(opened, config.amount(), config.output / "read.safetensors", sources)
     text = token_texts(opened.tokenizer)
     of = fingerprint(opened.candidates, config.settings(), sources)

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sae_binary_ext.settings import ActivationsField, ReadingConfig
+from sae_binary_ext.settings import ActivationsFields, ReadingConfig
 
 
 @dataclass
-class MultiBitConfig(ActivationsField, ReadingConfig):
+class MultiBitConfig(ActivationsFields, ReadingConfig):
     """Give each latent of binary coders several thresholds; refit and save the new coders."""
 
     output: Path = Path("runs/multi-bit")

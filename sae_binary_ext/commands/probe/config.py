@@ -3,15 +3,15 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sae_binary_ext.checks import check_at_least, check_choice
-from sae_binary_ext.settings import AUTO, ActivationsField, ReadingConfig
+from sae_binary_ext.checks import check_at_least
+from sae_binary_ext.settings import AUTO, ActivationsFields, ReadingConfig
 
 # Numbers of latents that a probe may use, besides all of them.
 LATENTS = (1, 2, 5, 16)
 
 
 @dataclass
-class ProbeConfig(ActivationsField, ReadingConfig):
+class ProbeConfig(ActivationsFields, ReadingConfig):
     """
     Tell labels of texts from a few latents, by tasks, splits and probes of sae-probes. Stock coders
     are probed twice: by their values, and by which latents are active. Needs the extra probe. After
@@ -32,12 +32,10 @@ class ProbeConfig(ActivationsField, ReadingConfig):
     """Names of tasks, such as 107_hate_offensive, to take instead of evenly spaced ones."""
     test_examples: int = 500
     """Most examples of a task to test on. sae-probes tests on all examples that are left."""
-
     precision: str = AUTO
-    """Number format of the model's products of matrices on tasks: float32, or bfloat16, which is
-    faster on some processors. auto takes bfloat16 on a CPU with instructions for it."""
+    """Number format of the model's products of matrices: float32, or bfloat16, which is almost
+    twice as fast on a CPU with instructions for it. auto takes bfloat16 on such a CPU."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice((AUTO, "float32", "bfloat16"), precision=self.precision)
         check_at_least(1, tasks=self.tasks, test_examples=self.test_examples)

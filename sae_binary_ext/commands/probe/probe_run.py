@@ -58,7 +58,7 @@ def _measure(opened: OpenedModel, config: ProbeConfig) -> list[Probed]:
     for name in tqdm(names, "Tasks", unit="tasks"):
         if not all(saved.has(own, name, form, 0) for own, form in _wanted(opened, coders)):
             task = load_task(name, config.test_examples)
-            read = partial(last_states, opened, task, hooks, bfloat16=reading.bfloat16)
+            read = partial(last_states, opened, task, hooks)
             path = config.output / "activations" / f"{name}.safetensors"
             states = states_saved(path, of, hooks, read)
             saved.add(fits.fit_all(list(_probes(opened, coders, task, states, saved))))

@@ -15,12 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sae_binary_ext.coding.kernels.processor import multiplies_bfloat16
 from sae_binary_ext.commands.probe.config import ProbeConfig
 from sae_binary_ext.measure.candidates import settings_of_model, told
 from sae_binary_ext.measure.documents import TextBatch, padded
 from sae_binary_ext.measure.reading import OpenedModel
-from sae_binary_ext.settings import AUTO
 
 try:
     from sae_probes import utils_data
@@ -63,7 +61,7 @@ class Reading:
 def reading_of(opened: OpenedModel, config: ProbeConfig) -> Reading:
     """How the model of opened coders reads tasks."""
     settings = told(settings_of_model(opened.candidates[0]))
-    return Reading(opened.context_size, config.test_examples, settings, in_bfloat16(config))
+    return Reading(opened.context_size, config.test_examples, settings, opened.bfloat16)
 
 
 def task_names(config: ProbeConfig) -> list[str]:
@@ -90,13 +88,6 @@ def load_task(name: str, test_examples: int) -> Task:
     return Task(name, [prompts[row] for row in rows], torch.tensor(labels)[rows], training)
 
 
-def in_bfloat16(config: ProbeConfig) -> bool:
-    """Whether the model multiplies matrices in bfloat16."""
-    on_cpu = torch.device(config.device).type == "cpu"
-    fast = on_cpu and multiplies_bfloat16()
-    return config.precision == "bfloat16" or (config.precision == AUTO and fast)
-
-
 def states_saved(
     path: Path, of: str, hooks: set[str], read: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
@@ -114,19 +105,13 @@ def states_saved(
     return states
 
 
-def last_states(
-    opened: OpenedModel, task: Task, hooks: set[str], *, bfloat16: bool
-) -> dict[str, Tensor]:
-    """States at the last token of each text: float32 [texts, width] for each hook of the model.
-
-    bfloat16: whether the model multiplies matrices in bfloat16.
-    """
+def last_states(opened: OpenedModel, task: Task, hooks: set[str]) -> dict[str, Tensor]:
+    """States at the last token of each text: float32 [texts, width] for each hook of the model."""
     states = {hook: list[Tensor]() for hook in hooks}
     order: list[int] = []
     rows = _tokenized(opened, task.texts)
-    number, device = sum(map(len, rows)), opened.candidates[0].coder.device
-    products = torch.autocast(device.type, torch.bfloat16, enabled=bfloat16)
-    with tqdm(total=number, desc=task.name, unit="tokens", unit_scale=True) as progress, products:
+    number = sum(map(len, rows))
+    with tqdm(total=number, desc=task.name, unit="tokens", unit_scale=True) as progress:
         for batch in _batches(rows):
             found = opened.forward(batch.tokens)
             ends = torch.arange(len(batch.lengths)), batch.lengths - 1

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sae_binary_ext.checks import check_at_least
-from sae_binary_ext.settings import ActivationsField, ReadingConfig
+from sae_binary_ext.settings import AUTO, ActivationsFields, ReadingConfig
 
 TOKEN, NEXT, COLUMN, TASK, TASKS = "token", "next", "column", "task", "tasks"
 FORMS = "token:REGEX, next:REGEX, column:NAME=VALUE, task:NAME, tasks:NUMBER"
@@ -51,7 +51,7 @@ def read_label(text: str) -> Label:
 
 
 @dataclass
-class RulesConfig(ActivationsField, ReadingConfig):
+class RulesConfig(ActivationsFields, ReadingConfig):
     """
     Tell labels of tokens or texts by Boolean rules over latents, such as `1203 & 88 & !7 | 15`, and
     list latents that imply others. Coders with values are read by which latents are active. Labels
@@ -68,6 +68,9 @@ class RulesConfig(ActivationsField, ReadingConfig):
     have texts of their own."""
     context_size: int = 128
     """Most tokens in a row. A task's text that is longer keeps its last tokens."""
+    precision: str = AUTO
+    """As for `probe`: number format of the model's products of matrices, float32 or bfloat16. auto
+    takes bfloat16 on a CPU with instructions for it."""
     labels: list[str] = field(default_factory=list)
     """Labels to tell: token:REGEX (the token's text matches), next:REGEX (the next token's text
     matches), column:NAME=VALUE (of a document of the dataset), task:NAME or tasks:NUMBER (one task

@@ -102,7 +102,7 @@ def _scores(
     reading = reading_of(opened, as_probe)
     task = load_task(name, as_probe.test_examples)
     hooks = {opened.hooks[each.site][0] for each in opened.candidates}
-    read = partial(last_states, opened, task, hooks, bfloat16=reading.bfloat16)
+    read = partial(last_states, opened, task, hooks)
     path = config.output / "activations" / f"{name}.safetensors"
     of_states = fingerprint([], reading, [opened.model_name])
     states = states_saved(path, of_states, hooks, read)

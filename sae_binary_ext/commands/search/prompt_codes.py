@@ -24,6 +24,7 @@ def latents_of_prompt(folder: IndexFolder, prompt: str, within: str) -> list[int
         context_size=header.context_size,
         first_position=header.first_position,
         norm_limit=header.norm_limit,
+        precision=header.precision,
     )
     opened = open_coders([about["coder"]], config, folder.path)
     check_same(header, header_of(opened, config), folder.path)

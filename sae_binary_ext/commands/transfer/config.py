@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sae_binary_ext.settings import ActivationsField, ReadingConfig
+from sae_binary_ext.settings import ActivationsFields, ReadingConfig
 
 
 @dataclass
-class TransferConfig(ActivationsField, ReadingConfig):
+class TransferConfig(ActivationsFields, ReadingConfig):
     """Apply coders of one layer to others: unchanged, rescaled, and with a refitted decoder."""
 
     output: Path = Path("runs/transfer")

@@ -86,24 +86,6 @@ def test_saved_states_are_read_again_unless_something_changed(tmp_path: Path):
     assert [file.name for file in path.parent.iterdir()] == ["task.safetensors"]
 
 
-@pytest.mark.parametrize(
-    ("precision", "device", "able", "expected"),
-    [
-        ("auto", "cpu", True, True),
-        ("auto", "cpu", False, False),
-        ("auto", "cuda:0", True, False),
-        ("float32", "cpu", True, False),
-        ("bfloat16", "cpu", False, True),
-    ],
-)
-def test_products_are_in_bfloat16_where_the_processor_has_it(
-    precision: str, device: str, able: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(probe_tasks, "multiplies_bfloat16", lambda: able)
-    config = ProbeConfig(precision=precision, device=device)
-    assert probe_tasks.in_bfloat16(config) == expected
-
-
 def test_a_long_text_keeps_its_last_tokens():
     words = Tokenizer(models.WordLevel({f"w{n}": n for n in range(9)}, unk_token="w0"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
