@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sae_binary_ext.coding.competing import learn_through
-from sae_binary_ext.coding.kernels.processor import blocks_of_rows, cached_parts
+from sae_binary_ext.coding.kernels.processor import blocks_of_rows, cached_parts, product_dtype
 from sae_binary_ext.coding.kernels.sparse import CodeMatrix
 
 
@@ -52,9 +52,10 @@ class Decode(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         *_, decoder_weight = ctx.saved_tensors
         grad_sum, grad_counts = grad_outputs[0].to(decoder_weight.dtype), grad_outputs[1]
+        factors = grad_sum.to(ctx.of_products), decoder_weight.to(ctx.of_products)
 
         def of_codes(rows: slice) -> Tensor:
-            grad = grad_sum[rows] @ decoder_weight.T
+            grad = factors[0][rows] @ factors[1].T
             if grad.dtype != grad_counts.dtype:
                 return grad + grad_counts
             for part in cached_parts(grad):
@@ -81,6 +82,8 @@ class Dense(torch.autograd.Function):
 def _save(ctx: Any, *inputs: Any) -> None:
     centred, weight, _, threshold, _, pre, cutoff, ctx.rule, *others = inputs
     ctx.save_for_backward(centred, weight, threshold, pre, cutoff, *others)
+    # Under autocast torch's own backward multiplies matrices in the narrower dtype too.
+    ctx.of_products = product_dtype(centred)
 
 
 def _learned(ctx: Any, of_codes: Callable[[slice], Tensor]) -> tuple[Tensor | None, ...]:
@@ -92,6 +95,7 @@ def _learned(ctx: Any, of_codes: Callable[[slice], Tensor]) -> tuple[Tensor | No
     # torch.compile takes contiguous arrays alone for `out`, and sparsify's weight is transposed.
     grad_weight, grad_threshold = weight.new_zeros(weight.shape), torch.zeros_like(threshold)
     grad_centred = torch.empty_like(centred) if ctx.needs_input_grad[0] else None
+    narrow, factors = ctx.of_products, (centred.to(ctx.of_products), weight.to(ctx.of_products))
     for rows in blocks_of_rows(pre):
         grad, first = of_codes(rows), rows.start
         for part, own in zip(cached_parts(grad), cached_parts(pre[rows]), strict=True):
@@ -99,10 +103,13 @@ def _learned(ctx: Any, of_codes: Callable[[slice], Tensor]) -> tuple[Tensor | No
             part_cutoff = None if cutoff is None else cutoff[here]
             part.copy_(learn_through(part, own - threshold, ctx.rule, part_cutoff))
             grad_threshold -= part.sum(0)
-        grad = grad.to(weight.dtype)
-        torch.addmm(grad_weight, centred[rows].T, grad, out=grad_weight)
+        grad = grad.to(narrow)
+        if narrow == weight.dtype:
+            torch.addmm(grad_weight, centred[rows].T, grad, out=grad_weight)
+        else:
+            grad_weight += factors[0][rows].T @ grad  # blocks are summed in the weight's dtype
         if grad_centred is not None:
-            torch.mm(grad, weight.T, out=grad_centred[rows])
+            grad_centred[rows] = grad @ factors[1].T
     grad_bias = -grad_threshold.to(weight.dtype)
     grad_origin = -(weight @ grad_bias) if ctx.needs_input_grad[4] else None
     return grad_centred, grad_weight, grad_bias, grad_threshold, grad_origin, None, None, None

@@ -179,8 +179,12 @@ def screens_in_bfloat16(centred: Tensor, weight: Tensor) -> bool:
 
 
 def product_dtype(factor: Tensor) -> torch.dtype:
-    """Autocast's dtype for products. Autocast itself ignores products with an out argument."""
+    """Dtype of products of this factor, under autocast its narrower one; float64 stays float64.
+
+    Autocast itself ignores products with an out argument, and products in backward.
+    """
     device = factor.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    narrows = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if narrows and factor.dtype != torch.float64:
         return torch.get_autocast_dtype(device)
     return factor.dtype
