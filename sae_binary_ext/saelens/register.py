@@ -21,6 +21,7 @@ from sae_binary_ext.saelens.pairs import FiniteScaler
 from sae_binary_ext.saelens.private import HOST
 from sae_binary_ext.saving import replacing
 from sae_binary_ext.training.derived import DerivesSettings, RunSize
+from sae_binary_ext.training.one_pass import update_in_one_pass
 
 _BINARY = (autoencoder.BinarySAE, autoencoder.BinarySAEConfig)
 # For each architecture: class and config for training, class and config of the saved coder.
@@ -122,7 +123,7 @@ def _load_trainer_state(stock: Stock, trainer: Trainer, checkpoint_path: Path | 
 def _start_trainer(
     stock: Stock, trainer: Trainer, cfg: SAETrainerConfig, sae: Any, *args: Any, **kwargs: Any
 ) -> None:
-    """For our coders, derive settings, and estimate the scale from finite tokens, not from all."""
+    """For our coders, derive settings, take finite tokens for the scale, and set Adam's pass."""
     if isinstance(sae, DerivesSettings):
         sae.run = RunSize(cfg.total_training_samples, cfg.train_batch_size_samples)
         cfg = _derived(cfg, sae)
@@ -131,6 +132,7 @@ def _start_trainer(
         skips = trainer.sae.cfg.skip_non_finite
         trainer.activation_scaler = FiniteScaler(skip_non_finite=skips)
         trainer.sae.give_scale_to(trainer.activation_scaler)
+        update_in_one_pass(trainer.optimizer)
 
 
 def _derived(cfg: SAETrainerConfig, sae: Any) -> SAETrainerConfig:

@@ -30,6 +30,7 @@ from sae_binary_ext.sparsify.coder import BinarySparseCoder
 from sae_binary_ext.sparsify.config import BinarySparseCoderConfig, CommandLineCoderConfig
 from sae_binary_ext.sparsify.losses import TrainingProgress
 from sae_binary_ext.sparsify.refined_coder import RefinedSparseCoder
+from sae_binary_ext.training.one_pass import update_in_one_pass
 from sae_binary_ext.training.untouched import InitialParameters
 
 _REGISTERED = "_sae_binary_ext_registered"
@@ -156,6 +157,9 @@ def _build_trainer(
     stock(trainer, cfg, *args, **kwargs)
     if cfg.optimizer == "signum":
         steps.set_signum_rates(trainer)
+    if cfg.sae.is_binary():
+        for optimizer in trainer.optimizers:
+            update_in_one_pass(optimizer)
     if isinstance(trainer.best_loss, dict):
         # sparsify stores best losses by hookpoint, but save_best looks them up by coder name.
         trainer.best_loss = dict.fromkeys(trainer.saes, float("inf"))
