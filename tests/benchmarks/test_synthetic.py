@@ -99,8 +99,11 @@ def test_the_best_case_explains_most_among_those_of_the_right_sparsity():
     assert results.tuned("jumprelu", [each | {"seed": 1} for each in lines]) is None
 
 
-def test_families_have_equally_many_searched_cases():
-    assert {len(results.searched(family)) for family in cases.FAMILIES} == {6}
+def test_no_family_of_binary_coders_has_more_searched_cases_than_a_stock_one():
+    numbers = {family: len(set(results.searched(family))) for family in cases.FAMILIES}
+    # A stock family may have more, where its first cases were too few to choose from.
+    assert numbers.pop("jumprelu") == 9
+    assert set(numbers.values()) == {8}
     configs = [results.searched(family)[0].config() for family in cases.FAMILIES]
     assert {config.d_sae for config in configs} == {cases.LATENTS}
 

@@ -96,20 +96,25 @@ def _learned(ctx: Any, of_codes: Callable[[slice], Tensor]) -> tuple[Tensor | No
     grad_weight, grad_threshold = weight.new_zeros(weight.shape), torch.zeros_like(threshold)
     grad_centred = torch.empty_like(centred) if ctx.needs_input_grad[0] else None
     narrow, factors = ctx.of_products, (centred.to(ctx.of_products), weight.to(ctx.of_products))
-    for rows in blocks_of_rows(pre):
+
+    # A function, so that a block's arrays are freed before those of the next block are made.
+    def add(rows: slice) -> None:
         grad, first = of_codes(rows), rows.start
         for part, own in zip(cached_parts(grad), cached_parts(pre[rows]), strict=True):
             here = slice(first, first := first + len(part))
             part_cutoff = None if cutoff is None else cutoff[here]
             part.copy_(learn_through(part, own - threshold, ctx.rule, part_cutoff))
-            grad_threshold -= part.sum(0)
+            grad_threshold.sub_(part.sum(0))
         grad = grad.to(narrow)
         if narrow == weight.dtype:
             torch.addmm(grad_weight, centred[rows].T, grad, out=grad_weight)
         else:
-            grad_weight += factors[0][rows].T @ grad  # blocks are summed in the weight's dtype
+            grad_weight.add_(factors[0][rows].T @ grad)  # blocks sum in the weight's dtype
         if grad_centred is not None:
             grad_centred[rows] = grad @ factors[1].T
+
+    for rows in blocks_of_rows(pre):
+        add(rows)
     grad_bias = -grad_threshold.to(weight.dtype)
     grad_origin = -(weight @ grad_bias) if ctx.needs_input_grad[4] else None
     return grad_centred, grad_weight, grad_bias, grad_threshold, grad_origin, None, None, None

@@ -6,7 +6,15 @@ from dataclasses import dataclass, fields
 from sae_binary_ext.commands.plan.config import OPTIMIZERS, STOCK, PlanConfig
 from sae_binary_ext.commands.plan.host_settings import sequences
 from sae_binary_ext.commands.plan.model_sizes import ModelSizes
-from sae_binary_ext.commands.plan.step_costs import ON_GPU, START, STEPS, UPDATE, Arrays, StepCost
+from sae_binary_ext.commands.plan.step_costs import (
+    BLOCK,
+    ON_GPU,
+    START,
+    STEPS,
+    UPDATE,
+    Arrays,
+    StepCost,
+)
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # Arrays of the weights' size that an optimizer keeps.
@@ -113,22 +121,30 @@ def memory_of(run: Run) -> Memory:
     coder = run.weights() * BYTES[config.dtype]
     optimizer = config.optimizer or OPTIMIZERS[config.host][0]
     output = _bytes(run, step.update, coder)
-    update = round(UPDATE[config.host, optimizer] * coder) + output
+    update = round(_copies_in_update(config, optimizer) * coder) + output
     states = _STATES[optimizer] * coder
-    start = _start(run, coder) - coder - states
     is_saelens = config.host == "saelens"
+    kept = output if is_saelens else 0
+    start = _start(run, coder) - coder - states - kept
     return Memory(
         coder=coder,
         gradients=coder,
         optimizer=states,
         buckets=coder if config.ranks > 1 else 0,
         step=max(_bytes(run, step.backward, coder), update, start),
-        kept=output if is_saelens else 0,
+        kept=kept,
         model=sizes.weights(with_output_layer=is_saelens) * _model_bytes(run),
         reading=_reading(run),
         store=_store_rows(run) * _row_bytes(run) if is_saelens else 0,
         refill=2 * _store_rows(run) * _row_bytes(run) if is_saelens else 0,
     )
+
+
+def _copies_in_update(config: PlanConfig, optimizer: str) -> float:
+    """Copies of all weights that the optimizer's update makes."""
+    # SAELens has no transcoder to train, so its topk transcoder is this package's.
+    is_ours = config.architecture not in STOCK or (config.host == "saelens" and config.transcoder)
+    return 0 if is_ours and optimizer == "adam" else UPDATE[config.host, optimizer]
 
 
 def _bytes(run: Run, arrays: Arrays, coder: int, most_tokens: float = math.inf) -> int:
@@ -139,6 +155,7 @@ def _bytes(run: Run, arrays: Arrays, coder: int, most_tokens: float = math.inf) 
     k, width = run.config.k, run.sizes.width
     of_token = arrays.widths * width + arrays.actives * k + arrays.rows * k * width
     of_latent = arrays.latents * min(run.step_tokens, most_tokens)
+    of_latent += arrays.blocks * min(run.step_tokens, BLOCK)
     numbers = run.step_tokens * of_token + run.latents * of_latent
     return round(arrays.weights * coder + numbers * BYTES[run.config.dtype])
 

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.hosts import PLAIN, saelens_trainer
 from benchmarks.plan import CASES, WHOLE_RUNS, planned
+from sae_binary_ext.coding.kernels import processor
 from sae_binary_ext.commands.plan.config import ARCHITECTURES, HOSTS, PlanConfig
 from sae_binary_ext.commands.plan.costs import (
     Memory,
@@ -23,7 +24,7 @@ from sae_binary_ext.commands.plan.costs import (
     memory_of,
 )
 from sae_binary_ext.commands.plan.model_sizes import find_sizes
-from sae_binary_ext.commands.plan.step_costs import STEPS
+from sae_binary_ext.commands.plan.step_costs import BLOCK, STEPS
 from sae_binary_ext.saelens import (
     BinaryEntropyTrainingSAEConfig,
     BinaryTrainingSAEConfig,
@@ -88,6 +89,39 @@ def test_each_optimizer_keeps_its_states():
     for host, optimizer, states in kinds:
         memory = memory_of(run_of(host=host, optimizer=optimizer))
         assert memory.optimizer == states * memory.coder == states * memory.gradients
+
+
+def test_blocks_are_those_of_the_step():
+    assert BLOCK == processor.BLOCK_TOKENS
+    small, large = (
+        memory_of(run_of(architecture="binary_entropy", batch_size=tokens, device="cpu")).step
+        for tokens in (BLOCK, 2 * BLOCK)
+    )
+    # Twice the tokens take less than twice the memory, because a block stays as large.
+    assert 1.5 * small < large < 1.8 * small
+
+
+@pytest.mark.parametrize(
+    ("host", "settings", "copies"),
+    [
+        ("saelens", {"architecture": "topk"}, 1.5),
+        ("saelens", {"architecture": "topk", "transcoder": True}, 0),
+        ("saelens", {"architecture": "binary"}, 0),
+        ("sparsify", {"architecture": "topk", "optimizer": "adam"}, 1),
+        ("sparsify", {"architecture": "binary", "optimizer": "adam"}, 0),
+        ("sparsify", {"architecture": "binary"}, 0.5),
+    ],
+)
+def test_only_adam_of_this_package_s_coders_makes_no_copies(
+    host: str, settings: dict[str, Any], copies: float
+):
+    # With few tokens, and with the most latents, the update is the peak of a stock coder's step.
+    run = run_of(host=host, latents=60_000, batch_size=2, k=1, **settings)
+    share = memory_of(run).step / memory_of(run).coder
+    if copies:
+        assert copies <= share < copies + 0.1
+    else:
+        assert share < 1
 
 
 def test_ranks_exchange_copies_of_gradients():
