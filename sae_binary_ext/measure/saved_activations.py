@@ -28,7 +28,7 @@ from typing_extensions import override
 from sae_binary_ext.measure.candidates import OpenedModel, settings_of_model, told
 from sae_binary_ext.measure.documents import TextBatch, sizes_and_times
 from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD, official_name
-from sae_binary_ext.settings import AUTO, ActivationsFields, TextConfig
+from sae_binary_ext.settings import AUTO, FLOAT32, ActivationsFields, TextConfig
 
 # Version of the file's layout.
 LAYOUT = "1"
@@ -57,7 +57,8 @@ class ActivationsFile:
         try:
             self._file = safe_open(path, framework="pt")
             metadata = self._file.metadata() or {}
-            self.about: dict[str, str] = json.loads(metadata["about"])
+            # Files of earlier versions do not name a precision, because there was only one.
+            self.about: dict[str, str] = {"precision": FLOAT32} | json.loads(metadata["about"])
             dtypes: dict[str, str] = json.loads(metadata["dtypes"])
             self._dtypes = {hook: DTYPE_MAP[name] for hook, name in dtypes.items()}
             self.has_all_text = json.loads(metadata["has_all_text"])
@@ -149,7 +150,7 @@ def read_from_file(
         _write(path, opened, config.tokens, about, more_hooks)
     file = ActivationsFile(path)
     if config.precision == AUTO:
-        about["precision"] = file.about.get("precision", about["precision"])
+        about["precision"] = file.about["precision"]
     _check(file, about, opened, config.tokens, opened.hook_names(more_hooks))
     own = {field.name: getattr(opened, field.name) for field in fields(OpenedModel)}
     return OpenedFile(**own, file=file, device=config.device)

@@ -224,6 +224,18 @@ def test_auto_takes_the_precision_of_the_file(opened: OpenedModel, tmp_path: Pat
         read(low, path, precision="bfloat16")
 
 
+def test_a_file_without_a_precision_is_of_float32(opened: OpenedModel, tmp_path: Path):
+    path = tmp_path / "own.safetensors"
+    written = read(opened, path)
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()["about"])
+    assert about.pop("precision") == "float32"
+    with_metadata(path, about=json.dumps(about))
+    assert_same(read(opened, path), written)
+    with pytest.raises(ValueError, match="precision=float32, and this run has precision=bfloat16"):
+        read(replace(opened, bfloat16=True), path)
+
+
 def test_hooks_that_the_file_lacks_are_named(opened: OpenedModel, tmp_path: Path):
     config = config_of(tmp_path / "own")
     list(read_text(opened, config, more_hooks=["hook_in"]))

@@ -95,7 +95,8 @@ def _learned(ctx: Any, of_codes: Callable[[slice], Tensor]) -> tuple[Tensor | No
     # torch.compile takes contiguous arrays alone for `out`, and sparsify's weight is transposed.
     grad_weight, grad_threshold = weight.new_zeros(weight.shape), torch.zeros_like(threshold)
     grad_centred = torch.empty_like(centred) if ctx.needs_input_grad[0] else None
-    narrow, factors = ctx.of_products, (centred.to(ctx.of_products), weight.to(ctx.of_products))
+    narrow, left = ctx.of_products, centred.to(ctx.of_products)
+    right = None if grad_centred is None else weight.to(narrow).T
 
     # A function, so that a block's arrays are freed before those of the next block are made.
     def add(rows: slice) -> None:
@@ -109,9 +110,9 @@ def _learned(ctx: Any, of_codes: Callable[[slice], Tensor]) -> tuple[Tensor | No
         if narrow == weight.dtype:
             torch.addmm(grad_weight, centred[rows].T, grad, out=grad_weight)
         else:
-            grad_weight.add_(factors[0][rows].T @ grad)  # blocks sum in the weight's dtype
-        if grad_centred is not None:
-            grad_centred[rows] = grad @ factors[1].T
+            grad_weight.add_(left[rows].T @ grad)  # blocks sum in the weight's dtype
+        if grad_centred is not None and right is not None:
+            grad_centred[rows] = grad @ right
 
     for rows in blocks_of_rows(pre):
         add(rows)
