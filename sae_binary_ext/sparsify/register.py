@@ -157,9 +157,8 @@ def _build_trainer(
     stock(trainer, cfg, *args, **kwargs)
     if cfg.optimizer == "signum":
         steps.set_signum_rates(trainer)
-    if cfg.sae.is_binary():
-        for optimizer in trainer.optimizers:
-            update_in_one_pass(optimizer)
+    for optimizer in trainer.optimizers:
+        update_in_one_pass(optimizer)
     if isinstance(trainer.best_loss, dict):
         # sparsify stores best losses by hookpoint, but save_best looks them up by coder name.
         trainer.best_loss = dict.fromkeys(trainer.saes, float("inf"))
