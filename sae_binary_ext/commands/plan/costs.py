@@ -125,6 +125,7 @@ def memory_of(run: Run) -> Memory:
     states = _STATES[optimizer] * coder
     is_saelens = config.host == "saelens"
     kept = output if is_saelens else 0
+    # Nothing is kept, and there are no states, before the first step.
     start = _start(run, coder) - coder - states - kept
     return Memory(
         coder=coder,
