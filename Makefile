@@ -23,7 +23,7 @@ help:
 	@echo "make test-circuits  the tests that need circuit-tracer, in an environment of its own (5 GB)"
 	@echo "make test-dashboard, test-sae-bench  stock files in SAEDashboard and in sae-bench, in environments of their own (6 GB each)"
 	@echo "make docs       the documentation as a site, in build/site; any warning is an error"
-	@echo "make test-hosts  the fast tests with the oldest hosts supported, or HOSTS=newest"
+	@echo "make test-hosts  the fast tests, and compare's, with the oldest hosts supported, or HOSTS=newest"
 	@echo "make packages   wheel and sdist, each in environments with none, one and both of the hosts"
 	@echo "make check      format, lint, types, documentation and all tests; what CI runs"
 
@@ -116,10 +116,11 @@ test-dashboard: install .venv-dashboard/neuronpedia
 test-sae-bench: install .venv-sae-bench/stamp
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --durations=5 -rs tests/integration/test_sae_bench.py
 
-# test-hosts runs the fast tests with the oldest or the newest hosts that pyproject.toml allows, in an environment
-# of its own. The oldest hosts get the other packages of constraints.txt. The newest hosts get the newest packages.
+# test-hosts runs the fast tests and those of compare with the oldest or the newest hosts that pyproject.toml allows,
+# in an environment of its own. The oldest hosts get the other packages of constraints.txt. The newest hosts get the newest packages.
 HOSTS := oldest
 HOSTS_PYTHON := .venv-hosts/bin/python
+COMPARE_TESTS := $(addprefix tests/integration/, test_compare.py test_compare_any_coder.py test_compare_models.py)
 OLDEST_HOSTS := sae-lens==6.54.0 eai-sparsify==1.3.3 transformer-lens==3.0.0
 
 test-hosts: $(PYTHON)
@@ -129,6 +130,7 @@ test-hosts: $(PYTHON)
 		$(if $(filter oldest,$(HOSTS)),--constraint .venv-hosts/constraints.txt $(OLDEST_HOSTS))
 	$(PYTHON) -m uv pip list --python $(HOSTS_PYTHON) | grep -E '^(sae-lens|eai-sparsify|transformer-lens|torch|transformers) '
 	OMP_NUM_THREADS=1 $(HOSTS_PYTHON) -m pytest --numprocesses 2 --dist loadfile -m "not integration and not gpu"
+	OMP_NUM_THREADS=1 $(HOSTS_PYTHON) -m pytest --numprocesses 2 --dist loadfile $(COMPARE_TESTS)
 
 # This hides a notice about the end of the theme's support in 2027, which would otherwise be in every log.
 docs: export NO_MKDOCS_2_WARNING=1

@@ -95,9 +95,14 @@ def load_sparsify(folder: Path) -> int:
     ("make", "save", "load"),
     [
         (saelens_coder, "save_model", load_saelens),
-        (training_coder, "save_inference_model", load_saelens),
-        (topk_transcoder, "save_model", load_saelens),
-        (sparsify_coder, "save_to_disk", load_sparsify),
+        *(
+            pytest.param(*case, marks=pytest.mark.integration)
+            for case in (
+                (training_coder, "save_inference_model", load_saelens),
+                (topk_transcoder, "save_model", load_saelens),
+                (sparsify_coder, "save_to_disk", load_sparsify),
+            )
+        ),
     ],
 )
 def test_a_killed_save_leaves_the_old_or_the_new_checkpoint(

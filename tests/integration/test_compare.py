@@ -36,6 +36,8 @@ from sae_binary_ext.saelens import (
 )
 from tests.integration.compare_helpers import CONTEXT, HOOK, LATENTS, WIDTH, config_of, save_coders
 
+pytestmark = pytest.mark.integration
+
 # Figures that both SAELens and this package measure, as SAELens' group and key, and our key.
 SAME = (
     ("model_behavior_preservation", "kl_div_with_sae", "kl_divergence"),

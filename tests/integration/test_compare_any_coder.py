@@ -31,6 +31,8 @@ from sae_binary_ext.measure.text import Text
 from sae_binary_ext.settings import TextConfig
 from tests.integration.compare_helpers import LATENTS, WIDTH, config_of
 
+pytestmark = pytest.mark.integration
+
 CONTEXT, HEADS = 16, 4
 # Each text fills a row exactly, so that TOKENS are the tokens that the commands read.
 TEXTS = [" ".join(f"w{(7 * row + i) % 58 + 2}" for i in range(CONTEXT - 1)) for row in range(32)]

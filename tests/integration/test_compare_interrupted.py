@@ -13,6 +13,8 @@ from sae_binary_ext.commands import run_compare
 from sae_binary_ext.measure import candidates, comparison, in_model, reading
 from tests.integration.compare_helpers import config_of, save_coders
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def coders(tmp_path: Path, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:

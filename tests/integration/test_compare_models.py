@@ -21,6 +21,8 @@ from sae_binary_ext.measure.text import Text, read_activations
 from sae_binary_ext.saelens import BinarySAE, BinarySAEConfig
 from tests.integration.compare_helpers import WIDTH, config_of
 
+pytestmark = pytest.mark.integration
+
 HOOK = "blocks.0.hook_resid_post"
 CENTERED = {"center_writing_weights": True}
 

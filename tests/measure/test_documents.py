@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -71,9 +72,9 @@ def test_documents_of_files(write: Callable[[Path], Path], expected: list[str], 
 
 
 def test_the_default_text_is_what_the_demo_does_not_train_on_or_all_of_it():
-    articles = [text for _, text in read_wikipedia_sample()]
-    assert list(read_documents(None)) == articles[9::10]
-    assert list(read_all_documents(None)) == articles
+    articles = [text for _, text in islice(read_wikipedia_sample(), 60)]
+    assert list(islice(read_documents(None), 6)) == articles[9::10]
+    assert list(islice(read_all_documents(None), 60)) == articles
 
 
 def test_text_that_cannot_be_read_is_named(tmp_path: Path):

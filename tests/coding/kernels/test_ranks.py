@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, multiprocessing
 from torch import distributed as dist
@@ -50,6 +51,7 @@ def on_one_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.integration
 def test_two_ranks_have_the_loss_and_gradient_of_one_process(tmp_path: Path):
     multiprocessing.spawn(on_one_rank, (str(tmp_path),), nprocs=2)
     x, weight = batch()
