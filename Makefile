@@ -17,13 +17,13 @@ help:
 	@echo "make bench      speed and memory beside the hosts' own coders (20 minutes; BENCH_ARGS=--full: an hour)"
 	@echo "make reconstruction  train what docs/short-training.md compares and has no figures of (hours)"
 	@echo "make install    everything for development: package, both hosts, demo, tools"
-	@echo "make test-fast  the tests that need no language model (under 3 minutes)"
+	@echo "make test-fast  the tests that need no language model (2 minutes)"
 	@echo "make test       all tests"
 	@echo "make test-delphi  the tests that need delphi, in an environment of its own (9 GB)"
 	@echo "make test-circuits  the tests that need circuit-tracer, in an environment of its own (5 GB)"
 	@echo "make test-dashboard, test-sae-bench  stock files in SAEDashboard and in sae-bench, in environments of their own (6 GB each)"
 	@echo "make docs       the documentation as a site, in build/site; any warning is an error"
-	@echo "make test-hosts  the fast tests, and compare's, with the oldest hosts supported, or HOSTS=newest"
+	@echo "make test-hosts  the fast tests, those of compare and registration, with the oldest hosts supported, or HOSTS=newest"
 	@echo "make packages   wheel and sdist, each in environments with none, one and both of the hosts"
 	@echo "make check      format, lint, types, documentation and all tests; what CI runs"
 
@@ -116,11 +116,12 @@ test-dashboard: install .venv-dashboard/neuronpedia
 test-sae-bench: install .venv-sae-bench/stamp
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest --durations=5 -rs tests/integration/test_sae_bench.py
 
-# test-hosts runs the fast tests and those of compare with the oldest or the newest hosts that pyproject.toml allows,
+# test-hosts runs the fast tests and HOSTS_TESTS with the oldest or the newest hosts that pyproject.toml allows,
 # in an environment of its own. The oldest hosts get the other packages of constraints.txt. The newest hosts get the newest packages.
 HOSTS := oldest
 HOSTS_PYTHON := .venv-hosts/bin/python
-COMPARE_TESTS := $(addprefix tests/integration/, test_compare.py test_compare_any_coder.py test_compare_models.py)
+# Of the other tests, these tell most about a new version of a host.
+HOSTS_TESTS := $(addprefix tests/, test_registration.py $(addprefix integration/test_compare, .py _any_coder.py _models.py))
 OLDEST_HOSTS := sae-lens==6.54.0 eai-sparsify==1.3.3 transformer-lens==3.0.0
 
 test-hosts: $(PYTHON)
@@ -130,7 +131,7 @@ test-hosts: $(PYTHON)
 		$(if $(filter oldest,$(HOSTS)),--constraint .venv-hosts/constraints.txt $(OLDEST_HOSTS))
 	$(PYTHON) -m uv pip list --python $(HOSTS_PYTHON) | grep -E '^(sae-lens|eai-sparsify|transformer-lens|torch|transformers) '
 	OMP_NUM_THREADS=1 $(HOSTS_PYTHON) -m pytest --numprocesses 2 --dist loadfile -m "not integration and not gpu"
-	OMP_NUM_THREADS=1 $(HOSTS_PYTHON) -m pytest --numprocesses 2 --dist loadfile $(COMPARE_TESTS)
+	OMP_NUM_THREADS=1 $(HOSTS_PYTHON) -m pytest --numprocesses 2 --dist loadfile $(HOSTS_TESTS)
 
 # This hides a notice about the end of the theme's support in 2027, which would otherwise be in every log.
 docs: export NO_MKDOCS_2_WARNING=1

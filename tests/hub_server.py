@@ -85,6 +85,8 @@ class Hub(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Else the second write of an answer waits 40 ms for the first one to be acknowledged.
+    disable_nagle_algorithm = True
     server: Hub
 
     def log_message(self, format: str, *args: object) -> None:

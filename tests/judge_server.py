@@ -47,7 +47,9 @@ class JudgeServer(ThreadingHTTPServer):
         return f"{self.base_url}/chat/completions"
 
     def start(self) -> None:
-        threading.Thread(target=self.serve_forever, daemon=True).start()
+        threading.Thread(
+            target=self.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        ).start()
 
     def next_fault(self, messages: Messages) -> str | None:
         with self.lock:

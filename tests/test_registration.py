@@ -25,19 +25,15 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 
 
 # Each case imports SAELens' libraries, which is slow. Only the first is among the fast tests.
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "imports",
     [
         "import sae_lens; import sae_binary_ext",
-        *(
-            pytest.param(imports, marks=pytest.mark.integration)
-            for imports in (
-                "from sae_binary_ext.saelens.binary_entropy import BinaryEntropyTrainingSAEConfig",
-                "import sae_binary_ext; sae_binary_ext.register(); import sae_lens; "
-                "sae_binary_ext.register(); "
-                "from sae_binary_ext.saelens.register import register; register()",
-            )
-        ),
+        "from sae_binary_ext.saelens.binary_entropy import BinaryEntropyTrainingSAEConfig",
+        "import sae_binary_ext; sae_binary_ext.register(); import sae_lens; "
+        "sae_binary_ext.register(); "
+        "from sae_binary_ext.saelens.register import register; register()",
     ],
 )
 def test_any_import_order_registers_once(imports: str):
@@ -108,19 +104,15 @@ def save_second_papers_coder(folder: Path):
     (folder / "config.pkl").write_bytes(pickle.dumps(config))
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("host", "adapter", "command"),
     [
         ("sae_lens", "saelens", "compare coder"),
-        *(
-            pytest.param(*case, marks=pytest.mark.integration)
-            for case in (
-                ("sae_lens", "saelens", "demo"),
-                ("sae_lens", "saelens", "entropy coder"),
-                ("sae_lens", "saelens", "convert coder out"),
-                ("sparsify", "sparsify", "convert coder out --host sparsify"),
-            )
-        ),
+        ("sae_lens", "saelens", "demo"),
+        ("sae_lens", "saelens", "entropy coder"),
+        ("sae_lens", "saelens", "convert coder out"),
+        ("sparsify", "sparsify", "convert coder out --host sparsify"),
     ],
 )
 def test_a_command_says_which_host_to_install(
@@ -225,6 +217,7 @@ with tempfile.TemporaryDirectory() as folder:
 }
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("host", GONE)
 def test_a_host_without_a_private_name_trains_its_own_coders(host: str):
     asked = "".join(

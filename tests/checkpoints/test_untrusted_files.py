@@ -173,13 +173,13 @@ def huge_old_storage(folder: Path) -> None:
 
 def deep_key(folder: Path) -> None:
     """Write a dict key so deep that hashing it would exhaust the processor's stack."""
-    (folder / "config.pkl").write_bytes(b"\x80\x04}(" + b")" + b"\x85" * 10**6 + b"Nu.")
+    (folder / "config.pkl").write_bytes(b"\x80\x04}(" + b")" + b"\x85" * 3 * 10**5 + b"Nu.")
 
 
 def deep_value(folder: Path) -> None:
     """Write a value so deep that printing it would exhaust the processor's stack."""
     head = b"\x80\x04}(X\x06\0\0\0params}(X\x11\0\0\0binarization_type"
-    (folder / "config.pkl").write_bytes(head + b"]" * 10**6 + b"a" * (10**6 - 1) + b"uu.")
+    (folder / "config.pkl").write_bytes(head + b"]" * 3 * 10**5 + b"a" * (3 * 10**5 - 1) + b"uu.")
 
 
 def no_end(folder: Path) -> None:

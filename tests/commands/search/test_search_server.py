@@ -35,7 +35,7 @@ def address(tmp_path: Path) -> Iterator[str]:
     words = [MARKUP if number == 3 else f" w{number}" for number in range(VOCABULARY)]
     (tmp_path / files.VOCABULARY).write_text(json.dumps(words))
     with server_of(CodeIndex.open(tmp_path), 0) as server:
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
