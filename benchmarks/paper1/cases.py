@@ -1,6 +1,7 @@
 """The coders of the grid: place, k, kind and seed, and their settings in sparsify."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from sparsify import SparseCoderConfig
@@ -55,6 +56,10 @@ class Case:
     def name(self) -> str:
         """A name for the folder of the trained coder."""
         return f"{self.kind}-{self.form}-k{self.k}-seed{self.seed}-lr{self.factor:g}"
+
+    def folder(self, folder: Path) -> Path:
+        """The trained coder's own folder in the folder of all runs."""
+        return folder / "coders" / self.name / self.hookpoint
 
     def config(self) -> SparseCoderConfig:
         """The coder's config. A stock coder has the Trainer's own defaults."""

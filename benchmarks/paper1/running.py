@@ -34,8 +34,8 @@ def make(folder: Path, case: Case) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as saved:
         coder = train(case, split.train, Path(saved))
         # The Trainer's other files are the state of its optimizer.
-        kept = folder / "coders" / case.name / case.hookpoint
-        shutil.copytree(Path(saved, case.name, case.hookpoint), kept, dirs_exist_ok=True)
+        own = Path(saved, case.name, case.hookpoint)
+        shutil.copytree(own, case.folder(folder), dirs_exist_ok=True)
     seconds = time.perf_counter() - started
     started = time.perf_counter()
     figures = {

@@ -1,0 +1,122 @@
+"""Has judges score the latents of trained coders, and silences latents in order of their scores."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.paper1.cases import FORMS, KS, LATENTS, SEEDS, Case
+from benchmarks.paper1.results import RESULTS, grid, line_of
+from benchmarks.result_lines import Line, ResultsFile
+from sae_binary_ext.commands import AblateConfig, InterpretConfig, run_ablate, run_interpret
+from sae_binary_ext.commands.interpret.interpret_page import by_coder_and_judge
+from sae_binary_ext.commands.interpret.interpret_run import TOKEN_BASELINE
+from sae_binary_ext.commands.interpret.interpret_scores import CoderScores, read_scores
+from sae_binary_ext.commands.interpret.with_delphi import EMBEDDING_JUDGE
+from sae_binary_ext.report.tables import as_json
+
+JUDGED = ResultsFile(Path(__file__).parent / "judged.jsonl")
+JUDGES = {"tokens": TOKEN_BASELINE, "embedding": EMBEDDING_JUDGE}
+# Latents drawn of each coder.
+DRAWN = {"tokens": 300, "embedding": 100}
+# In coders of this k the baseline scores all latents, and they are silenced in groups with equal
+# numbers of firings.
+SILENCED_K, GROUPS = 32, 8
+
+
+def judge_coders(folder: Path, layers: list[int], judge: str) -> None:
+    """Score the coders of seed 0 that the grid has; append a line for each to JUDGED.
+
+    Args:
+        folder: has the model and the trained coders; gets the scores.
+        layers: the MLPs' layers.
+        judge: one of JUDGES. "embedding" needs the extra delphi.
+    """
+    for cases in places(layers):
+        judged = JUDGED.read()
+        if any(judged_line(case, judge, judged) is None for case in cases):
+            for line in judge_place(folder, cases, judge):
+                JUDGED.append(line)
+
+
+def places(layers: list[int]) -> Iterator[list[Case]]:
+    """The trained cases of seed 0 of each layer, form and k, without places that have none."""
+    lines = RESULTS.read()
+    trained = [case for case in grid(layers, lines) if line_of(case, lines) is not None]
+    for layer in layers:
+        for form in FORMS:
+            for k in KS:
+                place = (layer, form, k, SEEDS[0])
+                own = [case for case in trained if place == case_place(case)]
+                if own:
+                    yield own
+
+
+def case_place(case: Case) -> tuple[int, str, int, int]:
+    """Layer, form, k and seed of a case."""
+    return case.layer, case.form, case.k, case.seed
+
+
+def judged_line(case: Case, judge: str, lines: list[Line]) -> Line | None:
+    """The scores of a case by a judge; None if there are none."""
+    key = {**case.key(), "judge": JUDGES[judge]}
+    return next((line for line in lines if key.items() <= line.items()), None)
+
+
+def judge_place(folder: Path, cases: list[Case], judge: str) -> Iterator[Line]:
+    """Lines of scores of coders that read the same activations, and of what they lose."""
+    layer, form, k, _ = case_place(cases[0])
+    of_place = folder / "judged" / f"{form}-{layer}"
+    of_place.mkdir(parents=True, exist_ok=True)
+    coders = [str(case.folder(folder)) for case in cases]
+    silences = judge == "tokens" and k == SILENCED_K
+    shared: dict[str, Any] = {"model": str(folder / "model"), "output": of_place / f"k{k}-{judge}"}
+    interpret = InterpretConfig(
+        **shared,
+        latents=LATENTS if silences else DRAWN[judge],
+        judge=judge,
+        activations=of_place / "activations.safetensors",
+    )
+    run_interpret(coders, interpret)
+    path = interpret.output / "scores.jsonl"
+    scores = [each for each in by_coder_and_judge(read_scores(path)) if each.judge == JUDGES[judge]]
+    silenced: dict[str, list[Line]] = {}
+    if silences:
+        ablate = AblateConfig(
+            **shared, ranking="score", scores=path, judge=JUDGES[judge], groups=GROUPS, latents=0
+        )
+        for group in as_json(run_ablate(coders, ablate).results)["groups"]:
+            silenced.setdefault(group["coder"], []).append(_short(group))
+    for case, own in zip(cases, scores, strict=True):
+        yield {**case.key(), **_figures(own), "silenced": silenced.get(own.coder, [])}
+
+
+def _figures(scores: CoderScores) -> Line:
+    """Mean scores, each latent counted once and by firings; and rate and score of some latents.
+
+    Latents start with random weights, so those with the lowest numbers are a random sample.
+    """
+    shown = [
+        [float(f"{each.rate:.3g}"), round(each.area, 3)]
+        for each in scores.scores[: DRAWN["tokens"]]
+        if each.area is not None
+    ]
+    return {
+        "judge": scores.judge,
+        "drawn": scores.drawn(),
+        "scored": scores.scored(),
+        "area": as_json(scores.mean("area")),
+        "by_firings": as_json(scores.firing_weighted("area")),
+        "latents": shown,
+    }
+
+
+def _short(group: Line) -> Line:
+    """What the table of silenced latents has of a group."""
+    random = group["rise_of_random"]
+    return {
+        "latents": len(group["latents"]),
+        "ones": group["rise"]["ones"],
+        "loss": group["rise"]["loss"],
+        "random_ones": random and random["ones"],
+        "random_loss": random and random["loss"],
+    }
