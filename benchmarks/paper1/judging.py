@@ -33,8 +33,9 @@ def judge_coders(folder: Path, layers: list[int], judge: str) -> None:
     """
     for cases in places(layers):
         judged = JUDGED.read()
-        if any(judged_line(case, judge, judged) is None for case in cases):
-            for line in judge_place(folder, cases, judge):
+        left = [case for case in cases if judged_line(case, judge, judged) is None]
+        if left:
+            for line in judge_place(folder, left, judge):
                 JUDGED.append(line)
 
 

@@ -87,6 +87,12 @@ def test_each_coder_has_its_own_scores_and_its_own_loss(folder: Path):
         assert sum(group["ones"] for group in line["silenced"]) <= 1 + 1e-9
     judging.judge_coders(folder, [1], "tokens")
     assert judging.JUDGED.read() == lines
+    # One line is lost. Only its coder is judged again.
+    judging.JUDGED.path.write_text("")
+    for line in lines[:2]:
+        judging.JUDGED.append(line)
+    judging.judge_coders(folder, [1], "tokens")
+    assert judging.JUDGED.read() == lines
 
 
 @pytest.mark.usefixtures("small")
