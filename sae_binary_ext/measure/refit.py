@@ -18,7 +18,7 @@ from sae_binary_ext.measure.metrics import measure
 from sae_binary_ext.measure.text import Text, read_activations
 from sae_binary_ext.saelens.autoencoder import BinaryCoder
 from sae_binary_ext.saelens.refined import refine_coder
-from sae_binary_ext.saelens.refitting import refit_decoder
+from sae_binary_ext.saelens.refitting import refit_decoder, skip_weight
 from sae_binary_ext.training.least_squares import PULL
 
 # Number of tokens to measure on, as a share of the tokens that the decoder is fitted to.
@@ -103,6 +103,8 @@ def refit(
     inputs, targets = (torch.cat(each) for each in zip(*measured, strict=True))
     figures = [measure(each, inputs, targets) for each in (unfitted, coder)]
     fields = {"decoder_weight": coder.W_dec, "decoder_bias": coder.b_dec}
+    if (skip := skip_weight(coder)) is not None:
+        fields["skip_weight"] = skip
     if passes:
         fields["flip_price"] = coder.flip_price
     changed = {name: value.detach().to(portable.dtype) for name, value in fields.items()}

@@ -23,8 +23,8 @@ def refit_decoder(
 ) -> Refit:
     """Give a coder the decoder of least squared error for its codes on the tokens of `batches`.
 
-    b_dec is fitted too, unless the coder subtracts b_dec from its input: then its codes depend on
-    b_dec, which therefore stays.
+    A skip connection is fitted with it. b_dec is fitted too, unless the coder subtracts b_dec from
+    its input: then its codes depend on b_dec, which therefore stays.
 
     Args:
         coder: a binary autoencoder or transcoder, changed in place.
@@ -96,7 +96,9 @@ def refit_at_end(trainer: Any) -> None:
 
 
 def _new_fit(coder: Any) -> DecoderFit:
-    return DecoderFit(*coder.W_dec.shape, device=coder.W_dec.device)
+    skip = skip_weight(coder)
+    d_skip = 0 if skip is None else skip.shape[1]
+    return DecoderFit(*coder.W_dec.shape, device=coder.W_dec.device, d_skip=d_skip)
 
 
 def _add_rows(fit: DecoderFit, coder: BinaryTrainingSAE, rows: Tensor) -> None:
@@ -109,8 +111,15 @@ def _add_rows(fit: DecoderFit, coder: BinaryTrainingSAE, rows: Tensor) -> None:
 def _add(fit: DecoderFit, coder: Any, x: Tensor, target: Tensor) -> None:
     with heads_side_by_side(coder):
         active = coder.encode(x) != 0
-        whole = target if isinstance(coder.cfg, TranscoderFields) else None
-        fit.add(active, decoder_target(coder, x, target), whole)
+        if isinstance(coder.cfg, TranscoderFields):
+            fit.add(active, target, None if skip_weight(coder) is None else x)
+        else:
+            fit.add(active, decoder_target(coder, x, target))
+
+
+def skip_weight(coder: Any) -> Tensor | None:
+    """W_skip [d_out, d_in] of a transcoder with a skip connection, else None."""
+    return coder.W_skip if isinstance(coder.cfg, TranscoderFields) else None
 
 
 def decoder_target(coder: Any, x: Tensor, target: Tensor) -> Tensor:
@@ -124,4 +133,5 @@ def decoder_target(coder: Any, x: Tensor, target: Tensor) -> Tensor:
 def replace_decoder(fit: DecoderFit, coder: Any, pull: float) -> Refit:
     """Give a coder the decoder of least squared error for the sums of fit_codes."""
     fits_bias = not coder.cfg.apply_b_dec_to_input
-    return fit.replace(coder.W_dec, coder.b_dec, fits_bias=fits_bias, pull=pull)
+    skip = skip_weight(coder)
+    return fit.replace(coder.W_dec, coder.b_dec, skip, fits_bias=fits_bias, pull=pull)

@@ -59,18 +59,24 @@ def refit_at_end(trainer: Trainer, coders: dict[str, BinarySparseCoder]) -> None
     for optimizer in _schedule_free(trainer):
         optimizer.eval()  # the averaged weights, which the Trainer saves
     fits = {
-        name: DecoderFit(*coder.decoder_weight().shape, device=coder.device)
+        name: DecoderFit(
+            *coder.decoder_weight().shape,
+            device=coder.device,
+            d_skip=0 if coder.W_skip is None else coder.W_skip.shape[1],
+        )
         for name, coder in coders.items()
     }
     _read_last_rows(trainer, tokens, partial(_add, coders, fits))
     for name, fit in fits.items():
-        weight, bias = coders[name].decoder_weight(), coders[name].b_dec
+        coder = coders[name]
+        weight, bias, skip = coder.decoder_weight(), coder.b_dec, coder.W_skip
+        changed = [weight, bias] if skip is None else [weight, bias, skip]
         fit.sum_over_ranks()
-        done = fit.replace(weight, bias, fits_bias=not coders[name].cfg.centres())
+        done = fit.replace(weight, bias, skip, fits_bias=not coder.cfg.centres())
         if _rank() == 0:
             done.log(name)
         for optimizer in _schedule_free(trainer):
-            for parameter in (weight, bias):
+            for parameter in changed:
                 if "z" in optimizer.state[parameter]:  # the point that resumed training steps from
                     optimizer.state[parameter]["z"].copy_(parameter)
     trainer.save()
@@ -143,5 +149,4 @@ def _add(
         ):
             source, target = source.to(coder.dtype), target.to(coder.dtype)
             active = unpack(coder.encode_packed(source), coder.num_latents, torch.bool)
-            skip = 0.0 if coder.W_skip is None else source @ coder.W_skip.mT
-            fit.add(active, target - skip, target)
+            fit.add(active, target, None if coder.W_skip is None else source)

@@ -36,39 +36,54 @@ class Refit:
 class DecoderFit:
     """Finds the best decoder for given codes, by normal equations summed batch by batch.
 
+    With a skip connection, which adds a linear map of the input to the output, decoder and map are
+    solved for together. The columns of the problem are then latents first and the input's
+    dimensions after them.
+
     Attributes:
         counts: int32 [latents, latents], tokens on which each pair of latents fired; only the upper
             triangle is filled, because the matrix is symmetric.
-        target_sums: float64 [latents, d_out], sum of the targets over tokens on which a latent
-            fired.
-        target_sum, output_sum: float64 [d_out], sums of all targets and of all outputs.
-        squares: float64 [2], sums of the squares of targets and of outputs.
+        input_products: float64 [d_skip, latents + d_skip], sums over tokens of the input times the
+            codes and the input; d_skip is 0 if there is no skip connection.
+        input_sum: float64 [d_skip], sum of the inputs.
+        target_sums: float64 [latents + d_skip, d_out], sums of codes and inputs times targets.
+        target_sum: float64 [d_out], sum of the targets.
+        squares: float64 scalar, sum of the squares of targets.
         tokens: number of tokens added.
     """
 
-    def __init__(self, latents: int, d_out: int, device: str | torch.device = "cpu") -> None:
+    def __init__(
+        self, latents: int, d_out: int, device: str | torch.device = "cpu", d_skip: int = 0
+    ) -> None:
         self.counts = torch.zeros(latents, latents, dtype=torch.int32, device=device)
-        self.target_sums = torch.zeros(latents, d_out, dtype=torch.float64, device=device)
-        self.target_sum, self.output_sum = self.target_sums.new_zeros(2, d_out)
-        self.squares = self.target_sums.new_zeros(2)
+        columns = latents + d_skip
+        self.target_sums = torch.zeros(columns, d_out, dtype=torch.float64, device=device)
+        self.input_products = self.target_sums.new_zeros(d_skip, columns)
+        self.input_sum = self.target_sums.new_zeros(d_skip)
+        self.target_sum = self.target_sums.new_zeros(d_out)
+        self.squares = self.target_sums.new_zeros(())
         self.tokens = 0
 
     @torch.no_grad()
-    def add(self, active: Tensor, target: Tensor, output: Tensor | None = None) -> None:
-        """Add codes, bool [tokens, latents], and targets of the decoder, [tokens, d_out].
+    def add(self, active: Tensor, target: Tensor, x: Tensor | None = None) -> None:
+        """Add codes, bool [tokens, latents], and targets, [tokens, d_out].
 
-        output [tokens, d_out] is the whole that FVU is a share of, if the decoder's target is only
-        a part of it. A call takes fewer than 2^24 tokens, because float32 counts exactly up to
-        there.
+        x [tokens, d_skip] is what a skip connection reads; None if there is none. A call takes
+        fewer than 2^24 tokens, because float32 counts exactly up to there.
         """
         matrix, target = code_matrix(active), target.double()
-        output = target if output is None else output.double()
+        latents = len(self.counts)
         matrix.add_pair_counts(self.counts)
-        self.target_sums += matrix.transposed_times(target)
+        self.target_sums[:latents] += matrix.transposed_times(target)
         self.target_sum += target.sum(0)
-        self.output_sum += output.sum(0)
-        self.squares += torch.stack([target.square().sum(), output.square().sum()])
+        self.squares += target.square().sum()
         self.tokens += len(target)
+        if x is not None:
+            x = x.double()
+            self.target_sums[latents:] += x.T @ target
+            self.input_products[:, :latents] += matrix.transposed_times(x).T
+            self.input_products[:, latents:] += x.T @ x
+            self.input_sum += x.sum(0)
 
     def sum_over_ranks(self) -> None:
         """Add up the sums of all ranks of a distributed run, if this is one."""
@@ -76,20 +91,33 @@ class DecoderFit:
             return
         tokens = torch.tensor(self.tokens, device=self.counts.device)
         for total in (*vars(self).values(), tokens):
-            if isinstance(total, Tensor):
+            if isinstance(total, Tensor) and total.numel():
                 dist.all_reduce(total)
         self.tokens = int(tokens)
 
     @torch.no_grad()
     def replace(
-        self, weight: Tensor, bias: Tensor, *, fits_bias: bool, pull: float = PULL
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        skip: Tensor | None = None,
+        *,
+        fits_bias: bool,
+        pull: float = PULL,
     ) -> Refit:
-        """Solve for a decoder and write it over the old one. The arguments are those of solve."""
-        new_weight, new_bias = self.solve(weight, bias, pull, fits_bias)
-        before = self._fvu(weight, bias)
-        weight.copy_(new_weight)
+        """Solve for a decoder and write it over the old one.
+
+        weight is [latents, d_out] and skip, of a skip connection, [d_out, d_skip]. The other
+        arguments are those of solve.
+        """
+        before = weight if skip is None else torch.cat([weight, skip.mT])
+        after, new_bias = self.solve(before, bias, pull, fits_bias)
+        fvu_before = self._fvu(before, bias)
+        weight.copy_(after[: len(weight)])
         bias.copy_(new_bias)
-        return Refit(self.tokens, before, self._fvu(weight, bias))
+        if skip is not None:
+            skip.copy_(after[len(weight) :].mT)
+        return Refit(self.tokens, fvu_before, self._fvu(after, bias))
 
     @torch.no_grad()
     def solve(
@@ -97,9 +125,10 @@ class DecoderFit:
     ) -> tuple[Tensor, Tensor]:
         """The decoder of least squared error, pulled a little towards the old decoder.
 
-        Minimises the sum over tokens of |target - codes @ W - b|^2, plus pull * |W - weight|^2,
-        from the old decoder: weight [latents, d_out] and bias [d_out]. The pull is in tokens and
-        must be positive. A latent that never fired keeps its row. The bias does not change if
+        Minimises the sum over tokens of |target - columns @ W - b|^2, plus pull * |W - weight|^2,
+        from the old decoder: weight [latents + d_skip, d_out] and bias [d_out]. The pull is in
+        tokens and must be positive; on rows of a skip connection it is multiplied by the input's
+        mean variance. A latent that never fired keeps its row. The bias does not change if
         fits_bias is false. Solves in float64; returns W and b in the dtypes of weight and bias.
 
         Raises:
@@ -108,33 +137,44 @@ class DecoderFit:
         if not self.tokens:
             raise ValueError("batches: no activations to refit the decoder on.")
         before = weight.double()
-        gram = self._gram()
+        gram, sums = self._gram(), self._sums()
         wanted = self.target_sums.clone()
-        rates = gram.diagonal() / self.tokens
         mean = self.target_sum / self.tokens
         if fits_bias:
-            # Centre codes and targets, which is the same as taking the best bias for each W.
-            gram.addr_(rates, rates, alpha=-self.tokens)
-            wanted.addr_(rates, mean, alpha=-self.tokens)
+            # Centre columns and targets, which is the same as taking the best bias for each W.
+            gram.addr_(sums, sums, alpha=-1 / self.tokens)
+            wanted.addr_(sums, mean, alpha=-1)
         else:
-            wanted.addr_(gram.diagonal(), bias.double(), alpha=-1)
+            wanted.addr_(sums, bias.double(), alpha=-1)
         # Solve for the change of rows, so that rows of latents that never fired keep every bit.
         wanted -= gram @ before
-        gram.diagonal().add_(pull)
+        diagonal, latents = gram.diagonal(), len(self.counts)
+        if len(self.input_sum):
+            diagonal[latents:] += pull * diagonal[latents:].mean() / self.tokens
+        diagonal[:latents] += pull
         torch.linalg.cholesky(gram, out=gram)
         after = before + torch.cholesky_solve(wanted, gram)
         if fits_bias:
-            bias = (mean - rates @ after).to(bias.dtype)
+            bias = (mean - sums @ after / self.tokens).to(bias.dtype)
         return after.to(weight.dtype), bias
 
     def _gram(self) -> Tensor:
-        return (self.counts + self.counts.triu(1).T).double()
+        """Products of all columns, float64 [latents + d_skip, latents + d_skip]."""
+        codes, latents = (self.counts + self.counts.triu(1).T).double(), len(self.counts)
+        if not len(self.input_sum):
+            return codes
+        upper = torch.cat([codes, self.input_products[:, :latents].T], dim=1)
+        return torch.cat([upper, self.input_products])
+
+    def _sums(self) -> Tensor:
+        """Sums of all columns over tokens, float64 [latents + d_skip]."""
+        return torch.cat([self.counts.diagonal().double(), self.input_sum])
 
     def _fvu(self, weight: Tensor, bias: Tensor) -> float:
-        """FVU of a decoder: the sum of |target - codes @ weight - bias|^2, multiplied out."""
-        wide, offset, gram = weight.double(), bias.double(), self._gram()
+        """FVU of a decoder: the sum of |target - columns @ weight - bias|^2, multiplied out."""
+        wide, offset = weight.double(), bias.double()
         with_target = (wide * self.target_sums).sum() + offset @ self.target_sum
-        with_itself = (wide * (gram @ wide)).sum() + self.tokens * offset.square().sum()
-        with_itself += 2 * offset @ (gram.diagonal() @ wide)
-        error = self.squares[0] - 2 * with_target + with_itself
-        return (error / (self.squares[1] - self.output_sum.square().sum() / self.tokens)).item()
+        with_itself = (wide * (self._gram() @ wide)).sum() + self.tokens * offset.square().sum()
+        with_itself += 2 * offset @ (self._sums() @ wide)
+        error = self.squares - 2 * with_target + with_itself
+        return (error / (self.squares - self.target_sum.square().sum() / self.tokens)).item()

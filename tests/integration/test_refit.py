@@ -51,8 +51,12 @@ def save(coder: Any, model: Path, folder: Path) -> None:
 @pytest.mark.parametrize("host", ["saelens", "sparsify"])
 @pytest.mark.parametrize(
     "coder",
-    [BinarySAE(BinarySAEConfig(**SIZES)), BinaryTranscoder(BinaryTranscoderConfig(**SIZES))],
-    ids=["autoencoder", "transcoder"],
+    [
+        BinarySAE(BinarySAEConfig(**SIZES)),
+        BinaryTranscoder(BinaryTranscoderConfig(**SIZES)),
+        BinaryTranscoder(BinaryTranscoderConfig(**SIZES, skip_connection=True)),
+    ],
+    ids=["autoencoder", "transcoder", "skip transcoder"],
 )
 def test_the_refitted_file_has_the_same_codes_and_less_error(
     coder: Any,
@@ -79,7 +83,8 @@ def test_the_refitted_file_has_the_same_codes_and_less_error(
     x = torch.randn(50, 16)
     codes = [each.encode(x) for each in coders]
     assert torch.equal(*codes)
-    assert not torch.equal(coders[0].W_dec, coders[1].W_dec)
+    for name in ("W_dec", "W_skip") if "W_skip" in coder.state_dict() else ("W_dec",):
+        assert not torch.equal(*(getattr(each, name) for each in coders)), name
     assert coders[1].cfg.metadata.hook_name == coders[0].cfg.metadata.hook_name
     assert {path.name for path in new.iterdir()} == {path.name for path in old.iterdir()}
 

@@ -68,6 +68,10 @@ def test_the_codes_stay_and_the_error_has_no_slope_left(kind: str):
     torch.testing.assert_close(
         coder.W_dec.grad[fired], torch.zeros_like(coder.W_dec)[fired], atol=2e-3, rtol=0
     )
+    if kind == "skip transcoder":
+        torch.testing.assert_close(
+            coder.W_skip.grad, torch.zeros_like(coder.W_skip), atol=2e-3, rtol=0
+        )
 
 
 def test_a_bias_that_the_input_loses_stays():

@@ -112,17 +112,20 @@ def test_a_resumed_run_ends_with_the_decoder_of_an_unbroken_one(
         )
 
 
+@pytest.mark.parametrize("kind", ["autoencoder", "skip transcoder"])
 def test_a_refitted_run_trains_on_from_its_decoder(
-    activations: Tensor, rows: Tensor, tmp_path: Path
+    kind: str, activations: Tensor, rows: Tensor, tmp_path: Path
 ):
     """A resumed run with more rows starts from the refitted decoder, also without a schedule."""
-    trained(activations, rows[:12], tmp_path, 60, lr=1e-9)
-    saved = SparseCoder.load_from_disk(tmp_path / "run" / HOOKPOINT)
-    sae = BinarySparseCoderConfig(num_latents=WIDTH, k=4, refit_tokens=0)
+    trained(activations, rows[:12], tmp_path, 60, lr=1e-9, fields=KINDS[kind])
+    saved: Any = SparseCoder.load_from_disk(tmp_path / "run" / HOOKPOINT)
+    sae = BinarySparseCoderConfig(num_latents=WIDTH, k=4, refit_tokens=0, **KINDS[kind])
     trainer = trainer_on(activations, rows, sae, tmp_path, batch_size=4, lr=1e-9)
     trainer.load_state(str(tmp_path / "run"))
     trainer.fit()
-    torch.testing.assert_close(coder_in(trainer).W_dec, saved.W_dec)
+    names = ("W_dec", "W_skip") if kind == "skip transcoder" else ("W_dec",)
+    for name in names:
+        torch.testing.assert_close(getattr(coder_in(trainer), name), getattr(saved, name))
 
 
 def test_tokens_that_are_not_finite_are_left_out(activations: Tensor, rows: Tensor, tmp_path: Path):
