@@ -1,7 +1,7 @@
 """Train and measure coders by the number of training tokens, then write docs/reconstruction.md.
 
-python -m benchmarks.scale FOLDER [--search] [--layer 9] [--tokens 3000000] [--only topk]
-    [--jobs 2] [--write]
+python -m benchmarks.scale FOLDER [--search] [--kind autoencoder] [--layer 9] [--tokens 3000000]
+    [--only topk] [--jobs 2] [--write]
 
 Text, model and activations are saved in FOLDER, 5.8 KB for each training token. Runs whose figures
 are in benchmarks/scale/results.jsonl are not made again, so the command can be stopped and started.
@@ -13,8 +13,8 @@ import functools
 import os
 from pathlib import Path
 
-from benchmarks.scale.activations import SITES, compute_missing
-from benchmarks.scale.cases import Run, all_runs, search_runs
+from benchmarks.scale.activations import compute_missing
+from benchmarks.scale.cases import FAMILIES, PRICES, SEARCHED, Run, search_runs, tuned_runs
 from benchmarks.scale.document import write_document
 from benchmarks.scale.results import RESULTS, missing
 from benchmarks.scale.running import make, one_thread
@@ -24,6 +24,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--search", action="store_true", help="make the search's runs alone")
+    parser.add_argument("--kind", choices=FAMILIES, help="make the runs of these coders alone")
     parser.add_argument("--layer", type=int, help="make the runs of this layer alone")
     parser.add_argument("--tokens", type=int, help="make the runs of this many tokens alone")
     parser.add_argument("--only", default="", help="make the runs whose names begin so")
@@ -33,15 +34,19 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the document alone")
     arguments = parser.parse_args()
     if not arguments.write:
+        kinds = [kind for kind in FAMILIES if arguments.kind in (None, kind)]
+        places = [place for place in PRICES if place.kind in kinds]
+        of_search = [run for kind in kinds if kind in SEARCHED for run in search_runs(kind)]
+        of_places = [run for place in places for run in tuned_runs(place)]
         wanted = [
             run
-            for run in (search_runs() if arguments.search else all_runs())
+            for run in (of_search if arguments.search else of_places)
             if arguments.layer in (None, run.site.layer)
             and arguments.tokens in (None, run.tokens)
             and run.case.name.startswith(arguments.only)
         ]
         run_missing(arguments.folder, missing(wanted), arguments.jobs)
-    write_document(RESULTS.read(), SITES)
+    write_document(RESULTS.read())
 
 
 def run_missing(folder: Path, runs: list[Run], jobs: int | None) -> None:

@@ -13,9 +13,9 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.reconstruction.activations import Site, Split, watch
 from benchmarks.scale.corpus import ROW, Rows, read_rows
+from sae_binary_ext.coding.kernels.processor import multiplies_bfloat16
 from sae_binary_ext.commands.demo.config import FIRST_POSITION
 
-SITES = [*(Site("autoencoder", layer) for layer in (4, 9, 20)), Site("transcoder", 9)]
 WIDTH = 576  # of SmolLM2's residual stream
 ROWS_PER_FORWARD = 16
 # A run that was stopped goes on after the last whole part of this many rows.
@@ -42,7 +42,9 @@ def load(folder: Path, site: Site, training_tokens: int) -> Split:
 def compute_missing(folder: Path, training_tokens: dict[Site, int]) -> None:
     """Run the model over the rows of text, as many training tokens for each site as given."""
     rows, done = read_rows(folder), _Done(folder)
-    model = LlamaForCausalLM.from_pretrained(folder / "model", dtype=torch.bfloat16).eval()
+    # Without instructions for bfloat16, a processor takes four times as long as with float32.
+    dtype = torch.bfloat16 if multiplies_bfloat16() else torch.float32
+    model = LlamaForCausalLM.from_pretrained(folder / "model", dtype=dtype).eval()
     model.model.norm = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue]
     found: dict[Site, Tensor] = {}
     for site in training_tokens:

@@ -1,7 +1,8 @@
 """The runs of the comparison by training tokens, and the settings that were searched for each.
 
-Every family has the same number of searched settings at SEARCH_SITE. All were trained on
-SEARCH_TOKENS tokens, and the best on the rows for choosing is the family's TUNED settings.
+Every family has the same number of searched settings, for each kind of coder. All were trained on
+SEARCH_TOKENS tokens of SEARCH_LAYER, and the best on the rows for choosing is the family's TUNED
+settings.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ LATENTS = 2304
 TOKENS = (300_000, 1_000_000, 3_000_000, 10_000_000)
 # Only the first seed is trained on more tokens than this.
 SEEDS, MOST_TOKENS_OF_SEEDS = (0, 1, 2), 3_000_000
-SEARCH_SITE, SEARCH_TOKENS = Site("autoencoder", 9), 300_000
+SEARCH_LAYER, SEARCH_TOKENS = 9, 300_000
 # Fields of every case of a family, and its searched price: k, or the cost of a bit.
 FIXED: dict[str, dict[str, Any]] = {
     "topk": {"decoder_init_norm": 1.0},
@@ -55,14 +56,40 @@ SEARCH_PRICE = {
 SEARCH_FIELDS: dict[str, dict[str, Any]] = {"binary_refined": {"dense_coefficient": 1e-3}}
 
 
+AUTOENCODER, TRANSCODER, SKIP = "autoencoder", "transcoder", "skip transcoder"
+# Families of each kind of coder. SAELens has no batchtopk and no matching_pursuit for transcoders.
+# No transcoder has refined codes: codes are refined by what the output lacks, and a transcoder does
+# not know its target.
+_TRANSCODERS = ("topk", "binary", "binary_entropy")
+FAMILIES = {AUTOENCODER: tuple(FIXED), TRANSCODER: _TRANSCODERS, SKIP: _TRANSCODERS}
+FIELDS_OF_KIND: dict[str, dict[str, Any]] = {SKIP: {"skip_connection": True}}
+# Prices of the search, where a kind of coder has others: with a skip connection, far fewer latents
+# are worth their bits.
+SEARCH_PRICE_OF_KIND: dict[str, dict[str, float]] = {SKIP: {"binary": 32, "binary_entropy": 5e-5}}
 # What is searched for each family: learning rate and batch size.
-SEARCHED = ((1e-3, 256), (2e-3, 256), (4e-3, 256), (8e-3, 256), (4e-3, 1024))
+SEARCHED: dict[str, tuple[tuple[float, int], ...]] = {
+    AUTOENCODER: ((1e-3, 256), (2e-3, 256), (4e-3, 256), (8e-3, 256), (4e-3, 1024)),
+    SKIP: ((1e-3, 256), (2e-3, 256), (4e-3, 256), (8e-3, 256), (1.6e-2, 256), (8e-3, 1024)),
+}
 # The window is topk's and batchtopk's best of docs/short-training.md: with 1000 steps, SAELens'
 # default, its loss of dead latents hardly acts in short training, and hundreds of latents die.
 SETTINGS: dict[str, dict[str, Any]] = {
     **{key: {"adam_beta2": 0.99} for key in FIXED},
     **{key: {"adam_beta2": 0.99, "dead_feature_window": 100} for key in ("topk", "batchtopk")},
 }
+
+
+@dataclass(frozen=True)
+class Place:
+    """A kind of coder, one of FAMILIES, and its layer in SmolLM2."""
+
+    kind: str
+    layer: int
+
+    @property
+    def site(self) -> Site:
+        """The activations that coders of this place are trained on."""
+        return Site(AUTOENCODER if self.kind == AUTOENCODER else TRANSCODER, self.layer)
 
 
 @dataclass(frozen=True)
@@ -84,19 +111,20 @@ class Run:
         }
 
 
-def new_case(family: str, price: float, **settings: Any) -> Case:
+def new_case(kind: str, family: str, price: float, **settings: Any) -> Case:
     """A case of a family at a price; settings are fields of Case."""
-    fields = {**FIXED[family], PRICE[family]: price}
+    fields = {**FIXED[family], **FIELDS_OF_KIND.get(kind, {}), PRICE[family]: price}
     name = f"{family}, {price:g}"
     return Case(name, family, fields, latents=LATENTS, **{**SETTINGS[family], **settings})
 
 
-def searched() -> list[Case]:
-    """The cases by which each family's settings were chosen."""
+def searched(kind: str) -> list[Case]:
+    """The cases by which each family's settings were chosen, for a kind of coder."""
+    prices = SEARCH_PRICE | SEARCH_PRICE_OF_KIND.get(kind, {})
     cases = [
-        new_case(family, price, lr=lr, batch_size=batch)
-        for lr, batch in SEARCHED
-        for family, price in SEARCH_PRICE.items()
+        new_case(kind, family, prices[family], lr=lr, batch_size=batch)
+        for lr, batch in SEARCHED[kind]
+        for family in FAMILIES[kind]
     ]
     for case in cases:
         case.fields.update(SEARCH_FIELDS.get(case.family, {}))
@@ -105,53 +133,64 @@ def searched() -> list[Case]:
 
 # The best settings of the search on the rows for choosing, of the families that were searched.
 # tests/benchmarks/test_scale.py compares them with the results.
-TUNED: dict[str, dict[str, Any]] = {
-    "topk": {"lr": 2e-3, "batch_size": 256},
-    "batchtopk": {"lr": 4e-3, "batch_size": 256},
-    "binary": {"lr": 8e-3, "batch_size": 256},
-    "binary_entropy": {"lr": 8e-3, "batch_size": 256},
-    "binary_refined": {"lr": 8e-3, "batch_size": 256},
+TUNED: dict[str, dict[str, dict[str, Any]]] = {
+    AUTOENCODER: {
+        "topk": {"lr": 2e-3, "batch_size": 256},
+        "batchtopk": {"lr": 4e-3, "batch_size": 256},
+        "binary": {"lr": 8e-3, "batch_size": 256},
+        "binary_entropy": {"lr": 8e-3, "batch_size": 256},
+        "binary_refined": {"lr": 8e-3, "batch_size": 256},
+    },
+    # Not searched yet: the settings of autoencoders.
+    TRANSCODER: {
+        "topk": {"lr": 2e-3, "batch_size": 256},
+        "binary": {"lr": 8e-3, "batch_size": 256},
+        "binary_entropy": {"lr": 8e-3, "batch_size": 256},
+    },
+    SKIP: {
+        "topk": {"lr": 2e-3, "batch_size": 256},
+        "binary": {"lr": 8e-3, "batch_size": 1024},
+        "binary_entropy": {"lr": 8e-3, "batch_size": 256},
+    },
 }
-# The prices of each family at a site. Costs of a bit are such that binary coders have about as many
-# bits as stock coders of k = 16 to 64, by both ways to count those. There is no stock batchtopk and
-# no refined code for transcoders: codes are refined by what the output lacks, and a transcoder does
-# not know its target.
+# The prices of each family at a place. With the costs of a bit here, binary coders have about as
+# many bits as stock coders of k = 16 to 64, by both ways to count those.
 STOCK = {"topk": (16, 32, 64), "batchtopk": (16, 32, 64)}
-PRICES: dict[Site, dict[str, tuple[float, ...]]] = {
-    Site("autoencoder", 4): {**STOCK, "binary_refined": (1e-4, 2e-4)},
-    Site("autoencoder", 9): {
+PRICES: dict[Place, dict[str, tuple[float, ...]]] = {
+    Place(AUTOENCODER, 4): {**STOCK, "binary_refined": (1e-4, 2e-4)},
+    Place(AUTOENCODER, 9): {
         **STOCK,
         "binary": (64,),
         "binary_entropy": (2e-4,),
         "binary_refined": (1.5e-4, 3e-4),
     },
-    Site("autoencoder", 20): {**STOCK, "binary_refined": (2e-4, 4e-4)},
-    Site("transcoder", 9): {"topk": (16, 32, 64), "binary": (64,), "binary_entropy": (1e-4, 2e-4)},
+    Place(AUTOENCODER, 20): {**STOCK, "binary_refined": (2e-4, 4e-4)},
+    Place(TRANSCODER, 9): {"topk": (16, 32, 64), "binary": (64,), "binary_entropy": (1e-4, 2e-4)},
+    Place(SKIP, 9): {"topk": (8, 16, 32), "binary": (32,), "binary_entropy": (2e-5, 5e-5)},
 }
 
 
-def search_runs() -> list[Run]:
-    """The runs by which each family's settings were chosen."""
-    return [Run(SEARCH_SITE, case, SEARCH_TOKENS, 0) for case in searched()]
+def search_runs(kind: str) -> list[Run]:
+    """The runs by which each family's settings were chosen, for a kind of coder."""
+    site = Place(kind, SEARCH_LAYER).site
+    return [Run(site, case, SEARCH_TOKENS, 0) for case in searched(kind)]
 
 
-def tuned_cases() -> list[tuple[Site, Case]]:
-    """The cases of the comparison, each with the site it is trained at."""
+def tuned_cases(place: Place) -> list[Case]:
+    """The cases of the comparison at a place."""
     return [
-        (site, new_case(family, price, **TUNED[family]))
-        for site, families in PRICES.items()
-        for family, prices in families.items()
+        new_case(place.kind, family, price, **TUNED[place.kind][family])
+        for family, prices in PRICES[place].items()
         for price in prices
     ]
 
 
-def all_runs() -> list[Run]:
-    """All runs of the comparison and of the search."""
-    runs = [
-        Run(site, case, tokens, seed)
+def tuned_runs(place: Place) -> list[Run]:
+    """The runs of the comparison at a place."""
+    return [
+        Run(place.site, case, tokens, seed)
         for seed in SEEDS
         for tokens in TOKENS
         if seed == 0 or tokens <= MOST_TOKENS_OF_SEEDS
-        for site, case in tuned_cases()
+        for case in tuned_cases(place)
     ]
-    return [*search_runs(), *runs]

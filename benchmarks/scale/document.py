@@ -11,8 +11,8 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 
-from benchmarks.reconstruction.activations import Site
 from benchmarks.reconstruction.cases import WITH_VALUES
+from benchmarks.scale.cases import PRICES, SEARCHED, Place
 from benchmarks.scale.results import is_of_search, is_tuned
 from benchmarks.tables import write_tables
 
@@ -42,17 +42,15 @@ STYLES = {
 }
 
 
-def write_document(lines: list[Line], sites: list[Site]) -> None:
+def write_document(lines: list[Line]) -> None:
     """Write the tables between the document's marks, and the plot into a file next to it."""
-    tuned = [line for line in lines if is_tuned(line)]
-    tables = {f"scale {site.kind} {site.layer}": _tables(_of_site(tuned, site)) for site in sites}
-    tables["scale search"] = _table([line for line in lines if is_of_search(line)])
+    tuned = {place: [line for line in lines if is_tuned(line, place)] for place in PRICES}
+    tables = {f"scale {place.kind} {place.layer}": _tables(own) for place, own in tuned.items()}
+    for kind in SEARCHED:
+        of_search = [line for line in lines if is_of_search(line, kind)]
+        tables[f"scale search {kind}"] = _table(of_search)
     write_tables(DOCUMENT, tables)
-    _draw(tuned, sites)
-
-
-def _of_site(lines: list[Line], site: Site) -> list[Line]:
-    return [line for line in lines if line["site"] == {"kind": site.kind, "layer": site.layer}]
+    _draw(tuned)
 
 
 def _groups(lines: list[Line]) -> list[list[Line]]:
@@ -168,19 +166,19 @@ def best_stock(stock: list[list[Line]], count: str, bits: float, error: Value) -
     return min(found) if found else next(iter(above), None)
 
 
-def _draw(lines: list[Line], sites: list[Site]) -> None:
-    """Draw FVU by bits a token, a panel for each site; larger marks for more training tokens."""
+def _draw(lines: dict[Place, list[Line]]) -> None:
+    """Draw FVU by bits a token, a panel for each place; larger marks for more training tokens."""
     # With a fixed salt, the same results give the same file.
     mpl.rcParams["svg.hashsalt"] = "scale"
-    shown = [site for site in sites if _of_site(lines, site)]
+    shown = {place: own for place, own in lines.items() if own}
     if not shown:
         return
     figure, panels = plt.subplots(
         1, len(shown), figsize=(4.5 * len(shown), 4.5), squeeze=False, layout="constrained"
     )
-    for panel, site in zip(panels[0], shown, strict=True):
+    for panel, (place, own) in zip(panels[0], shown.items(), strict=True):
         for family, (colour, marker) in STYLES.items():
-            for group in _groups(_of_site(lines, site)):
+            for group in _groups(own):
                 if _family(group) == family:
                     panel.scatter(
                         _median(group, _held_out("mdl_bits")),
@@ -189,7 +187,7 @@ def _draw(lines: list[Line], sites: list[Site]) -> None:
                         color=colour,
                         marker=marker,
                     )
-        panel.set(title=f"{site.kind}, layer {site.layer}", xlabel="bits a token (MDL)")
+        panel.set(title=f"{place.kind}, layer {place.layer}", xlabel="bits a token (MDL)")
         panel.set(xscale="log", yscale="log")
         panel.grid(alpha=0.3, which="both")
     panels[0][0].set_ylabel("FVU on held-out documents")

@@ -1,6 +1,7 @@
 """The comparison by training tokens: streamed activations, and coders at equal bits."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,11 @@ def line(family: str, bits: float, fvu: float, **changes: Any) -> dict[str, Any]
     return {"case": family, "tokens": 9, "held_out": figures, "settings": settings, **changes}
 
 
+def line_of(run: Run) -> dict[str, Any]:
+    """What the file of results tells of a run, without its figures."""
+    return json.loads(json.dumps(run.key()))
+
+
 def fvu_of(line: dict[str, Any]) -> float:
     return line["held_out"]["fvu"]
 
@@ -116,7 +122,7 @@ def test_the_page_has_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     copy.write_text(page.read_text())
     monkeypatch.setattr(document, "DOCUMENT", copy)
     monkeypatch.setattr(document, "PLOT", tmp_path / plot.name)
-    document.write_document(results.RESULTS.read(), activations.SITES)
+    document.write_document(results.RESULTS.read())
     assert copy.read_text() == page.read_text()
     assert (tmp_path / plot.name).is_file()
 
@@ -124,7 +130,7 @@ def test_the_page_has_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_runs_are_known_by_their_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(results, "RESULTS", ResultsFile(tmp_path / "results.jsonl"))
     runs = [
-        Run(Site("autoencoder", 9), cases.new_case("topk", 16, lr=lr), tokens, 0)
+        Run(Site("autoencoder", 9), cases.new_case(cases.AUTOENCODER, "topk", 16, lr=lr), tokens, 0)
         for lr in (1e-3, 2e-3)
         for tokens in (10, 20)
     ]
@@ -132,28 +138,38 @@ def test_runs_are_known_by_their_lines(tmp_path: Path, monkeypatch: pytest.Monke
     assert results.missing(runs) == [runs[0], *runs[2:]]
 
 
-def test_a_run_at_another_site_is_none_of_the_search():
-    case = cases.searched()[0]
-    run = Run(cases.SEARCH_SITE, case, cases.SEARCH_TOKENS, 0)
-    assert results.is_of_search(json.loads(json.dumps(run.key())))
-    elsewhere = Run(Site("autoencoder", 20), case, cases.SEARCH_TOKENS, 0)
-    assert not results.is_of_search(json.loads(json.dumps(elsewhere.key())))
+@pytest.mark.parametrize("kind", cases.SEARCHED)
+def test_a_run_at_another_site_is_none_of_the_search(kind: str):
+    found = cases.search_runs(kind)[0]
+    assert results.is_of_search(line_of(found), kind)
+    for other in (replace(found, site=Site("transcoder", 20)), replace(found, seed=1)):
+        assert not results.is_of_search(line_of(other), kind)
 
 
-def test_the_chosen_settings_are_the_best_of_the_search():
-    for family in cases.TUNED:
-        lines = [
-            found
-            for found in results.RESULTS.read()
-            if found["settings"]["family"] == family and results.is_of_search(found)
-        ]
-        best = min(lines, key=results.score)["settings"]
-        assert {name: best[name] for name in cases.TUNED[family]} == cases.TUNED[family]
+def test_transcoders_with_a_skip_connection_are_a_place_of_their_own():
+    plain, skip = (cases.Place(kind, 9) for kind in (cases.TRANSCODER, cases.SKIP))
+    assert plain.site == skip.site
+    for own, other in ((plain, skip), (skip, plain)):
+        for run in cases.tuned_runs(own):
+            assert results.is_tuned(line_of(run), own)
+            assert not results.is_tuned(line_of(run), other)
+
+
+@pytest.mark.parametrize("kind", cases.SEARCHED)
+def test_the_chosen_settings_are_the_best_of_the_search(kind: str):
+    of_search = [line for line in results.RESULTS.read() if results.is_of_search(line, kind)]
+    for family, chosen in cases.TUNED[kind].items():
+        lines = [found for found in of_search if found["settings"]["family"] == family]
+        assert len(lines) == len(cases.SEARCHED[kind]), family
+        best = min(lines, key=lambda line: results.score(line, kind))["settings"]
+        assert {name: best[name] for name in chosen} == chosen
 
 
 def test_results_are_of_the_cases_that_stand_in_the_code():
     """A line whose settings no case has any more would stay out of the tables unseen."""
-    known = [json.dumps(run.key(), sort_keys=True) for run in cases.all_runs()]
+    runs = [run for kind in cases.SEARCHED for run in cases.search_runs(kind)]
+    runs += [run for place in cases.PRICES for run in cases.tuned_runs(place)]
+    known = [json.dumps(run.key(), sort_keys=True) for run in runs]
     for found in results.RESULTS.read():
         key = {name: found[name] for name in ("site", "tokens", "seed", "settings")}
         assert json.dumps(key, sort_keys=True) in known, found["case"]
