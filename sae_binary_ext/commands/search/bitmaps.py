@@ -1,5 +1,7 @@
 """Bitmaps of pyroaring, made of numpy's arrays and back."""
 
+from array import array
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +18,10 @@ Numbers = NDArray[np.int64]
 
 def bitmap_of(numbers: NDArray[np.integer]) -> BitMap:
     """The bitmap of some numbers, which are below 2**32."""
-    return BitMap(np.ascontiguousarray(numbers, np.uint32))
+    # pyroaring copies an array of the standard library as a whole, and numpy's number by number.
+    whole = array("I")
+    whole.frombytes(np.asarray(numbers, np.uint32).tobytes())
+    return BitMap(whole)
 
 
 def numbers_of(bitmap: BitMap) -> Numbers:
