@@ -67,8 +67,10 @@ FIELDS_OF_KIND: dict[str, dict[str, Any]] = {SKIP: {"skip_connection": True}}
 # are worth their bits.
 SEARCH_PRICE_OF_KIND: dict[str, dict[str, float]] = {SKIP: {"binary": 32, "binary_entropy": 5e-5}}
 # What is searched for each family: learning rate and batch size.
+_PAIRS = ((1e-3, 256), (2e-3, 256), (4e-3, 256), (8e-3, 256), (4e-3, 1024))
 SEARCHED: dict[str, tuple[tuple[float, int], ...]] = {
-    AUTOENCODER: ((1e-3, 256), (2e-3, 256), (4e-3, 256), (8e-3, 256), (4e-3, 1024)),
+    AUTOENCODER: _PAIRS,
+    TRANSCODER: _PAIRS,
     SKIP: ((1e-3, 256), (2e-3, 256), (4e-3, 256), (8e-3, 256), (1.6e-2, 256), (8e-3, 1024)),
 }
 # The window is topk's and batchtopk's best of docs/short-training.md: with 1000 steps, SAELens'
@@ -141,9 +143,8 @@ TUNED: dict[str, dict[str, dict[str, Any]]] = {
         "binary_entropy": {"lr": 8e-3, "batch_size": 256},
         "binary_refined": {"lr": 8e-3, "batch_size": 256},
     },
-    # Not searched yet: the settings of autoencoders.
     TRANSCODER: {
-        "topk": {"lr": 2e-3, "batch_size": 256},
+        "topk": {"lr": 4e-3, "batch_size": 256},
         "binary": {"lr": 8e-3, "batch_size": 256},
         "binary_entropy": {"lr": 8e-3, "batch_size": 256},
     },
