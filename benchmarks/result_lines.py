@@ -1,7 +1,9 @@
 """Results of a benchmark, one line of JSON each, so that an interrupted benchmark goes on."""
 
+import functools
 import json
 import multiprocessing
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +47,30 @@ class ResultsFile:
             description: what the progress bar says.
             jobs: runs made at once; None for as many as there are cores.
             prepare: is called once in each process, before its first run.
+
+        Raises ValueError if `make` is a function of a package's __main__.
         """
         if not runs:
             return
+        _check_importable(make)
         # Processes are spawned, because a fork of a process with threads may hang.
         fresh = multiprocessing.get_context("spawn")
         with fresh.Pool(jobs, initializer=prepare) as pool:
             for line in tqdm(pool.imap_unordered(make, runs), description, len(runs)):
                 self.append(line)
+
+
+def _check_importable(make: Callable[..., Line]) -> None:
+    """Raise ValueError if a spawned process has no way to import a function.
+
+    Such a process does not import the __main__ of a package again. Its pool would start new
+    processes for ever.
+    """
+    function = make.func if isinstance(make, functools.partial) else make
+    specification = sys.modules["__main__"].__spec__
+    main = specification.name if specification else ""
+    if main.endswith(".__main__") and function.__module__ == "__main__":
+        raise ValueError(
+            f"make: {function.__name__} is a function of {main}, which other processes cannot "
+            "import. Move it to another module of the package."
+        )

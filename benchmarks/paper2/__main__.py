@@ -73,13 +73,8 @@ def make_missing(
     runs: Sequence[results.Run], settings: Settings, description: str, jobs: int | None
 ) -> None:
     """Make the runs that have no result, and append a line to the file of results for each."""
-    own = functools.partial(make, settings)
+    own = functools.partial(results.make, settings)
     results.RESULTS.make(own, results.missing(runs), description, jobs, one_thread)
-
-
-def make(settings: Settings, run: results.Run) -> results.Line:
-    """Make one run; a line of the file of results."""
-    return run.make(settings)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from benchmarks.paper2.cases import ACTIVE, FAMILIES, NEAR, Case, searched
-from benchmarks.paper2.coders import CoderRun, ScoreRun
+from benchmarks.paper2.coders import CoderRun, ScoreRun, Settings
 from benchmarks.paper2.profiles import IN_CONTEXT, LAYERS, POSITIONS, ProfileRun, Reading
 from benchmarks.result_lines import Line, ResultsFile
 
@@ -15,6 +15,11 @@ SEEDS = (0, 1, 2)
 PROFILE_SEEDS, POSITION_SEEDS = (0, 1, 2, 3, 4), (0, 1, 2)
 Run = CoderRun | ScoreRun | ProfileRun
 OneKind = TypeVar("OneKind", bound=Run)
+
+
+def make(settings: Settings, run: Run) -> Line:
+    """Make one run; a line of the file of results."""
+    return run.make(settings)
 
 
 def missing(runs: Sequence[OneKind]) -> list[OneKind]:
