@@ -86,12 +86,18 @@ def score_runs(seed: int, judge: str, lines: Sequence[Line]) -> list[ScoreRun]:
 
 
 def profile_runs() -> list[ProfileRun]:
-    """The profiles: in context by seeds of training, along positions, by seeds of prompts."""
-    prompts = Reading(IN_CONTEXT)
+    """The profiles of both layers by seeds of training, then those by seeds of prompts.
+
+    Runs with the same states stand together. Other seeds of prompts come last, because the states
+    of each take longest to read.
+    """
+    seeds = {Reading(IN_CONTEXT): PROFILE_SEEDS, Reading(POSITIONS): POSITION_SEEDS}
     return [
-        *(ProfileRun(prompts, LAYERS[0], seed) for seed in PROFILE_SEEDS),
-        *(ProfileRun(Reading(POSITIONS), LAYERS[0], seed) for seed in POSITION_SEEDS),
+        *(
+            ProfileRun(reading, layer, seed)
+            for reading, own in seeds.items()
+            for layer in LAYERS
+            for seed in own
+        ),
         *(ProfileRun(Reading(IN_CONTEXT, seed), LAYERS[0], 0) for seed in PROFILE_SEEDS[1:]),
-        *(ProfileRun(prompts, LAYERS[1], seed) for seed in PROFILE_SEEDS),
-        *(ProfileRun(Reading(POSITIONS), LAYERS[1], seed) for seed in POSITION_SEEDS),
     ]

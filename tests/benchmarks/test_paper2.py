@@ -1,5 +1,6 @@
 """The second paper's claims: the search for a price, tokens given, shares, and saved runs."""
 
+import itertools
 import json
 import math
 import zlib
@@ -282,3 +283,13 @@ def test_prompts_and_positions_are_read_with_their_own_settings(tmp_path: Path):
     layers = {run.layer for run in results.profile_runs()}
     assert layers == set(profiles.LAYERS) == set(prompts.layers)
     assert len(set(results.profile_runs())) == len(results.profile_runs())
+
+
+def test_runs_with_the_same_states_stand_together():
+    readings = [reading for reading, _ in itertools.groupby(results.profile_runs(), by_reading)]
+    assert len(readings) == len(set(readings)) == 6
+    assert readings[:2] == [Reading("in_context"), Reading("positions")]
+
+
+def by_reading(run: ProfileRun) -> Reading:
+    return run.reading
