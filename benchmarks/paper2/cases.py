@@ -27,8 +27,10 @@ ACTIVE, NEAR = 32, 1.25
 WARM_UP = 100
 # SAELens' default norm of 0.1 leaves latents of topk dead, as in the other benchmarks.
 NORM = {"decoder_init_norm": 1.0}
-# Ways to give tokens to latents. Binary coders have one; coders with values have the other two.
-BURSTINESS, VALUES, RESCALED = "burstiness", "values", "rescaled"
+# Ways to give tokens to latents. Binary coders have one. Coders with values have the other three,
+# one of which reads their active latents alone, by the rule for binary coders.
+BURSTINESS, ACTIVE_LATENTS = "burstiness", "active latents"
+VALUES, RESCALED = "values", "rescaled"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Family:
     fields: dict[str, Any]
     price: str
     searched: tuple[float, ...]
-    givings: tuple[str, ...] = (VALUES, RESCALED)
+    givings: tuple[str, ...] = (ACTIVE_LATENTS, VALUES, RESCALED)
 
 
 # Where the paper's coder starts: a zero bias, at which half of the tokens activate a latent. Its
@@ -71,11 +73,11 @@ _BINARY = (BURSTINESS,)
 FAMILIES: dict[str, Family] = {
     "binary": Family(BinaryTrainingSAEConfig, 3e-3, {}, "k", (ACTIVE,), _BINARY),
     "topk": Family(TopKTrainingSAEConfig, 1e-3, NORM, "k", (ACTIVE,)),
-    "relu": Family(StandardTrainingSAEConfig, 1e-3, _L1, "l1_coefficient", (6.0, 4.0, 9.0)),
+    "relu": Family(StandardTrainingSAEConfig, 1e-3, _L1, "l1_coefficient", (6.0, 2.0, 3.0)),
     "binary_entropy": Family(
         BinaryEntropyTrainingSAEConfig, 2e-3, {}, "entropy_coefficient", (5e-4,), _BINARY
     ),
-    "gated": Family(GatedTrainingSAEConfig, 1e-3, _L1, "l1_coefficient", (9.0, 6.0, 13.0)),
+    "gated": Family(GatedTrainingSAEConfig, 1e-3, _L1, "l1_coefficient", (9.0, 3.0, 4.5)),
     "random weights": Family(TopKTrainingSAEConfig, None, NORM, "k", (ACTIVE,), (RESCALED,)),
     "random latents": Family(None, None, {}, "k", (ACTIVE,), ("random",)),
     "jumprelu": Family(JumpReLUTrainingSAEConfig, 1e-3, _JUMPRELU, "l0_coefficient", (1.0,)),

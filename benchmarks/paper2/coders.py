@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from benchmarks.paper2 import cases
-from benchmarks.paper2.cases import BURSTINESS, RESCALED, VALUES, Case
+from benchmarks.paper2.cases import ACTIVE_LATENTS, BURSTINESS, RESCALED, VALUES, Case
 from benchmarks.reconstruction.activations import MAIN_SITE, Split, load, read_rows
+from sae_binary_ext.coding import burstiness
 from sae_binary_ext.commands import ComsemConfig, ComsemScore
 from sae_binary_ext.commands.comsem.comsem_run import open_comsem_judge, score_latents
 from sae_binary_ext.commands.comsem.giving import GivenTokens, give, prominence
@@ -151,6 +152,12 @@ def by_value(coder: Any, codes: Tensor) -> Tensor:
     return torch.where(codes > 0, codes * coder.W_dec.detach().norm(dim=1), -torch.inf)
 
 
+def by_active_latents(_coder: Any, codes: Tensor) -> Tensor:
+    """Burstiness of which latents are active, as if the coder were binary."""
+    active = (codes != 0).float()
+    return burstiness(active, active.mean(0))
+
+
 def by_prominence(coder: Any, codes: Tensor) -> Tensor:
     """The command's own way: burstiness of binary codes, and values in standard deviations."""
     running = RunningLatents(codes.shape[1])
@@ -160,6 +167,7 @@ def by_prominence(coder: Any, codes: Tensor) -> Tensor:
 
 GIVINGS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     BURSTINESS: by_prominence,
+    ACTIVE_LATENTS: by_active_latents,
     VALUES: by_value,
     RESCALED: by_prominence,
 }

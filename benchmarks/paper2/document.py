@@ -7,7 +7,15 @@ from pathlib import Path
 
 from scipy.stats import t
 
-from benchmarks.paper2.cases import BINARY, EXPANSION, FAMILIES, STOCK, WIDTH, searched
+from benchmarks.paper2.cases import (
+    ACTIVE_LATENTS,
+    BINARY,
+    EXPANSION,
+    FAMILIES,
+    STOCK,
+    WIDTH,
+    searched,
+)
 from benchmarks.paper2.coders import APART, FITTING, TOO_FEW, CoderRun
 from benchmarks.paper2.profiles import IN_CONTEXT, LAYERS, POSITIONS, ProfileRun, Reading
 from benchmarks.paper2.results import (
@@ -136,7 +144,8 @@ def differences_table(lines: Sequence[Line]) -> str:
         for figure in COUNTED:
             best = best_stock(found, figure)
             others = [("the best stock coder", best)] if best else []
-            others += [("", ("relu", "values")), ("", ("relu", "rescaled"))]
+            others += [("", ("relu", giving)) for giving in FAMILIES["relu"].givings]
+            others += [("", ("topk", ACTIVE_LATENTS))]
             others += [("", ("random weights", "rescaled")), ("", ("random latents", "random"))]
             for family in BINARY:
                 own = found.get((family, FAMILIES[family].givings[0]))

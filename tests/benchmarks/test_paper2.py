@@ -23,6 +23,7 @@ from sae_binary_ext.commands import ComsemConfig, ComsemScore, EntropyProfileCon
 from sae_binary_ext.commands.interpret.with_delphi import Embeddings
 from sae_binary_ext.measure.documents import TextBatch
 from sae_binary_ext.measure.samples import CONTEXT_RADIUS
+from sae_binary_ext.saelens import BinarySAE, BinarySAEConfig
 
 WIDTH = 12
 
@@ -81,6 +82,15 @@ def test_values_are_compared_at_decoder_rows_of_norm_1():
     scaled = coders.by_prominence(coder, codes * torch.tensor([2.0, 0.1, 1]))
     torch.testing.assert_close(found, scaled)
     assert found[0, :2].tolist() == pytest.approx([1, -1])
+
+
+def test_active_latents_of_stock_coders_are_ranked_as_those_of_binary_coders():
+    stock = StandardSAE(StandardSAEConfig(d_in=2, d_sae=3))
+    codes = torch.tensor([[1.0, 4.0, 0.0], [0.0, 6.0, 0.0], [0.0, 7.0, 0.0], [0.0, 0.0, 3.0]])
+    binary = BinarySAE(BinarySAEConfig(d_in=2, d_sae=3, k=1))
+    expected = coders.by_prominence(binary, (codes > 0).float())
+    torch.testing.assert_close(coders.by_active_latents(stock, codes), expected)
+    assert coders.by_active_latents(stock, codes)[0].argmax() == 0
 
 
 def test_each_token_goes_to_the_latents_with_its_highest_scores():
