@@ -150,7 +150,8 @@ def differences_table(lines: Sequence[Line]) -> str:
             for family in BINARY:
                 own = found.get((family, FAMILIES[family].givings[0]))
                 for called, key in others:
-                    if own is None or key not in found:
+                    named_already = not called and key == best
+                    if own is None or key not in found or named_already:
                         continue
                     between = difference(own, found[key], figure)
                     if between is not None:

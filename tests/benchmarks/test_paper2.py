@@ -158,6 +158,9 @@ def test_binary_is_compared_with_the_stock_coder_that_has_most():
     text = document.differences_table(lines)
     assert "| interpretable | binary | topk, rescaled (the best stock coder) | -25.0%" in text
     assert "| told apart | binary | relu, values (the best stock coder) | +25.0%" in text
+    # The row of relu's values is not written a second time.
+    assert "| told apart | binary | relu, values |" not in text
+    assert "| interpretable | binary | relu, values |" in text
     assert "binary | burstiness | 1 | 4 | 4 | 50.0%" in document.scores_table(lines)
 
 
