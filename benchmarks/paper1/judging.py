@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.paper1.cases import FORMS, KS, LATENTS, SEEDS, Case
 from benchmarks.paper1.results import RESULTS, grid, line_of
+from benchmarks.paper1.running import ensure_saved
 from benchmarks.result_lines import Line, ResultsFile
 from sae_binary_ext.commands import AblateConfig, InterpretConfig, run_ablate, run_interpret
 from sae_binary_ext.commands.interpret.interpret_page import by_coder_and_judge
@@ -27,7 +28,8 @@ def judge_coders(folder: Path, layers: list[int], judge: str) -> None:
     """Score the coders of seed 0 that the grid has; append a line for each to JUDGED.
 
     Args:
-        folder: has the model and the trained coders; gets the scores.
+        folder: has the model, activations and trained coders; gets the scores, and coders that
+            it lacks.
         layers: the MLPs' layers.
         judge: one of JUDGES. "embedding" needs the extra delphi.
     """
@@ -66,6 +68,7 @@ def judged_line(case: Case, judge: str, lines: list[Line]) -> Line | None:
 def judge_place(folder: Path, cases: list[Case], judge: str) -> Iterator[Line]:
     """Lines of scores of coders that read the same activations, and of what they lose."""
     layer, form, k, _ = case_place(cases[0])
+    ensure_saved(folder, cases)
     of_place = folder / "judged" / f"{form}-{layer}"
     of_place.mkdir(parents=True, exist_ok=True)
     coders = [str(case.folder(folder)) for case in cases]

@@ -17,6 +17,7 @@ from benchmarks.reconstruction.activations import load, read_rows
 from sae_binary_ext.commands.demo.config import FIRST_POSITION
 from sae_binary_ext.measure import measure, value_bits
 from sae_binary_ext.saelens.splice import Splice, resolve_hook
+from sae_binary_ext.saving import replacing
 
 SPLICED_ROWS, ROWS_PER_FORWARD = 16, 4
 VALUE_TOKENS = 10_000
@@ -31,11 +32,7 @@ def make(folder: Path, case: Case) -> dict[str, Any]:
     """Train and measure one coder; a line of the file of results. Its files stay in `folder`."""
     split = load(folder, site(case.layer))
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as saved:
-        coder = train(case, split.train, Path(saved))
-        # The Trainer's other files are the state of its optimizer.
-        own = Path(saved, case.name, case.hookpoint)
-        shutil.copytree(own, case.folder(folder), dirs_exist_ok=True)
+    coder = train_and_save(folder, case, split.train)
     seconds = time.perf_counter() - started
     started = time.perf_counter()
     figures = {
@@ -46,6 +43,27 @@ def make(folder: Path, case: Case) -> dict[str, Any]:
     }
     measuring = time.perf_counter() - started
     return {**figures, "seconds": round(seconds), "measuring_seconds": round(measuring)}
+
+
+def train_and_save(folder: Path, case: Case, pairs: Tensor) -> SAE[Any]:
+    """Train a coder, and save it in `folder`; the inference coder.
+
+    pairs: [tokens, 2 * width], inputs and outputs of the MLP.
+    """
+    with tempfile.TemporaryDirectory() as saved:
+        coder = train(case, pairs, Path(saved))
+        # The Trainer's other files are the state of its optimizer.
+        own = Path(saved, case.name, case.hookpoint)
+        with replacing(case.folder(folder)) as new:
+            shutil.copytree(own, new, dirs_exist_ok=True)
+    return coder
+
+
+def ensure_saved(folder: Path, cases: list[Case]) -> None:
+    """Train again the coders whose figures are known and whose files are not in `folder`."""
+    for case in cases:
+        if not case.folder(folder).is_dir():
+            train_and_save(folder, case, load(folder, site(case.layer)).train)
 
 
 def pair_of(pairs: Tensor, form: str) -> tuple[Tensor, Tensor]:

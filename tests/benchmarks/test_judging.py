@@ -3,6 +3,7 @@
 import json
 import operator
 import shutil
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import save_file
 from transformers import LlamaModel
 
 from benchmarks.paper1 import cases, judging, scores_document, training
 from benchmarks.paper1.cases import Case
+from benchmarks.reconstruction.activations import Split
 from benchmarks.result_lines import Line, ResultsFile
 from sae_binary_ext.commands import AblateConfig, InterpretConfig
 from tests.small_models import VOCABULARY
@@ -24,7 +27,7 @@ SEARCHED = [Case(1, "autoencoder", kind, 4, 0, 1.0) for kind in cases.KINDS]
 
 @pytest.fixture(scope="module")
 def folder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a small model, and a coder of each kind for the MLP of layer 1."""
+    """A folder with a small model and activations of the MLP of layer 1, and no coders."""
     own = tmp_path_factory.mktemp("paper1")
     (own / "model").symlink_to(tiny_llama)
     model = LlamaModel.from_pretrained(tiny_llama, dtype=torch.float32).eval()
@@ -32,18 +35,16 @@ def folder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.layers[1].mlp.register_forward_hook(lambda *given: outputs.append(given[2].detach()))
     model(torch.randint(2, VOCABULARY, (40, 12)))
     pairs = torch.cat([outputs[0]] * 2, -1).flatten(0, 1)
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cases, "LATENTS", LATENTS)
-        patched.setattr(training, "ROW", 12)
-        for case in SEARCHED:
-            training.train(case, pairs, own / "saved")
-            shutil.copytree(own / "saved" / case.name / case.hookpoint, case.folder(own))
+    split = {part.name: pairs.half().clone() for part in fields(Split)}
+    save_file(split, own / "transcoder_1.safetensors")
     return own
 
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Little text, and files of results in tmp_path; the grid is SEARCHED."""
+    """Little text, and files of results in tmp_path; the grid is SEARCHED, of small coders."""
+    monkeypatch.setattr(cases, "LATENTS", LATENTS)
+    monkeypatch.setattr(training, "ROW", 12)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randint(2, VOCABULARY, (300, 40), generator=generator).tolist()
     text = tmp_path / "text.parquet"
@@ -85,8 +86,14 @@ def test_each_coder_has_its_own_scores_and_its_own_loss(folder: Path):
         assert losses == [group["rise"]["loss"]["value"] for group in groups]
         assert any(losses)
         assert sum(group["ones"] for group in line["silenced"]) <= 1 + 1e-9
+    # A coder whose file is lost is trained again, and those of the others are not written again.
+    saved = [case.folder(folder) for case in SEARCHED]
+    shutil.rmtree(saved[0])
+    judging.JUDGED.path.write_text("")
+    inodes = [path.stat().st_ino for path in saved[1:]]
     judging.judge_coders(folder, [1], "tokens")
     assert judging.JUDGED.read() == lines
+    assert [path.stat().st_ino for path in saved[1:]] == inodes
     # One line is lost. Only its coder is judged again.
     judging.JUDGED.path.write_text("")
     for line in lines[:2]:
