@@ -59,6 +59,21 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with rows of random words, which datasets.load_dataset reads."""
+    from datasets import Dataset
+
+    from tests.small_models import VOCABULARY
+
+    folder = tmp_path_factory.mktemp("tiny_text")
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(2, VOCABULARY, (600, 40), generator=generator)
+    texts = [" ".join(f"w{word}" for word in row) for row in rows.tolist()]
+    Dataset.from_dict({"text": texts}).to_parquet(folder / "train.parquet")
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(0)

@@ -22,6 +22,7 @@ DRAWN = {"tokens": 300, "embedding": 100}
 # In coders of this k the baseline scores all latents, and they are silenced in groups with equal
 # numbers of firings.
 SILENCED_K, GROUPS = 32, 8
+ACTIVATIONS = "activations.safetensors"
 
 
 def judge_coders(folder: Path, layers: list[int], judge: str) -> None:
@@ -42,11 +43,14 @@ def judge_coders(folder: Path, layers: list[int], judge: str) -> None:
 
 
 def places(layers: list[int]) -> Iterator[list[Case]]:
-    """The trained cases of seed 0 of each layer, form and k, without places that have none."""
+    """The trained cases of seed 0 of each layer, form and k, without places that have none.
+
+    Transcoders come first, because autoencoders can take their file of activations.
+    """
     lines = RESULTS.read()
     trained = [case for case in grid(layers, lines) if line_of(case, lines) is not None]
     for layer in layers:
-        for form in FORMS:
+        for form in reversed(FORMS):
             for k in KS:
                 place = (layer, form, k, SEEDS[0])
                 own = [case for case in trained if place == case_place(case)]
@@ -65,11 +69,22 @@ def judged_line(case: Case, judge: str, lines: list[Line]) -> Line | None:
     return next((line for line in lines if key.items() <= line.items()), None)
 
 
+def judged_folder(folder: Path, layer: int, form: str) -> Path:
+    """Folder of what is judged of a layer's coders of one form."""
+    return folder / "judged" / f"{form}-{layer}"
+
+
+def activations_file(folder: Path, layer: int, form: str) -> Path:
+    """The file of activations to read: that of transcoders if it is there, as it has both hooks."""
+    both = judged_folder(folder, layer, "transcoder") / ACTIVATIONS
+    return both if both.is_file() else judged_folder(folder, layer, form) / ACTIVATIONS
+
+
 def judge_place(folder: Path, cases: list[Case], judge: str) -> Iterator[Line]:
     """Lines of scores of coders that read the same activations, and of what they lose."""
     layer, form, k, _ = case_place(cases[0])
     ensure_saved(folder, cases)
-    of_place = folder / "judged" / f"{form}-{layer}"
+    of_place = judged_folder(folder, layer, form)
     of_place.mkdir(parents=True, exist_ok=True)
     coders = [str(case.folder(folder)) for case in cases]
     silences = judge == "tokens" and k == SILENCED_K
@@ -78,7 +93,7 @@ def judge_place(folder: Path, cases: list[Case], judge: str) -> Iterator[Line]:
         **shared,
         latents=LATENTS if silences else DRAWN[judge],
         judge=judge,
-        activations=of_place / "activations.safetensors",
+        activations=activations_file(folder, layer, form),
     )
     run_interpret(coders, interpret)
     path = interpret.output / "scores.jsonl"

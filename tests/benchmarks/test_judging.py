@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from safetensors.torch import save_file
 from transformers import LlamaModel
 
@@ -41,16 +40,11 @@ def folder(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def small(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Little text, and files of results in tmp_path; the grid is SEARCHED, of small coders."""
     monkeypatch.setattr(cases, "LATENTS", LATENTS)
     monkeypatch.setattr(training, "ROW", 12)
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(2, VOCABULARY, (300, 40), generator=generator).tolist()
-    text = tmp_path / "text.parquet"
-    texts = [" ".join(f"w{word}" for word in row) for row in rows]
-    Dataset.from_dict({"text": texts}).to_parquet(text)
-    amount: dict[str, Any] = {"dataset": str(text), "tokens": 3000, "context_size": 17}
+    amount: dict[str, Any] = {"dataset": str(tiny_dataset), "tokens": 3000, "context_size": 17}
     interpret = partial(InterpretConfig, **amount, window=8)
     monkeypatch.setattr(judging, "InterpretConfig", interpret)
     monkeypatch.setattr(judging, "AblateConfig", partial(AblateConfig, **amount))
@@ -100,6 +94,22 @@ def test_each_coder_has_its_own_scores_and_its_own_loss(folder: Path):
         judging.JUDGED.append(line)
     judging.judge_coders(folder, [1], "tokens")
     assert judging.JUDGED.read() == lines
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("small")
+def test_the_model_is_read_once_for_the_coders_of_a_layer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    transcoder = Case(1, "transcoder", "topk", 4, 0, 1.0)
+    judging.RESULTS.append(transcoder.key())
+    monkeypatch.setattr(judging, "SILENCED_K", 0)
+    monkeypatch.setattr(judging, "grid", lambda *_: [*SEARCHED, transcoder])
+    shutil.rmtree(folder / "judged", ignore_errors=True)
+    judging.judge_coders(folder, [1], "tokens")
+    assert [line["form"] for line in judging.JUDGED.read()] == ["transcoder"] + ["autoencoder"] * 3
+    files = (folder / "judged").rglob(judging.ACTIVATIONS)
+    assert [file.parent.name for file in files] == ["transcoder-1"]
 
 
 @pytest.mark.usefixtures("small")

@@ -1,11 +1,9 @@
 from pathlib import Path
 
 import pytest
-import torch
-from datasets import Dataset
 
 from sae_binary_ext.bundled.smollm2 import export_smollm2
-from tests.small_models import VOCABULARY, save_gpt2, save_llama
+from tests.small_models import save_gpt2, save_llama
 
 
 @pytest.fixture(scope="session")
@@ -21,17 +19,6 @@ def tiny_gpt2_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random GPT-2 in a folder "gpt2". Seen from the parent folder, its path is its Hub name."""
     folder = tmp_path_factory.mktemp("hub") / "gpt2"
     save_gpt2(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with rows of random words, which datasets.load_dataset reads."""
-    folder = tmp_path_factory.mktemp("tiny_text")
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(2, VOCABULARY, (600, 40), generator=generator)
-    texts = [" ".join(f"w{word}" for word in row) for row in rows.tolist()]
-    Dataset.from_dict({"text": texts}).to_parquet(folder / "train.parquet")
     return folder
 
 
