@@ -1,13 +1,5 @@
-"""Fine-tune binary and topk coders of four MLP outputs of SmolLM2 on KL divergence, side by side.
+"""Trains coders of the outputs of four MLPs of SmolLM2, one by one, in SAELens' trainer."""
 
-    python -m benchmarks.finetuning runs/finetuning
-
-The coders of each kind are trained one by one in SAELens' trainer, and then tuned together by
-`sae-binary finetune`. A coder that is there is not trained again. Both kinds have about the same
-bits a token; topk's values count as 8 bits each.
-"""
-
-import argparse
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +14,6 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from sae_binary_ext.bundled.smollm2 import MODEL_NAME, export_smollm2
-from sae_binary_ext.commands import FinetuneConfig, run_finetune
 from sae_binary_ext.commands.demo.activations import tokenised_rows
 from sae_binary_ext.commands.demo.coders import shuffled_batches
 from sae_binary_ext.commands.demo.config import FIRST_POSITION, DemoConfig
@@ -30,6 +21,7 @@ from sae_binary_ext.measure import refit_decoder
 from sae_binary_ext.saelens import BinaryTrainingSAEConfig
 
 LAYERS = (0, 9, 18, 27)
+TOKENS = 143_000
 WIDTH, LATENTS, BATCH = 576, 1152, 256
 # The config, k, learning rate, Adam's second decay rate and steps until a latent counts as dead.
 KINDS: dict[str, tuple[Any, int, float, float, int]] = {
@@ -39,42 +31,26 @@ KINDS: dict[str, tuple[Any, int, float, float, int]] = {
 ROWS_PER_FORWARD, REFIT_TOKENS = 8, 2048
 
 
-def main() -> None:
-    """Train what is missing, fine-tune both kinds and print their tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--coder-tokens", type=int, default=143_000)
-    parser.add_argument("--tokens", type=int, default=20_000)
-    parser.add_argument("--held-out-tokens", type=int, default=6_000)
-    parser.add_argument("--lr", type=float, default=FinetuneConfig.lr)
-    parser.add_argument("--batch-rows", type=int, default=2)
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=[*KINDS])
-    options = parser.parse_args()
-    for kind in options.kinds:
-        folders = [options.folder / "coders" / f"{kind}_{layer}" for layer in LAYERS]
-        for layer, folder in zip(LAYERS, folders, strict=True):
-            if not folder.exists():
-                states = activations(options.folder, options.coder_tokens)[str(layer)]
-                train(kind, layer, states[: options.coder_tokens], folder)
-        config = FinetuneConfig(
-            model=str(export_smollm2(options.folder / "model")),
-            output=options.folder / f"{kind}_lr{options.lr:g}",
-            tokens=options.tokens,
-            held_out_tokens=options.held_out_tokens,
-            lr=options.lr,
-            batch_rows=options.batch_rows,
-        )
-        print(run_finetune(list(map(str, folders)), config))
+def folders_of(folder: Path, kind: str) -> list[Path]:
+    """Folders of a kind's coders, in the order of LAYERS."""
+    return [folder / "coders" / f"{kind}_{layer}" for layer in LAYERS]
+
+
+def train_missing(folder: Path, kind: str) -> None:
+    """Train the coders of a kind that are not there yet."""
+    for layer, saved in zip(LAYERS, folders_of(folder, kind), strict=True):
+        if not saved.exists():
+            train(kind, layer, activations(folder)[str(layer)], saved)
 
 
 @torch.no_grad()
-def activations(folder: Path, tokens: int) -> dict[str, Tensor]:
-    """Outputs of the MLPs by layer, float16 [tokens, width]; computed once."""
+def activations(folder: Path) -> dict[str, Tensor]:
+    """Outputs of the MLPs by layer, float16 [TOKENS, width]; computed once."""
     path = folder / "activations.safetensors"
     if path.is_file():
         return load_file(path)
     model_folder = export_smollm2(folder / "model")
-    config = DemoConfig(training_tokens=tokens)
+    config = DemoConfig(training_tokens=TOKENS)
     rows, _ = tokenised_rows(config, AutoTokenizer.from_pretrained(model_folder))
     model: Any = LlamaForCausalLM.from_pretrained(model_folder).eval()
     found: dict[str, list[Tensor]] = {str(layer): [] for layer in LAYERS}
@@ -86,7 +62,7 @@ def activations(folder: Path, tokens: int) -> dict[str, Tensor]:
         model.model.layers[layer].mlp.register_forward_hook(keep)
     for batch in tqdm(rows.split(ROWS_PER_FORWARD), "Activations"):
         model.model(batch, use_cache=False)
-    parts = {layer: torch.cat(batches)[:tokens] for layer, batches in found.items()}
+    parts = {layer: torch.cat(batches)[:TOKENS] for layer, batches in found.items()}
     save_file(parts, path)
     return parts
 
@@ -127,7 +103,3 @@ def train(kind: str, layer: int, states: Tensor, folder: Path) -> None:
         saved: Any = SAE.load_from_disk(folder)
         refit_decoder(saved, ((part.float(), part.float()) for part in states.split(REFIT_TOKENS)))
         saved.save_model(folder)
-
-
-if __name__ == "__main__":
-    main()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("name", ["paper1", "paper2", "synthetic"])
+@pytest.mark.parametrize("name", ["finetuning", "paper1", "paper2", "synthetic"])
 def test_a_page_has_the_results(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     document = import_module(f"benchmarks.{name}.document")
     results = import_module(f"benchmarks.{name}.results")

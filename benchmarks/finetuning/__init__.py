@@ -1,0 +1,1 @@
+"""Fine-tuning of binary and stock coders of four hooks together, beside each other."""
