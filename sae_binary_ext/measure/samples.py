@@ -59,23 +59,34 @@ class Reservoir(nn.Module):
         """Draw entries of the next batch, with priorities: both are [lists, at most `most`].
 
         `chosen`, bool [entries, lists], marks the entries that may be kept. Other entries get -inf.
+        Entries that no list can keep are left out.
         """
         # The seed is the batch's number, so that a continued run draws the same as an unbroken one.
         generator = torch.Generator().manual_seed(int(self.batches))
         self.batches += 1
         draws = torch.rand(chosen.shape, dtype=torch.float64, generator=generator)
         draws = torch.where(chosen, draws, -torch.inf)
-        priorities, entries = draws.topk(min(self._most, len(draws)), dim=0)
+        # Once the lists are full, few entries of a batch are above a list's lowest priority. All
+        # work on drawn entries grows with the list that has the most of them.
+        candidates = (draws > self.priorities.amin(1)).sum(0)
+        most = min(self._most, max(candidates.tolist(), default=0))
+        priorities, entries = draws.topk(most, dim=0)
         return entries.T, priorities.T
 
     def keep(self, priorities: Tensor, **found: Tensor) -> None:
         """Keep the entries of the largest priorities, with their values for each buffer."""
         joined = torch.cat([self.priorities, priorities], dim=1)
         self.priorities, kept = joined.topk(self._most, dim=1)
+        is_new = kept >= self._most
+        lists, _ = is_new.nonzero().unbind(1)
+        entries = kept[is_new] - self._most
+        # Rows of one flat list are copied whole, which is faster than torch.gather.
+        rows = kept.clamp(max=self._most - 1) + self._most * torch.arange(len(kept))[:, None]
         for name, values in found.items():
-            values = torch.cat([getattr(self, name), values], dim=1)
-            index = kept.reshape(*kept.shape, *[1] * (values.ndim - 2))
-            setattr(self, name, values.gather(1, index.expand(-1, -1, *values.shape[2:])))
+            old: Tensor = getattr(self, name)
+            joined = old.flatten(0, 1).index_select(0, rows.flatten()).view_as(old)
+            joined[is_new] = values[lists, entries]
+            setattr(self, name, joined)
 
     @property
     def there(self) -> Tensor:
