@@ -47,7 +47,8 @@ def search_table(lines: list[Line]) -> str:
 
 def losses_table(final: list[tuple[Run, Line]]) -> str:
     """Losses with all coders spliced in, before and after."""
-    head = ["coders", "tokens", "lr", "bits a token, sum of the four", "after"]
+    head = ["coders", "tokens", "lr"]
+    head += ["bits a token, sum of the four", "after", "bits, MDL", "after"]
     head += [cell for name in LOSSES.values() for cell in (f"{name}, before", "after", "fall")]
     rows = [
         [
@@ -58,6 +59,7 @@ def losses_table(final: list[tuple[Run, Line]]) -> str:
                 f"{sum(coder[key] for coder in line['coders']):.0f}"
                 for key in ("bits_before", "bits_after")
             ),
+            *(f"{line[key]:.0f}" for key in ("mdl_bits_before", "mdl_bits_after")),
             *(
                 told(line["losses"][loss][part], ".1%" if part == "fall" else ".3f")
                 for loss in LOSSES

@@ -4,15 +4,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.finetuning.coders import folders_of
+from benchmarks.finetuning.coders import LAYERS, activations, folders_of
+from benchmarks.paper1.running import figures_of
 from benchmarks.result_lines import Line
 from sae_binary_ext.bundled.smollm2 import export_smollm2
+from sae_binary_ext.checkpoints import load_coder
 from sae_binary_ext.commands import FinetuneConfig, run_finetune
 from sae_binary_ext.report.tables import as_json
 
 # Tokens of a run of the search, of the longer run, and of held-out documents.
 SEARCH_TOKENS, TOKENS, HELD_OUT_TOKENS = 10_200, 40_800, 10_000
 BATCH_ROWS = 2
+# Training tokens on which bits by MDL are measured.
+MDL_TOKENS = 10_200
 # The search goes by the batches of this share of the steps, the last ones. No row is read twice, so
 # a batch is new to the coders when its loss is measured.
 LAST_SHARE = 1 / 3
@@ -68,10 +72,25 @@ def make(folder: Path, run: Run) -> Line:
     last = steps[-max(round(LAST_SHARE * len(steps)), 1) :]
     line = run.key() | {"last_divergence": sum(each["divergence"] for each in last) / len(last)}
     if run.is_final:
-        coders = [{name: each[name] for name in ("site", *COUNTED)} for each in results["coders"]]
         line |= {
             "predictions": results["predictions"],
             "losses": results["losses"],
-            "coders": coders,
+            "coders": [
+                {name: each[name] for name in ("site", *COUNTED)} for each in results["coders"]
+            ],
+            "mdl_bits_before": mdl_bits(folder, folders_of(folder, run.kind)),
+            "mdl_bits_after": mdl_bits(
+                folder, [Path(each["folder"]) for each in results["coders"]]
+            ),
         }
     return line
+
+
+def mdl_bits(folder: Path, coders: list[Path]) -> float:
+    """Bits a token of coders of LAYERS, their sum, by MDL, on some tokens of training."""
+    states = activations(folder)
+    bits = 0.0
+    for layer, saved in zip(LAYERS, coders, strict=True):
+        own = states[str(layer)][:MDL_TOKENS].float()
+        bits += figures_of(load_coder(saved), own, own)["mdl_bits"]
+    return bits

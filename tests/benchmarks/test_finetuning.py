@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from sae_lens import TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
@@ -13,6 +14,7 @@ from benchmarks.finetuning import document, results, running
 from benchmarks.finetuning.coders import KINDS
 from benchmarks.finetuning.running import Run
 from benchmarks.result_lines import Line
+from sae_binary_ext.checkpoints import load_coder
 from sae_binary_ext.commands import FinetuneConfig
 
 WIDTH, LATENTS = 16, 48
@@ -60,6 +62,9 @@ def test_a_line_has_the_figures_of_the_command(
     monkeypatch.setattr(running, "FinetuneConfig", small)
     monkeypatch.setattr(running, "folders_of", lambda folder, kind: coders)
     monkeypatch.setattr(running, "export_smollm2", lambda folder: tiny_llama)
+    monkeypatch.setattr(running, "LAYERS", (0, 1))
+    states = {str(layer): torch.randn(200, WIDTH) for layer in (0, 1)}
+    monkeypatch.setattr(running, "activations", lambda folder: states)
     monkeypatch.setattr(running, "TOKENS", 600)
     monkeypatch.setattr(running, "HELD_OUT_TOKENS", 400)
 
@@ -77,6 +82,16 @@ def test_a_line_has_the_figures_of_the_command(
     assert [coder["fvu_after"] for coder in line["coders"]] == [
         coder["fvu_after"] for coder in found["coders"]
     ]
+    for when, saved in (
+        ("before", coders),
+        ("after", [each["folder"] for each in found["coders"]]),
+    ):
+        bits = [
+            running.figures_of(load_coder(Path(one)), own, own)["mdl_bits"]
+            for one, own in zip(saved, states.values(), strict=True)
+        ]
+        assert line[f"mdl_bits_{when}"] == pytest.approx(sum(bits))
+    assert line["mdl_bits_before"] != line["mdl_bits_after"]
     short, _ = made(Run("topk", 0.02, results.DECODERS, 300))
     assert short.keys() == {*Run("topk", 0.02, (), 300).key(), "last_divergence"}
 
@@ -87,15 +102,17 @@ def test_the_tables_have_a_row_for_each_kind_and_each_coder():
     losses = {
         name: dict.fromkeys(("before", "after", "fall"), estimate) for name in document.LOSSES
     }
+    mdl = {"mdl_bits_before": 3, "mdl_bits_after": 3}
     coder = dict.fromkeys(running.COUNTED, 2) | {"site": "blocks.0.hook_mlp_out"}
     final = []
     for kind in KINDS:
         run = results.final_run(kind, lines)
         assert run is not None
-        final.append((run, {**run.key(), "losses": losses, "coders": [coder, coder]}))
+        final.append((run, {**run.key(), "losses": losses, "coders": [coder, coder], **mdl}))
     rows = document.losses_table(final).splitlines()
     assert rows[3] == (
-        "| binary, k = 40 | 40,800 | 0.01 | 4 | 4 | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] "
+        "| binary, k = 40 | 40,800 | 0.01 | 4 | 4 | 3 | 3 "
+        "| 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] "
         "| 50.0% [40.0%, 60.0%] | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] "
         "| 50.0% [40.0%, 60.0%] |"
     )
