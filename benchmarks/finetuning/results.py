@@ -13,6 +13,7 @@ SEARCHED: tuple[tuple[float, tuple[str, ...]], ...] = (
     (0.005, ()),
     (0.01, ()),
     (0.02, ()),
+    (0.04, ()),
     (0.02, DECODERS),
 )
 
