@@ -1,5 +1,6 @@
 """Trains coders of the outputs of four MLPs of SmolLM2, one by one, in SAELens' trainer."""
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,35 @@ from sae_binary_ext.saelens import BinaryTrainingSAEConfig
 LAYERS = (0, 9, 18, 27)
 TOKENS = 143_000
 WIDTH, LATENTS, BATCH = 576, 1152, 256
-# The config, k, learning rate, Adam's second decay rate and steps until a latent counts as dead.
-KINDS: dict[str, tuple[Any, int, float, float, int]] = {
-    "binary": (partial(BinaryTrainingSAEConfig, surrogate_temperature=0.5), 40, 6e-3, 0.99, 10),
-    "topk": (partial(TopKTrainingSAEConfig, decoder_init_norm=1.0), 16, 2e-3, 0.999, 100),
-}
 ROWS_PER_FORWARD, REFIT_TOKENS = 8, 2048
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture and its settings of training.
+
+    Attributes:
+        config: makes a config of the architecture.
+        lr: the learning rate.
+        adam_beta2: Adam's second decay rate.
+        dead_feature_window: steps until a latent counts as dead.
+    """
+
+    config: Any
+    lr: float
+    adam_beta2: float
+    dead_feature_window: int
+
+
+FAMILIES = {
+    "binary": Family(partial(BinaryTrainingSAEConfig, surrogate_temperature=0.5), 6e-3, 0.99, 10),
+    "topk": Family(partial(TopKTrainingSAEConfig, decoder_init_norm=1.0), 2e-3, 0.999, 100),
+}
+# Family and k. With k = 40, binary coders have about as many bits as topk with 8 bits a value, and
+# with k = 24 as many as topk by MDL.
+KINDS = {
+    f"{family}_{k}": (family, k) for family, k in (("binary", 40), ("binary", 24), ("topk", 16))
+}
 
 
 def folders_of(folder: Path, kind: str) -> list[Path]:
@@ -69,7 +93,8 @@ def activations(folder: Path) -> dict[str, Tensor]:
 
 def train(kind: str, layer: int, states: Tensor, folder: Path) -> None:
     """Train a coder once on states [tokens, width] of a layer and save its inference form."""
-    new, k, lr, beta2, window = KINDS[kind]
+    name, k = KINDS[kind]
+    family = FAMILIES[name]
     metadata = SAEMetadata(
         model_name=MODEL_NAME,
         hook_name=f"blocks.{layer}.hook_mlp_out",
@@ -77,7 +102,7 @@ def train(kind: str, layer: int, states: Tensor, folder: Path) -> None:
         prepend_bos=True,
         seqpos_slice=(FIRST_POSITION, None),
     )
-    sae = new(
+    sae = family.config(
         d_in=WIDTH,
         d_sae=LATENTS,
         k=k,
@@ -87,11 +112,11 @@ def train(kind: str, layer: int, states: Tensor, folder: Path) -> None:
     settings = SAETrainerConfig(
         total_training_samples=len(states),
         train_batch_size_samples=BATCH,
-        lr=lr,
+        lr=family.lr,
         lr_end=0.0,
         lr_decay_steps=len(states) // BATCH,
-        adam_beta2=beta2,
-        dead_feature_window=window,
+        adam_beta2=family.adam_beta2,
+        dead_feature_window=family.dead_feature_window,
         n_batches_for_norm_estimate=20,
         logger=LoggingConfig(log_to_wandb=False),
     )
@@ -99,7 +124,7 @@ def train(kind: str, layer: int, states: Tensor, folder: Path) -> None:
     coder: Any = TrainingSAE.from_dict(sae.to_dict())
     trained = SAETrainer(settings, coder, shuffled_batches(states, BATCH, 0)).fit()
     trained.save_inference_model(folder)
-    if kind == "binary":
+    if name == "binary":
         saved: Any = SAE.load_from_disk(folder)
         refit_decoder(saved, ((part.float(), part.float()) for part in states.split(REFIT_TOKENS)))
         saved.save_model(folder)

@@ -28,8 +28,9 @@ def write_document(lines: list[Line]) -> None:
 
 
 def named(kind: str) -> str:
-    """A kind with its k."""
-    return f"{kind}, k = {KINDS[kind][1]}"
+    """A kind's family with its k."""
+    family, k = KINDS[kind]
+    return f"{family}, k = {k}"
 
 
 def search_table(lines: list[Line]) -> str:

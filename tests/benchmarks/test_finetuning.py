@@ -28,18 +28,19 @@ def searched(best: float) -> list[Line]:
     ]
 
 
-def test_both_kinds_get_the_same_search():
+def test_all_kinds_get_the_same_search():
     settings = {
         kind: [(run.lr, run.parameters) for run in results.search_runs() if run.kind == kind]
         for kind in KINDS
     }
-    assert settings["binary"] == settings["topk"]
-    assert len(settings["topk"]) == len(set(settings["topk"])) > 3
+    same = settings["topk_16"]
+    assert len(same) == len(set(same)) > 3
+    assert list(settings.values()) == [same] * len(KINDS)
 
 
 def test_the_longer_run_has_the_setting_with_the_lowest_divergence():
     lines = searched(best=0.02)
-    assert results.final_run("binary", lines) == Run("binary", 0.02, (), running.TOKENS)
+    assert results.final_run("binary_40", lines) == Run("binary_40", 0.02, (), running.TOKENS)
     lines[0]["last_divergence"] = -1.0
     first = results.search_runs()[0]
     assert results.final_run(first.kind, lines) == Run(first.kind, first.lr, (), running.TOKENS)
@@ -73,7 +74,7 @@ def test_a_line_has_the_figures_of_the_command(
         file = tmp_path / run.name / "finetune.json"
         return line, json.loads(file.read_text())["results"]
 
-    line, found = made(Run("topk", 0.02, (), 600))
+    line, found = made(Run("topk_16", 0.02, (), 600))
     divergences = [step["divergence"] for step in found["training"]]
     last = divergences[-round(len(divergences) / 3) :]
     assert line["last_divergence"] == pytest.approx(sum(last) / len(last))
@@ -92,8 +93,8 @@ def test_a_line_has_the_figures_of_the_command(
         ]
         assert line[f"mdl_bits_{when}"] == pytest.approx(sum(bits))
     assert line["mdl_bits_before"] != line["mdl_bits_after"]
-    short, _ = made(Run("topk", 0.02, results.DECODERS, 300))
-    assert short.keys() == {*Run("topk", 0.02, (), 300).key(), "last_divergence"}
+    short, _ = made(Run("topk_16", 0.02, results.DECODERS, 300))
+    assert short.keys() == {*Run("topk_16", 0.02, (), 300).key(), "last_divergence"}
 
 
 def test_the_tables_have_a_row_for_each_kind_and_each_coder():
@@ -116,9 +117,8 @@ def test_the_tables_have_a_row_for_each_kind_and_each_coder():
         "| 50.0% [40.0%, 60.0%] | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] "
         "| 50.0% [40.0%, 60.0%] |"
     )
-    assert (
-        len([row for row in document.coders_table(final).splitlines() if "hook_mlp_out" in row])
-        == 4
-    )
-    assert len(document.search_table(lines).splitlines()) == 6
-    assert "binary" not in document.search_table(lines[2:])
+    assert len(
+        [row for row in document.coders_table(final).splitlines() if "hook_mlp_out" in row]
+    ) == 2 * len(KINDS)
+    assert len(document.search_table(lines).splitlines()) == 4 + len(KINDS)
+    assert "k = 40" not in document.search_table(lines[1:])
