@@ -65,8 +65,8 @@ test: install
 # delphi installs vllm, which needs other versions of packages than constraints.txt has.
 DELPHI_VENV := .venv-delphi
 DELPHI_UV := $(PYTHON) -m uv pip install --quiet --python $(DELPHI_VENV)/bin/python --constraint constraints-delphi.txt
-DELPHI_TESTS := $(addprefix tests/integration/, test_delphi.py test_interpret.py test_comsem.py \
-	test_documents.py)
+DELPHI_TESTS := $(addprefix tests/, benchmarks/test_judging.py $(addprefix integration/, \
+	test_delphi.py test_interpret.py test_comsem.py test_documents.py))
 
 $(DELPHI_VENV)/stamp: $(PYTHON) pyproject.toml constraints-delphi.txt
 	$(PYTHON) -m uv venv --quiet --allow-existing --python $(PYTHON) $(DELPHI_VENV)

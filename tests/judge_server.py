@@ -1,6 +1,8 @@
 """A judge on loopback: it speaks the chat-completions protocol, answers by a rule, and can fail."""
 
+import hashlib
 import json
+import re
 import socket
 import threading
 import time
@@ -104,3 +106,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
+
+
+def is_scoring(messages: Messages) -> bool:
+    """Whether one of delphi's scorers asks, and not its explainer."""
+    return "Latent explanation" in messages[-1]["content"]
+
+
+def windows_of(messages: Messages) -> list[str]:
+    """The windows of text that a scorer asks about."""
+    return re.findall(r"^Example \d+:(.*)$", messages[-1]["content"], re.MULTILINE)
+
+
+def noise(messages: Messages) -> str:
+    """A rule with random answers, which gives the same answer to the same windows again."""
+    if not is_scoring(messages):
+        return "[EXPLANATION]: some words"
+    digits = hashlib.sha256(messages[-1]["content"].encode()).digest()
+    return str([digit % 2 for digit in digits[: len(windows_of(messages))]])

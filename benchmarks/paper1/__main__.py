@@ -1,6 +1,7 @@
 """Train and measure the grid of Quirke et al. on SmolLM2, then write docs/paper1.md.
 
 python -m benchmarks.paper1 FOLDER [--layers 9 18] [--jobs 2] [--judge tokens] [--write]
+    [--judge-url https://HOST/v1 --judge-model NAME]
 
 The model and the activations are saved in FOLDER, 1 GB for each layer, and each trained coder in
 FOLDER/coders. Coders whose figures are in benchmarks/paper1/results.jsonl are not trained again, so
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from benchmarks.paper1.cases import LAYERS, SEARCH_LAYER, site
 from benchmarks.paper1.document import write_document
-from benchmarks.paper1.judging import JUDGED, JUDGES, judge_coders
+from benchmarks.paper1.judging import DRAWN, JUDGED, Judge, judge_coders
 from benchmarks.paper1.results import RESULTS, grid, missing, search_cases
 from benchmarks.paper1.running import make, one_thread
 from benchmarks.paper1.scores_document import write_scores
@@ -28,10 +29,16 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=LAYERS, help="the MLPs' layers")
     jobs_help = "coders trained at once; as many as cores if left out"
     parser.add_argument("--jobs", type=int, help=jobs_help)
-    judge_help = "score latents by single tokens, or by an embedding (needs the extra delphi)"
-    parser.add_argument("--judge", choices=JUDGES, help=judge_help)
+    judge_help = "score latents by single tokens, or (with the extra delphi) by an embedding or a "
+    judge_help += "language model"
+    parser.add_argument("--judge", choices=DRAWN, help=judge_help)
+    parser.add_argument("--judge-url", help="base URL of the language model's server")
+    parser.add_argument("--judge-model", help="name of the language model")
     parser.add_argument("--write", action="store_true", help="write the document alone")
     arguments = parser.parse_args()
+    server = arguments.judge_url, arguments.judge_model
+    if any((arguments.judge == "model") == (given is None) for given in server):
+        parser.error("give --judge model, --judge-url and --judge-model, or none of them")
     if not arguments.write:
         arguments.folder.mkdir(parents=True, exist_ok=True)
         layers = dict.fromkeys([SEARCH_LAYER, *arguments.layers])
@@ -41,7 +48,8 @@ def main() -> None:
         left = missing(grid(list(arguments.layers), RESULTS.read()))
         RESULTS.make(own, left, "Coders", arguments.jobs, one_thread)
         if arguments.judge:
-            judge_coders(arguments.folder, arguments.layers, arguments.judge)
+            judge = Judge(arguments.judge, *server)
+            judge_coders(arguments.folder, arguments.layers, judge)
     write_document(RESULTS.read())
     write_scores(JUDGED.read())
 

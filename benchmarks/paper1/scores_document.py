@@ -33,13 +33,13 @@ def _place(line: Line) -> list[str]:
 
 def scores_table(judged: list[Line]) -> str:
     """Mean scores with intervals over latents, each latent counted once and by its firings."""
-    head = ["judge", "layer", "form", "k", "coder", "scored", "mean area", "mean by firings"]
+    head = ["judge", "layer", "form", "k", "coder", "scored", "mean score", "mean by firings"]
     rows = [
         [
             line["judge"],
             *_place(line),
             f"{line['scored']} of {line['drawn']}",
-            _told(line["area"], ".3f"),
+            _told(line.get("area") or line["accuracy"], ".3f"),
             _told(line["by_firings"], ".3f"),
         ]
         for line in judged
@@ -99,7 +99,7 @@ def _draw(judged: list[Line]) -> None:
                     panel.scatter(rates, areas, s=4, alpha=0.5, color=COLOURS[line["kind"]])
             panel.set(title=f"{form}, layer {layer}, k = {k}", xscale="log")
             panel.grid(alpha=0.3)
-        row[0].set_ylabel(f"area, {judge.partition(',')[0]}")
+        row[0].set_ylabel(f"score, {judge.partition(',')[0]}")
     for panel in panels[-1]:
         panel.set_xlabel("firing rate")
     handles = [

@@ -3,6 +3,7 @@
 import json
 import operator
 import shutil
+from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,11 @@ from transformers import LlamaModel
 
 from benchmarks.paper1 import cases, judging, scores_document, training
 from benchmarks.paper1.cases import Case
+from benchmarks.paper1.judging import Judge
 from benchmarks.reconstruction.activations import Split
 from benchmarks.result_lines import Line, ResultsFile
 from sae_binary_ext.commands import AblateConfig, InterpretConfig
+from tests.judge_server import JudgeServer, noise
 from tests.small_models import VOCABULARY
 
 LATENTS = 24
@@ -60,7 +63,7 @@ def small(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.integration
 @pytest.mark.usefixtures("small")
 def test_each_coder_has_its_own_scores_and_its_own_loss(folder: Path):
-    judging.judge_coders(folder, [1], "tokens")
+    judging.judge_coders(folder, [1], Judge("tokens"))
     lines = judging.JUDGED.read()
     assert [line["kind"] for line in lines] == list(cases.KINDS)
     of_place = folder / "judged" / "autoencoder-1" / "k4-tokens"
@@ -85,14 +88,54 @@ def test_each_coder_has_its_own_scores_and_its_own_loss(folder: Path):
     shutil.rmtree(saved[0])
     judging.JUDGED.path.write_text("")
     inodes = [path.stat().st_ino for path in saved[1:]]
-    judging.judge_coders(folder, [1], "tokens")
+    judging.judge_coders(folder, [1], Judge("tokens"))
     assert judging.JUDGED.read() == lines
     assert [path.stat().st_ino for path in saved[1:]] == inodes
     # One line is lost. Only its coder is judged again.
     judging.JUDGED.path.write_text("")
     for line in lines[:2]:
         judging.JUDGED.append(line)
-    judging.judge_coders(folder, [1], "tokens")
+    judging.judge_coders(folder, [1], Judge("tokens"))
+    assert judging.JUDGED.read() == lines
+
+
+@pytest.fixture
+def server() -> Iterator[JudgeServer]:
+    server = JudgeServer(noise)
+    server.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("kind", ["embedding", "model"])
+def test_judges_of_delphi_score_each_coder(kind: str, folder: Path, server: JudgeServer):
+    pytest.importorskip("delphi.scorers", reason="needs the package eai-delphi")
+    judge = Judge(kind, server.base_url, "noise") if kind == "model" else Judge(kind)
+    judging.judge_coders(folder, [1], judge)
+    lines = judging.JUDGED.read()
+    assert [(line["judge"], line["kind"]) for line in lines] == [
+        (name, coder) for name in judge.names for coder in cases.KINDS
+    ]
+    file = folder / "judged" / "autoencoder-1" / f"k4-{kind}" / "scores.jsonl"
+    scores = [json.loads(each) for each in file.read_text().splitlines()[1:]]
+    for line in lines:
+        own = [
+            each[judge.measure]
+            for each in scores
+            if each["judge"] == line["judge"]
+            and each["coder"].startswith(f"{line['kind']}-")
+            and each["reason"] is None
+        ]
+        assert line["scored"] == len(own)
+        assert line[judge.measure]["value"] == pytest.approx(sum(own) / len(own))
+        assert line["silenced"] == []
+    assert bool(server.asked) == (kind == "model")
+    # Nothing is judged twice.
+    file.unlink()
+    judging.judge_coders(folder, [1], judge)
     assert judging.JUDGED.read() == lines
 
 
@@ -106,7 +149,7 @@ def test_the_model_is_read_once_for_the_coders_of_a_layer(
     monkeypatch.setattr(judging, "SILENCED_K", 0)
     monkeypatch.setattr(judging, "grid", lambda *_: [*SEARCHED, transcoder])
     shutil.rmtree(folder / "judged", ignore_errors=True)
-    judging.judge_coders(folder, [1], "tokens")
+    judging.judge_coders(folder, [1], Judge("tokens"))
     assert [line["form"] for line in judging.JUDGED.read()] == ["transcoder"] + ["autoencoder"] * 3
     files = (folder / "judged").rglob(judging.ACTIVATIONS)
     assert [file.parent.name for file in files] == ["transcoder-1"]

@@ -1,9 +1,7 @@
 """Tests of `sae-binary interpret` on a tiny model. If delphi is installed, its scorers run too."""
 
 import asyncio
-import hashlib
 import json
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -23,7 +21,7 @@ from sae_binary_ext.measure import candidates
 from sae_binary_ext.measure.judge import Judge
 from sae_binary_ext.settings import JudgeFields
 from tests.integration.compare_helpers import LATENTS, save_coders
-from tests.judge_server import JudgeServer, Messages
+from tests.judge_server import JudgeServer, Messages, is_scoring, noise, windows_of
 
 pytestmark = pytest.mark.integration
 
@@ -196,14 +194,6 @@ def examples(missed: int, mistaken: int) -> LatentExamples:
     )  # fmt: skip
 
 
-def is_scoring(messages: Messages) -> bool:
-    return "Latent explanation" in messages[-1]["content"]
-
-
-def windows_of(messages: Messages) -> list[str]:
-    return re.findall(r"^Example \d+:(.*)$", messages[-1]["content"], re.MULTILINE)
-
-
 def says_the_rule(messages: Messages) -> str:
     """A judge that calls windows with OWN active, but errs if they hold MISSED or MISTAKEN."""
     if not is_scoring(messages):
@@ -273,14 +263,6 @@ def test_what_cannot_be_read_is_counted_as_failed(server: JudgeServer, tmp_path:
     (tmp_path / "third").mkdir()
     for score in ask(server, tmp_path / "third", examples(0, 0)):
         assert (score.f1, score.reason) == (None, "the explanation failed")
-
-
-def noise(messages: Messages) -> str:
-    """A judge with random answers, which gives the same answer to the same windows again."""
-    if not is_scoring(messages):
-        return "[EXPLANATION]: some words"
-    digits = hashlib.sha256(messages[-1]["content"].encode()).digest()
-    return str([digit % 2 for digit in digits[: len(windows_of(messages))]])
 
 
 @pytest.mark.usefixtures("needs_delphi")
