@@ -49,7 +49,7 @@ FAMILIES = {
     "topk": Family(partial(TopKTrainingSAEConfig, decoder_init_norm=1.0), 2e-3, 0.999, 100),
 }
 # Family and k. With k = 40, binary coders have about as many bits as topk with 8 bits a value, and
-# with k = 24 as many as topk by MDL.
+# with k = 24 a fifth more than topk by MDL.
 KINDS = {
     f"{family}_{k}": (family, k) for family, k in (("binary", 40), ("binary", 24), ("topk", 16))
 }

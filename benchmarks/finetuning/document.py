@@ -57,7 +57,7 @@ def losses_table(final: list[tuple[Run, Line]]) -> str:
             f"{run.tokens:,}",
             f"{run.lr:g}",
             *(
-                f"{sum(coder[key] for coder in line['coders']):.0f}"
+                f"{sum(coder[key]['value'] for coder in line['coders']):.0f}"
                 for key in ("bits_before", "bits_after")
             ),
             *(f"{line[key]:.0f}" for key in ("mdl_bits_before", "mdl_bits_after")),
@@ -79,8 +79,8 @@ def coders_table(final: list[tuple[Run, Line]]) -> str:
         [
             named(run.kind),
             coder["site"],
-            *(format(coder[f"fvu_{when}"], ".3f") for when in ("before", "after")),
-            *(format(coder[f"bits_{when}"], ".0f") for when in ("before", "after")),
+            *(told(coder[f"fvu_{when}"], ".3f") for when in ("before", "after")),
+            *(told(coder[f"bits_{when}"], ".0f") for when in ("before", "after")),
             *(str(coder[f"dead_{when}"]) for when in ("before", "after")),
         ]
         for run, line in final
@@ -90,6 +90,8 @@ def coders_table(final: list[tuple[Run, Line]]) -> str:
 
 
 def told(figure: Line, form: str) -> str:
-    """A figure with its interval."""
+    """A figure with its interval, if there was more than one document."""
+    if None in figure["interval"]:
+        return format(figure["value"], form)
     low, high = (format(end, form) for end in figure["interval"])
     return f"{figure['value']:{form}} [{low}, {high}]"

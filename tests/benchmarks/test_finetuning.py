@@ -104,7 +104,10 @@ def test_the_tables_have_a_row_for_each_kind_and_each_coder():
         name: dict.fromkeys(("before", "after", "fall"), estimate) for name in document.LOSSES
     }
     mdl = {"mdl_bits_before": 3, "mdl_bits_after": 3}
-    coder = dict.fromkeys(running.COUNTED, 2) | {"site": "blocks.0.hook_mlp_out"}
+    alone = {"value": 2.0, "interval": [None, None]}
+    coder = {name: 2 if name.startswith("dead") else alone for name in running.COUNTED} | {
+        "site": "blocks.0.hook_mlp_out"
+    }
     final = []
     for kind in KINDS:
         run = results.final_run(kind, lines)
@@ -120,5 +123,6 @@ def test_the_tables_have_a_row_for_each_kind_and_each_coder():
     assert len(
         [row for row in document.coders_table(final).splitlines() if "hook_mlp_out" in row]
     ) == 2 * len(KINDS)
+    assert "| 2.000 | 2.000 | 2 | 2 | 2 | 2 |" in document.coders_table(final)
     assert len(document.search_table(lines).splitlines()) == 4 + len(KINDS)
     assert "k = 40" not in document.search_table(lines[1:])
