@@ -7,7 +7,7 @@ model's.
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sae_binary_ext.bundled.wikipedia import HELD_OUT_EVERY, is_held_out
 from sae_binary_ext.measure import documents as texts
 from sae_binary_ext.measure.candidates import Candidate
 from sae_binary_ext.measure.comparison import divergences, row_sums
 from sae_binary_ext.measure.documents import TextBatch, WeightedSums
+from sae_binary_ext.measure.held_out_rows import joined
 from sae_binary_ext.measure.in_model import ROWS_PER_FORWARD
 from sae_binary_ext.measure.reading import (
     SECONDS_BETWEEN_SAVES,
@@ -36,55 +36,6 @@ logger = logging.getLogger(__name__)
 PREDICTIONS, CLEAN, SPLICED, POSITIONS, DIVERGENCE = range(5)
 # The learning rate rises from 0 over this share of the steps, and then falls to 0.
 WARM_UP_SHARE = 0.05
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of text, each a TextBatch of one row. No document has rows in both lists."""
-
-    training: list[TextBatch]
-    held_out: list[TextBatch]
-
-
-def read_rows(opened: OpenedModel, tokens: int, held_out_tokens: int, seed: int) -> Rows:
-    """Rows to train on, shuffled with `seed`, and rows of every tenth document, which are held out.
-
-    tokens and held_out_tokens count the positions that count. ValueError if no document is held
-    out.
-    """
-    wanted, found = (tokens, held_out_tokens), [0, 0]
-    rows: tuple[list[TextBatch], list[TextBatch]] = ([], [])
-    cut = texts.cut_rows(opened.documents(), opened.tokenizer, opened.context_size, 1)
-    for row in tqdm(cut, "Reading rows", unit="rows", leave=False):
-        # Of the bundled articles, these are the ones that the demo's coders have never seen.
-        part = int(is_held_out(row.documents[0]))
-        if found[part] < wanted[part]:
-            rows[part].append(row)
-            found[part] += int(row.positions(opened.first_position).sum())
-        if found[0] >= tokens and found[1] >= held_out_tokens:
-            break
-    if not all(rows):
-        raise ValueError(
-            f"dataset: every {HELD_OUT_EVERY}th document is held out, and the text read ends "
-            f"before number {HELD_OUT_EVERY}. Give a text of more documents."
-        )
-    for part, name in enumerate(("tokens", "held_out_tokens")):
-        if found[part] < wanted[part]:
-            logger.warning("%s=%d: the text has %d.", name, wanted[part], found[part])
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(rows[0]), generator=generator).tolist()
-    return Rows([rows[0][place] for place in order], rows[1])
-
-
-def joined(rows: list[TextBatch], size: int) -> Iterator[TextBatch]:
-    """Batches of `size` rows; the last may have fewer."""
-    for first in range(0, len(rows), size):
-        part = rows[first : first + size]
-        tokens, lengths = (torch.cat([getattr(row, name) for row in part]) for name in _TENSORS)
-        yield TextBatch(tokens, lengths, [row.documents[0] for row in part])
-
-
-_TENSORS = ("tokens", "lengths")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ class FinetuneConfig(ReadingConfig):
     tokens: int = 100_000
     """How many tokens to train on. Every tenth document of the text is held out."""
     held_out_tokens: int = 20_000
-    """How many tokens of the documents held out to measure on, before and after."""
+    """How many tokens of the documents held out to measure on, before and after. They come from ten
+    documents or more, if the text has as many."""
     dataset: str | None = None
     """Texts: a Hub id, a file (.txt, .parquet, .json, .jsonl, .csv) or a folder of such files. If
     left out, the bundled Wikipedia sample, whose articles held out are those of the demo."""

@@ -12,13 +12,8 @@ from sae_binary_ext.commands.finetune.config import LOSSES, FinetuneConfig
 from sae_binary_ext.commands.finetune.finetune_page import Finetuned, finetune_page
 from sae_binary_ext.measure.candidates import load_candidates
 from sae_binary_ext.measure.documents import ALL_ARTICLES
-from sae_binary_ext.measure.finetuning import (
-    Finetuning,
-    JointSplice,
-    RunningJoint,
-    joined,
-    read_rows,
-)
+from sae_binary_ext.measure.finetuning import Finetuning, JointSplice, RunningJoint
+from sae_binary_ext.measure.held_out_rows import joined, read_rows
 from sae_binary_ext.measure.reading import OpenedModel, fingerprint, open_in_model
 from sae_binary_ext.report.analysis import Analysis, analyse_model
 
