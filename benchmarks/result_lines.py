@@ -4,7 +4,7 @@ import functools
 import json
 import multiprocessing
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 Line = dict[str, Any]
 Run = TypeVar("Run")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,28 @@ class ResultsFile:
 
         Raises ValueError if `make` is a function of a package's __main__.
         """
-        if not runs:
-            return
-        _check_importable(make)
-        # Processes are spawned, because a fork of a process with threads may hang.
-        fresh = multiprocessing.get_context("spawn")
-        with fresh.Pool(jobs, initializer=prepare) as pool:
-            for line in tqdm(pool.imap_unordered(make, runs), description, len(runs)):
-                self.append(line)
+        for line in made(make, runs, description, jobs, prepare):
+            self.append(line)
 
 
-def _check_importable(make: Callable[..., Line]) -> None:
+def made(
+    make: Callable[[Run], Made],
+    runs: Sequence[Run],
+    description: str,
+    jobs: int | None,
+    prepare: Callable[[], None],
+) -> Iterator[Made]:
+    """What `make` returns for each run, as it comes; arguments as in ResultsFile.make."""
+    if not runs:
+        return
+    _check_importable(make)
+    # Processes are spawned, because a fork of a process with threads may hang.
+    fresh = multiprocessing.get_context("spawn")
+    with fresh.Pool(jobs, initializer=prepare) as pool:
+        yield from tqdm(pool.imap_unordered(make, runs), description, len(runs))
+
+
+def _check_importable(make: Callable[..., Any]) -> None:
     """Raise ValueError if a spawned process has no way to import a function.
 
     Such a process does not import the __main__ of a package again. Its pool would start new

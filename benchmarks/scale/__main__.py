@@ -1,23 +1,26 @@
 """Train and measure coders by the number of training tokens, then write docs/reconstruction.md.
 
 python -m benchmarks.scale FOLDER [--search] [--kind autoencoder] [--layer 9] [--tokens 3000000]
-    [--only topk] [--jobs 2] [--write]
+    [--seed 0] [--only topk] [--jobs 2] [--again] [--write]
 
-Text, model and activations are saved in FOLDER, 5.8 KB for each training token. Runs whose figures
-are in benchmarks/scale/results.jsonl are not made again, so the command can be stopped and started.
---search makes the runs by which settings were chosen. --write only writes the document.
+Text, model and activations are saved in FOLDER, 5.8 KB for each training token, and each coder in
+FOLDER/coders. Runs whose figures are in benchmarks/scale/results.jsonl are not made again, so the
+command can be stopped and started. --search makes the runs by which settings were chosen. --again
+trains coders whose files are gone, and measures none. --write only writes the document.
 """
 
 import argparse
 import functools
+import logging
 import os
 from pathlib import Path
 
+from benchmarks.result_lines import made
 from benchmarks.scale.activations import compute_missing
 from benchmarks.scale.cases import FAMILIES, PRICES, SEARCHED, Run, search_runs, tuned_runs
 from benchmarks.scale.document import write_document
 from benchmarks.scale.results import RESULTS, missing
-from benchmarks.scale.running import make, one_thread
+from benchmarks.scale.running import folder_of, make, make_again, one_thread
 
 
 def main() -> None:
@@ -27,10 +30,13 @@ def main() -> None:
     parser.add_argument("--kind", choices=FAMILIES, help="make the runs of these coders alone")
     parser.add_argument("--layer", type=int, help="make the runs of this layer alone")
     parser.add_argument("--tokens", type=int, help="make the runs of this many tokens alone")
+    parser.add_argument("--seed", type=int, help="make the runs of this seed alone")
     parser.add_argument("--only", default="", help="make the runs whose names begin so")
     parser.add_argument(
         "--jobs", type=int, help="coders trained at once; as many as cores if left out"
     )
+    again_help = "train coders whose files are gone, and measure none"
+    parser.add_argument("--again", action="store_true", help=again_help)
     parser.add_argument("--write", action="store_true", help="write the document alone")
     arguments = parser.parse_args()
     if not arguments.write:
@@ -43,22 +49,39 @@ def main() -> None:
             for run in (of_search if arguments.search else of_places)
             if arguments.layer in (None, run.site.layer)
             and arguments.tokens in (None, run.tokens)
+            and arguments.seed in (None, run.seed)
             and run.case.name.startswith(arguments.only)
         ]
-        run_missing(arguments.folder, missing(wanted), arguments.jobs)
+        if arguments.again:
+            train_again(arguments.folder, wanted, arguments.jobs)
+        else:
+            run_missing(arguments.folder, missing(wanted), arguments.jobs)
     write_document(RESULTS.read())
 
 
 def run_missing(folder: Path, runs: list[Run], jobs: int | None) -> None:
     """Make runs, and append a line to the file of results for each."""
+    compute_activations(folder, runs)
+    # Each core trains one coder in one thread.
+    RESULTS.make(functools.partial(make, folder), runs, "Coders", jobs, one_thread)
+
+
+def train_again(folder: Path, runs: list[Run], jobs: int | None) -> None:
+    """Train the coders of runs that have no file."""
+    runs = [run for run in runs if not folder_of(folder, run).is_dir()]
+    compute_activations(folder, runs)
+    for saved in made(functools.partial(make_again, folder), runs, "Coders", jobs, one_thread):
+        logging.info("%s", saved)
+
+
+def compute_activations(folder: Path, runs: list[Run]) -> None:
+    """Compute what activations the runs need and FOLDER lacks."""
     folder.mkdir(parents=True, exist_ok=True)
     tokens = {
         site: max(run.tokens for run in runs if run.site == site)
         for site in dict.fromkeys(run.site for run in runs)
     }
     compute_missing(folder, tokens)
-    # Each core trains one coder in one thread.
-    RESULTS.make(functools.partial(make, folder), runs, "Coders", jobs, one_thread)
 
 
 if __name__ == "__main__":

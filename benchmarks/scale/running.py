@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import SAETransformerBridge
+from sae_lens import SAE, SAETransformerBridge
+from sae_lens.saes.sae import SAEMetadata
 
-from benchmarks.reconstruction.activations import Site
+from benchmarks.reconstruction.activations import Site, Split
 from benchmarks.reconstruction.running import figures_of
 from benchmarks.reconstruction.training import in_pairs, train
 from benchmarks.scale.activations import load
 from benchmarks.scale.cases import Run
-from benchmarks.scale.corpus import read_rows
+from benchmarks.scale.corpus import ROW, read_rows
+from sae_binary_ext.bundled.smollm2 import MODEL_NAME
 from sae_binary_ext.commands.demo.config import FIRST_POSITION
 from sae_binary_ext.measure import SplicedModel, measure, value_bits
+from sae_binary_ext.saving import replacing
 
 SPLICED_ROWS = 16
 VALUE_TOKENS = 10_000
@@ -40,8 +43,7 @@ def make(folder: Path, run: Run) -> dict[str, Any]:
     sae_binary_ext.measure.value_bits).
     """
     split = load(folder, run.site, run.tokens)
-    with tempfile.TemporaryDirectory() as saved:
-        coder, seconds = train(run.case, run.site, split, run.seed, Path(saved), epochs=1)
+    coder, seconds = train_and_save(folder, run, split)
     torch.set_float32_matmul_precision("highest")
     started = time.perf_counter()
     figures: dict[str, Any] = {}
@@ -59,6 +61,46 @@ def make(folder: Path, run: Run) -> dict[str, Any]:
         "seconds": round(seconds),
         "measuring_seconds": round(time.perf_counter() - started),
     }
+
+
+def make_again(folder: Path, run: Run) -> Path:
+    """Train a coder whose file is gone, without measuring it; the file's folder."""
+    saved = folder_of(folder, run)
+    if not saved.is_dir():
+        train_and_save(folder, run, load(folder, run.site, run.tokens))
+    return saved
+
+
+def folder_of(folder: Path, run: Run) -> Path:
+    """The folder of a run's coder."""
+    case, site = run.case, run.site
+    kind = "skip_transcoder" if case.fields.get("skip_connection") else site.kind
+    settings = f"{case.name.replace(', ', '_')}_lr{case.lr:g}_batch{case.batch_size}"
+    # The search has another coefficient than the comparison.
+    if (dense := case.fields.get("dense_coefficient")) is not None:
+        settings += f"_dense{dense:g}"
+    return folder / "coders" / f"{kind}_{site.layer}_{settings}_{run.tokens}_seed{run.seed}"
+
+
+def train_and_save(folder: Path, run: Run, split: Split) -> tuple[SAE[Any], float]:
+    """Train a coder and save it, as it is measured; the coder, and the seconds of training.
+
+    The file names the model and its hooks, so that the package's commands read it as it is.
+    """
+    with tempfile.TemporaryDirectory() as unfinished:
+        coder, seconds = train(run.case, run.site, split, run.seed, Path(unfinished), epochs=1)
+    source, target = run.site.hooks
+    coder.cfg.metadata = SAEMetadata(
+        model_name=MODEL_NAME,
+        hook_name=source,
+        context_size=ROW,
+        prepend_bos=True,
+        seqpos_slice=(FIRST_POSITION, None),
+        **({} if source == target else {"hook_name_out": target}),
+    )
+    with replacing(folder_of(folder, run)) as new:
+        coder.save_model(new)
+    return coder, seconds
 
 
 # A cache of one entry is enough, because runs of one site follow one another.

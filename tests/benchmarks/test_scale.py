@@ -1,6 +1,7 @@
 """The comparison by training tokens: streamed activations, and coders at equal bits."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.reconstruction.activations import Site
 from benchmarks.result_lines import ResultsFile
 from benchmarks.scale import activations, cases, document, results
-from benchmarks.scale.running import Run
+from benchmarks.scale.running import Run, folder_of, make_again
+from sae_binary_ext.checkpoints import load_coder
 
 WIDTH, VOCABULARY = 32, 50
 SITES = [Site("autoencoder", 1), Site("autoencoder", 2), Site("transcoder", 1)]
@@ -75,6 +77,32 @@ def test_a_stopped_run_goes_on_and_keeps_what_it_has(folder: Path, monkeypatch: 
         2 * activations.TOKENS_OF_ROW
     ]  # two rows more, and none of those that were computed
     assert torch.equal(activations.load(folder, site, 1000).train[:500], before)
+
+
+@pytest.mark.parametrize("site", SITES[1:], ids=str)
+def test_a_coder_is_trained_again_if_its_file_is_gone(folder: Path, site: Site):
+    tokens = 6 * activations.TOKENS_OF_ROW
+    activations.compute_missing(folder, {site: tokens})
+    case = replace(cases.new_case(site.kind, "topk", 4, lr=1e-3), latents=48)
+    saved = make_again(folder, Run(site, case, tokens, 0))
+    coder = load_coder(saved)
+    found = coder.cfg.metadata
+    assert (found.hook_name, found.hook_name_out or found.hook_name) == site.hooks
+    weights = coder.state_dict()
+    before = (saved / "sae_weights.safetensors").stat().st_mtime_ns
+    assert make_again(folder, Run(site, case, tokens, 0)) == saved
+    assert (saved / "sae_weights.safetensors").stat().st_mtime_ns == before
+    shutil.rmtree(saved)
+    again = load_coder(make_again(folder, Run(site, case, tokens, 0))).state_dict()
+    for name, tensor in weights.items():
+        assert torch.equal(again[name], tensor)
+
+
+def test_coders_of_different_runs_have_folders_of_their_own(tmp_path: Path):
+    runs = [run for kind in cases.SEARCHED for run in cases.search_runs(kind)]
+    runs += [run for place in cases.PRICES for run in cases.tuned_runs(place)]
+    different = {json.dumps(run.key(), sort_keys=True) for run in runs}
+    assert len({folder_of(tmp_path, run) for run in runs}) == len(different)
 
 
 def line(family: str, bits: float, fvu: float, **changes: Any) -> dict[str, Any]:
