@@ -1,7 +1,6 @@
 """Runs SmolLM2 over the text, and streams the activations of several sites into files."""
 
 import functools
-import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -74,20 +73,24 @@ def compute_missing(folder: Path, training_tokens: dict[Site, int]) -> None:
 
 
 class _Done:
-    """How many rows of each site and part were computed, kept in a file."""
+    """How many rows of each site and part were computed, each number in a file of its own.
+
+    So two commands may compute different sites in the same folder.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "done.json"
-        self._rows: dict[str, int] = {}
-        if self._path.is_file():
-            self._rows = json.loads(self._path.read_text())
+        self._folder = folder
 
     def rows(self, site: Site, part: str) -> int:
-        return self._rows.get(_name(site, part), 0)
+        path = self._path(site, part)
+        return int(path.read_text()) if path.is_file() else 0
 
     def add(self, sites: list[Site], part: str, rows: int) -> None:
-        self._rows |= {_name(site, part): rows for site in sites}
-        self._path.write_text(json.dumps(self._rows))
+        for site in sites:
+            self._path(site, part).write_text(str(rows))
+
+    def _path(self, site: Site, part: str) -> Path:
+        return (self._folder / _name(site, part)).with_suffix(".rows")
 
 
 def _name(site: Site, part: str) -> str:

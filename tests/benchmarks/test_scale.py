@@ -58,6 +58,24 @@ def test_streamed_activations_are_those_of_the_model(folder: Path):
     torch.testing.assert_close(pairs[:, WIDTH:].float(), output.float(), atol=0.02, rtol=0.02)
 
 
+def test_two_commands_may_compute_activations_in_one_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    own, other = SITES[:2]
+    tokens = 2 * activations.TOKENS_OF_ROW
+    watch = activations.watch
+
+    def meanwhile(model: Any, site: Site, keep: Any) -> None:
+        monkeypatch.setattr(activations, "watch", watch)
+        activations.compute_missing(folder, {other: tokens})
+        watch(model, site, keep)
+
+    monkeypatch.setattr(activations, "watch", meanwhile)
+    activations.compute_missing(folder, {own: tokens})
+    for site in (own, other):
+        assert len(activations.load(folder, site, tokens).train) == tokens
+
+
 def test_a_stopped_run_goes_on_and_keeps_what_it_has(folder: Path, monkeypatch: pytest.MonkeyPatch):
     site = SITES[0]
     activations.compute_missing(folder, {site: 2 * activations.TOKENS_OF_ROW})
