@@ -17,7 +17,16 @@ from pathlib import Path
 
 from benchmarks.result_lines import made
 from benchmarks.scale.activations import compute_missing
-from benchmarks.scale.cases import FAMILIES, PRICES, SEARCHED, Run, search_runs, tuned_runs
+from benchmarks.scale.cases import (
+    AUTOENCODER,
+    FAMILIES,
+    PRICES,
+    SEARCHED,
+    Run,
+    default_runs,
+    search_runs,
+    tuned_runs,
+)
 from benchmarks.scale.document import write_document
 from benchmarks.scale.results import RESULTS, missing
 from benchmarks.scale.running import folder_of, make, make_again, one_thread
@@ -44,6 +53,7 @@ def main() -> None:
         places = [place for place in PRICES if place.kind in kinds]
         of_search = [run for kind in kinds if kind in SEARCHED for run in search_runs(kind)]
         of_places = [run for place in places for run in tuned_runs(place)]
+        of_places += default_runs() if AUTOENCODER in kinds else []
         wanted = [
             run
             for run in (of_search if arguments.search else of_places)

@@ -171,6 +171,27 @@ PRICES: dict[Place, dict[str, tuple[float, ...]]] = {
 }
 
 
+# Families that are also trained with nothing set but the price, the learning rate and the batch
+# size, on these numbers of tokens of SEARCH_LAYER.
+WITH_DEFAULTS = ("binary", "binary_entropy", "binary_refined")
+TOKENS_OF_DEFAULTS = (300_000, 3_000_000)
+
+
+def default_case(family: str) -> Case:
+    """A family's case of the search with its own fields, and Adam's, left at their defaults."""
+    price, tuned = SEARCH_PRICE[family], TUNED[AUTOENCODER][family]
+    fields = {PRICE[family]: price}
+    name = f"{family}, {price:g}, defaults"
+    return Case(name, family, fields, latents=LATENTS, adam_beta2=0.999, **tuned)
+
+
+def default_runs() -> list[Run]:
+    """The runs with defaults."""
+    site = Place(AUTOENCODER, SEARCH_LAYER).site
+    cases = [default_case(family) for family in WITH_DEFAULTS]
+    return [Run(site, case, tokens, 0) for tokens in TOKENS_OF_DEFAULTS for case in cases]
+
+
 def search_runs(kind: str) -> list[Run]:
     """The runs by which each family's settings were chosen, for a kind of coder."""
     site = Place(kind, SEARCH_LAYER).site

@@ -12,9 +12,9 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 
 from benchmarks.reconstruction.cases import WITH_VALUES
-from benchmarks.scale.cases import PRICES, SEARCHED, Place
-from benchmarks.scale.results import is_of_search, is_tuned
-from benchmarks.tables import write_tables
+from benchmarks.scale.cases import AUTOENCODER, PRICES, SEARCHED, Place
+from benchmarks.scale.results import is_of_search, is_tuned, pairs_with_defaults, score
+from benchmarks.tables import table_of, write_tables
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reconstruction.md"
 PLOT = DOCUMENT.with_name("scale.svg")
@@ -49,6 +49,7 @@ def write_document(lines: list[Line]) -> None:
     for kind in SEARCHED:
         of_search = [line for line in lines if is_of_search(line, kind)]
         tables[f"scale search {kind}"] = _table(of_search)
+    tables["scale defaults"] = defaults_table(lines)
     write_tables(DOCUMENT, tables)
     _draw(tuned)
 
@@ -75,6 +76,26 @@ def _tables(lines: list[Line]) -> str:
 def _table(lines: list[Line]) -> str:
     rows = "\n".join(_row(group) for group in _groups(lines))
     return f"\n{HEADER}{rows}\n\n" if rows else "\nNot run yet.\n\n"
+
+
+def defaults_table(lines: list[Line]) -> str:
+    """Coders with defaults beside those with the best settings, with the ratio at equal bits."""
+    head = ["training tokens", "coder", "FVU", "bits", "dead", "dense >10%"]
+    head += ["best settings: FVU", "bits", "dead", "dense >10%", "ratio at equal bits"]
+    rows = [
+        [
+            f"{own['tokens']:,}",
+            own["case"].removesuffix(", defaults"),
+            *(
+                format(line["held_out"][name], form)
+                for line in (own, best)
+                for name, form in (("fvu", ".4f"), ("bits", ".0f"), ("dead", "d"), ("dense", "d"))
+            ),
+            f"{score(own, AUTOENCODER, 'held_out') / score(best, AUTOENCODER, 'held_out'):.2f}",
+        ]
+        for own, best in pairs_with_defaults(sorted(lines, key=lambda line: line["tokens"]))
+    ]
+    return table_of([head, *rows])
 
 
 def _median(group: list[Line], value: Value) -> float:

@@ -7,10 +7,15 @@ from typing import Any
 from benchmarks.result_lines import ResultsFile
 from benchmarks.scale.cases import (
     AUTOENCODER,
+    SEARCH_LAYER,
+    SEARCH_PRICE,
     SKIP,
     TRANSCODER,
+    TUNED,
     Place,
     Run,
+    default_runs,
+    new_case,
     search_runs,
     tuned_runs,
 )
@@ -45,7 +50,23 @@ def is_tuned(line: dict[str, Any], place: Place) -> bool:
     return is_of(line, tuned_runs(place))
 
 
-def score(line: dict[str, Any], kind: str) -> float:
+def score(line: dict[str, Any], kind: str, part: str = "choosing") -> float:
     """What settings are chosen by: the FVU on the rows for choosing, moved to AT_BITS bits."""
-    choosing = line["choosing"]
-    return choosing["fvu"] * (choosing["bits"] / AT_BITS) ** SLOPES[kind]
+    rows = line[part]
+    return rows["fvu"] * (rows["bits"] / AT_BITS) ** SLOPES[kind]
+
+
+def pairs_with_defaults(lines: list[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Results of default_runs, each with that of the family's best settings of the same price.
+
+    The two have equal tokens and seed. A result whose pair is missing is left out.
+    """
+    place, found = Place(AUTOENCODER, SEARCH_LAYER), []
+    for line in lines:
+        if not is_of(line, default_runs()):
+            continue
+        family = line["settings"]["family"]
+        case = new_case(AUTOENCODER, family, SEARCH_PRICE[family], **TUNED[AUTOENCODER][family])
+        best = Run(place.site, case, line["tokens"], line["seed"])
+        found += [(line, other) for other in lines if is_of(other, [best])]
+    return found

@@ -119,6 +119,7 @@ def test_a_coder_is_trained_again_if_its_file_is_gone(folder: Path, site: Site):
 def test_coders_of_different_runs_have_folders_of_their_own(tmp_path: Path):
     runs = [run for kind in cases.SEARCHED for run in cases.search_runs(kind)]
     runs += [run for place in cases.PRICES for run in cases.tuned_runs(place)]
+    runs += cases.default_runs()
     different = {json.dumps(run.key(), sort_keys=True) for run in runs}
     assert len({folder_of(tmp_path, run) for run in runs}) == len(different)
 
@@ -160,6 +161,23 @@ def test_the_loss_that_a_coder_leaves_is_compared_too():
     fvu = ["0.1000", "0.2000", "0.50", "0.1000", "1.00"]
     lost = ["10.00%", "20.00%", "0.50", "10.00%", "1.00"]
     assert row.strip("| ").split(" | ") == ["9", "binary", "200", *fvu, *lost]
+
+
+def test_coders_with_defaults_are_beside_those_with_the_best_settings():
+    own, other = cases.default_runs()[:2]
+    family, price = own.case.family, cases.SEARCH_PRICE[own.case.family]
+    case = cases.new_case(cases.AUTOENCODER, family, price, **cases.TUNED["autoencoder"][family])
+    best = Run(own.site, case, own.tokens, 0)
+    assert list(own.case.fields) == ["k"]
+
+    def result(run: Run, bits: float, fvu: float) -> dict[str, Any]:
+        figures = {"bits": bits, "fvu": fvu, "dead": 3, "dense": 5}
+        return {"case": run.case.name, **line_of(run), "held_out": figures}
+
+    # Four times the bits count like 2 to the power of 0.9 times the FVU.
+    lines = [result(best, 100, 0.2), result(own, 400, 0.1), result(other, 100, 0.1)]
+    (row,) = (row for row in document.defaults_table(lines).splitlines() if row[2:3] == "3")
+    assert row == "| 300,000 | binary, 64 | 0.1000 | 400 | 3 | 5 | 0.2000 | 100 | 3 | 5 | 0.93 |"
 
 
 def test_the_page_has_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -215,6 +233,7 @@ def test_results_are_of_the_cases_that_stand_in_the_code():
     """A line whose settings no case has any more would stay out of the tables unseen."""
     runs = [run for kind in cases.SEARCHED for run in cases.search_runs(kind)]
     runs += [run for place in cases.PRICES for run in cases.tuned_runs(place)]
+    runs += cases.default_runs()
     known = [json.dumps(run.key(), sort_keys=True) for run in runs]
     for found in results.RESULTS.read():
         key = {name: found[name] for name in ("site", "tokens", "seed", "settings")}
