@@ -13,7 +13,7 @@ from sae_binary_ext.commands import FinetuneConfig, run_finetune
 from sae_binary_ext.report.tables import as_json
 
 # Tokens of a run of the search, of the longer run, and of held-out documents.
-SEARCH_TOKENS, TOKENS, HELD_OUT_TOKENS = 10_200, 40_800, 10_000
+SEARCH_TOKENS, TOKENS, HELD_OUT_TOKENS = 10_200, 102_000, 10_000
 BATCH_ROWS = 2
 # Training tokens on which bits by MDL are measured.
 MDL_TOKENS = 10_200

@@ -11,12 +11,9 @@ trains coders whose files are gone, and measures none. --write only writes the d
 
 import argparse
 import functools
-import logging
 import os
 from pathlib import Path
 
-from benchmarks.result_lines import made
-from benchmarks.scale.activations import compute_missing
 from benchmarks.scale.cases import (
     AUTOENCODER,
     FAMILIES,
@@ -29,7 +26,7 @@ from benchmarks.scale.cases import (
 )
 from benchmarks.scale.document import write_document
 from benchmarks.scale.results import RESULTS, missing
-from benchmarks.scale.running import folder_of, make, make_again, one_thread
+from benchmarks.scale.running import compute_activations, make, one_thread, train_again
 
 
 def main() -> None:
@@ -74,24 +71,6 @@ def run_missing(folder: Path, runs: list[Run], jobs: int | None) -> None:
     compute_activations(folder, runs)
     # Each core trains one coder in one thread.
     RESULTS.make(functools.partial(make, folder), runs, "Coders", jobs, one_thread)
-
-
-def train_again(folder: Path, runs: list[Run], jobs: int | None) -> None:
-    """Train the coders of runs that have no file."""
-    runs = [run for run in runs if not folder_of(folder, run).is_dir()]
-    compute_activations(folder, runs)
-    for saved in made(functools.partial(make_again, folder), runs, "Coders", jobs, one_thread):
-        logging.info("%s", saved)
-
-
-def compute_activations(folder: Path, runs: list[Run]) -> None:
-    """Compute what activations the runs need and FOLDER lacks."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokens = {
-        site: max(run.tokens for run in runs if run.site == site)
-        for site in dict.fromkeys(run.site for run in runs)
-    }
-    compute_missing(folder, tokens)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from sae_lens.saes.sae import SAEMetadata
 from benchmarks.reconstruction.activations import Site, Split
 from benchmarks.reconstruction.running import figures_of
 from benchmarks.reconstruction.training import in_pairs, train
-from benchmarks.scale.activations import load
+from benchmarks.result_lines import made
+from benchmarks.scale.activations import compute_missing, load
 from benchmarks.scale.cases import Run
 from benchmarks.scale.corpus import ROW, read_rows
 from sae_binary_ext.bundled.smollm2 import MODEL_NAME
@@ -34,6 +35,16 @@ def one_thread() -> None:
     """
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("medium")
+
+
+def compute_activations(folder: Path, runs: list[Run]) -> None:
+    """Compute what activations the runs need and FOLDER lacks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens = {
+        site: max(run.tokens for run in runs if run.site == site)
+        for site in dict.fromkeys(run.site for run in runs)
+    }
+    compute_missing(folder, tokens)
 
 
 def make(folder: Path, run: Run) -> dict[str, Any]:
@@ -61,6 +72,14 @@ def make(folder: Path, run: Run) -> dict[str, Any]:
         "seconds": round(seconds),
         "measuring_seconds": round(time.perf_counter() - started),
     }
+
+
+def train_again(folder: Path, runs: list[Run], jobs: int | None) -> None:
+    """Train the coders of runs that have no file."""
+    runs = [run for run in runs if not folder_of(folder, run).is_dir()]
+    compute_activations(folder, runs)
+    for saved in made(functools.partial(make_again, folder), runs, "Coders", jobs, one_thread):
+        print(saved)
 
 
 def make_again(folder: Path, run: Run) -> Path:

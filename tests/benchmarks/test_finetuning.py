@@ -115,7 +115,7 @@ def test_the_tables_have_a_row_for_each_kind_and_each_coder():
         final.append((run, {**run.key(), "losses": losses, "coders": [coder, coder], **mdl}))
     rows = document.losses_table(final).splitlines()
     assert rows[3] == (
-        "| binary, k = 40 | 40,800 | 0.01 | 4 | 4 | 3 | 3 "
+        f"| binary, k = 40 | {running.TOKENS:,} | 0.01 | 4 | 4 | 3 | 3 "
         "| 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] "
         "| 50.0% [40.0%, 60.0%] | 0.500 [0.400, 0.600] | 0.500 [0.400, 0.600] "
         "| 50.0% [40.0%, 60.0%] |"
