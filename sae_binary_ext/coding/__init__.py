@@ -10,6 +10,7 @@ from sae_binary_ext.coding.entropy import (
     burstiness,
     excess_rate,
     firing_rates,
+    follow_prices,
     minibatch_entropy,
     price_of_bits,
     ramp,
@@ -35,7 +36,7 @@ from sae_binary_ext.coding.surrogate import SURROGATES, Surrogate, fired, step
 from sae_binary_ext.coding.variance import summed_variance, total_variance
 
 __all__ = ["Encoder", "binarise", "check_width", "decode", "decode_indices", "pre_activations"]
-__all__ += ["prefix_outputs", "price_of_bits"]
+__all__ += ["follow_prices", "prefix_outputs", "price_of_bits"]
 __all__ += ["SELECTIONS", "CodeRule", "Selection", "pick_latents", "scatter_codes", "select_codes"]
 __all__ += ["SURROGATES", "Surrogate", "fired", "step"]
 __all__ += ["FiringRates", "bernoulli_entropy", "burstiness", "excess_rate", "firing_rates"]

@@ -11,6 +11,9 @@ from torch.distributed import ProcessGroup
 
 from sae_binary_ext.coding.kernels.ranks import sum_over_ranks
 
+# Over about how many tokens the norm of prices is averaged, and the largest share of one batch.
+NORM_TOKENS, LARGEST_SHARE = 20_000, 0.1
+
 
 def bernoulli_entropy(rate: Tensor) -> Tensor:
     """Entropy of a 0/1 variable, in bits: -p log2 p - (1 - p) log2 (1 - p), elementwise.
@@ -70,6 +73,25 @@ def price_of_bits(firing_rate: Tensor, cost_of_bit: float, tokens: int) -> Tenso
     """
     rate = firing_rate.clamp(0.5 / tokens, 1 - 0.5 / tokens)
     return cost_of_bit * ((1 - rate) / rate).log2()
+
+
+def follow_prices(before: Tensor, now: Tensor, tokens: int) -> Tensor:
+    """Prices [latents] in proportion to those of a batch, of a norm that follows slowly.
+
+    Prices are in units of a batch's variance, which differs by a quarter or more among batches of
+    256 tokens. One token of large norm can multiply it by a hundred. The norm is therefore a
+    running geometric mean over about NORM_TOKENS tokens, in which such a token counts little. The
+    earlier prices hold all that the mean needs, so a run that was stopped goes on alike.
+
+    Args:
+        before: the prices of earlier batches. If all are 0, there were none.
+        now: the prices by this batch's variance alone.
+        tokens: number of tokens of the batch.
+    """
+    share = min(LARGEST_SHARE, tokens / NORM_TOKENS)
+    old, new = before.float().norm(), now.float().norm()
+    norm = (old.log() * (1 - share) + new.log() * share).exp()
+    return torch.where((old > 0) & (new > 0), now * (norm / new).to(now.dtype), now)
 
 
 def ramp(step: int, start: int, warm_up: int) -> float:

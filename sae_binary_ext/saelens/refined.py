@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from sae_binary_ext import checks
 from sae_binary_ext.coding.encode import Encoder, pre_activations
-from sae_binary_ext.coding.entropy import bernoulli_entropy, price_of_bits
+from sae_binary_ext.coding.entropy import bernoulli_entropy, follow_prices, price_of_bits
 from sae_binary_ext.coding.forms import refine
 from sae_binary_ext.coding.forms.encoded import DenseCodes, Encoded
 from sae_binary_ext.coding.kernels.processor import certainly_none
@@ -176,7 +176,8 @@ class RefinedTrainingSAE(RefinedCoder, BinaryTrainingSAE):
     """A refined binary autoencoder in training.
 
     The decoder learns from refined codes. The encoder learns to tell them: its loss is the cross-
-    entropy of a logistic. Prices follow firing_rate [d_sae], a running mean.
+    entropy of a logistic. Prices follow firing_rate [d_sae], a running mean, and the variance of
+    the input over many batches.
     """
 
     cfg: RefinedTrainingSAEConfig  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -232,14 +233,15 @@ class RefinedTrainingSAE(RefinedCoder, BinaryTrainingSAE):
 
     @torch.no_grad()
     def _set_price(self, target: Tensor) -> None:
-        """Set prices by the firing rates and the variance of a batch [tokens, d_in].
+        """Set prices by the firing rates and by the variance up to a batch [tokens, d_in].
 
         The price of a dense latent also has the derivative of the loss on dense latents.
         """
         rate, variance = self.firing_rate, total_variance(target)
         price = variance * price_of_bits(rate, self.cfg.cost_of_bit, RATE_TOKENS)
         dense = rate > self.cfg.dense_rate
-        self.flip_price.copy_(price + self.cfg.dense_coefficient * variance * dense)
+        price += self.cfg.dense_coefficient * variance * dense
+        self.flip_price.copy_(follow_prices(self.flip_price, price, len(target)))
 
     @override
     def _codes(self, centred: Tensor, pre: Tensor, noise: bool) -> Tensor:

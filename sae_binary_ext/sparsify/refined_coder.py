@@ -38,7 +38,7 @@ class RefinedSparseCoder(BinarySparseCoder):
     input.
 
     In training, the decoder learns from refined codes, and the encoder learns to tell them. Before
-    each batch, the prices are set by the running firing rates and by the variance of the batch.
+    each batch, the prices are set by the running firing rates and by the variance of many batches.
     """
 
     flip_price: Tensor
@@ -139,7 +139,7 @@ class RefinedSparseCoder(BinarySparseCoder):
 
     @torch.no_grad()
     def _set_price(self, x: Tensor, y: Tensor) -> None:
-        """Set the prices for a batch x with targets y, both [tokens, d_in].
+        """Set the prices before a batch x with targets y, both [tokens, d_in].
 
         The price of a dense latent also has the derivative of the loss on dense latents.
         """
@@ -156,7 +156,8 @@ class RefinedSparseCoder(BinarySparseCoder):
         dense = self.cfg.dense_alpha * (rates > self.cfg.dense_rate)
         # Equal tokens have no variance. Bits that cost nothing would stay in a file saved then.
         known = variance > 0
-        self.flip_price.copy_(torch.where(known, (price + dense) * variance, self.flip_price))
+        prices = coding.follow_prices(self.flip_price, (price + dense) * variance, len(y))
+        self.flip_price.copy_(torch.where(known, prices, self.flip_price))
 
     def _has_rates(self) -> bool:
         """Whether a batch has set the running firing rates. A GPU waits until one has."""

@@ -9,6 +9,7 @@ from sae_binary_ext.coding.entropy import (
     bernoulli_entropy,
     burstiness,
     excess_rate,
+    follow_prices,
     minibatch_entropy,
     ramp,
 )
@@ -96,3 +97,30 @@ def test_excess_rate_adds_what_is_above_the_limit():
     assert total.item() == pytest.approx(0.15 + 0.4)
     assert rates.grad is not None
     assert rates.grad[[0, 2, 3]].tolist() == [0.0, 1.0, 1.0]
+
+
+def test_the_first_prices_are_those_of_the_first_batch():
+    prices = torch.tensor([3.0, -1.0, 0.5])
+    assert torch.equal(follow_prices(torch.zeros(3), prices, 256), prices)
+
+
+def test_a_batch_of_a_hundredfold_variance_hardly_moves_prices():
+    before, now = torch.tensor([3.0, 4.0]), 100 * torch.tensor([4.0, 3.0])
+    # A batch of 200 tokens is a hundredth of the mean.
+    after = follow_prices(before, now, 200)
+    torch.testing.assert_close(after, torch.tensor([4.0, 3.0]) * 100**0.01)
+    # A large batch is a tenth of it.
+    torch.testing.assert_close(
+        follow_prices(before, now, 100_000), torch.tensor([4.0, 3.0]) * 100**0.1
+    )
+
+
+def test_prices_reach_a_variance_that_stays():
+    prices, now = torch.tensor([3.0, 4.0]), 5 * torch.tensor([3.0, 4.0])
+    for _ in range(400):
+        prices = follow_prices(prices, now, 256)
+    torch.testing.assert_close(prices, now, rtol=0.01, atol=0)
+
+
+def test_prices_of_0_stay_0():
+    assert torch.equal(follow_prices(torch.ones(2), torch.zeros(2), 256), torch.zeros(2))

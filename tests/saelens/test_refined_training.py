@@ -11,7 +11,7 @@ from sae_lens.saes.sae import TrainStepInput
 from torch import Tensor
 
 from sae_binary_ext.checkpoints import load_coder
-from sae_binary_ext.coding import price_of_bits, total_variance
+from sae_binary_ext.coding import follow_prices, price_of_bits, total_variance
 from sae_binary_ext.coding.forms import refine
 from sae_binary_ext.saelens import RefinedSAE, RefinedTrainingSAE, RefinedTrainingSAEConfig
 from sae_binary_ext.saelens.refined import RATE_TOKENS
@@ -87,15 +87,17 @@ def test_a_step_makes_fewer_passes_than_the_coder_outside_of_it(monkeypatch: pyt
 @pytest.mark.parametrize("dense_coefficient", [0.0, 4e-3])
 def test_prices_follow_firing_rates(dense_coefficient: float):
     coder, x = started(rows(), dense_coefficient=dense_coefficient, dense_rate=0.02), rows()
-    before = coder.firing_rate.clone()
-    fired = step(coder, x).feature_acts.mean(0)
+    before, prices = coder.firing_rate.clone(), coder.flip_price.clone()
+    # Four times the variance of the first batch.
+    fired = step(coder, x := 2 * x).feature_acts.mean(0)
     rate = before + (fired - before) * BATCH / RATE_TOKENS
     torch.testing.assert_close(coder.firing_rate, rate)
     variance = total_variance(x).item()
     price = price_of_bits(rate, coder.cfg.cost_of_bit * variance, RATE_TOKENS)
     extra = dense_coefficient * variance * (rate > 0.02)
     assert (rate > 0.02).any()
-    torch.testing.assert_close(coder.flip_price, price + extra)
+    torch.testing.assert_close(coder.flip_price, follow_prices(prices, price + extra, BATCH))
+    assert coder.flip_price.norm() < 1.1 * prices.norm()
 
 
 def test_training_lowers_the_error_and_saves_a_refined_coder(
@@ -130,7 +132,8 @@ def test_a_training_checkpoint_loads_with_the_same_codes(tmp_path: Path):
 def test_training_goes_on_from_a_saved_coder_with_the_rates_that_its_prices_tell(tmp_path: Path):
     coder, x = started(rows()), rows()
     step(coder, x)
-    told = coder.firing_rate.clone()
+    told = 1 / (1 + (coder.flip_price / coder.cfg.cost_of_bit / total_variance(x)).exp2())
+    torch.testing.assert_close(told, coder.firing_rate, rtol=0.1, atol=0)
     coder.save_inference_model(tmp_path)
     again: Any = TrainingSAE.load_from_disk(tmp_path)
     assert again.firing_rate.isnan().all()

@@ -12,7 +12,14 @@ from sparsify import SparseCoder
 from torch import Tensor
 
 from sae_binary_ext.checkpoints import coder_to_saelens, coder_to_sparsify, sparsify
-from sae_binary_ext.coding import binarise, price_of_bits, scatter_codes, total_variance, unpack
+from sae_binary_ext.coding import (
+    binarise,
+    follow_prices,
+    price_of_bits,
+    scatter_codes,
+    total_variance,
+    unpack,
+)
 from sae_binary_ext.coding.forms import refine
 from sae_binary_ext.sparsify import BinarySparseCoder, BinarySparseCoderConfig, RefinedSparseCoder
 from sae_binary_ext.sparsify.coder import RATE_UPDATE
@@ -220,15 +227,15 @@ def test_auxk_reaches_the_encoder_of_dead_latents():
 
 
 @pytest.mark.parametrize("dense_alpha", [0.0, 4e-3])
-def test_prices_follow_firing_rates_and_the_variance_of_the_batch(dense_alpha: float):
+def test_prices_follow_firing_rates_and_variances(dense_alpha: float):
     coder, x = coder_of(dense_alpha=dense_alpha, dense_rate=0.1, cost_of_bit=1e-3), 3 * batch()
-    rates = coder.firing_rates.clone()
+    rates, before = coder.firing_rates.clone(), coder.flip_price.clone()
     coder(x)
     variance = total_variance(x)
     price = price_of_bits(rates, 1e-3 * variance.item(), RATE_TOKENS)
     assert 0 < (rates > 0.1).sum() < LATENTS
     expected = price + dense_alpha * variance * (rates > 0.1)
-    torch.testing.assert_close(coder.flip_price, expected)
+    torch.testing.assert_close(coder.flip_price, follow_prices(before, expected, len(x)))
     fired = dense_codes(coder, x).mean(0)
     torch.testing.assert_close(coder.firing_rates, rates.lerp(fired, RATE_UPDATE))
 
@@ -236,6 +243,7 @@ def test_prices_follow_firing_rates_and_the_variance_of_the_batch(dense_alpha: f
 def test_a_latent_that_never_fired_keeps_a_price_at_which_it_can_fire():
     coder, x = coder_of(), batch()
     coder.firing_rates[5] = 0.0
+    coder.flip_price.zero_()  # the first batch sets the prices alone
     coder(x)
     bits = coder.flip_price[5] / (coder.cfg.cost_of_bit * total_variance(x))
     assert bits.item() == pytest.approx(15.29, abs=0.01)  # log2(2 x 20,000)
