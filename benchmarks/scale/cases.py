@@ -56,6 +56,13 @@ SEARCH_PRICE = {
 SEARCH_FIELDS: dict[str, dict[str, Any]] = {"binary_refined": {"dense_coefficient": 1e-3}}
 
 
+# Fields of a family in runs of at least LONG_TOKENS. With those of FIXED, 22 of 2304 latents at
+# layer 9 and 162 at layer 20 fire on more than a tenth of the tokens for choosing.
+LONG_TOKENS = 3_000_000
+LONG_FIELDS: dict[str, dict[str, Any]] = {
+    "binary_refined": {"refit_tokens": 600_000, "dense_coefficient": 5e-4, "dense_rate": 0.075}
+}
+
 AUTOENCODER, TRANSCODER, SKIP = "autoencoder", "transcoder", "skip transcoder"
 # Families of each kind of coder. SAELens has no batchtopk and no matching_pursuit for transcoders.
 # No transcoder has refined codes: codes are refined by what the output lacks, and a transcoder does
@@ -175,13 +182,15 @@ PRICES: dict[Place, dict[str, tuple[float, ...]]] = {
 # size, on these numbers of tokens of SEARCH_LAYER.
 WITH_DEFAULTS = ("binary", "binary_entropy", "binary_refined")
 TOKENS_OF_DEFAULTS = (300_000, 3_000_000)
+# How their cases' names end.
+DEFAULTS = ", defaults"
 
 
 def default_case(family: str) -> Case:
     """A family's case of the search with its own fields, and Adam's, left at their defaults."""
     price, tuned = SEARCH_PRICE[family], TUNED[AUTOENCODER][family]
     fields = {PRICE[family]: price}
-    name = f"{family}, {price:g}, defaults"
+    name = f"{family}, {price:g}{DEFAULTS}"
     return Case(name, family, fields, latents=LATENTS, adam_beta2=0.999, **tuned)
 
 
@@ -198,13 +207,17 @@ def search_runs(kind: str) -> list[Run]:
     return [Run(site, case, SEARCH_TOKENS, 0) for case in searched(kind)]
 
 
-def tuned_cases(place: Place) -> list[Case]:
-    """The cases of the comparison at a place."""
-    return [
+def tuned_cases(place: Place, tokens: int) -> list[Case]:
+    """The cases of the comparison at a place, of runs of this many tokens."""
+    cases = [
         new_case(place.kind, family, price, **TUNED[place.kind][family])
         for family, prices in PRICES[place].items()
         for price in prices
     ]
+    if tokens >= LONG_TOKENS:
+        for case in cases:
+            case.fields.update(LONG_FIELDS.get(case.family, {}))
+    return cases
 
 
 def tuned_runs(place: Place) -> list[Run]:
@@ -214,5 +227,5 @@ def tuned_runs(place: Place) -> list[Run]:
         for seed in SEEDS
         for tokens in TOKENS
         if seed == 0 or tokens <= MOST_TOKENS_OF_SEEDS
-        for case in tuned_cases(place)
+        for case in tuned_cases(place, tokens)
     ]

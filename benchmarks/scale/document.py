@@ -12,7 +12,7 @@ import matplotlib as mpl
 from matplotlib import pyplot as plt
 
 from benchmarks.reconstruction.cases import WITH_VALUES
-from benchmarks.scale.cases import AUTOENCODER, PRICES, SEARCHED, Place
+from benchmarks.scale.cases import AUTOENCODER, DEFAULTS, PRICES, SEARCHED, Place
 from benchmarks.scale.results import is_of_search, is_tuned, pairs_with_defaults, score
 from benchmarks.tables import table_of, write_tables
 
@@ -85,7 +85,7 @@ def defaults_table(lines: list[Line]) -> str:
     rows = [
         [
             f"{own['tokens']:,}",
-            own["case"].removesuffix(", defaults"),
+            own["case"].removesuffix(DEFAULTS),
             *(
                 format(line["held_out"][name], form)
                 for line in (own, best)

@@ -7,15 +7,13 @@ from typing import Any
 from benchmarks.result_lines import ResultsFile
 from benchmarks.scale.cases import (
     AUTOENCODER,
+    DEFAULTS,
     SEARCH_LAYER,
-    SEARCH_PRICE,
     SKIP,
     TRANSCODER,
-    TUNED,
     Place,
     Run,
     default_runs,
-    new_case,
     search_runs,
     tuned_runs,
 )
@@ -65,8 +63,11 @@ def pairs_with_defaults(lines: list[dict[str, Any]]) -> list[tuple[dict[str, Any
     for line in lines:
         if not is_of(line, default_runs()):
             continue
-        family = line["settings"]["family"]
-        case = new_case(AUTOENCODER, family, SEARCH_PRICE[family], **TUNED[AUTOENCODER][family])
-        best = Run(place.site, case, line["tokens"], line["seed"])
-        found += [(line, other) for other in lines if is_of(other, [best])]
+        name = line["case"].removesuffix(DEFAULTS)
+        best = [
+            run
+            for run in tuned_runs(place)
+            if (run.case.name, run.tokens, run.seed) == (name, line["tokens"], line["seed"])
+        ]
+        found += [(line, other) for other in lines if is_of(other, best)]
     return found

@@ -165,9 +165,8 @@ def test_the_loss_that_a_coder_leaves_is_compared_too():
 
 def test_coders_with_defaults_are_beside_those_with_the_best_settings():
     own, other = cases.default_runs()[:2]
-    family, price = own.case.family, cases.SEARCH_PRICE[own.case.family]
-    case = cases.new_case(cases.AUTOENCODER, family, price, **cases.TUNED["autoencoder"][family])
-    best = Run(own.site, case, own.tokens, 0)
+    tuned = cases.tuned_cases(cases.Place(cases.AUTOENCODER, 9), own.tokens)
+    best = Run(own.site, next(case for case in tuned if case.name == "binary, 64"), own.tokens, 0)
     assert list(own.case.fields) == ["k"]
 
     def result(run: Run, bits: float, fvu: float) -> dict[str, Any]:
@@ -200,6 +199,14 @@ def test_runs_are_known_by_their_lines(tmp_path: Path, monkeypatch: pytest.Monke
     ]
     results.RESULTS.append({"case": "it", **runs[1].key()})
     assert results.missing(runs) == [runs[0], *runs[2:]]
+
+
+@pytest.mark.parametrize("tokens", [cases.LONG_TOKENS - 1, cases.LONG_TOKENS])
+def test_long_runs_have_fields_of_their_own(tokens: int):
+    for case in cases.tuned_cases(cases.Place(cases.AUTOENCODER, 20), tokens):
+        own = cases.LONG_FIELDS.get(case.family, {})
+        has_them = own.items() <= case.fields.items()
+        assert has_them == (not own or tokens == cases.LONG_TOKENS), case.name
 
 
 @pytest.mark.parametrize("kind", cases.SEARCHED)
