@@ -75,7 +75,7 @@ def price_of_bits(firing_rate: Tensor, cost_of_bit: float, tokens: int) -> Tenso
     return cost_of_bit * ((1 - rate) / rate).log2()
 
 
-def follow_prices(before: Tensor, now: Tensor, tokens: int) -> Tensor:
+def follow_prices(before: Tensor, now: Tensor, tokens: Tensor | int) -> Tensor:
     """Prices [latents] in proportion to those of a batch, of a norm that follows slowly.
 
     Prices are in units of a batch's variance, which differs by a quarter or more among batches of
@@ -86,10 +86,10 @@ def follow_prices(before: Tensor, now: Tensor, tokens: int) -> Tensor:
     Args:
         before: the prices of earlier batches. If all are 0, there were none.
         now: the prices by this batch's variance alone.
-        tokens: number of tokens of the batch.
+        tokens: number of tokens of the batch, of all ranks together.
     """
-    share = min(LARGEST_SHARE, tokens / NORM_TOKENS)
     old, new = before.float().norm(), now.float().norm()
+    share = (old.new_zeros(()) + tokens / NORM_TOKENS).clamp_max(LARGEST_SHARE)
     norm = (old.log() * (1 - share) + new.log() * share).exp()
     return torch.where((old > 0) & (new > 0), now * (norm / new).to(now.dtype), now)
 

@@ -156,7 +156,7 @@ class RefinedSparseCoder(BinarySparseCoder):
         dense = self.cfg.dense_alpha * (rates > self.cfg.dense_rate)
         # Equal tokens have no variance. Bits that cost nothing would stay in a file saved then.
         known = variance > 0
-        prices = coding.follow_prices(self.flip_price, (price + dense) * variance, len(y))
+        prices = coding.follow_prices(self.flip_price, (price + dense) * variance, tokens)
         self.flip_price.copy_(torch.where(known, prices, self.flip_price))
 
     def _has_rates(self) -> bool:
